@@ -1,0 +1,19 @@
+"""Will this network train at this depth, and if not, why?  The public names, grouped by verb."""
+
+from .measure import GradientFlow, JacobianSpectrum, gradient_flow, jacobian_spectrum
+from .nets import ACTIVATIONS, HighwayNet, PlainNet, initialize
+from .sweep import Cell, Store, grid, random_search, run
+from .train import Dataset, load_dataset, read_mnist
+
+__version__ = "0.1.0"
+
+__all__ = [
+    # build
+    "ACTIVATIONS", "HighwayNet", "PlainNet", "initialize",
+    # measure
+    "GradientFlow", "JacobianSpectrum", "gradient_flow", "jacobian_spectrum",
+    # plan, run, keep
+    "Cell", "Store", "grid", "random_search", "run",
+    # data
+    "Dataset", "load_dataset", "read_mnist",
+]

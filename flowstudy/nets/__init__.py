@@ -1,0 +1,7 @@
+"""What is studied: nets whose depth is one number, and the schemes that draw their weights."""
+
+from .blocks import ACTIVATIONS, HighwayBlock, PlainBlock
+from .fully_connected import HighwayNet, PlainNet
+from .initialize import SCHEMES, initialize
+
+__all__ = ["ACTIVATIONS", "SCHEMES", "HighwayBlock", "HighwayNet", "PlainBlock", "PlainNet", "initialize"]

@@ -1,0 +1,94 @@
+"""One layer each: the plain layer and the highway layer, fully connected or convolutional."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "linear": lambda h: h,
+    "gelu": F.gelu,  # the exact (erf) form
+    "hard_tanh": F.hardtanh,
+}
+
+
+class PlainBlock(nn.Module):
+    """`activation(affine(x))`: the layer that every deep net is made of.
+
+    Args:
+        affine: the affine map, `nn.Linear` or a convolution.
+        activation: a name in `ACTIVATIONS`.
+    """
+
+    def __init__(self, affine: nn.Module, activation: str = "relu"):
+        super().__init__()
+        self.affine = affine
+        self.activation = check_activation("PlainBlock", activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ACTIVATIONS[self.activation](self.affine(x))
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation!r}"
+
+
+class HighwayBlock(nn.Module):
+    """`y = H(x) * T(x) + x * (1 - T(x))`, with `T = sigmoid(W_T x + b_T)` the transform gate.
+
+    H and T come out of one matrix product: the affine map has twice the block's width, the first half of its
+    rows is H's, the second half T's.  A closed gate (T = 0) copies the input bit for bit.
+
+    Args:
+        affine: maps `width` channels to `2 * width` of the same size: `nn.Linear`, or a padded convolution.
+        activation: H's non-linearity, a name in `ACTIVATIONS`.
+        gate_bias: initial b_T; negative opens the carry path.  `initialize` leaves it alone.
+
+    Source: Srivastava, Greff, Schmidhuber 2015 (arXiv:1507.06228), equation 3.
+    """
+
+    def __init__(self, affine: nn.Module, activation: str = "tanh", gate_bias: float = -1.0):
+        super().__init__()
+        self.affine = affine
+        self.activation = check_activation("HighwayBlock", activation)
+        self.channel_axis = 1 - affine.weight.ndim  # -1 for Linear, -3 for Conv2d: counted from the end, so vmap is safe
+        self.set_gate_bias(gate_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, t = self.affine(x).chunk(2, self.channel_axis)
+        return torch.lerp(x, ACTIVATIONS[self.activation](h), torch.sigmoid(t))  # x + T (H - x)
+
+    def transform_gate(self, x: Tensor) -> Tensor:
+        """T(x) in [0, 1], of x's shape."""
+        return torch.sigmoid(self.affine(x).chunk(2, self.channel_axis)[1])
+
+    @property
+    def gate_bias(self) -> Float[Tensor, " width"]:
+        """b_T, a view into the fused bias."""
+        return self.affine.bias.chunk(2)[1]
+
+    @torch.no_grad()
+    def set_gate_bias(self, value: float | Tensor) -> None:
+        """Set b_T of every unit; `-inf` closes the layer, which then copies its input."""
+        if torch.as_tensor(value).isnan().any():
+            raise ValueError("HighwayBlock: `gate_bias` must be a number, got nan. Give a negative bias, such as -2.0.")
+        self.gate_bias.copy_(torch.as_tensor(value))
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation!r}"
+
+
+def check_activation(call: str, name: str) -> str:
+    if name not in ACTIVATIONS:
+        raise ValueError(f"{call}: `activation` must be one of {', '.join(ACTIVATIONS)}, got {name!r}.")
+    return name
+
+
+def check_positive_integer(call: str, **arguments: int) -> None:
+    for name, value in arguments.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{call}: `{name}` must be an integer of at least 1, got {value!r}.")

@@ -1,0 +1,182 @@
+"""Initial weights by the name of their scheme, for any module with linear and convolutional layers."""
+
+import difflib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .blocks import HighwayBlock, PlainBlock
+
+WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+ACTIVATION_MODULES = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.GELU: "gelu", nn.Hardtanh: "hard_tanh",
+                      nn.LeakyReLU: "leaky_relu", nn.SiLU: "silu", nn.ELU: "elu"}
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One matrix to draw: a view of a weight, its fans, and the activation that follows it."""
+
+    weight: Tensor
+    fan_in: int
+    fan_out: int
+    activation: str | None  # None: could not be told
+
+
+Draw = Float[np.ndarray, "out inner"]
+
+
+def glorot_normal(m: Matrix, gain: float | None, rng: np.random.Generator) -> Draw:
+    """Var = gain^2 2 / (fan_in + fan_out). Glorot & Bengio 2010, equation 12."""
+    return normal(m, rng, (1.0 if gain is None else gain) * math.sqrt(2 / (m.fan_in + m.fan_out)))
+
+
+def glorot_uniform(m: Matrix, gain: float | None, rng: np.random.Generator) -> Draw:
+    """Bound = gain sqrt(6 / (fan_in + fan_out)). Glorot & Bengio 2010, equation 16."""
+    return uniform(m, rng, (1.0 if gain is None else gain) * math.sqrt(2 / (m.fan_in + m.fan_out)))
+
+
+def he_normal(m: Matrix, gain: float | None, rng: np.random.Generator) -> Draw:
+    """Var = gain^2 / fan_in, gain sqrt(2). He et al. 2015, equation 10."""
+    return normal(m, rng, (math.sqrt(2) if gain is None else gain) / math.sqrt(m.fan_in))
+
+
+def he_uniform(m: Matrix, gain: float | None, rng: np.random.Generator) -> Draw:
+    """The uniform distribution of he_normal's variance."""
+    return uniform(m, rng, (math.sqrt(2) if gain is None else gain) / math.sqrt(m.fan_in))
+
+
+def lecun_normal(m: Matrix, gain: float | None, rng: np.random.Generator) -> Draw:
+    """Var = gain^2 / fan_in, gain 1. LeCun et al. 1998, equation 16."""
+    return normal(m, rng, (1.0 if gain is None else gain) / math.sqrt(m.fan_in))
+
+
+def orthogonal(m: Matrix, gain: float | None, rng: np.random.Generator) -> Draw:
+    """W^T W = gain^2 I (or W W^T, where wide), gain 1, Haar-distributed. Saxe et al. 2014.
+
+    ReLU halves the mean square: give gain=2**0.5 to keep it.
+    """
+    rows, columns = matrix_shape(m)
+    q, r = np.linalg.qr(rng.standard_normal((max(rows, columns), min(rows, columns))))
+    q *= np.sign(np.diagonal(r))  # without the signs q is not Haar-distributed
+    return (1.0 if gain is None else gain) * (q if rows >= columns else q.T)
+
+
+def random_walk(m: Matrix, gain: float | None, rng: np.random.Generator) -> Draw:
+    """Var = g^2 / fan_in, g so that the log norm of the back-propagated error walks without drift.
+
+    Sussillo & Abbott 2014 (arXiv:1412.6558): g = exp(1 / 2N) for linear units, sqrt(2) exp(1.2 / (max(N, 6) - 2.4))
+    for ReLU, 1.13 for tanh, N the layer's fan_in.
+    """
+    return normal(m, rng, (random_walk_gain(m.activation, m.fan_in) if gain is None else gain) / math.sqrt(m.fan_in))
+
+
+SCHEMES = {scheme.__name__: scheme for scheme in
+           (glorot_normal, glorot_uniform, he_normal, he_uniform, lecun_normal, orthogonal, random_walk)}
+
+
+def initialize(model: nn.Module, scheme: str, *, seed: int = 0, gain: float | None = None,
+               activation: str | None = None) -> nn.Module:
+    """Draw every linear and convolutional weight of `model` anew, in place; biases become 0, gate biases stay.
+
+    The draw of a matrix depends on the seed and on the matrix's place in the model alone: it is made on the CPU in
+    float64 and then cast, so a seed gives the same net on every device, alone or among hundreds.  A highway block's
+    H and T are two matrices, each with the block's own fans.  Other parameters (norms, embeddings) are left alone.
+
+    Args:
+        model: any module; it is changed in place.
+        scheme: glorot_normal, glorot_uniform, he_normal, he_uniform, lecun_normal, orthogonal, random_walk.
+        seed: a non-negative integer.
+        gain: replaces the scheme's own gain: the factor before 1 / sqrt(fan), dimensionless.
+        activation: the non-linearity that follows the hidden layers; only random_walk asks for it, and only
+            of models that have no or several activation modules.
+
+    Returns:
+        `model`, for chaining.
+
+    Raises:
+        ValueError: unknown scheme, negative seed, a gain that is not positive and finite, a model without weights,
+            or random_walk without a known activation. The model is then unchanged.
+    """
+    if scheme not in SCHEMES:
+        near = difflib.get_close_matches(str(scheme), SCHEMES, 1)
+        raise ValueError(f"initialize: `scheme` must be one of {', '.join(SCHEMES)}, got {scheme!r}."
+                         + (f" Did you mean {near[0]!r}?" if near else ""))
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"initialize: `seed` must be a non-negative integer, got {seed!r}.")
+    if gain is not None and not (gain > 0 and math.isfinite(gain)):
+        raise ValueError(f"initialize: `gain` must be positive and finite, got {gain!r}.")
+    matrices = list(weight_matrices(model, activation))
+    if not matrices:
+        raise ValueError(f"initialize: `model` must have linear or convolutional layers, got {type(model).__name__} "
+                         "without any. Initialise its parameters by hand.")
+    draws = [SCHEMES[scheme](m, gain, np.random.default_rng((seed, place))) for place, m in enumerate(matrices)]
+    with torch.no_grad():
+        for m, draw in zip(matrices, draws, strict=True):
+            m.weight.copy_(torch.from_numpy(np.ascontiguousarray(draw)).view(m.weight.shape))
+        for bias in ordinary_biases(model):
+            bias.zero_()
+    return model
+
+
+def weight_matrices(model: nn.Module, activation: str | None = None) -> Iterator[Matrix]:
+    """Each matrix of the model in registration order; a fused highway weight is two."""
+    hidden = activation or only_activation(model)
+    gated = {block.affine for block in model.modules() if isinstance(block, HighwayBlock)}
+    known = {block.affine: block.activation for block in model.modules() if isinstance(block, PlainBlock | HighwayBlock)}
+    layers = [layer for layer in model.modules() if isinstance(layer, WEIGHT_LAYERS)]
+    for layer in layers:
+        if not isinstance(layer._parameters.get("weight"), nn.Parameter) or isinstance(layer, nn.modules.lazy.LazyModuleMixin):
+            raise ValueError(f"initialize: every weight must be an ordinary parameter, got a computed or lazy one in {layer}. "
+                             "Remove its parametrization (or run one forward pass), initialise, then put it back.")
+        follows = known.get(layer, "linear" if is_readout(layer, layers) else hidden)
+        for weight in layer.weight.chunk(2) if layer in gated else [layer.weight]:
+            receptive_field = math.prod(weight.shape[2:])
+            # A grouped convolution's weight already holds only the inputs that one output sees.
+            yield Matrix(weight, weight.shape[1] * receptive_field,
+                         weight.shape[0] * receptive_field // getattr(layer, "groups", 1), follows)
+
+
+def ordinary_biases(model: nn.Module) -> Iterator[Tensor]:
+    gated = {block.affine for block in model.modules() if isinstance(block, HighwayBlock)}
+    for layer in model.modules():
+        if isinstance(layer, WEIGHT_LAYERS) and layer.bias is not None:
+            yield layer.bias.chunk(2)[0] if layer in gated else layer.bias
+
+
+def is_readout(layer: nn.Module, layers: list[nn.Module]) -> bool:
+    return layer is layers[-1] and isinstance(layer, nn.Linear)
+
+
+def only_activation(model: nn.Module) -> str | None:
+    """The model's activation, where exactly one kind is among its modules."""
+    kinds = {name for module in model.modules() for kind, name in ACTIVATION_MODULES.items() if type(module) is kind}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def random_walk_gain(activation: str | None, fan_in: int) -> float:
+    if activation == "linear":
+        return math.exp(1 / (2 * fan_in))
+    if activation == "relu":
+        return math.sqrt(2) * math.exp(1.2 / (max(fan_in, 6) - 2.4))
+    if activation == "tanh":
+        return 1.13  # found by trial in the paper, at width 100 and beyond; no formula is given
+    raise ValueError(f"initialize: 'random_walk' knows gains for linear, relu and tanh, got activation {activation!r}. "
+                     "Pass `activation=` if the model's is one of these, else `gain=`.")
+
+
+def matrix_shape(m: Matrix) -> tuple[int, int]:
+    return m.weight.shape[0], math.prod(m.weight.shape[1:])
+
+
+def normal(m: Matrix, rng: np.random.Generator, std: float) -> Draw:
+    return std * rng.standard_normal(matrix_shape(m))
+
+
+def uniform(m: Matrix, rng: np.random.Generator, std: float) -> Draw:
+    bound = math.sqrt(3) * std  # a uniform variable on [-b, b] has variance b^2 / 3
+    return rng.uniform(-bound, bound, matrix_shape(m))

@@ -1,0 +1,202 @@
+"""A cell is one net with its training settings; a plan is a list of cells, plain data."""
+
+import difflib
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+
+from flowstudy.nets import ACTIVATIONS, SCHEMES, HighwayNet, PlainNet
+from flowstudy.train.datasets import SOURCES
+
+DATASETS = ("digits", *SOURCES)
+NETS = {"plain": PlainNet, "highway": HighwayNet}
+PAPER_WIDTH = {"plain": 71, "highway": 50}  # about 5,000 parameters a layer either way
+
+# Srivastava et al. 2015, section 3.1, and the authors' search tables.
+PAPER_RANGES: dict[str, tuple] = {
+    "learning_rate": (1e-3, 1.0),     # log-uniform, in the authors' convention (see Settings)
+    "momentum": (0.0, 0.99),          # 1 - momentum log-uniform
+    "decay": (0.90, 0.99),            # uniform, per epoch
+    "activation": ("relu", "tanh"),   # one of
+    "gate_bias": (-10, -1),           # uniform integer, highway nets only
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One net: what it is, how it starts, how it learns.
+
+    Attributes:
+        net: "plain" or "highway".
+        depth: hidden layers, the plain input layer included.
+        width: units a layer; None is the paper's (71 plain, 50 highway).
+        activation: see `flowstudy.ACTIVATIONS`.
+        init: see `flowstudy.initialize`; `gain` likewise, None is the scheme's own.
+        gate_bias: b_T of every highway block; None for plain nets, -2 where a highway cell gives none.
+        dataset: see `flowstudy.load_dataset`; `train_samples` of its training set, None is all.
+        seed: of the weights.
+        learning_rate, momentum, decay, epochs, batch_size, order_seed: see `flowstudy.train.loop.Settings`.
+    """
+
+    net: str = "plain"
+    depth: int = 10
+    width: int | None = None
+    activation: str = "tanh"
+    init: str = "he_normal"
+    gain: float | None = None
+    gate_bias: float | None = None
+    dataset: str = "digits"
+    train_samples: int | None = None
+    seed: int = 0
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    decay: float = 1.0
+    epochs: int = 0
+    batch_size: int = 100
+    order_seed: int = 0
+
+    def __post_init__(self):
+        one_of(net=(self.net, NETS), activation=(self.activation, ACTIVATIONS), init=(self.init, SCHEMES),
+               dataset=(self.dataset, DATASETS))
+        fill = object.__setattr__  # the dataclass is frozen: defaults that depend on the net are filled in once, here
+        if self.width is None:
+            fill(self, "width", PAPER_WIDTH[self.net])
+        if self.net == "highway" and self.gate_bias is None:
+            fill(self, "gate_bias", -2.0)
+        for name in ("depth", "width", "seed", "epochs", "batch_size", "order_seed", "train_samples"):
+            value, least = getattr(self, name), 0 if name in ("seed", "epochs", "order_seed") else 1
+            whole = isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= least
+            require(whole or (value is None and name == "train_samples"), name, f"an integer of at least {least}", value)
+            if whole:
+                fill(self, name, int(value))  # a numpy integer would not survive the trip to JSON
+        for name in ("gain", "gate_bias", "learning_rate", "momentum", "decay"):
+            value = getattr(self, name)
+            if value is not None:
+                require(isinstance(value, int | float | np.number) and not np.isnan(value), name, "a number", value)
+                fill(self, name, float(value))
+        require(self.net == "highway" or self.gate_bias is None, "gate_bias", "left out of plain nets", self.gate_bias)
+        require(self.gain is None or 0 < self.gain < np.inf, "gain", "positive and finite", self.gain)
+        require(0 < self.learning_rate < np.inf, "learning_rate", "positive and finite", self.learning_rate)
+        require(0 <= self.momentum < 1, "momentum", "in [0, 1)", self.momentum)
+        require(0 < self.decay <= 1, "decay", "in (0, 1]", self.decay)
+
+    @property
+    def key(self) -> str:
+        """The cell's name in the store: a hash of its fields."""
+        return digest(asdict(self))
+
+    @property
+    def structure(self) -> tuple:
+        """Cells that agree in this can be stacked and trained on the same batches."""
+        return (self.net, self.depth, self.width, self.activation, self.dataset, self.train_samples, self.epochs,
+                self.batch_size, self.order_seed)
+
+
+CELL_FIELDS = tuple(field.name for field in fields(Cell))
+
+
+def grid(**axes: object) -> list[Cell]:
+    """Every combination of the given values, the last axis fastest; a single value is a constant.
+
+    >>> [cell.depth for cell in grid(depth=[10, 50], seed=range(2))]
+    [10, 10, 50, 50]
+    """
+    check_axes("grid", axes)
+    columns = [values(axis) for axis in axes.values()]
+    for name, column in zip(axes, columns, strict=True):
+        if not column:
+            raise ValueError(f"grid: axis `{name}` must have at least one value, got none.")
+    return [make_cell("grid", dict(zip(axes, row, strict=True))) for row in itertools.product(*columns)]
+
+
+def random_search(n: int, *, net: str | Sequence[str] = "plain", depth: int | Sequence[int] = 10, seed: int = 0,
+                  ranges: Mapping[str, Sequence] | None = None, **fixed: object) -> list[Cell]:
+    """`n` random settings for each net and depth, from the paper's distribution.
+
+    Learning rate log-uniform in [1e-3, 1] (the authors' convention), 1 - momentum log-uniform in [0.01, 1], decay per
+    epoch uniform in [0.90, 0.99], ReLU or tanh, gate bias a uniform integer in -10..-1 (highway only).  A setting
+    depends on (seed, net, depth, its number) alone: a larger `n` keeps those of a smaller one.
+
+    Args:
+        n: settings for each net and depth.
+        seed: of the draws; setting i also has weight seed i.
+        ranges: narrower (low, high) for learning_rate, momentum, decay, gate_bias; the choices for activation.
+        fixed: further fields of `Cell`, the same for all.
+
+    Source: Srivastava et al. 2015, section 3.1; ranges from the authors' search tables.
+    """
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"random_search: `n` must be an integer of at least 1, got {n!r}.")
+    ranges = PAPER_RANGES | check_ranges(ranges or {})
+    check_axes("random_search", fixed)
+    cells = []
+    for kind, layers, i in itertools.product(values(net), values(depth), range(n)):
+        rng = np.random.default_rng((seed, list(NETS).index(kind) if kind in NETS else 0, layers, i))
+        drawn = draw_settings(rng, ranges)
+        if kind != "highway":
+            del drawn["gate_bias"]
+        cells.append(make_cell("random_search", {"net": kind, "depth": layers, "seed": i} | drawn | fixed))
+    return cells
+
+
+def draw_settings(rng: np.random.Generator, ranges: Mapping[str, Sequence]) -> dict[str, object]:
+    """All five are drawn, in this order, whatever is used of them: nets then share their common settings' draws."""
+    low, high = np.log(ranges["learning_rate"])
+    slow, fast = np.log([1 - ranges["momentum"][1], 1 - ranges["momentum"][0]])
+    return {
+        "learning_rate": float(np.exp(rng.uniform(low, high))),
+        "momentum": max(0.0, float(1 - np.exp(rng.uniform(slow, fast)))),
+        "decay": float(rng.uniform(*ranges["decay"])),
+        "activation": str(rng.choice(list(ranges["activation"]))),
+        "gate_bias": float(rng.integers(ranges["gate_bias"][0], ranges["gate_bias"][1], endpoint=True)),
+    }
+
+
+def check_ranges(ranges: Mapping[str, Sequence]) -> dict[str, Sequence]:
+    for name, span in ranges.items():
+        if name not in PAPER_RANGES:
+            raise ValueError(f"random_search: `ranges` may hold {', '.join(PAPER_RANGES)}, got {name!r}.")
+        if name != "activation" and not (len(span) == 2 and span[0] <= span[1]):
+            raise ValueError(f"random_search: `ranges[{name!r}]` must be (low, high) with low <= high, got {span!r}.")
+    return dict(ranges)
+
+
+def check_axes(call: str, axes: Iterable[str]) -> None:
+    for name in axes:
+        if name not in CELL_FIELDS:
+            near = difflib.get_close_matches(name, CELL_FIELDS, 1)
+            raise ValueError(f"{call}: unknown axis `{name}`; a Cell has {', '.join(CELL_FIELDS)}."
+                             + (f" Did you mean `{near[0]}`?" if near else ""))
+
+
+def make_cell(call: str, settings: dict) -> Cell:
+    try:
+        return Cell(**settings)
+    except ValueError as error:
+        raise ValueError(f"{call}: {settings}: {error}") from None
+
+
+def values(axis: object) -> list:
+    return [axis] if isinstance(axis, str) or not isinstance(axis, Iterable) else list(axis)
+
+
+def one_of(**choices: tuple[object, Iterable]) -> None:
+    for name, (value, known) in choices.items():
+        if value not in known:
+            near = difflib.get_close_matches(str(value), known, 1)
+            raise ValueError(f"Cell: `{name}` must be one of {', '.join(known)}, got {value!r}."
+                             + (f" Did you mean {near[0]!r}?" if near else ""))
+
+
+def require(holds: bool, name: str, rule: str, value: object) -> None:
+    if not holds:
+        raise ValueError(f"Cell: `{name}` must be {rule}, got {value!r}.")
+
+
+def digest(value: object) -> str:
+    """64 bits of SHA-256 over canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

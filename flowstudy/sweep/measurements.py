@@ -1,0 +1,87 @@
+"""What `run` can measure: a group of same-structure cells in, tidy rows out."""
+
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+import torch
+
+from flowstudy.measure import gradient_flow, jacobian_spectrum, stacked_gradient_flow
+from flowstudy.measure.gradients import STATISTICS
+from flowstudy.nets import initialize
+from flowstudy.train import Dataset, Settings, Stack, stack, train
+from flowstudy.train.loop import History
+
+from .cells import NETS, Cell
+
+Tick = Callable[[int], object]
+
+
+def training_loss(cells: Sequence[Cell], data: Dataset, tick: Tick) -> pd.DataFrame:
+    """`epoch`, `loss` (mean training cross-entropy, nats per sample), `diverged` (first bad epoch, -1 if none)."""
+    history = train_cells(cells, data, tick)
+    nets, epochs = history.loss.shape
+    return pd.DataFrame({
+        "cell": torch.arange(nets).repeat_interleave(epochs).numpy(),
+        "epoch": torch.arange(epochs).repeat(nets).numpy(),
+        "loss": history.loss.flatten().numpy(),
+        "diverged": history.diverged.repeat_interleave(epochs).numpy(),
+    })
+
+
+def gradient_flow_rows(cells: Sequence[Cell], data: Dataset, tick: Tick, samples: int = 100) -> pd.DataFrame:
+    """`gradient_flow`'s statistics per `layer`, on the first training samples, after the cell's epochs."""
+    nets = train_cells(cells, data, tick).stack
+    x, y = first_samples(data, samples)
+    statistics = stacked_gradient_flow(nets.template, nets.state, x, y)
+    layers = next(iter(statistics.values())).shape[1]
+    return pd.DataFrame({
+        "cell": torch.arange(len(nets)).repeat_interleave(layers).numpy(),
+        "layer": torch.arange(1, layers + 1).repeat(len(nets)).numpy(),
+    } | {name: statistics[name].flatten().cpu().numpy() for name in STATISTICS})
+
+
+def jacobian_spectrum_rows(cells: Sequence[Cell], data: Dataset, tick: Tick, samples: int = 4,
+                           part: str = "body") -> pd.DataFrame:
+    """`log_singular_value` per `sample` and `rank` (1 is the largest), on the first training samples."""
+    nets = train_cells(cells, data, tick).stack
+    x, _ = first_samples(data, samples)
+    frames = []
+    for i in range(len(nets)):
+        log_s = jacobian_spectrum(nets.net(i), x, part=part, samples=samples).log_singular_values
+        frames.append(pd.DataFrame({
+            "cell": i,
+            "sample": torch.arange(len(log_s)).repeat_interleave(log_s.shape[1]).numpy(),
+            "rank": torch.arange(1, log_s.shape[1] + 1).repeat(len(log_s)).numpy(),
+            "log_singular_value": log_s.flatten().numpy(),
+        }))
+    return pd.concat(frames, ignore_index=True)
+
+
+MEASUREMENTS = {"training_loss": training_loss, "gradient_flow": gradient_flow_rows,
+                "jacobian_spectrum": jacobian_spectrum_rows}
+
+
+def build(cells: Sequence[Cell], data: Dataset) -> Stack:
+    """The cells' nets as they start."""
+    nets = []
+    for cell in cells:
+        gate = {} if cell.gate_bias is None else {"gate_bias": cell.gate_bias}
+        net = NETS[cell.net](data.x_train.shape[1], cell.width, cell.depth, data.classes, cell.activation, **gate)
+        nets.append(initialize(net, cell.init, seed=cell.seed, gain=cell.gain))
+    return stack(nets, data.x_train.device)
+
+
+def train_cells(cells: Sequence[Cell], data: Dataset, tick: Tick) -> History:
+    def column(name: str) -> torch.Tensor:
+        return torch.tensor([getattr(cell, name) for cell in cells], dtype=torch.float64, device=data.x_train.device)
+
+    first = cells[0]  # of a group: all cells have its structure
+    settings = Settings(column("learning_rate"), column("momentum"), column("decay"), first.epochs, first.batch_size,
+                        first.order_seed)
+    return train(build(cells, data), data, settings, tick)
+
+
+def first_samples(data: Dataset, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
+    if not 1 <= samples <= len(data.x_train):
+        raise ValueError(f"run: `samples` must be between 1 and the training set's {len(data.x_train)}, got {samples}.")
+    return data.x_train[:samples], data.y_train[:samples]

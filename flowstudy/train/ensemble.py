@@ -1,0 +1,55 @@
+"""Nets of one structure stacked along a leading axis, so that one matrix product serves them all."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Same-structure nets as one.
+
+    Attributes:
+        template: a module of the nets' structure; it lends its forward pass, not its weights.
+        state: parameters by name, (net, ...) each.
+    """
+
+    template: nn.Module
+    state: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.state.values())))
+
+    def __call__(self, x: Float[Tensor, "sample *inputs"]) -> Float[Tensor, "net sample outputs"]:
+        """Every net's outputs for the same inputs."""
+        return torch.func.vmap(self._one, in_dims=(0, None))(self.state, x)
+
+    def _one(self, state: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(self.template, state, (x,))
+
+    def net(self, index: int) -> nn.Module:
+        """One of the nets, as a module of its own."""
+        import copy
+
+        module = copy.deepcopy(self.template)
+        module.load_state_dict({name: value[index] for name, value in self.state.items()})
+        return module
+
+
+def stack(nets: Sequence[nn.Module], device: torch.device | str = "cpu") -> Stack:
+    """Stack nets of equal structure; they must hold no buffers (batch norm's running statistics)."""
+    if not nets:
+        raise ValueError("stack: `nets` must hold at least one net, got none.")
+    shapes = {name: value.shape for name, value in nets[0].named_parameters()}
+    for i, net in enumerate(nets):
+        if {name: value.shape for name, value in net.named_parameters()} != shapes:
+            raise ValueError(f"stack: all nets must have the structure of the first, nets[{i}] has another. "
+                             "Stack nets of equal depth and width.")
+        if any(True for _ in net.buffers()):
+            raise ValueError(f"stack: nets must have no buffers, nets[{i}] has some. Train it by itself.")
+    state = {name: torch.stack([dict(net.named_parameters())[name].detach() for net in nets]).to(device)
+             for name in shapes}
+    return Stack(nets[0].to(device), state)
