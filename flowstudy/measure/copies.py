@@ -24,7 +24,8 @@ def check_input(call: str, model: nn.Module, x: Tensor) -> Tensor:
                          "Its first axis counts samples: for one sample pass x.unsqueeze(0).")
     device = next((p.device for p in model.parameters()), x.device)
     if x.device != device:
-        raise ValueError(f"{call}: `x` must be on the model's device {device}, got {x.device}. Pass x.to({str(device)!r}).")
+        raise ValueError(f"{call}: `x` must be on the model's device {device}, got {x.device}. "
+                         f"Pass x.to({str(device)!r}).")
     if not x.is_floating_point():
         return x
     if not x.isfinite().all():

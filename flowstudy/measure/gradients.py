@@ -170,8 +170,8 @@ def hooks(layers: dict[str, nn.Module], change: Callable[[str, Tensor], Tensor])
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
-def measure(model: nn.Module, layers: dict[str, nn.Module], calls: Calls, state: dict[str, Tensor], x: Tensor, y: Tensor,
-            objective: Loss, stacked: bool = False) -> dict[str, Tensor]:
+def measure(model: nn.Module, layers: dict[str, nn.Module], calls: Calls, state: dict[str, Tensor], x: Tensor,
+            y: Tensor | None, objective: Loss, stacked: bool = False) -> dict[str, Tensor]:
     """Every statistic, (layer,), or (net, layer) of a stack.
 
     A zero, the tap, is added to each layer's output: the loss's gradient with respect to a tap is the error signal

@@ -105,8 +105,8 @@ def part_of(call: str, model: nn.Module, part: str, x: Tensor) -> tuple[Callable
         raise ValueError(f"{call}: `part` must be 'all' or 'body', got {part!r}.")
     layers = getattr(model, "hidden_layers", None)
     if layers is None or len(layers) < 2:
-        raise ValueError(f"{call}: part='body' needs a model with at least two `hidden_layers`, got {type(model).__name__}. "
-                         "Pass the part as a model of its own, or part='all'.")
+        raise ValueError(f"{call}: part='body' needs a model with at least two `hidden_layers`, "
+                         f"got {type(model).__name__}. Pass the part as a model of its own, or part='all'.")
     with torch.no_grad():
         return nn.Sequential(*layers[1:]), layers[0](x)
 

@@ -55,7 +55,7 @@ class HighwayBlock(nn.Module):
         super().__init__()
         self.affine = affine
         self.activation = check_activation("HighwayBlock", activation)
-        self.channel_axis = 1 - affine.weight.ndim  # -1 for Linear, -3 for Conv2d: counted from the end, so vmap is safe
+        self.channel_axis = 1 - affine.weight.ndim  # -1 for Linear, -3 for Conv2d: from the end, so vmap is safe
         self.set_gate_bias(gate_bias)
 
     def forward(self, x: Tensor) -> Tensor:

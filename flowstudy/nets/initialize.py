@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from .blocks import HighwayBlock, PlainBlock
 
 WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-ACTIVATION_MODULES = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.GELU: "gelu", nn.Hardtanh: "hard_tanh",
-                      nn.LeakyReLU: "leaky_relu", nn.SiLU: "silu", nn.ELU: "elu"}
+ACTIVATION_MODULES = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.GELU: "gelu",
+                      nn.Hardtanh: "hard_tanh", nn.LeakyReLU: "leaky_relu", nn.SiLU: "silu", nn.ELU: "elu"}
 
 
 @dataclass(frozen=True)
@@ -127,11 +127,12 @@ def weight_matrices(model: nn.Module, activation: str | None = None) -> Iterator
     """Each matrix of the model in registration order; a fused highway weight is two."""
     hidden = activation or only_activation(model)
     gated = {block.affine for block in model.modules() if isinstance(block, HighwayBlock)}
-    known = {block.affine: block.activation for block in model.modules() if isinstance(block, PlainBlock | HighwayBlock)}
+    blocks = [block for block in model.modules() if isinstance(block, PlainBlock | HighwayBlock)]
+    known = {block.affine: block.activation for block in blocks}
     layers = [layer for layer in model.modules() if isinstance(layer, WEIGHT_LAYERS)]
     for layer in layers:
-        if not isinstance(layer._parameters.get("weight"), nn.Parameter) or isinstance(layer, nn.modules.lazy.LazyModuleMixin):
-            raise ValueError(f"initialize: every weight must be an ordinary parameter, got a computed or lazy one in {layer}. "
+        if isinstance(layer, nn.modules.lazy.LazyModuleMixin) or layer._parameters.get("weight") is None:
+            raise ValueError(f"initialize: every weight must be an ordinary parameter, got another in {layer}. "
                              "Remove its parametrization (or run one forward pass), initialise, then put it back.")
         follows = known.get(layer, "linear" if is_readout(layer, layers) else hidden)
         for weight in layer.weight.chunk(2) if layer in gated else [layer.weight]:

@@ -10,9 +10,8 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 
 from flowstudy.nets import ACTIVATIONS, SCHEMES, HighwayNet, PlainNet
-from flowstudy.train.datasets import SOURCES
+from flowstudy.train.datasets import DATASETS
 
-DATASETS = ("digits", *SOURCES)
 NETS = {"plain": PlainNet, "highway": HighwayNet}
 PAPER_WIDTH = {"plain": 71, "highway": 50}  # about 5,000 parameters a layer either way
 
@@ -62,7 +61,7 @@ class Cell:
     def __post_init__(self):
         one_of(net=(self.net, NETS), activation=(self.activation, ACTIVATIONS), init=(self.init, SCHEMES),
                dataset=(self.dataset, DATASETS))
-        fill = object.__setattr__  # the dataclass is frozen: defaults that depend on the net are filled in once, here
+        fill = object.__setattr__  # the dataclass is frozen: defaults that depend on the net are filled in here
         if self.width is None:
             fill(self, "width", PAPER_WIDTH[self.net])
         if self.net == "highway" and self.gate_bias is None:

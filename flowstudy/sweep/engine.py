@@ -21,7 +21,8 @@ NETS_AT_ONCE = 20  # on the CPU, larger stacks fall out of the cache; memory gro
 
 
 def run(cells: Sequence[Cell], *, measure: str = "training_loss", store: str | os.PathLike = "results",
-        device: str = "auto", progress: bool = True, nets_at_once: int = NETS_AT_ONCE, **options: object) -> pd.DataFrame:
+        device: str = "auto", progress: bool = True, nets_at_once: int = NETS_AT_ONCE,
+        **options: object) -> pd.DataFrame:
     """Train and measure every cell that the store does not hold yet, then return the rows of all of them.
 
     Safe to kill at any moment: a later call goes on where this one stopped, and computes nothing twice.

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 import torch
 
-from flowstudy.measure import gradient_flow, jacobian_spectrum, stacked_gradient_flow
+from flowstudy.measure import jacobian_spectrum, stacked_gradient_flow
 from flowstudy.measure.gradients import STATISTICS
 from flowstudy.nets import initialize
 from flowstudy.train import Dataset, Settings, Stack, stack, train

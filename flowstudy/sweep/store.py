@@ -65,7 +65,8 @@ class Store:
         order = {cell.key: i for i, cell in enumerate(cells)}
         absent = [key for key in order if key not in stored]
         if absent:
-            raise KeyError(f"Store.load: {len(absent)} of {len(order)} cells are not in {self.root / table}. Run them first.")
+            raise KeyError(f"Store.load: {len(absent)} of {len(order)} cells are not in {self.root / table}. "
+                           "Run them first.")
         files = dict.fromkeys(stored[key] for key in order)
         frames = [pq.read_table(path).to_pandas() for path in files]
         kept = [frame[[stored[key] == path and key in order for key in frame["cell"]]]

@@ -53,7 +53,8 @@ class History:
     stack: Stack
 
 
-def train(nets: Stack, data: Dataset, settings: Settings, tick: Callable[[int], object] = lambda _nets: None) -> History:
+def train(nets: Stack, data: Dataset, settings: Settings,
+          tick: Callable[[int], object] = lambda _nets: None) -> History:
     """Train every net of the stack on the same batches; nets do not interact, whatever becomes of one of them.
 
     Args:
