@@ -194,7 +194,8 @@ def measure(model: nn.Module, layers: dict[str, nn.Module], calls: Calls, state:
     # Recorded activations must not be views into tensors that a later in-place operation changes: `output + tap` is
     # a new tensor, so what follows the layer never writes into `output`.
     losses, outputs = (torch.func.vmap(tapped) if stacked else tapped)(state, taps)
-    weights = {name: [p for p in state if p.startswith(f"{name}.") and is_weight(p, state[p].ndim - len(nets))]
+    first = {id(p): name for name, p in model.named_parameters()}  # a tied weight has one name in `state`, its first
+    weights = {name: [first[id(p)] for own, p in layers[name].named_parameters() if is_weight(own, p.ndim)]
                for name in set(calls.names)}
     wanted = sorted({p for names in weights.values() for p in names})
     gradients = torch.autograd.grad(losses.sum(), [state[p] for p in wanted] + taps, allow_unused=True)
@@ -262,7 +263,11 @@ def random_readout(output: Tensor, _y: None) -> Tensor:
 
 
 def check_labels(call: str, output: Tensor, loss: str | Loss, y: Tensor | None) -> None:
-    if y is None or loss != "cross_entropy":
+    if y is None or callable(loss):
+        return
+    if not isinstance(y, Tensor):
+        raise TypeError(f"{call}: `y` must be a tensor of targets, got {type(y).__name__}. Use torch.as_tensor.")
+    if loss != "cross_entropy":
         return
     if len(y) != len(output):
         raise ValueError(f"{call}: `y` must have one label per sample, got {len(y)} labels for {len(output)} samples.")

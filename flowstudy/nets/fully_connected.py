@@ -59,3 +59,8 @@ class HighwayNet(FullyConnected):
     def gate_biases(self) -> list[Tensor]:
         """b_T of each highway block, (width,) each."""
         return [block.gate_bias for block in self.blocks]
+
+    def set_gate_bias(self, value: float) -> None:
+        """Set b_T of every unit of every block."""
+        for block in self.blocks:
+            block.set_gate_bias(value)

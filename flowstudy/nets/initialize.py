@@ -108,7 +108,7 @@ def initialize(model: nn.Module, scheme: str, *, seed: int = 0, gain: float | No
                          + (f" Did you mean {near[0]!r}?" if near else ""))
     if not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"initialize: `seed` must be a non-negative integer, got {seed!r}.")
-    if gain is not None and not (gain > 0 and math.isfinite(gain)):
+    if gain is not None and not (isinstance(gain, int | float | np.number) and gain > 0 and math.isfinite(gain)):
         raise ValueError(f"initialize: `gain` must be positive and finite, got {gain!r}.")
     matrices = list(weight_matrices(model, activation))
     if not matrices:
@@ -132,8 +132,9 @@ def weight_matrices(model: nn.Module, activation: str | None = None) -> Iterator
     layers = [layer for layer in model.modules() if isinstance(layer, WEIGHT_LAYERS)]
     for layer in layers:
         if isinstance(layer, nn.modules.lazy.LazyModuleMixin) or layer._parameters.get("weight") is None:
-            raise ValueError(f"initialize: every weight must be an ordinary parameter, got another in {layer}. "
-                             "Remove its parametrization (or run one forward pass), initialise, then put it back.")
+            raise ValueError("initialize: every weight must be an ordinary parameter, got another in a "
+                             f"{type(layer).__name__}. Remove its parametrization (or run one forward pass), "
+                             "initialise, then put it back.")
         follows = known.get(layer, "linear" if is_readout(layer, layers) else hidden)
         for weight in layer.weight.chunk(2) if layer in gated else [layer.weight]:
             receptive_field = math.prod(weight.shape[2:])

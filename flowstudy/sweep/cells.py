@@ -67,9 +67,11 @@ class Cell:
         if self.net == "highway" and self.gate_bias is None:
             fill(self, "gate_bias", -2.0)
         for name in ("depth", "width", "seed", "epochs", "batch_size", "order_seed", "train_samples"):
-            value, least = getattr(self, name), 0 if name in ("seed", "epochs", "order_seed") else 1
+            value = getattr(self, name)
+            least = 0 if name in ("seed", "epochs", "order_seed") else 1
             whole = isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= least
-            require(whole or (value is None and name == "train_samples"), name, f"an integer of at least {least}", value)
+            left_out = value is None and name == "train_samples"
+            require(whole or left_out, name, f"an integer of at least {least}", value)
             if whole:
                 fill(self, name, int(value))  # a numpy integer would not survive the trip to JSON
         for name in ("gain", "gate_bias", "learning_rate", "momentum", "decay"):

@@ -8,7 +8,7 @@ import torch
 from flowstudy.measure import jacobian_spectrum, stacked_gradient_flow
 from flowstudy.measure.gradients import STATISTICS
 from flowstudy.nets import initialize
-from flowstudy.train import Dataset, Settings, Stack, stack, train
+from flowstudy.train import Dataset, Settings, Stack, stack_states, train
 from flowstudy.train.loop import History
 
 from .cells import NETS, Cell
@@ -30,7 +30,7 @@ def training_loss(cells: Sequence[Cell], data: Dataset, tick: Tick) -> pd.DataFr
 
 def gradient_flow_rows(cells: Sequence[Cell], data: Dataset, tick: Tick, samples: int = 100) -> pd.DataFrame:
     """`gradient_flow`'s statistics per `layer`, on the first training samples, after the cell's epochs."""
-    nets = train_cells(cells, data, tick).stack
+    nets = trained(cells, data, tick)
     x, y = first_samples(data, samples)
     statistics = stacked_gradient_flow(nets.template, nets.state, x, y)
     layers = next(iter(statistics.values())).shape[1]
@@ -43,7 +43,7 @@ def gradient_flow_rows(cells: Sequence[Cell], data: Dataset, tick: Tick, samples
 def jacobian_spectrum_rows(cells: Sequence[Cell], data: Dataset, tick: Tick, samples: int = 4,
                            part: str = "body") -> pd.DataFrame:
     """`log_singular_value` per `sample` and `rank` (1 is the largest), on the first training samples."""
-    nets = train_cells(cells, data, tick).stack
+    nets = trained(cells, data, tick)
     x, _ = first_samples(data, samples)
     frames = []
     for i in range(len(nets)):
@@ -62,23 +62,31 @@ MEASUREMENTS = {"training_loss": training_loss, "gradient_flow": gradient_flow_r
 
 
 def build(cells: Sequence[Cell], data: Dataset) -> Stack:
-    """The cells' nets as they start."""
-    nets = []
+    """The cells' nets as they start: one module, initialised for each cell in turn (building modules is what costs)."""
+    first = cells[0]  # of a group: all cells have its structure
+    net = NETS[first.net](data.x_train.shape[1], first.width, first.depth, data.classes, first.activation)
+    states = []
     for cell in cells:
-        gate = {} if cell.gate_bias is None else {"gate_bias": cell.gate_bias}
-        net = NETS[cell.net](data.x_train.shape[1], cell.width, cell.depth, data.classes, cell.activation, **gate)
-        nets.append(initialize(net, cell.init, seed=cell.seed, gain=cell.gain))
-    return stack(nets, data.x_train.device)
+        if cell.net == "highway":
+            net.set_gate_bias(cell.gate_bias)
+        initialize(net, cell.init, seed=cell.seed, gain=cell.gain)
+        states.append({name: value.detach().clone() for name, value in net.named_parameters()})
+    return stack_states(net, states, data.x_train.device)
 
 
 def train_cells(cells: Sequence[Cell], data: Dataset, tick: Tick) -> History:
     def column(name: str) -> torch.Tensor:
         return torch.tensor([getattr(cell, name) for cell in cells], dtype=torch.float64, device=data.x_train.device)
 
-    first = cells[0]  # of a group: all cells have its structure
+    first = cells[0]
     settings = Settings(column("learning_rate"), column("momentum"), column("decay"), first.epochs, first.batch_size,
                         first.order_seed)
     return train(build(cells, data), data, settings, tick)
+
+
+def trained(cells: Sequence[Cell], data: Dataset, tick: Tick) -> Stack:
+    """The cells' nets after their epochs."""
+    return train_cells(cells, data, tick).stack if cells[0].epochs else build(cells, data)
 
 
 def first_samples(data: Dataset, samples: int) -> tuple[torch.Tensor, torch.Tensor]:

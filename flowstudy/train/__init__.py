@@ -1,7 +1,7 @@
 """How many nets learn at once: data sets on the device, stacks of nets, the loop."""
 
 from .datasets import Dataset, load_dataset, read_mnist
-from .ensemble import Stack, stack
+from .ensemble import Stack, stack, stack_states
 from .loop import History, Settings, train
 
-__all__ = ["Dataset", "History", "Settings", "Stack", "load_dataset", "read_mnist", "stack", "train"]
+__all__ = ["Dataset", "History", "Settings", "Stack", "load_dataset", "read_mnist", "stack", "stack_states", "train"]

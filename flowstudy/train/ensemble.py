@@ -1,5 +1,6 @@
 """Nets of one structure stacked along a leading axis, so that one matrix product serves them all."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,8 +33,6 @@ class Stack:
 
     def net(self, index: int) -> nn.Module:
         """One of the nets, as a module of its own."""
-        import copy
-
         module = copy.deepcopy(self.template)
         module.load_state_dict({name: value[index] for name, value in self.state.items()})
         return module
@@ -43,13 +42,18 @@ def stack(nets: Sequence[nn.Module], device: torch.device | str = "cpu") -> Stac
     """Stack nets of equal structure; they must hold no buffers (batch norm's running statistics)."""
     if not nets:
         raise ValueError("stack: `nets` must hold at least one net, got none.")
-    shapes = {name: value.shape for name, value in nets[0].named_parameters()}
+    parameters = [dict(net.named_parameters()) for net in nets]
+    shapes = {name: value.shape for name, value in parameters[0].items()}
     for i, net in enumerate(nets):
-        if {name: value.shape for name, value in net.named_parameters()} != shapes:
+        if {name: value.shape for name, value in parameters[i].items()} != shapes:
             raise ValueError(f"stack: all nets must have the structure of the first, nets[{i}] has another. "
                              "Stack nets of equal depth and width.")
         if any(True for _ in net.buffers()):
             raise ValueError(f"stack: nets must have no buffers, nets[{i}] has some. Train it by itself.")
-    state = {name: torch.stack([dict(net.named_parameters())[name].detach() for net in nets]).to(device)
-             for name in shapes}
-    return Stack(nets[0].to(device), state)
+    return stack_states(nets[0], parameters, device)
+
+
+def stack_states(template: nn.Module, states: Sequence[dict[str, Tensor]], device: torch.device | str = "cpu") -> Stack:
+    """Stack the parameters of nets that have the template's structure."""
+    state = {name: torch.stack([own[name].detach() for own in states]).to(device) for name in states[0]}
+    return Stack(template.to(device), state)

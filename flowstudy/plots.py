@@ -1,0 +1,278 @@
+"""One function per figure: tidy frame in, matplotlib Figure out.
+
+Lines are medians over seeds, bands go from the 10th to the 90th percentile.
+"""
+
+import io
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+STYLE = sns.axes_style("whitegrid") | {
+    "axes.titlesize": 10, "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9,
+    "legend.title_fontsize": 9, "figure.titlesize": 12, "grid.color": "0.9", "axes.edgecolor": "0.6",
+}
+BAND = (0.1, 0.9)  # quantiles over seeds
+LABELS = {
+    "log10_error_signal_norm": "log$_{10}$ ‖∂L/∂h‖  [nats per unit]",
+    "log10_weight_gradient_norm": "log$_{10}$ ‖∂L/∂W‖  [nats per unit weight]",
+    "init": {"glorot_normal": "Glorot normal", "glorot_uniform": "Glorot uniform", "he_normal": "He normal",
+             "he_uniform": "He uniform", "lecun_normal": "LeCun normal", "orthogonal": "orthogonal",
+             "random_walk": "random walk"},
+}
+CHANCE = math.log(10)  # cross-entropy of a ten-class net that knows nothing [nats]
+
+
+def gradient_by_layer(frame: pd.DataFrame, quantity: str = "log10_error_signal_norm") -> Figure:
+    """The norm of `quantity` against layer, a panel per initialiser or gate bias (and activation), a line per depth."""
+    frame = with_family(frame)
+    panels = frame[["panel", "family"]].drop_duplicates()
+    columns = 4 if frame["panel"].nunique() == 1 else frame["family"].nunique()
+    with mpl.rc_context(STYLE):
+        figure, axes = grid_of_axes(len(panels), columns)
+        colors = depth_colors(frame)
+        for ax, (_, (panel, family)) in zip(axes, panels.iterrows(), strict=False):
+            rows = frame[(frame["panel"] == panel) & (frame["family"] == family)]
+            for depth, part in rows.groupby("depth"):
+                median_and_band(ax, part, "layer", quantity, color=colors[depth])
+            ax.set_title(title_of(panels, panel, family))
+        finish(figure, axes, len(panels), "layer (1 is next to the input)", LABELS[quantity])
+        legend(figure, {f"{depth}": color for depth, color in colors.items()}, frame)
+    return figure
+
+
+def slope_by_depth(frame: pd.DataFrame) -> Figure:
+    """Change of ln ||error signal||^2 per layer on the way back, against depth, a line per initialiser or gate bias."""
+    slopes = with_family(backward_slopes(frame))
+    panels = slopes["panel"].unique()
+    with mpl.rc_context(STYLE):
+        figure, axes = grid_of_axes(len(panels), min(len(panels), 2), height=3.2, width=4.6)
+        for ax, panel in zip(axes, panels, strict=True):
+            rows = slopes[slopes["panel"] == panel]
+            for (family, part), style in zip(rows.groupby("family", sort=False), line_styles(), strict=False):
+                median_and_band(ax, part, "depth", "slope", label=family, **style)
+            ax.axhline(0, color="0.3", lw=0.8)
+            ax.set_title(panel)
+            depth_axis(ax, rows["depth"])
+            ax.legend(loc="best", ncols=1 + (rows["family"].nunique() > 4))
+        finish(figure, axes, len(panels), "depth (hidden layers)", "Δ ln ‖∂L/∂h‖² per layer towards the input")
+    return figure
+
+
+def spectrum_by_depth(frame: pd.DataFrame) -> Figure:
+    """log10 singular values of the Jacobian by rank, a panel per family, a line per depth; a rank that most nets of a
+    family lack is not drawn."""
+    frame = with_family(frame)
+    frame = frame.assign(
+        quantile=(frame["rank"] - 0.5) / frame["width"],
+        log10_s=frame["log_singular_value"] / math.log(10),
+    )
+    panels = frame[["panel", "family"]].drop_duplicates()
+    columns = 4 if frame["panel"].nunique() == 1 else frame["family"].nunique()
+    with mpl.rc_context(STYLE):
+        figure, axes = grid_of_axes(len(panels), columns)
+        colors = depth_colors(frame)
+        for ax, (_, (panel, family)) in zip(axes, panels.iterrows(), strict=False):
+            rows = frame[(frame["panel"] == panel) & (frame["family"] == family)]
+            for depth, part in rows.groupby("depth"):
+                median_and_band(ax, part, "quantile", "log10_s", color=colors[depth])
+            ax.set_title(title_of(panels, panel, family))
+        finish(figure, axes, len(panels), "rank / width (largest first)", "log$_{10}$ singular value")
+        legend(figure, {f"{depth}": color for depth, color in colors.items()}, frame)
+    return figure
+
+
+def condition_by_depth(frame: pd.DataFrame) -> Figure:
+    """log10 of the ratio of the largest to the smallest non-zero singular value against depth."""
+    by_sample = [name for name in frame.columns if name not in ("rank", "log_singular_value")]
+    finite = frame[np.isfinite(frame["log_singular_value"])]
+    spread = finite.groupby(by_sample, dropna=False, sort=False)["log_singular_value"].agg(np.ptp) / math.log(10)
+    spread = with_family(spread.rename("log10_condition").reset_index())
+    panels = spread["panel"].unique()
+    with mpl.rc_context(STYLE):
+        figure, axes = grid_of_axes(len(panels), min(len(panels), 2), height=3.2, width=4.6)
+        for ax, panel in zip(axes, panels, strict=True):
+            rows = spread[spread["panel"] == panel]
+            for (family, part), style in zip(rows.groupby("family", sort=False), line_styles(), strict=False):
+                median_and_band(ax, part, "depth", "log10_condition", label=family, **style)
+            ax.set_title(panel)
+            depth_axis(ax, rows["depth"])
+            ax.legend(loc="best")
+        finish(figure, axes, len(panels), "depth (hidden layers)", "log$_{10}$ condition number (non-zero part)")
+    return figure
+
+
+def figure_1(frame: pd.DataFrame, top: int = 10) -> Figure:
+    """The paper's figure 1: best training curves of plain | highway nets by depth | mean of the `top` settings.
+
+    Source: Srivastava et al. 2015, figure 1.
+    """
+    best = final_loss(frame)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10.5, 3.6), layout="constrained")
+        plain, highway, summary = figure.subplots(1, 3)
+        highway.sharey(plain)
+        colors = depth_colors(frame)
+        for ax, net in ((plain, "plain"), (highway, "highway")):
+            for depth, runs in best[best["net"] == net].groupby("depth"):
+                if runs["final"].notna().any():
+                    curve = frame[frame["cell"] == runs.loc[runs["final"].idxmin(), "cell"]]
+                    ax.plot(curve["epoch"], curve["loss"], color=colors[depth], lw=1.6, label=f"depth {depth}")
+            ax.set(title=f"best of {runs_per_net(best, net)} runs, {net}", xlabel="epoch", yscale="log")
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            ax.legend(loc="lower left")
+        for net, marker in (("plain", "o"), ("highway", "s")):
+            rows = best[best["net"] == net].dropna(subset="final")
+            mean = rows.groupby("depth")["final"].apply(lambda losses: losses.nsmallest(top).mean())
+            color = sns.color_palette("colorblind")[net == "plain"]
+            summary.plot(mean.index, mean, marker=marker, label=net, color=color)
+        depth_axis(summary, frame["depth"])
+        summary.set(title=f"mean of the best {top} settings", xlabel="depth (hidden layers)", yscale="log")
+        for ax in (plain, highway, summary):
+            ax.axhline(CHANCE, color="0.4", lw=0.8, ls=":")
+        summary.annotate("chance", (1, CHANCE), xycoords=("axes fraction", "data"), xytext=(-4, -3),
+                         textcoords="offset points", ha="right", va="top", color="0.35", fontsize=9)
+        summary.legend(loc="best")
+        plain.set_ylabel("mean training cross-entropy  [nats]")
+    return figure
+
+
+# --- from rows to what is drawn --------------------------------------------------------------------------------------
+
+
+def backward_slopes(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row per net, `slope` the least-squares slope of ln ||error signal||^2 over the layers, towards the input."""
+    norm = frame["log10_error_signal_norm"]
+    log_square = 2 * math.log(10) * norm.where(np.isfinite(norm))
+    rows = frame.assign(y=log_square, x=frame["layer"].where(log_square.notna()).astype(float))
+    x, y = (rows[v] - rows.groupby("cell")[v].transform("mean") for v in ("x", "y"))
+    sums = pd.DataFrame({"cell": rows["cell"], "xy": x * y, "xx": x * x}).groupby("cell", sort=False).sum()
+    return frame.drop_duplicates("cell").assign(slope=lambda nets: nets["cell"].map(-sums["xy"] / sums["xx"]))
+
+
+def final_loss(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row per run; `final` is the loss after its last epoch, nan where it diverged."""
+    last = frame[frame["epoch"] == frame.groupby("cell")["epoch"].transform("max")]
+    return last.rename(columns={"loss": "final"})
+
+
+def runs_per_net(best: pd.DataFrame, net: str) -> int:
+    return int(best[best["net"] == net].groupby("depth").size().max() or 0)
+
+
+def with_family(frame: pd.DataFrame) -> pd.DataFrame:
+    """`family` names the initialiser, or a highway net's gate bias; `panel` the kind of net and its activation."""
+    names = LABELS["init"]
+    family = [
+        rf"$b_T$ = {row.gate_bias:g}" if row.net == "highway"
+        else names.get(row.init, row.init) + ("" if pd.isna(row.gain) else f" (gain {row.gain:.3g})")
+        for row in frame[["net", "gate_bias", "init", "gain"]].drop_duplicates().itertuples()
+    ]
+    kinds = frame[["net", "gate_bias", "init", "gain"]].drop_duplicates().assign(family=family)
+    # Nets that differ in gain alone are told apart by activation where that explains the gain.
+    return frame.merge(kinds, how="left").assign(panel=lambda rows: rows["net"] + " " + rows["activation"])
+
+
+# --- drawing ---------------------------------------------------------------------------------------------------------
+
+
+def median_and_band(ax: Axes, rows: pd.DataFrame, x: str, y: str, **style: object) -> None:
+    """The median over nets (and samples), and the band between the quantiles of `BAND`."""
+    grouped = rows.groupby(x)[y]
+    middle, low, high = grouped.median(), grouped.quantile(BAND[0]), grouped.quantile(BAND[1])
+    shown = np.isfinite(middle)
+    ax.plot(middle.index[shown], middle[shown], lw=1.5, **style)
+    # Where some nets have lost the rank (-inf), the band opens downwards: off the axes, which the medians set.
+    ax.fill_between(middle.index[shown], low[shown], high[shown], color=style["color"], alpha=0.2, lw=0)
+
+
+def title_of(panels: pd.DataFrame, panel: str, family: str) -> str:
+    return family if panels["panel"].nunique() == 1 else f"{family}, {panel}"
+
+
+def depth_colors(frame: pd.DataFrame) -> dict[int, tuple]:
+    depths = sorted(frame["depth"].unique())
+    return dict(zip(depths, sns.color_palette("viridis", len(depths) + 1)[:-1][::-1], strict=True))  # dark is deep
+
+
+def line_styles() -> list[dict]:
+    """Told apart by colour, and by marker where colour fails."""
+    return [{"color": color, "marker": marker, "ms": 4}
+            for color, marker in zip(sns.color_palette("colorblind"), "osD^vP*X<>", strict=False)]
+
+
+def grid_of_axes(panels: int, columns: int, height: float = 2.3, width: float = 2.7) -> tuple[Figure, list[Axes]]:
+    columns = min(columns, panels)
+    rows = math.ceil(panels / columns)
+    figure = Figure(figsize=(max(columns * width, 5.4), rows * height + 0.5), layout="constrained")
+    return figure, list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
+
+
+def finish(figure: Figure, axes: list[Axes], used: int, x_label: str, y_label: str) -> None:
+    for ax in axes[used:]:
+        ax.set_axis_off()
+    columns = axes[0].get_gridspec().ncols
+    for i, ax in enumerate(axes[:used]):
+        ax.tick_params(labelbottom=i + columns >= used, labelleft=i % columns == 0)
+        ax.margins(x=0.02)
+    figure.supxlabel(x_label, fontsize=10)
+    figure.supylabel(y_label, fontsize=10)
+
+
+def depth_axis(ax: Axes, depths: pd.Series) -> None:
+    ticks = sorted(depths.unique())
+    ax.set_xscale("log")
+    ax.set_xticks(ticks, [f"{d}" for d in ticks])
+    ax.minorticks_off()
+
+
+def legend(figure: Figure, colors: Mapping[str, tuple], frame: pd.DataFrame) -> None:
+    """Depths beside the figure, and above it the kind of net where all panels share one."""
+    lines = [Line2D([], [], color=color, lw=2) for color in colors.values()]
+    figure.legend(lines, colors.keys(), title="depth", loc="outside right center", frameon=False)
+    if frame["panel"].nunique() == 1:
+        figure.suptitle(frame["panel"].iloc[0])
+
+
+def each(frames: Mapping[str, pd.DataFrame], name: str, plot: Callable[..., Figure], *args: object) -> dict[str, Figure]:
+    """The same plot of several frames: {"<name>_<key>": figure}."""
+    return {f"{name}_{key}": plot(frame, *args) for key, frame in frames.items()}
+
+
+# --- keeping ---------------------------------------------------------------------------------------------------------
+
+
+def save(figures: Mapping[str, Figure], frames: Mapping[str, pd.DataFrame], folder: str | os.PathLike) -> None:
+    """Write each figure as <name>.png and <name>.pdf, and the data behind them as <name>.parquet, whole or not at all.
+
+    The same figures give the same bytes.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        for kind, options in {"png": {"dpi": 110}, "pdf": {"metadata": {"CreationDate": None}}}.items():
+            picture = io.BytesIO()
+            figure.savefig(picture, format=kind, **options)
+            write_whole(folder / f"{name}.{kind}", picture.getvalue())
+    for name, frame in frames.items():
+        write_whole(folder / f"{name}.parquet", frame.to_parquet(index=False))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write under another name, then rename: nobody ever sees half a file."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
