@@ -201,7 +201,7 @@ def title_of(panels: pd.DataFrame, panel: str, family: str) -> str:
 
 
 def depth_colors(frame: pd.DataFrame) -> dict[int, tuple]:
-    depths = sorted(frame["depth"].unique())
+    depths = sorted(frame["depth"].unique().tolist())
     return dict(zip(depths, sns.color_palette("viridis", len(depths) + 1)[:-1][::-1], strict=True))  # dark is deep
 
 
@@ -244,7 +244,8 @@ def legend(figure: Figure, colors: Mapping[str, tuple], frame: pd.DataFrame) -> 
         figure.suptitle(frame["panel"].iloc[0])
 
 
-def each(frames: Mapping[str, pd.DataFrame], name: str, plot: Callable[..., Figure], *args: object) -> dict[str, Figure]:
+def each(frames: Mapping[str, pd.DataFrame], name: str, plot: Callable[..., Figure],
+         *args: object) -> dict[str, Figure]:
     """The same plot of several frames: {"<name>_<key>": figure}."""
     return {f"{name}_{key}": plot(frame, *args) for key, frame in frames.items()}
 

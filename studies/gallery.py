@@ -37,8 +37,8 @@ def write_gallery(out: Path, studies: list[str]) -> None:
     page = ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>flowstudy: figures</title><style>{STYLE}</style></head><body>\n"
-            "<h1>flowstudy</h1><p>Will this network train at this depth, and if not, why? Every figure below was made "
-            f"by <code>studies/regenerate.py</code>.</p><nav>{links}</nav>\n{body}</body></html>\n")
+            "<h1>flowstudy</h1><p>Will this network train at this depth, and if not, why? Every figure below was "
+            f"made by <code>studies/regenerate.py</code>.</p><nav>{links}</nav>\n{body}</body></html>\n")
     write_whole(out / "index.html", page.encode())
 
 
@@ -58,9 +58,9 @@ def section(out: Path, study: str, stamp: dict) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in stamp["versions"].items())
     return (f'<section id="{study}"><h2>{html.escape(title)}</h2>{text}<div class="figures">{figures}</div>'
             f'<p>Executed notebook: <a href="{study}/{study}.html">page</a>, <a href="{study}/{study}.ipynb">ipynb</a>. '
-            f"Data: {data}.</p><details><summary>Parameters ({stamp['profile']} profile)</summary><table>{rows}</table>"
-            f"</details><p class='quiet'>{stamp['seconds']} s on {html.escape(stamp['device'])}, {stamp['finished']}, "
-            f"commit {html.escape(stamp['commit'])}; {html.escape(versions)}</p></section>\n")
+            f"Data: {data}.</p><details><summary>Parameters ({stamp['profile']} profile)</summary><table>{rows}"
+            f"</table></details><p class='quiet'>{stamp['seconds']} s on {html.escape(stamp['device'])}, "
+            f"{stamp['finished']}, commit {html.escape(stamp['commit'])}; {html.escape(versions)}</p></section>\n")
 
 
 def question(notebook: Path) -> tuple[str, list[str]]:

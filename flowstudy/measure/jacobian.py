@@ -80,10 +80,16 @@ def jacobian(function: Callable[[Tensor], Tensor], x: Float[Tensor, "sample *inp
 
     inputs, outputs = x[0].numel(), one(x[0]).numel()
     size = chunk or max(1, MEMORY_BUDGET // (8 * len(x) * max(inputs, outputs)))
-    rows = (torch.func.jacrev(one, chunk_size=size) if outputs <= inputs
-            else lambda sample: torch.func.jacfwd(one, chunk_size=size)(sample))
+
+    def columns(sample: Tensor) -> Tensor:  # torch.func.jacfwd has no chunk_size
+        def column(tangent: Tensor) -> Tensor:
+            return torch.func.jvp(one, (sample,), (tangent.view_as(sample),))[1]
+
+        return torch.func.vmap(column, out_dims=1, chunk_size=size)(torch.eye(inputs, dtype=x.dtype, device=x.device))
+
+    derivative = torch.func.jacrev(one, chunk_size=size) if outputs <= inputs else columns
     with torch.no_grad():
-        return torch.func.vmap(rows)(x).reshape(len(x), outputs, inputs)
+        return torch.func.vmap(derivative)(x).reshape(len(x), outputs, inputs)
 
 
 def spectrum_of(jacobians: Float[Tensor, "sample outputs inputs"]) -> JacobianSpectrum:

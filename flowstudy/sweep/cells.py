@@ -76,9 +76,10 @@ class Cell:
                 fill(self, name, int(value))  # a numpy integer would not survive the trip to JSON
         for name in ("gain", "gate_bias", "learning_rate", "momentum", "decay"):
             value = getattr(self, name)
-            if value is not None:
-                require(isinstance(value, int | float | np.number) and not np.isnan(value), name, "a number", value)
-                fill(self, name, float(value))
+            if value is not None or name in ("learning_rate", "momentum", "decay"):
+                number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+                require(number and not np.isnan(value), name, "a number", value)
+                fill(self, name, float(value) + 0.0)  # -0.0 is 0.0: equal cells have equal keys
         require(self.net == "highway" or self.gate_bias is None, "gate_bias", "left out of plain nets", self.gate_bias)
         require(self.gain is None or 0 < self.gain < np.inf, "gain", "positive and finite", self.gain)
         require(0 < self.learning_rate < np.inf, "learning_rate", "positive and finite", self.learning_rate)
@@ -130,13 +131,16 @@ def random_search(n: int, *, net: str | Sequence[str] = "plain", depth: int | Se
 
     Source: Srivastava et al. 2015, section 3.1; ranges from the authors' search tables.
     """
-    if not isinstance(n, int) or n < 1:
-        raise ValueError(f"random_search: `n` must be an integer of at least 1, got {n!r}.")
+    for name, value, least in (("n", n, 1), ("seed", seed, 0)):
+        if not isinstance(value, int | np.integer) or value < least:
+            raise ValueError(f"random_search: `{name}` must be an integer of at least {least}, got {value!r}.")
     ranges = PAPER_RANGES | check_ranges(ranges or {})
     check_axes("random_search", fixed)
     cells = []
+    for kind, layers in itertools.product(values(net), values(depth)):
+        make_cell("random_search", {"net": kind, "depth": layers})  # an error in these must not reach the generator
     for kind, layers, i in itertools.product(values(net), values(depth), range(n)):
-        rng = np.random.default_rng((seed, list(NETS).index(kind) if kind in NETS else 0, layers, i))
+        rng = np.random.default_rng((seed, list(NETS).index(kind), layers, i))
         drawn = draw_settings(rng, ranges)
         if kind != "highway":
             del drawn["gate_bias"]
@@ -161,9 +165,12 @@ def check_ranges(ranges: Mapping[str, Sequence]) -> dict[str, Sequence]:
     for name, span in ranges.items():
         if name not in PAPER_RANGES:
             raise ValueError(f"random_search: `ranges` may hold {', '.join(PAPER_RANGES)}, got {name!r}.")
-        if name != "activation" and not (len(span) == 2 and span[0] <= span[1]):
+        ends = values(span)
+        if name != "activation" and not (len(ends) == 2 and ends[0] <= ends[1]):
             raise ValueError(f"random_search: `ranges[{name!r}]` must be (low, high) with low <= high, got {span!r}.")
-    return dict(ranges)
+        for end in ends:
+            make_cell("random_search", {"net": "highway", name: end})
+    return {name: values(span) for name, span in ranges.items()}
 
 
 def check_axes(call: str, axes: Iterable[str]) -> None:
@@ -187,7 +194,7 @@ def values(axis: object) -> list:
 
 def one_of(**choices: tuple[object, Iterable]) -> None:
     for name, (value, known) in choices.items():
-        if value not in known:
+        if value not in tuple(known):
             near = difflib.get_close_matches(str(value), known, 1)
             raise ValueError(f"Cell: `{name}` must be one of {', '.join(known)}, got {value!r}."
                              + (f" Did you mean {near[0]!r}?" if near else ""))

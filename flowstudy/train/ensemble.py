@@ -45,12 +45,13 @@ def stack(nets: Sequence[nn.Module], device: torch.device | str = "cpu") -> Stac
     parameters = [dict(net.named_parameters()) for net in nets]
     shapes = {name: value.shape for name, value in parameters[0].items()}
     for i, net in enumerate(nets):
-        if {name: value.shape for name, value in parameters[i].items()} != shapes:
+        # The forward pass is the first net's: what has no parameters, as activations, must agree too, and repr has it.
+        if {name: value.shape for name, value in parameters[i].items()} != shapes or repr(net) != repr(nets[0]):
             raise ValueError(f"stack: all nets must have the structure of the first, nets[{i}] has another. "
-                             "Stack nets of equal depth and width.")
+                             "Stack nets of equal depth, width and activation.")
         if any(True for _ in net.buffers()):
             raise ValueError(f"stack: nets must have no buffers, nets[{i}] has some. Train it by itself.")
-    return stack_states(nets[0], parameters, device)
+    return stack_states(copy.deepcopy(nets[0]), parameters, device)  # a copy: `device` must not move the net itself
 
 
 def stack_states(template: nn.Module, states: Sequence[dict[str, Tensor]], device: torch.device | str = "cpu") -> Stack:

@@ -1,0 +1,77 @@
+# Two commands from a fresh clone: `make figures` and `make test`.  Each first makes .venv, with the versions in
+# constraints.txt, where it is missing or older than pyproject.toml or constraints.txt.
+#
+#   make figures PROFILE=paper ONLY=loss_vs_depth DEVICE=cuda
+#   make test PYTEST_ARGS="tests/test_datasets.py -x"
+#
+# On Linux, PyPI's torch is the CUDA build, gigabytes of it.  Without a GPU, take the small one, in .venv from then on:
+#
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make figures
+
+PROFILE ?= quick
+DEVICE ?= auto
+ONLY ?=
+PYTEST_ARGS ?=
+
+# The Python that .venv is made from: the first that is new enough and can make one.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	$$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+
+PY := .venv/bin/python
+PIP := $(PY) -m pip install -q --no-build-isolation -c constraints.txt
+
+# A user's own pip settings for other places must not lead out of .venv.
+export PIP_USER := 0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport PIP_TARGET PIP_PREFIX PIP_ROOT
+
+.DELETE_ON_ERROR:
+.PHONY: help figures test lab lint clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+figures: .venv/.core ## every study's figures, real data, into figures/ (PROFILE=quick DEVICE=auto ONLY=)
+	@$(PY) studies/regenerate.py --profile $(PROFILE) --device $(DEVICE) $(addprefix --only ,$(ONLY))
+
+test: .venv/.dev ## the tests (PYTEST_ARGS=)
+	@$(PY) -m pytest $(PYTEST_ARGS)
+
+lab: .venv/.lab ## JupyterLab on studies/, paths as from here
+	@$(PY) -m jupyterlab studies --MappingKernelManager.root_dir="$(CURDIR)"
+
+lint: .venv/.dev ## style, the layering, and no notebook outputs in git
+	@$(PY) -m ruff check .
+	@$(PY) .venv/bin/lint-imports --no-logo --no-cache
+	@git ls-files -z -- '*.ipynb' | xargs -0 -r $(PY) -m nbstripout --verify --keep-id \
+		|| { echo "Strip them: .venv/bin/nbstripout --keep-id studies/*.ipynb" >&2; exit 1; }
+
+clean: ## remove .venv and caches; results and figures stay
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache
+
+# The stamps.  Each is written last, so an installation that fails or is killed is done again.
+
+.venv/.core: pyproject.toml constraints.txt
+	@$(PY) -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		test -n "$(PYTHON)" || { echo "No Python 3.11 or newer that can make a virtual environment was found." \
+			"Install one (Debian, Ubuntu: apt install python3-venv) or name it: make PYTHON=/path/to/python3" >&2; exit 1; }; \
+		echo "Making .venv with $(PYTHON)" && $(PYTHON) -m venv --clear .venv; }
+	@echo "Installing flowstudy and what it needs into .venv (minutes the first time, seconds later)"
+	@$(PIP) setuptools
+	@$(PIP) -e .
+	@echo "$(CURDIR)" > $@
+
+.venv/.dev: .venv/.core
+	@echo "Installing what the tests need"
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+.venv/.lab: .venv/.core
+	@echo "Installing JupyterLab"
+	@$(PIP) -e '.[lab]'
+	@touch $@
+
+# A folder that was copied or moved must not run the code of the old one, nor a Python that has gone.
+ifneq ($(shell test -x $(PY) && cat .venv/.core 2>/dev/null),$(CURDIR))
+.PHONY: .venv/.core
+endif

@@ -1,0 +1,22 @@
+"""What every test file shares: the device axis, threads that leave room for others, and calls as users make them."""
+
+import jaxtyping
+import pytest
+import torch
+
+torch.set_num_threads(2)  # the nets here are small: more threads only wait for one another
+
+HAVE_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=HAVE_CUDA)])
+def device(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def annotations_unchecked():
+    """As outside the tests, where nothing checks annotations: a wrong kind then meets the library's own message."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,0 +1,164 @@
+"""Jacobian spectra: equal to autograd's, exact where the Jacobian is known, and the model stays as it was."""
+
+import math
+
+import pytest
+import torch
+from cases import CLASSES, FEATURES, NETS, Awkward, assert_same, batch, build, fingerprint
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from flowstudy.measure import JacobianSpectrum, jacobian_spectrum
+from flowstudy.nets import HighwayNet, PlainNet, initialize
+
+
+def slow_jacobian(function, sample: Tensor) -> Tensor:
+    """Row by row: one autograd call per output."""
+    x = sample.double().unsqueeze(0).requires_grad_()
+    y = function(x).flatten()
+    return torch.stack([torch.autograd.grad(one, x, retain_graph=True)[0].flatten() for one in y])
+
+
+def assert_spectrum_of(spectrum: JacobianSpectrum, jacobians: list[Tensor]) -> None:
+    """Each singular value is right to 1e-13 of the largest: what a backward-stable decomposition promises."""
+    assert spectrum.log_singular_values.dtype == torch.float64
+    for log_s, below, mean_squared, jacobian in zip(spectrum.log_singular_values, spectrum.below_floor,
+                                                    spectrum.mean_squared, jacobians, strict=True):
+        expected = torch.linalg.svdvals(jacobian)
+        known = ~log_s.isnan()
+        assert_close(log_s[known].exp(), expected[known], rtol=0, atol=1e-13 * expected[0].item())
+        assert below == (~known).sum()
+        assert not known.any() or (log_s[known].diff() <= 0).all()
+        assert_close(mean_squared, jacobian.square().sum() / jacobian.shape[1], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("part", ["all", "body"])
+@pytest.mark.parametrize("name", [name for name in NETS if not name.endswith("L1")])
+def test_equal_to_autograd_row_by_row(name, part):
+    """Both parts have the singular values of the Jacobian that a loop of autograd calls builds."""
+    net, (x, _) = build(name), batch(3)
+    spectrum = jacobian_spectrum(net, x, part=part)
+    twin = build(name).double()
+    first, *rest = twin.hidden_layers
+    function, points = (twin, x) if part == "all" else (nn.Sequential(*rest), first(x.double()).detach())
+    assert_spectrum_of(spectrum, [slow_jacobian(function, sample) for sample in points])
+
+
+MODELS = {
+    "wide": (lambda: nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 7)), (3, 4)),  # forward mode
+    "convolutional": (lambda: nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+                                            nn.Conv2d(3, 4, 2), nn.GELU()), (2, 2, 5, 6)),
+    "awkward": (Awkward, (3, FEATURES)),
+}
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 2, 1000])
+@pytest.mark.parametrize("model", MODELS)
+def test_any_module_in_eval_mode_whatever_the_chunk(model, chunk):
+    """Any module, measured in eval mode, has autograd's singular values, forward or reverse, for any chunk."""
+    torch.manual_seed(0)
+    make, shape = MODELS[model]
+    net, x = make(), torch.randn(shape)
+    spectrum = jacobian_spectrum(net, x, chunk=chunk)
+    assert net.training
+    assert_spectrum_of(spectrum, [slow_jacobian(net.double().eval(), sample) for sample in x])
+
+
+@pytest.mark.parametrize("part", ["all", "body"])
+def test_orthogonal_linear_net_is_isometric(part):
+    """60 orthogonal linear layers that never widen: every log singular value is 0 to 1e-10 (Saxe et al. 2014)."""
+    net = initialize(PlainNet(40, 30, 60, 20, "linear").double(), "orthogonal")
+    spectrum = jacobian_spectrum(net, part=part, samples=2)
+    assert spectrum.log_singular_values.shape == (2, 20 if part == "all" else 30)
+    assert spectrum.log_singular_values.abs().max() < 1e-10
+    assert spectrum.log_condition_number.abs().max() < 1e-10
+
+
+def test_closed_highway_body_is_the_identity():
+    """All gates closed: the body's Jacobian is I, every singular value 1 to rounding, for 100 layers."""
+    net = initialize(HighwayNet(FEATURES, 8, 100, CLASSES, gate_bias=-math.inf), "he_normal")
+    spectrum = jacobian_spectrum(net, part="body", samples=2)
+    assert_close(spectrum.log_singular_values, torch.zeros(2, 8, dtype=torch.float64), rtol=0, atol=1e-14)
+    assert not spectrum.below_floor.any()
+
+
+def test_log_volume_is_the_sum_over_layers():
+    """Linear net: the log singular values sum to the layers' sum of log |det W|.
+
+    A backward-stable decomposition errs by width eps s_max in each value; of the smallest that is the condition more.
+    """
+    width = 16
+    net = initialize(PlainNet(FEATURES, width, 4, CLASSES, "linear").double(), "lecun_normal", seed=1)
+    spectrum = jacobian_spectrum(net, part="body", samples=1)
+    volume = sum(block.affine.weight.slogdet().logabsdet for block in net.blocks)
+    error = width * torch.finfo(torch.float64).eps * spectrum.log_condition_number.exp().item()
+    assert error < 1e-6
+    assert spectrum.log_singular_values.sum().item() == pytest.approx(volume.item(), abs=error)
+
+
+def test_rank_of_a_relu_net_is_its_narrowest_count_of_live_units():
+    """As many singular values as the layer with fewest live units has; the others are below the floor, and nan."""
+    net = initialize(PlainNet(FEATURES, 14, 4, CLASSES).double(), "he_normal", seed=3)
+    x, _ = batch(6)
+    spectrum = jacobian_spectrum(net, x, part="body")
+    h, live = net.input(x.double()), []
+    for block in net.blocks:
+        h = block(h)
+        live.append((h > 0).sum(1))
+    rank = torch.stack(live).amin(0)
+    assert torch.equal(spectrum.below_floor.long(), 14 - rank)
+    assert torch.equal(spectrum.log_singular_values.isnan().sum(1), 14 - rank)
+    assert spectrum.log_condition_number.isinf().all()
+
+
+def test_drawn_inputs_depend_on_the_seed_alone():
+    """Without x the inputs are drawn: the same for a seed, others for another, whatever the global random state."""
+    net = build("PlainNet-tanh-L9")
+    once = jacobian_spectrum(net, samples=3).log_singular_values
+    torch.manual_seed(123)
+    assert torch.equal(jacobian_spectrum(net, samples=3).log_singular_values, once)
+    assert not torch.equal(jacobian_spectrum(net, samples=3, seed=1).log_singular_values, once)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_left_as_it_was(training):
+    """Parameters, gradients, modes, running statistics, hooks and the global random states stay."""
+    torch.manual_seed(0)
+    model, (x, _) = Awkward().train(training), batch()
+    before = fingerprint(model), x.clone()
+    jacobian_spectrum(model, x)
+    assert_same(before, (fingerprint(model), x))
+    assert x.grad is None
+
+
+def test_same_numbers_on_every_device(device):
+    """Singular values do not depend on the device beyond rounding; they come back on the CPU."""
+    net, (x, _) = build("HighwayNet-tanh-L9"), batch()
+    here = jacobian_spectrum(net, x).log_singular_values
+    there = jacobian_spectrum(net.to(device), x.to(device)).log_singular_values
+    assert there.device.type == "cpu"
+    assert_close(there, here, rtol=0, atol=1e-10)
+
+
+ERRORS = {
+    "part": (ValueError, lambda: (build("PlainNet-tanh-L9"), batch()[0]), {"part": "head"},
+             r"`part` must be 'all' or 'body', got 'head'"),
+    "no body": (ValueError, lambda: (build("PlainNet-tanh-L1"), batch()[0]), {"part": "body"}, r".*at least two"),
+    "shape unknown": (ValueError, lambda: (nn.Sequential(nn.Linear(3, 2)),), {}, r"`x` must be given.*Pass a batch"),
+    "integers": (TypeError, lambda: (build("PlainNet-tanh-L9"), torch.ones(2, FEATURES).long()), {},
+                 r"`x` must be real, got torch\.int64"),
+    "no samples": (ValueError, lambda: (build("PlainNet-tanh-L9"),), {"samples": 0}, r"`samples` must be at least 1"),
+    "empty": (ValueError, lambda: (build("PlainNet-tanh-L9"), torch.ones(0, FEATURES)), {}, r"`x` must be a batch"),
+    "nan": (ValueError, lambda: (build("PlainNet-tanh-L9"), torch.full((1, FEATURES), math.nan)), {}, r"`x` must be"),
+    "function": (TypeError, lambda: (torch.tanh,), {}, r"`model` must be an nn\.Module"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+@pytest.mark.usefixtures("annotations_unchecked")
+def test_errors_say_what_to_do(case):
+    """Bad input gets one readable line that names the argument and the rule."""
+    kind, positional, named, message = ERRORS[case]
+    with pytest.raises(kind, match=f"^jacobian_spectrum: {message}") as caught:
+        jacobian_spectrum(*positional(), **named)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,101 @@
+"""The set-up: one list of requirements, told three times (pyproject, constraints, conda) and never differently."""
+
+import itertools
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+WANTED = [Requirement(line) for line in sum(PROJECT["optional-dependencies"].values(), PROJECT["dependencies"])]
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base", "seaborn": "seaborn-base", "dask": "dask-core"}
+
+
+def pins() -> dict[str, str]:
+    """Name to version, as constraints.txt gives it for this platform and Python."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    entries = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    here = [entry for entry in entries if entry.marker is None or entry.marker.evaluate()]
+    assert all(len(entry.specifier) == 1 and str(entry.specifier).startswith("==") for entry in here)
+    return {canonicalize_name(entry.name): str(entry.specifier).removeprefix("==") for entry in here}
+
+
+def is_text(line: object) -> bool:
+    return isinstance(line, str)
+
+
+def required() -> Iterator[tuple[str, Requirement]]:
+    """(who asks, for what) throughout the tree below core and all extras, descending as far as it is installed."""
+    todo, seen = [("flowstudy", requirement) for requirement in WANTED], set()
+    while todo:
+        asker, requirement = todo.pop()
+        key = canonicalize_name(requirement.name), frozenset(requirement.extras)
+        yield asker, requirement
+        if key in seen:
+            continue
+        seen.add(key)
+        try:
+            below = distribution(requirement.name).requires or []
+        except PackageNotFoundError:
+            continue
+        for line in map(Requirement, below):
+            extras = {"", *requirement.extras}
+            if line.marker is None or any(line.marker.evaluate({"extra": extra}) for extra in extras):
+                todo.append((requirement.name, line))
+
+
+def test_every_requirement_is_pinned_to_a_version_that_satisfies_it():
+    """Core and all extras, with all that these require in turn, so that two installations are the same."""
+    pinned, wrong = pins(), []
+    for asker, requirement in required():
+        version = pinned.get(canonicalize_name(requirement.name))
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            wrong.append(f"{asker} needs {requirement}, constraints.txt has {version}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_what_is_installed_is_what_is_pinned():
+    """The tests run on the constrained versions; a local tag (torch's +cpu) is another build of the same version."""
+    if Path(sys.prefix) != ROOT / ".venv" or not (ROOT / ".venv" / ".core").exists():
+        pytest.skip("not the Makefile's .venv: versions are the environment's own")
+    pinned, wrong = pins(), []
+    for name in sorted({canonicalize_name(requirement.name) for _, requirement in required()} & pinned.keys()):
+        try:
+            installed = Version(distribution(name).version)
+        except PackageNotFoundError:
+            continue
+        if Version(installed.public) != Version(pinned[name]):
+            wrong.append(f"{name} {installed} is installed, constraints.txt has {pinned[name]}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_conda_environment_is_pyproject():
+    """Same packages, same lower bounds, under conda-forge's names; then pip has only flowstudy to add."""
+    lines = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    conda = {entry.name: entry.specifier for entry in map(Requirement, filter(is_text, lines))}
+    expected = {CONDA_NAMES.get(entry.name, entry.name): entry.specifier for entry in WANTED}
+    assert conda == expected | {"python": Requirement(f"python{PROJECT['requires-python']}").specifier,
+                                "pip": Requirement("pip").specifier}
+    assert list(itertools.filterfalse(is_text, lines)) == [{"pip": ["-e ."]}]
+
+
+def test_git_holds_no_notebook_outputs():
+    """Outputs belong to a run and its machine; the gallery keeps them."""
+    try:
+        listed = subprocess.run(["git", "ls-files", "-z", "--", "*.ipynb"], cwd=ROOT, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        cells = json.loads((ROOT / name).read_text(encoding="utf-8"))["cells"]
+        full = [i for i, cell in enumerate(cells) if cell.get("outputs") or cell.get("execution_count")]
+        assert not full, f"{name}: cells {full} hold outputs. Run `.venv/bin/nbstripout --keep-id {name}`."

@@ -1,0 +1,129 @@
+"""The studies as users run them: through regenerate.py and papermill, in processes of their own."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "studies").glob("*.ipynb"))
+PROFILES = yaml.safe_load((ROOT / "studies" / "profiles.yaml").read_text())
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # tiny nets: threads only cost
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of studies/ whose figures and results are its own."""
+    shutil.copytree(ROOT / "studies", tmp_path / "studies", ignore=shutil.ignore_patterns("__pycache__", ".ipynb*"))
+    return tmp_path
+
+
+def regenerate(checkout: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command(checkout, *arguments), capture_output=True, text=True, env=ONE_THREAD, timeout=300)
+
+
+def command(checkout: Path, *arguments: str) -> list[str]:
+    return [sys.executable, str(checkout / "studies" / "regenerate.py"), "--profile", "smoke", *arguments]
+
+
+def change_smoke(checkout: Path, change: dict) -> None:
+    path = checkout / "studies" / "profiles.yaml"
+    profiles = yaml.safe_load(path.read_text())
+    profiles["smoke"] = change
+    path.write_text(yaml.safe_dump(profiles))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_study_is_thin(path):
+    """Question, parameters, plan, run, plot, save; no function and no loop: what computes lives in the library."""
+    cells = nbformat.read(path, as_version=4)["cells"]
+    assert [cell["cell_type"] for cell in cells] == ["markdown"] + ["code"] * 5
+    assert cells[1]["metadata"]["tags"] == ["parameters"]
+    code = "\n".join(cell["source"] for cell in cells[1:])
+    assert not re.search(r"^\s*(def|for|while|class)\b", code, re.MULTILINE)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_profiles_name_every_study_and_only_known_parameters(profile):
+    """A parameter that a notebook does not have would be ignored by papermill."""
+    assert set(PROFILES[profile]) == {path.stem for path in NOTEBOOKS}
+    for study, parameters in PROFILES[profile].items():
+        assert set(parameters) <= set(papermill.inspect_notebook(str(ROOT / "studies" / f"{study}.ipynb")))
+
+
+def test_every_figure_is_made_once_and_the_gallery_shows_it(checkout):
+    """All studies run; a second run computes nothing; every link and picture of the gallery is there."""
+    first = regenerate(checkout)
+    assert first.returncode == 0, first.stderr
+    figures = checkout / "figures"
+    for path in NOTEBOOKS:
+        stamp = json.loads((figures / path.stem / "stamp.json").read_text())
+        assert {"parameters", "versions", "device", "commit", "seconds"} <= set(stamp)
+        assert list((figures / path.stem).glob("*.png"))
+    page = (figures / "index.html").read_text()
+    targets = re.findall(r'(?:href|src)="([^"#]+)"', page)
+    assert len(targets) > 20
+    assert [target for target in targets if not (figures / target).is_file()] == []
+    written = {path: path.stat().st_mtime_ns for path in (checkout / "results").rglob("*.parquet")}
+    second = regenerate(checkout)
+    assert second.stdout.count("unchanged") == len(NOTEBOOKS)
+    assert {path: path.stat().st_mtime_ns for path in (checkout / "results").rglob("*.parquet")} == written
+
+
+def test_a_misspelt_parameter_is_refused_before_anything_runs(checkout):
+    """papermill itself only warns."""
+    change_smoke(checkout, {"depth_vs_gradient": {"seeds": 1}, "loss_vs_depth": {"epoch": 1}})
+    done = regenerate(checkout)
+    assert done.returncode != 0
+    assert "loss_vs_depth: unknown parameter epoch; the notebook has" in done.stderr
+    assert not (checkout / "results").exists()
+
+
+def test_a_study_that_fails_does_not_stop_the_others(checkout):
+    """The run goes on, and ends non-zero with the name of what failed."""
+    fine = {"depths": [2], "inits": ["he_normal"], "gate_biases": [-1], "width": 4, "seeds": 1, "samples": 1}
+    change_smoke(checkout, {"loss_vs_depth": {"depths": [0]}, "jacobian_spectra": fine})
+    done = regenerate(checkout)
+    assert done.returncode != 0
+    assert done.stderr.strip().endswith("failed: loss_vs_depth. The other studies are done.")
+    assert "`depth` must be an integer of at least 1, got 0" in done.stderr
+    assert (checkout / "figures" / "jacobian_spectra" / "stamp.json").exists()
+    assert not (checkout / "figures" / "loss_vs_depth" / "stamp.json").exists()
+
+
+def test_a_killed_run_resumes_to_the_same_figures(checkout, tmp_path_factory):
+    """SIGKILL at several moments, then to the end: the bytes of the figures are those of an uninterrupted run."""
+    only = ("--only", "loss_vs_depth")
+    whole = tmp_path_factory.mktemp("whole")
+    shutil.copytree(checkout / "studies", whole / "studies")
+    assert regenerate(whole, *only).returncode == 0
+    for seconds in (3.0, 6.0, 8.0):
+        process = subprocess.Popen(command(checkout, *only), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                   env=ONE_THREAD)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert regenerate(checkout, *only).returncode == 0
+    figures = ("loss_vs_depth/figure_1.png", "loss_vs_depth/figure_1.pdf")
+    assert all((whole / "figures" / f).read_bytes() == (checkout / "figures" / f).read_bytes() for f in figures)
+
+
+def test_papermill_alone_writes_to_figures(checkout):
+    """`papermill studies/<study>.ipynb` from the repository's root needs no script of ours."""
+    tiny = ["-y", "depths: [2]", "-p", "seeds", "1", "-p", "width", "4", "-p", "samples", "2"]
+    with (checkout / "out.ipynb").open("w") as out:
+        done = subprocess.run([sys.executable, "-m", "papermill", "studies/depth_vs_gradient.ipynb", *tiny],
+                              cwd=checkout, stdout=out, stderr=subprocess.PIPE, text=True, env=ONE_THREAD, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (checkout / "figures" / "depth_vs_gradient" / "slope_by_depth.png").exists()
+    assert "image/png" in (checkout / "out.ipynb").read_text()  # the figure shows in the notebook
