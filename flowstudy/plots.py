@@ -105,7 +105,7 @@ def condition_by_depth(frame: pd.DataFrame) -> Figure:
             rows = spread[spread["panel"] == panel]
             for (family, part), style in zip(rows.groupby("family", sort=False), line_styles(), strict=False):
                 median_and_band(ax, part, "depth", "log10_condition", label=family, **style)
-            ax.set_title(panel)
+            ax.set(title=panel, yscale="log")
             depth_axis(ax, rows["depth"])
             ax.legend(loc="best")
         finish(figure, axes, len(panels), "depth (hidden layers)", "log$_{10}$ condition number (non-zero part)")

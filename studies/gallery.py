@@ -57,7 +57,8 @@ def section(out: Path, study: str, stamp: dict) -> str:
                    for name, value in stamp["parameters"].items() if name not in ("results", "figures"))
     versions = ", ".join(f"{name} {number}" for name, number in stamp["versions"].items())
     return (f'<section id="{study}"><h2>{html.escape(title)}</h2>{text}<div class="figures">{figures}</div>'
-            f'<p>Executed notebook: <a href="{study}/{study}.html">page</a>, <a href="{study}/{study}.ipynb">ipynb</a>. '
+            f'<p>Executed notebook: <a href="{study}/{study}.html">page</a>, '
+            f'<a href="{study}/{study}.ipynb">ipynb</a>. '
             f"Data: {data}.</p><details><summary>Parameters ({stamp['profile']} profile)</summary><table>{rows}"
             f"</table></details><p class='quiet'>{stamp['seconds']} s on {html.escape(stamp['device'])}, "
             f"{stamp['finished']}, commit {html.escape(stamp['commit'])}; {html.escape(versions)}</p></section>\n")

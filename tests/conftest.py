@@ -4,7 +4,7 @@ import jaxtyping
 import pytest
 import torch
 
-torch.set_num_threads(2)  # the nets here are small: more threads only wait for one another
+torch.set_num_threads(1)  # small nets: on busy cores a second thread makes them 10 times slower
 
 HAVE_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

@@ -88,11 +88,11 @@ def test_highway_block_is_the_papers_equation(affine):
 
 
 @pytest.mark.parametrize("affine", AFFINES)
-def test_highway_block_splits_the_same_axis_under_vmap(affine):
-    """A block mapped over samples is the block of the batch."""
+def test_highway_block_splits_its_channels_whatever_comes_before(affine):
+    """One sample without a sample axis, and samples under vmap, are rows of the batch's output."""
     block, x = block_and_input(affine)
-    single = torch.func.vmap(lambda sample: block(sample.unsqueeze(0)).squeeze(0))(x)
-    assert_close(single, block(x), rtol=1e-13, atol=1e-14)
+    assert_close(block(x[0]), block(x)[0], rtol=1e-13, atol=1e-14)
+    assert_close(torch.func.vmap(block)(x), block(x), rtol=1e-13, atol=1e-14)
 
 
 def test_set_gate_bias_moves_the_gate_alone():

@@ -8,8 +8,9 @@ from cases import CLASSES, FEATURES, NETS, Awkward, assert_same, batch, build, f
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from flowstudy.measure import JacobianSpectrum, jacobian_spectrum
+from flowstudy.measure import JacobianSpectrum, jacobian_spectrum, stacked_jacobian_spectrum
 from flowstudy.nets import HighwayNet, PlainNet, initialize
+from flowstudy.train import stack
 
 
 def slow_jacobian(function, sample: Tensor) -> Tensor:
@@ -25,19 +26,20 @@ def assert_spectrum_of(spectrum: JacobianSpectrum, jacobians: list[Tensor]) -> N
     for log_s, below, mean_squared, jacobian in zip(spectrum.log_singular_values, spectrum.below_floor,
                                                     spectrum.mean_squared, jacobians, strict=True):
         expected = torch.linalg.svdvals(jacobian)
-        known = ~log_s.isnan()
-        assert_close(log_s[known].exp(), expected[known], rtol=0, atol=1e-13 * expected[0].item())
-        assert below == (~known).sum()
-        assert not known.any() or (log_s[known].diff() <= 0).all()
+        known = log_s.isfinite()
+        assert_close(torch.where(known, log_s.exp(), 0.0), expected, rtol=0, atol=1e-13 * expected[0].item())
+        assert below == log_s.isnan().sum()
+        assert (log_s[known].diff() <= 0).all() and not known[known.sum():].any()
         assert_close(mean_squared, jacobian.square().sum() / jacobian.shape[1], rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("method", ["product", "dense"])
 @pytest.mark.parametrize("part", ["all", "body"])
 @pytest.mark.parametrize("name", [name for name in NETS if not name.endswith("L1")])
-def test_equal_to_autograd_row_by_row(name, part):
-    """Both parts have the singular values of the Jacobian that a loop of autograd calls builds."""
+def test_equal_to_autograd_row_by_row(name, part, method):
+    """By either route both parts have the singular values of the Jacobian that a loop of autograd calls builds."""
     net, (x, _) = build(name), batch(3)
-    spectrum = jacobian_spectrum(net, x, part=part)
+    spectrum = jacobian_spectrum(net, x, part=part, method=method)
     twin = build(name).double()
     first, *rest = twin.hidden_layers
     function, points = (twin, x) if part == "all" else (nn.Sequential(*rest), first(x.double()).detach())
@@ -96,19 +98,38 @@ def test_log_volume_is_the_sum_over_layers():
     assert spectrum.log_singular_values.sum().item() == pytest.approx(volume.item(), abs=error)
 
 
-def test_rank_of_a_relu_net_is_its_narrowest_count_of_live_units():
-    """As many singular values as the layer with fewest live units has; the others are below the floor, and nan."""
+@pytest.mark.parametrize("method", ["product", "dense"])
+def test_rank_of_a_relu_net_is_its_narrowest_count_of_live_units(method):
+    """As many values as the layer with fewest live units; of the rest the product route says 0, the dense not known."""
     net = initialize(PlainNet(FEATURES, 14, 4, CLASSES).double(), "he_normal", seed=3)
     x, _ = batch(6)
-    spectrum = jacobian_spectrum(net, x, part="body")
+    spectrum = jacobian_spectrum(net, x, part="body", method=method)
     h, live = net.input(x.double()), []
     for block in net.blocks:
         h = block(h)
         live.append((h > 0).sum(1))
     rank = torch.stack(live).amin(0)
-    assert torch.equal(spectrum.below_floor.long(), 14 - rank)
-    assert torch.equal(spectrum.log_singular_values.isnan().sum(1), 14 - rank)
+    assert torch.equal(spectrum.rank, rank)
+    for log_s, one in zip(spectrum.log_singular_values, rank, strict=True):
+        assert (log_s[one:].isnan() if method == "dense" else log_s[one:] == -math.inf).all()
+    assert torch.equal(spectrum.below_floor, 14 - rank if method == "dense" else torch.zeros_like(rank))
     assert spectrum.log_condition_number.isinf().all()
+
+
+@pytest.mark.parametrize("part", ["all", "body"])
+@pytest.mark.parametrize("name", ["PlainNet-relu-L9", "HighwayNet-tanh-L9"])
+def test_stack_is_measured_as_each_net_alone(name, part):
+    """Row i of a stack is the spectrum of net i; a net of nan is nan and leaves its neighbours' bits alone."""
+    nets, (x, _) = [build(name, seed) for seed in range(3)], batch(2)
+    many = stack(nets)
+    log_s = stacked_jacobian_spectrum(many.template, many.state, x, part=part)
+    for row, net in zip(log_s, nets, strict=True):
+        assert_close(row, jacobian_spectrum(net, x, part=part).log_singular_values, rtol=0, atol=1e-10)
+    for value in many.state.values():
+        value[1] = torch.nan
+    wild = stacked_jacobian_spectrum(many.template, many.state, x, part=part)
+    assert torch.equal(wild[[0, 2]], log_s[[0, 2]])
+    assert wild[1].isnan().all()
 
 
 def test_drawn_inputs_depend_on_the_seed_alone():
@@ -142,14 +163,15 @@ def test_same_numbers_on_every_device(device):
 
 ERRORS = {
     "part": (ValueError, lambda: (build("PlainNet-tanh-L9"), batch()[0]), {"part": "head"},
-             r"`part` must be 'all' or 'body', got 'head'"),
+             r"`part` must be 'all', 'body' .*got 'head'"),
     "no body": (ValueError, lambda: (build("PlainNet-tanh-L1"), batch()[0]), {"part": "body"}, r".*at least two"),
-    "shape unknown": (ValueError, lambda: (nn.Sequential(nn.Linear(3, 2)),), {}, r"`x` must be given.*Pass a batch"),
+    "shape unknown": (ValueError, lambda: (nn.Sequential(nn.Conv2d(1, 1, 1)),), {}, r"`x` must be given.*Pass a batch"),
     "integers": (TypeError, lambda: (build("PlainNet-tanh-L9"), torch.ones(2, FEATURES).long()), {},
                  r"`x` must be real, got torch\.int64"),
-    "no samples": (ValueError, lambda: (build("PlainNet-tanh-L9"),), {"samples": 0}, r"`samples` must be at least 1"),
+    "no samples": (ValueError, lambda: (build("PlainNet-tanh-L9"),), {"samples": 0}, r"`samples` must be an integer"),
     "empty": (ValueError, lambda: (build("PlainNet-tanh-L9"), torch.ones(0, FEATURES)), {}, r"`x` must be a batch"),
     "nan": (ValueError, lambda: (build("PlainNet-tanh-L9"), torch.full((1, FEATURES), math.nan)), {}, r"`x` must be"),
+    "method": (ValueError, lambda: (build("PlainNet-tanh-L9"),), {"method": "fast"}, r"`method` must be one of auto"),
     "function": (TypeError, lambda: (torch.tanh,), {}, r"`model` must be an nn\.Module"),
 }
 

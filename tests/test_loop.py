@@ -156,6 +156,16 @@ def test_a_net_that_begins_as_nan_diverged_at_epoch_0():
     assert history.loss[0].isfinite().all() and history.loss[1].isnan().all()
 
 
+def test_a_loss_that_comes_back_does_not_count(monkeypatch):
+    """From the first epoch with a loss that is not finite, all is nan, also where a later loss would be finite."""
+    losses = iter(torch.tensor([[2.0, 2.0], [1.0, math.inf], [0.5, 1.0], [0.4, math.nan]], dtype=torch.float64))
+    monkeypatch.setattr(loop, "training_loss", lambda *_: next(losses))
+    history = train(nets_of(range(2)), data(), settings([0.1, 0.1]))
+    assert history.diverged.tolist() == [-1, 1]
+    assert torch.equal(history.loss[0], torch.tensor([2.0, 1.0, 0.5, 0.4], dtype=torch.float64))
+    assert history.loss[1, 0] == 2 and history.loss[1, 1:].isnan().all()
+
+
 def test_training_leaves_the_given_stack_as_it_was():
     """The nets handed in are the nets at epoch 0 afterwards as well; the trained ones are new."""
     nets = nets_of(range(2))

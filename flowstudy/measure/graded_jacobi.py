@@ -18,13 +18,15 @@ EPS = torch.finfo(torch.float64).eps
 LN2 = math.log(2.0)
 DEAD = -2.0**50     # exponent of a row that is exactly zero: below anything a product can reach, still an exact integer
 BLOCK = 16          # rows per Jacobi block; two blocks meet at a time. 16 was fastest of 8, 16, 32 at width 64 and 256
-MAX_FLIPS = 8       # a flip divides the coupling of two rows by the ratio of their sizes, and is cheaper than a sweep
+FLIPS = 4           # a flip divides the coupling of two rows by the ratio of their sizes, and is cheaper than a sweep
 MAX_SWEEPS = 40     # 3 to 8 are needed; more only for NaN, which never counts as coupled
 
 
-def power_ratio(exponents: Float[Tensor, "batch rows"]) -> Float[Tensor, "batch rows rows"]:
-    """2**(e_j - e_i), exact; capped where it could overflow, which is only where it multiplies a zero."""
-    return torch.exp2((exponents.unsqueeze(-2) - exponents.unsqueeze(-1)).clamp_(-1100.0, 900.0))
+def power_ratio(exponents: Float[Tensor, "batch columns"], shift: Float[Tensor, "batch rows"] | None = None,
+                ) -> Float[Tensor, "batch rows columns"]:
+    """2**(e_j - e_i - shift_i), exact; capped where it could overflow, which is only where it multiplies a zero."""
+    shifted = exponents if shift is None else exponents[:, :shift.shape[-1]] + shift
+    return torch.exp2((exponents.unsqueeze(-2) - shifted.unsqueeze(-1)).clamp_(-1100.0, 900.0))
 
 
 def normalize_rows(exponents: Float[Tensor, "batch rows"], u: Float[Tensor, "batch rows columns"],
@@ -75,9 +77,7 @@ def graded_singular_values(exponents: Float[Tensor, "batch rows"], u: Float[Tens
     exponents, u, dependence = flip(exponents, u)
     dependence = dependence.nan_to_num(nan=1.0, posinf=1.0).cummax(-1).values   # 0 / 0 in dead rows
     exponents, u, _ = flip(exponents, u)
-    for _ in range(MAX_FLIPS - 2):
-        if not coupled(exponents, u @ u.mT).any():
-            break
+    for _ in range(FLIPS - 2):
         exponents, u, _ = flip(exponents, u)
     u = orthogonalize_rows(exponents, u)
     return log_row_norms(exponents, u).sort(dim=-1, descending=True).values, dependence
@@ -110,7 +110,7 @@ def orthogonalize_rows(exponents: Float[Tensor, "batch rows"], u: Float[Tensor, 
     of a meeting are found on its small triangular factor and applied to the long rows as one matrix product; a
     meeting whose rows are already orthogonal costs nothing.
     """
-    batch, rows, columns = u.shape
+    rows = u.shape[-2]
     blocks = max(2, 2 * math.ceil(rows / (2 * BLOCK)))
     size = math.ceil(rows / blocks)
     padding = blocks * size - rows

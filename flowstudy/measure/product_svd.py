@@ -29,10 +29,12 @@ Factor = Tensor | Callable[[Tensor], Tensor]
 # A direction is dead where R's diagonal is below this, times columns, times the size of the factor's row it came from.
 # Rounding leaves 1 to 3 eps * sqrt(columns); Gaussian factors come no nearer than 1e-9 in 1e6 draws.
 RANK_TOLERANCE = 8 * EPS
-BLOCK_RATIO = 300.0      # several factors share one QR while max / min of diag R stays below: costs < 1e-13 in a log
+BLOCK_RATIO = 300.0      # several factors share one QR while max / min of diag R stays below: costs 1e-12 in a log
 LARGEST_BLOCK = 16
+SAFE_SQUARE = 2.0**200   # columns of Q' with squared norms in between this and its inverse need no scaling
+TIDY_EVERY = 8           # QRs between two normalisations of U's rows; they drift by powers of two only
 SORT_SLACK = 4.0         # [bits] columns are put in order of size only where they are out of order by more
-ERROR_FACTOR = 4.0       # makes log_error a bound in all but rare cases; calibrated against mpmath in the tests
+ERROR_FACTOR = 16.0      # makes log_error a bound in all but rare cases; calibrated against mpmath in the tests
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,11 @@ class Graded:
     q: Float[Tensor, "batch rows directions"]
     exponents: Float[Tensor, "batch directions"]        # whole numbers; DEAD where the direction is exactly zero
     u: Float[Tensor, "batch directions columns"]
-    sensitivity: Float[Tensor, "batch directions"]      # sum over QRs of squared condition numbers
+    angle: Float[Tensor, "batch directions"]            # squared error of the angle to the next direction, over eps**2
+    variance: Float[Tensor, "batch directions"]         # squared error of the log sizes so far, over eps**2
     valid: Bool[Tensor, " batch"]                       # no NaN or infinity so far
     untouched: Bool[Tensor, " batch"]                   # every factor so far was exactly the identity
+    steps: int                                          # QRs so far
 
 
 def product_svd(factors: Iterable[Factor], *, columns: int | None = None, batch_shape: tuple[int, ...] = (),
@@ -96,17 +100,17 @@ def product_svd(factors: Iterable[Factor], *, columns: int | None = None, batch_
     batch_shape = common_batch(first, batch_shape)
     state = start(call, first, columns, batch_shape, device, seed)
     columns = state.q.shape[-1]
-    size = block or 1
+    size, largest = block or 1, LARGEST_BLOCK
     while chunk := list(itertools.islice(rest, size)):
         advanced, ratio = advance(call, state, chunk)
         if block is None and len(chunk) > 1 and ratio > BLOCK_RATIO:
             for factor in chunk:   # conditioning too poor to share a QR
                 state, _ = advance(call, state, [factor])
-            size //= 2
+            size = largest = size // 2
             continue
         state = advanced
         if block is None and ratio ** 2 <= BLOCK_RATIO:
-            size = min(2 * size, LARGEST_BLOCK)
+            size = min(2 * size, largest)
     return spectrum(state, batch_shape, columns)
 
 
@@ -175,42 +179,67 @@ def start(call: str, first: Factor, columns: int | None, batch_shape: tuple[int,
     members = torch.Size(batch_shape).numel()
     ones = torch.ones(members, columns, dtype=torch.float64, device=q.device)
     flags = torch.ones(members, dtype=torch.bool, device=q.device)
-    return Graded(q=q.expand(members, -1, -1), exponents=0 * ones, u=torch.diag_embed(ones), sensitivity=0 * ones,
-                  valid=flags, untouched=flags)
+    return Graded(q=q.expand(members, -1, -1), exponents=0 * ones, u=torch.diag_embed(ones), angle=0 * ones,
+                  variance=0 * ones, valid=flags, untouched=flags, steps=0)
 
 
 def advance(call: str, state: Graded, chunk: list[Factor]) -> tuple[Graded, float]:
     """The product times the factors of the chunk, by one QR; and the largest max / min of its diag R in the batch."""
-    m, exponent, valid = state.q, torch.zeros_like(state.exponents[:, 0]), state.valid
-    for factor in chunk:
-        m, shift = apply(call, check_factor(call, factor), m)
-        valid = valid & shift.isfinite()
-        exponent = exponent + shift.nan_to_num(nan=0.0)
-    m = torch.where((valid.unsqueeze(-1) & (state.exponents > DEAD / 2)).unsqueeze(-2), m, 0.0)
+    m, exponent = apply_all(call, state, chunk, scaled=False)
+    gram = m.mT @ m
+    peak = gram.diagonal(dim1=-2, dim2=-1).amax(-1)
+    if not ((peak < SAFE_SQUARE) & (peak > 1 / SAFE_SQUARE)).all():   # NaN compares false
+        m, exponent = apply_all(call, state, chunk, scaled=True)
+        gram = m.mT @ m
+    valid = state.valid & exponent.isfinite()
     unchanged = same_as(m, state.q) & valid & (exponent == 0)
-    grown, ratio = absorb(replace(state, valid=valid, untouched=state.untouched & unchanged), m, exponent)
+    state = replace(state, valid=valid, untouched=state.untouched & unchanged)
+    if unchanged.all():
+        return state, 1.0
+    grown, ratio = absorb(state, m, gram, exponent.nan_to_num(nan=0.0))
     if unchanged.any():   # an exact identity leaves the state as it was, to the bit
-        grown = Graded(*(torch.where(unchanged.view(-1, *[1] * (new.ndim - 1)), old, new)
-                         for old, new in zip(vars(state).values(), vars(grown).values(), strict=True)))
-        ratio = torch.where(unchanged, 1.0, ratio)
+        grown, ratio = keep(unchanged, state, grown), torch.where(unchanged, 1.0, ratio)
     return grown, float(ratio.max())
 
 
-def apply(call: str, factor: Factor, x: Float[Tensor, "batch inputs k"],
+def keep(members: Bool[Tensor, " batch"], old: Graded, new: Graded) -> Graded:
+    """The new state, but the old one for some members; both of the same shape."""
+    return replace(new, **{name: torch.where(members.view(-1, *[1] * (value.ndim - 1)), getattr(old, name), value)
+                           for name, value in vars(new).items() if isinstance(value, Tensor)})
+
+
+def apply_all(call: str, state: Graded, chunk: list[Factor], *, scaled: bool,
+              ) -> tuple[Float[Tensor, "batch rows directions"], Float[Tensor, " batch"]]:
+    """A_j ... A_i Q / 2**exponent, and exponent; zeros in dead directions and, with NaN exponents, in lost members.
+
+    Scaling costs passes over the data, so the caller tries without first; a member that needs none gets the same bits.
+    """
+    m, exponent = state.q, torch.zeros_like(state.exponents[:, 0])
+    for factor in chunk:
+        m, shift = apply(call, check_factor(call, factor), m, scaled)
+        exponent = exponent + shift
+    alive = (state.valid & exponent.isfinite()).unsqueeze(-1) & (state.exponents > DEAD / 2)
+    return (m if alive.all() else torch.where(alive.unsqueeze(-2), m, 0.0)), exponent
+
+
+def apply(call: str, factor: Factor, x: Float[Tensor, "batch inputs k"], scaled: bool,
           ) -> tuple[Float[Tensor, "batch outputs k"], Float[Tensor, " batch"]]:
-    """A x / 2**shift without overflow, and shift; NaN shift and zeros where A or the result is not finite."""
+    """A x / 2**shift, and shift."""
     members, inputs, _ = x.shape
+    unscaled = torch.zeros(members, dtype=torch.float64, device=x.device)
     if isinstance(factor, Tensor):
         if factor.shape[-1] != inputs:
             raise ValueError(f"{call}: a factor of shape {tuple(factor.shape)} must have {inputs} columns to follow "
                              "what comes before it. `factors` begin with the one applied first.")
-        a, shift = scale(flatten_batch(call, factor, members))
+        a, shift = flatten_batch(call, factor, members), unscaled
+        if scaled:
+            a, shift = scale(a)
         return a @ x, shift.expand(members)
     y = factor(x)
     if y.ndim != 3 or y.shape[0] != members or y.shape[2] != x.shape[2]:
         raise ValueError(f"{call}: a factor's function must return ({members}, rows, {x.shape[2]}) for an argument of "
                          f"shape {tuple(x.shape)}, got {tuple(y.shape)}.")
-    return scale(y.double())
+    return scale(y.detach().double()) if scaled else (y.detach().double(), unscaled)
 
 
 def flatten_batch(call: str, factor: Tensor, members: int) -> Float[Tensor, "batch rows columns"]:
@@ -222,14 +251,18 @@ def flatten_batch(call: str, factor: Tensor, members: int) -> Float[Tensor, "bat
     return flat
 
 
-def scale(a: Float[Tensor, "batch rows columns"]) -> tuple[Float[Tensor, "batch rows columns"], Float[Tensor, " batch"]]:
-    """Each member divided by the power of two that brings its largest entry into [0.5, 1), and that power."""
+def scale(a: Float[Tensor, "batch rows columns"],
+          ) -> tuple[Float[Tensor, "batch rows columns"], Float[Tensor, " batch"]]:
+    """Each member divided by the power of two that brings its largest entry into [0.5, 1), and its exponent.
+
+    Entries from 2**-20 to 2**20 are left as they are. A member that is not finite becomes zeros, its exponent NaN.
+    """
     peak = a.abs().amax((-2, -1))
-    finite = peak.isfinite()
-    shift = torch.frexp(torch.where(finite, peak, 0.0)).exponent.to(a)
-    # two steps, for 2**1074 is no float64
-    scaled = a * torch.exp2(-(shift / 2).floor())[:, None, None] * torch.exp2(-(shift / 2).ceil())[:, None, None]
-    return torch.where(finite[:, None, None], scaled, 0.0), torch.where(finite, shift, torch.nan)
+    shift = torch.frexp(peak).exponent.to(a)
+    shift = torch.where((shift.abs() <= 20) | (peak == 0), 0.0, shift).masked_fill(~peak.isfinite(), torch.nan)
+    half = torch.exp2(-(shift / 2).floor()), torch.exp2(-(shift / 2).ceil())   # two steps: 2**1074 is no float64
+    scaled = a * half[0][:, None, None] * half[1][:, None, None]
+    return torch.where(shift.isnan()[:, None, None], 0.0, scaled), shift
 
 
 def same_as(m: Tensor, q: Tensor) -> Bool[Tensor, " batch"]:
@@ -240,28 +273,50 @@ def same_as(m: Tensor, q: Tensor) -> Bool[Tensor, " batch"]:
     return (m == q).all(-1).all(-1) if same.any() else same
 
 
-def absorb(state: Graded, m: Float[Tensor, "batch rows directions"], exponent: Float[Tensor, " batch"],
+def absorb(state: Graded, m: Float[Tensor, "batch rows directions"],
+           gram: Float[Tensor, "batch directions directions"], exponent: Float[Tensor, " batch"],
            ) -> tuple[Graded, Float[Tensor, " batch"]]:
     """Q diag(2**e) U with Q replaced by 2**exponent m: one QR, R taken up by e and U. And max / min of diag R."""
-    state, m = in_order(state, m)
-    q, r, by_cholesky = batched_qr(m)
+    state, m, gram = in_order(state, m, gram)
+    q, r, by_cholesky = batched_qr(m, gram=gram)
     kept = r.shape[-2]
     pivot = r.diagonal(dim1=-2, dim2=-1).abs()
-    size, dead = pivot.amax(-1, keepdim=True).expand_as(pivot), pivot == 0
+    size, dead = pivot.amax(-1, keepdim=True), pivot == 0
     if not by_cholesky.all():
         row_size = row_sizes(m).sort(dim=-1, descending=True).values[:, :kept] * m.shape[-1] ** 0.5
         size = torch.where(by_cholesky[:, None], size, row_size)
         dead = torch.where(by_cholesky[:, None], dead, trailing(pivot <= RANK_TOLERANCE * m.shape[-1] ** 0.5 * size))
         r = r.masked_fill(dead.unsqueeze(-1), 0.0)
-    u = (r * power_ratio(state.exponents)[:, :kept]) @ state.u
+    shift = torch.frexp(pivot).exponent.to(r)
+    u = (r * power_ratio(state.exponents, shift)) @ state.u
+    exponents = torch.where(dead, DEAD, state.exponents[:, :kept] + shift + exponent.unsqueeze(-1))
     if u.shape[-1] > kept:   # a bottleneck: U = L P, the orthonormal rows of P change no singular value
         u = torch.linalg.qr(u.mT, mode="r").R.mT
-    exponents, u = normalize_rows(state.exponents[:, :kept] + exponent.unsqueeze(-1), u)
-    condition = torch.where(dead, 1.0, size / pivot).cummax(-1).values
+    if state.steps % TIDY_EVERY == 0 or not by_cholesky.all():
+        exponents, u = normalize_rows(exponents, u)
+    angle, variance = propagate_error(state.angle[:, :kept], state.variance[:, :kept], r, dead, size)
     ratio = pivot.amax(-1) / pivot.masked_fill(dead, torch.inf).amin(-1)
-    grown = replace(state, q=q, exponents=exponents, u=u,
-                    sensitivity=state.sensitivity[:, :kept] + condition.square())
-    return grown, ratio
+    return replace(state, q=q, exponents=exponents, u=u, angle=angle, variance=variance, steps=state.steps + 1), ratio
+
+
+def propagate_error(angle: Float[Tensor, "batch k"], variance: Float[Tensor, "batch k"],
+                    r: Float[Tensor, "batch k columns"], dead: Bool[Tensor, "batch k"], size: Tensor,
+                    ) -> tuple[Float[Tensor, "batch k"], Float[Tensor, "batch k"]]:
+    """Squared errors, in units of eps, of the angles between neighbouring directions and of their log sizes.
+
+    A QR of condition number kappa, that of its leading block, turns the directions by eps * kappa and changes the logs
+    by as much. An angle grows by the ratio of the pivots, r_{i+1} / r_i, and a turned direction i picks up
+    r_{i,i+1} / r_i of it in its size. To first order, neighbours only, signs taken as random.
+    """
+    pivot = r.diagonal(dim1=-2, dim2=-1).abs()
+    condition = torch.where(dead, 1.0, size / pivot).cummax(-1).values.square()
+    here = pivot[:, :-1].square()
+    growth = torch.where(dead[:, 1:], 0.0, pivot[:, 1:].square() / here)
+    shear = torch.where(dead[:, 1:], 0.0, r[:, :, :r.shape[-2]].diagonal(1, -2, -1).square() / here)
+    picked_up = (angle[:, :-1] * shear).clamp_(max=1 / EPS ** 2)
+    pad = torch.nn.functional.pad
+    angle = pad(angle[:, :-1] * growth, (0, 1)).clamp_(max=1 / EPS ** 2) + condition
+    return angle, variance + condition + pad(picked_up, (0, 1)) + pad(picked_up, (1, 0))
 
 
 def trailing(flag: Bool[Tensor, "batch k"]) -> Bool[Tensor, "batch k"]:
@@ -270,21 +325,22 @@ def trailing(flag: Bool[Tensor, "batch k"]) -> Bool[Tensor, "batch k"]:
 
 
 def in_order(state: Graded, m: Float[Tensor, "batch rows directions"],
-             ) -> tuple[Graded, Float[Tensor, "batch rows directions"]]:
+             gram: Float[Tensor, "batch directions directions"]) -> tuple[Graded, Tensor, Tensor]:
     """Directions by decreasing size of their column in m diag(2**e), where that is not nearly so: keeps U of order one.
 
     Stewart 1997; Bai, Lee, Li, Xu 2011 ("pre-pivoting").
     """
-    size = torch.linalg.vector_norm(m, dim=-2).log2() + state.exponents
+    size = 0.5 * gram.diagonal(dim1=-2, dim2=-1).log2() + state.exponents
     unsorted = (size > size.cummin(-1).values + SORT_SLACK).any(-1)
     if not unsorted.any():
-        return state, m
+        return state, m, gram
     order = size.argsort(dim=-1, descending=True, stable=True)
     order = torch.where(unsorted[:, None], order, torch.arange(size.shape[-1], device=m.device))
     rows = order.unsqueeze(-1).expand(-1, -1, state.u.shape[-1])
     state = replace(state, exponents=state.exponents.gather(-1, order), u=state.u.gather(-2, rows),
-                    sensitivity=state.sensitivity.gather(-1, order))
-    return state, m.gather(-1, order.unsqueeze(-2).expand_as(m))
+                    angle=state.angle.gather(-1, order), variance=state.variance.gather(-1, order))
+    m = m.gather(-1, order.unsqueeze(-2).expand_as(m))
+    return state, m, m.mT @ m
 
 
 def spectrum(state: Graded, batch_shape: tuple[int, ...], columns: int) -> ProductSpectrum:
@@ -292,13 +348,14 @@ def spectrum(state: Graded, batch_shape: tuple[int, ...], columns: int) -> Produ
     r = torch.linalg.qr(state.q, mode="r").R
     u = torch.where(state.untouched[:, None, None], state.u, (r * power_ratio(state.exponents)) @ state.u)
     log_values, dependence = graded_singular_values(state.exponents, u)
-    sensitivity = (state.sensitivity + dependence.square()).sqrt()
-    log_error = ERROR_FACTOR * EPS * torch.where(log_values == -torch.inf, 0.0, sensitivity + log_values.abs())
+    # smaller values are never claimed to be more certain: the estimates of close neighbours may be swapped
+    error = (state.variance + dependence.square()).cummax(-1).values.sqrt() + log_values.abs()
+    log_error = ERROR_FACTOR * EPS * torch.where(log_values == -torch.inf, 0.0, error)
     missing = min(state.q.shape[-2], columns) - log_values.shape[-1]   # a bottleneck inside the product
     log_values = torch.nn.functional.pad(log_values, (0, missing), value=-torch.inf)
     log_error = torch.nn.functional.pad(log_error, (0, missing))
     rank = torch.where(state.valid, log_values.isfinite().sum(-1), -1)
     invalid = ~state.valid.unsqueeze(-1)
-    return ProductSpectrum(log_values.masked_fill(invalid, torch.nan).unflatten(0, batch_shape or (1,)),
-                           log_error.masked_fill(invalid, torch.nan).unflatten(0, batch_shape or (1,)),
-                           rank.unflatten(0, batch_shape or (1,)))
+    shape = (*batch_shape, log_values.shape[-1])
+    return ProductSpectrum(log_values.masked_fill(invalid, torch.nan).reshape(shape),
+                           log_error.masked_fill(invalid, torch.nan).reshape(shape), rank.reshape(batch_shape))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 import torch
 
-from flowstudy.measure import jacobian_spectrum, stacked_gradient_flow
+from flowstudy.measure import stacked_gradient_flow, stacked_jacobian_spectrum
 from flowstudy.measure.gradients import STATISTICS
 from flowstudy.nets import initialize
 from flowstudy.train import Dataset, Settings, Stack, stack_states, train
@@ -30,8 +30,8 @@ def training_loss(cells: Sequence[Cell], data: Dataset, tick: Tick) -> pd.DataFr
 
 def gradient_flow_rows(cells: Sequence[Cell], data: Dataset, tick: Tick, samples: int = 100) -> pd.DataFrame:
     """`gradient_flow`'s statistics per `layer`, on the first training samples, after the cell's epochs."""
-    nets = trained(cells, data, tick)
     x, y = first_samples(data, samples)
+    nets = trained(cells, data, tick)
     statistics = stacked_gradient_flow(nets.template, nets.state, x, y)
     layers = next(iter(statistics.values())).shape[1]
     return pd.DataFrame({
@@ -43,18 +43,16 @@ def gradient_flow_rows(cells: Sequence[Cell], data: Dataset, tick: Tick, samples
 def jacobian_spectrum_rows(cells: Sequence[Cell], data: Dataset, tick: Tick, samples: int = 4,
                            part: str = "body") -> pd.DataFrame:
     """`log_singular_value` per `sample` and `rank` (1 is the largest), on the first training samples."""
-    nets = trained(cells, data, tick)
     x, _ = first_samples(data, samples)
-    frames = []
-    for i in range(len(nets)):
-        log_s = jacobian_spectrum(nets.net(i), x, part=part, samples=samples).log_singular_values
-        frames.append(pd.DataFrame({
-            "cell": i,
-            "sample": torch.arange(len(log_s)).repeat_interleave(log_s.shape[1]).numpy(),
-            "rank": torch.arange(1, log_s.shape[1] + 1).repeat(len(log_s)).numpy(),
-            "log_singular_value": log_s.flatten().numpy(),
-        }))
-    return pd.concat(frames, ignore_index=True)
+    nets = trained(cells, data, tick)
+    log_s = stacked_jacobian_spectrum(nets.template, nets.state, x, part=part)
+    count, _, ranks = log_s.shape
+    return pd.DataFrame({
+        "cell": torch.arange(count).repeat_interleave(samples * ranks).numpy(),
+        "sample": torch.arange(samples).repeat_interleave(ranks).repeat(count).numpy(),
+        "rank": torch.arange(1, ranks + 1).repeat(count * samples).numpy(),
+        "log_singular_value": log_s.flatten().numpy(),
+    })
 
 
 MEASUREMENTS = {"training_loss": training_loss, "gradient_flow": gradient_flow_rows,

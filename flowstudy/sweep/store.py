@@ -53,7 +53,7 @@ class Store:
         path = folder / f"{digest(footer['cells'])}.parquet"
         unfinished = folder / f".{path.stem}.{socket.gethostname()}.{os.getpid()}.tmp"
         try:
-            pq.write_table(arrow, unfinished, compression="zstd")
+            pq.write_table(arrow, unfinished, compression="zstd", write_page_checksum=True)
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)
@@ -68,7 +68,13 @@ class Store:
             raise KeyError(f"Store.load: {len(absent)} of {len(order)} cells are not in {self.root / table}. "
                            "Run them first.")
         files = dict.fromkeys(stored[key] for key in order)
-        frames = [pq.read_table(path).to_pandas() for path in files]
+        frames = []
+        for path in files:
+            try:
+                frames.append(pq.read_table(path, page_checksum_verification=True).to_pandas())
+            except (OSError, pa.ArrowInvalid) as error:  # the footer was whole, the rows are not
+                set_aside(path, error)
+                return self.load(cells, table)  # its cells are in another file, or missing
         kept = [frame[[stored[key] == path and key in order for key in frame["cell"]]]
                 for path, frame in zip(files, frames, strict=True)]
         rows = pd.concat(kept, ignore_index=True)
@@ -86,12 +92,18 @@ class Store:
             if footer["schema"] != SCHEMA:
                 raise ValueError(f"its schema is {footer['schema']}, this version reads {SCHEMA}")
             return footer["cells"]
-        except (OSError, ValueError, KeyError, pa.ArrowInvalid) as error:
-            aside = path.with_name(path.name + ".unreadable")
-            path.replace(aside)
-            warnings.warn(f"Store: {path} is not a table of flowstudy ({error}); set aside as {aside.name}, its cells "
-                          "count as missing.", stacklevel=2)
+        except FileNotFoundError:  # set aside by another process since it was listed
             return []
+        except (OSError, ValueError, KeyError, pa.ArrowInvalid) as error:
+            set_aside(path, error)
+            return []
+
+
+def set_aside(path: Path, error: Exception) -> None:
+    aside = path.with_name(path.name + ".unreadable")
+    path.replace(aside)
+    warnings.warn(f"Store: {path} is not a table of flowstudy ({error}); set aside as {aside.name}, its cells "
+                  "count as missing.", stacklevel=2)
 
 
 def sweep_leftovers(folder: Path) -> None:

@@ -1,0 +1,215 @@
+r"""The mean square and the density of the singular values of a Jacobian too large to write down, by sampling.
+
+Both work on the smaller side of J, so that the zeros that a shape forces on J^T J or J J^T never enter. Random vectors
+are uniform on a sphere, not of signs: signs give a zero variance, and so an interval of zero width about a wrong value,
+for matrices where they happen to agree; on the sphere the variance is zero only if the answer is exact.
+
+Libraries weighed: curvlinops has XTrace and stochastic Lanczos quadrature for symmetric operators (so on J^T J, where
+values below 1e-8 of the largest are lost), without an interval; primate is on the CPU in numpy; matfree is for JAX.
+
+Source: Girard 1987, Hutchinson 1990 (trace by sampling); Meyer, Musco, Musco & Woodruff 2021 (Hutch++: the leading
+directions exactly, the rest by sampling); Epperly, Tropp & Webber 2024 (XTrace: sampling on the sphere at right angles
+to them); Ubaru, Chen & Saad 2017 (stochastic Lanczos quadrature); Golub & Meurant 2010.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from scipy import stats
+from torch import Tensor
+
+from .matrix_free import EPS, LinearMap
+
+FEWEST_QUERIES = 8       # 2 leading directions and 4 samples
+PROBE_MEMORY = 2**28     # bytes of Krylov vectors held at once by `spectral_density`
+
+
+@dataclass(frozen=True)
+class MeanSquare:
+    """Mean squared singular value (1/inputs) |J|_F**2, as in E |J u|**2 for a random unit vector u.
+
+    Attributes:
+        estimate: unbiased.
+        low, high: contain the true value with the asked confidence, over the draws.
+        queries: products with J or its transpose that were spent.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    queries: int
+
+
+@dataclass(frozen=True)
+class Density:
+    """The distribution of the min(inputs, outputs) singular values, one Gauss quadrature per random start.
+
+    Attributes:
+        log_values: nodes, natural log of singular values, ascending in each row; -inf counts the zeros.
+        weights: of the nodes; each row sums to 1. The mean over rows estimates the share of singular values.
+    """
+
+    log_values: Float[Tensor, "query step"]
+    weights: Float[Tensor, "query step"]
+
+    def cumulative(self, log_value: Float[Tensor, " points"],
+                   ) -> tuple[Float[Tensor, " points"], Float[Tensor, " points"]]:
+        """Share of the singular values at or below each point, and its standard error over the random starts."""
+        shares = (self.weights.unsqueeze(-1) * (self.log_values.unsqueeze(-1) <= log_value)).sum(1)
+        return shares.mean(0), shares.std(0) / len(shares) ** 0.5
+
+
+def mean_squared_singular_value(linear_map: LinearMap, *, queries: int = 64, confidence: float = 0.95,
+                                seed: int = 0) -> MeanSquare:
+    r"""(1/inputs) |J|_F**2 with a confidence interval, from `queries` products.
+
+    With k = queries // 4 and Q an orthonormal basis of J^T times k random vectors,
+
+        |J|_F**2 = |J Q|_F**2 + tr(P J^T J P),   P = I - Q Q^T.
+
+    The first term is known exactly. The second is the mean of X = (n - k) |J w|**2, w uniform on the unit sphere of P's
+    range, over the remaining queries - 2 k products. Given Q, which they do not share, the X are independent and
+    identically distributed, so the interval is Student's on m - 1 degrees of freedom. Student's needs X to be near
+    normal: without Q one dominating singular value would make X a chi squared variable of one degree of freedom; Q takes
+    the k leading directions out, and leaves X a sum of many small terms. (XTrace itself reuses each vector for both
+    purposes, at less variance, but its estimates depend on one another and its standard error is a heuristic.) The low
+    end is never below the part that is known exactly.
+
+    From `queries` >= min(inputs, outputs) the answer is exact, in that many products. No interval is narrower than
+    rounding, eps (inputs + outputs) times the estimate.
+
+    Args:
+        linear_map: J.
+        queries: products with J or its transpose to spend; at least 8 unless exact.
+        confidence: of the interval.
+        seed: of the random vectors. The global generator is not used.
+    Returns:
+        MeanSquare; NaN in every number if a product has NaN entries.
+    """
+    call = "mean_squared_singular_value"
+    narrow = linear_map.narrow
+    side = narrow.inputs
+    if queries < min(side, FEWEST_QUERIES):
+        raise ValueError(f"{call}: `queries` must be at least {min(side, FEWEST_QUERIES)}, got {queries}. "
+                         "64 gives a few per cent.")
+    if not 0 < confidence < 1:
+        raise ValueError(f"{call}: `confidence` must be between 0 and 1, got {confidence}. 0.95 is usual.")
+    if queries >= side:
+        identity = torch.eye(side, dtype=torch.float64, device=narrow.device)
+        known, samples = square_sum(narrow.forward(identity)), torch.zeros(0, dtype=torch.float64)
+        queries = side
+    else:
+        known, samples = known_and_sampled(narrow, queries, seed)
+    estimate, low, high = interval(known, samples, confidence)
+    rounding = EPS * (linear_map.inputs + linear_map.outputs) * estimate
+    share = 1 / linear_map.inputs
+    return MeanSquare(estimate * share, (low - rounding) * share, (high + rounding) * share, queries)
+
+
+def known_and_sampled(narrow: LinearMap, queries: int, seed: int) -> tuple[float, Float[Tensor, " samples"]]:
+    """|J Q|_F**2, and independent unbiased samples of the rest of |J|_F**2."""
+    generator, leading = torch.Generator().manual_seed(seed), queries // 4
+
+    def draw(rows: int, size: int) -> Tensor:
+        return torch.randn(rows, size, generator=generator, dtype=torch.float64).to(narrow.device)
+
+    sketch = narrow.backward(draw(leading, narrow.outputs))
+    q = torch.linalg.qr(sketch.mT).Q
+    known = square_sum(narrow.forward(q.mT))
+    w = draw(queries - 2 * leading, narrow.inputs)
+    for _ in range(2):   # the second pass takes the rounding of the first
+        w = w - (w @ q) @ q.mT
+    w = w / torch.linalg.vector_norm(w, dim=1, keepdim=True)
+    return known, (narrow.inputs - leading) * narrow.forward(w).square().sum(1).cpu()
+
+
+def square_sum(rows: Tensor) -> float:
+    return rows.square().sum().item()
+
+
+def interval(known: float, samples: Float[Tensor, " samples"], confidence: float) -> tuple[float, float, float]:
+    """known + mean of the samples, and Student's interval about it."""
+    if len(samples) == 0:
+        return known, known, known
+    mean, peak = samples.mean().item(), samples.amax().item() or 1.0
+    error = peak * (samples / peak).std().item() / len(samples) ** 0.5   # scaled: fourth powers of J underflow early
+    half = stats.t.ppf(0.5 + 0.5 * confidence, len(samples) - 1) * error
+    return known + mean, max(known, known + mean - half), known + mean + half
+
+
+def spectral_density(linear_map: LinearMap, *, queries: int = 16, steps: int = 32, seed: int = 0) -> Density:
+    """The distribution of the singular values by stochastic Lanczos quadrature.
+
+    From each of `queries` random unit vectors v, `steps` of Golub-Kahan bidiagonalisation give a bidiagonal B. Its
+    singular values are the nodes and the squared first components of its right singular vectors the weights of Gauss's
+    rule for v^T f(J^T J) v, exact for polynomials of degree below 2 steps in s**2; the mean of that over v is the mean
+    of f over the spectrum. On B, not on J^T J, nodes are right to rounding of the largest, not to its root. Nodes below
+    `LinearMap.floor` times the largest are -inf. Cost: 2 queries * steps products.
+
+    Args:
+        linear_map: J.
+        queries: random starts; the standard error falls as 1 / sqrt(queries * min(inputs, outputs)).
+        steps: nodes per start: the resolution; more than min(inputs, outputs) are not taken.
+        seed: of the starts. The global generator is not used.
+    Returns:
+        Density; NaN in the rows where a product has NaN or infinite entries.
+    """
+    call = "spectral_density"
+    if queries < 1 or steps < 1:
+        raise ValueError(f"{call}: `queries` and `steps` must be at least 1, got {queries} and {steps}. "
+                         "16 and 32 are usual.")
+    narrow = linear_map.narrow
+    steps = min(steps, narrow.inputs)
+    generator = torch.Generator().manual_seed(seed)
+    starts = torch.randn(queries, narrow.inputs, generator=generator, dtype=torch.float64)
+    group = max(1, PROBE_MEMORY // (8 * steps * (narrow.inputs + narrow.outputs)))
+    parts = [bidiagonalize(narrow, start.to(narrow.device), steps) for start in starts.split(group)]
+    alpha, beta = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    core = alpha.diag_embed() + beta[:, :-1].diag_embed(1)
+    bad = ~core.isfinite().all(-1).all(-1)
+    _, s, vh = torch.linalg.svd(core.masked_fill(bad[:, None, None], 0.0))
+    top = s[~bad].max().item() if not bad.all() else 0.0
+    log_values = torch.where(s <= narrow.floor * top, 0.0, s).log().flip(1)
+    weights = vh[:, :, 0].square().flip(1)
+    return Density(log_values.masked_fill(bad[:, None], torch.nan), weights.masked_fill(bad[:, None], torch.nan))
+
+
+def bidiagonalize(narrow: LinearMap, starts: Float[Tensor, "query inputs"], steps: int,
+                  ) -> tuple[Float[Tensor, "query steps"], Float[Tensor, "query steps"]]:
+    """Diagonal and superdiagonal of each start's bidiagonal; zeros from where a start's Krylov space is exhausted.
+
+    Source: Golub & Kahan 1965, with full reorthogonalisation.
+    """
+    queries = len(starts)
+    right = starts.new_zeros(queries, steps, narrow.inputs)
+    left = starts.new_zeros(queries, steps, narrow.outputs)
+    alpha, beta = starts.new_zeros(queries, steps), starts.new_zeros(queries, steps)
+    top = starts.new_zeros(())
+    right[:, 0], _ = unit(starts, top)
+    for step in range(steps):
+        u = away_from(narrow.forward(right[:, step]), left[:, :step])
+        left[:, step], alpha[:, step] = unit(u, narrow.floor * top)
+        top = torch.maximum(top, alpha[:, step].nan_to_num(0.0).amax())
+        if step + 1 < steps:
+            v = away_from(narrow.backward(left[:, step]), right[:, :step + 1])
+            right[:, step + 1], beta[:, step] = unit(v, narrow.floor * top)
+    return alpha, beta
+
+
+def away_from(rows: Float[Tensor, "query size"], basis: Float[Tensor, "query known size"],
+              ) -> Float[Tensor, "query size"]:
+    """Each row, at right angles to its own basis; two passes of Gram-Schmidt are enough."""
+    for _ in range(2):
+        rows = rows - ((basis @ rows.unsqueeze(-1)).mT @ basis).squeeze(1)
+    return rows
+
+
+def unit(rows: Float[Tensor, "query size"], floor: Float[Tensor, ""],
+         ) -> tuple[Float[Tensor, "query size"], Float[Tensor, " query"]]:
+    """Each row over its length, and the length; both 0 where the length is no more than the floor."""
+    peak = rows.abs().amax(1, keepdim=True)
+    peak = torch.where(peak == 0, 1.0, peak)   # lengths of a vanishing Jacobian: its squares underflow
+    length = peak * torch.linalg.vector_norm(rows / peak, dim=1, keepdim=True)
+    length = torch.where(length <= floor, 0.0, length)
+    return torch.where(length == 0, 0.0, rows / length), length.squeeze(1)
