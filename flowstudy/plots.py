@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from flowstudy import theory
+
 STYLE = sns.axes_style("whitegrid") | {
     "axes.titlesize": 10, "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9,
     "legend.title_fontsize": 9, "figure.titlesize": 12, "grid.color": "0.9", "axes.edgecolor": "0.6",
@@ -109,6 +111,43 @@ def condition_by_depth(frame: pd.DataFrame) -> Figure:
             depth_axis(ax, rows["depth"])
             ax.legend(loc="best")
         finish(figure, axes, len(panels), "depth (hidden layers)", "log$_{10}$ condition number (non-zero part)")
+    return figure
+
+
+def spectrum_by_route(frame: pd.DataFrame) -> Figure:
+    """All singular values of one net three ways: multiplied out in float32 and float64, and by the product route."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+        ax = figure.subplots()
+        labels = {"float32": "multiplied out, float32", "float64": "multiplied out, float64", "product": "flowstudy"}
+        for (route, label), style in zip(labels.items(), line_styles(), strict=False):
+            rows = frame[(frame["route"] == route) & np.isfinite(frame["log_singular_value"])]
+            ax.plot(rows["rank"], rows["log_singular_value"] / math.log(10), label=label, lw=1.2, **style)
+        cell = frame.iloc[0]
+        ax.set(title=f"{cell['net']} {cell['activation']}, depth {cell['depth']}, width {cell['width']}",
+               xlabel="rank (1 is the largest)", ylabel="log$_{10}$ singular value")
+        ax.legend()
+    return figure
+
+
+def lyapunov_exponents(frame: pd.DataFrame) -> Figure:
+    """ln singular value per layer of linear Gaussian nets against rank, and Newman's exact limit of infinite depth."""
+    layers = frame["depth"] - 1  # of the body
+    frame = frame.assign(exponent=frame["log_singular_value"] / layers)
+    width = int(frame["width"].iloc[0])
+    limit = theory.lyapunov_exponents(width)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+        ax = figure.subplots()
+        for depth, color in depth_colors(frame).items():
+            rows = frame[frame["depth"] == depth]
+            gap = rows.groupby("rank")["exponent"].mean().to_numpy() - limit
+            median_and_band(ax, rows, "rank", "exponent", color=color,
+                            label=f"depth {depth}, rms gap {np.sqrt((gap**2).mean()):.2g}")
+        ax.plot(range(1, width + 1), limit, color="black", ls="--", lw=1, label="Newman 1986, infinite depth")
+        ax.set(title=f"linear Gaussian nets, width {width}", xlabel="rank (1 is the largest)",
+               ylabel="ln singular value per layer  [nats]")
+        ax.legend()
     return figure
 
 

@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 import torch
+from torch import nn
 
-from flowstudy.measure import stacked_gradient_flow, stacked_jacobian_spectrum
+from flowstudy.measure import jacobian_spectrum, stacked_gradient_flow, stacked_jacobian_spectrum
 from flowstudy.measure.gradients import STATISTICS
 from flowstudy.nets import initialize
 from flowstudy.train import Dataset, Settings, Stack, stack_states, train
@@ -55,8 +56,31 @@ def jacobian_spectrum_rows(cells: Sequence[Cell], data: Dataset, tick: Tick, sam
     })
 
 
+def spectrum_by_route(cells: Sequence[Cell], data: Dataset, tick: Tick) -> pd.DataFrame:
+    """`log_singular_value` of the body Jacobian at the first sample by `route`: "float32" and "float64" multiply the
+    layers out and take svdvals, "product" does not."""
+    nets = trained(cells, data, tick)
+    x, _ = first_samples(data, 1)
+    frames = []
+    for i in range(len(nets)):
+        net = nets.net(i)
+        exact = jacobian_spectrum(net, x, part="body", method="product").log_singular_values[0]
+        logs = {"product": exact} | {str(dtype).removeprefix("torch."): multiplied_out(net.to(dtype), x.to(dtype))
+                                     for dtype in (torch.float64, torch.float32)}
+        frames += [pd.DataFrame({"cell": i, "route": route, "rank": range(1, len(log_s) + 1),
+                                 "log_singular_value": log_s.double().cpu().numpy()}) for route, log_s in logs.items()]
+    return pd.concat(frames, ignore_index=True)
+
+
+@torch.no_grad()
+def multiplied_out(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What every other tool does."""
+    body = nn.Sequential(*net.hidden_layers[1:])
+    return torch.linalg.svdvals(torch.func.jacrev(body)(net.hidden_layers[0](x)[0])).log()
+
+
 MEASUREMENTS = {"training_loss": training_loss, "gradient_flow": gradient_flow_rows,
-                "jacobian_spectrum": jacobian_spectrum_rows}
+                "jacobian_spectrum": jacobian_spectrum_rows, "spectrum_by_route": spectrum_by_route}
 
 
 def build(cells: Sequence[Cell], data: Dataset) -> Stack:
