@@ -17,8 +17,8 @@ from torch import Tensor
 EPS = torch.finfo(torch.float64).eps
 LN2 = math.log(2.0)
 DEAD = -2.0**50     # exponent of a row that is exactly zero: below anything a product can reach, still an exact integer
-BLOCK = 16          # rows per Jacobi block; two blocks meet at a time. 16 was fastest of 8, 16, 32 at width 64 and 256
-FLIPS = 4           # a flip divides the coupling of two rows by the ratio of their sizes, and is cheaper than a sweep
+BLOCK = 16          # rows per Jacobi block; two blocks meet at a time. Fastest of 8, 16, 32, or nearly, at width 64 and 256
+FLIPS = 4           # a flip divides the coupling of two rows by the ratio of their sizes, for a third of a sweep's time
 MAX_SWEEPS = 40     # 3 to 8 are needed; more only for NaN, which never counts as coupled
 
 

@@ -96,7 +96,7 @@ class Bidiagonal:
     core: Float[Tensor, "rows columns"]
     fresh: Float[Tensor, "block inputs"]        # the next directions; none when the Krylov space is exhausted
     coupling: Float[Tensor, "rows block"]
-    scale: float        # largest length of a product so far: a lower bound of s_1
+    scale: float        # largest length of a product so far: a lower bound of s_1; NaN if a product had one
     products: int
 
     def values(self) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
@@ -109,8 +109,8 @@ def jacobian_map(function: Callable[[Tensor], Tensor], sample: Tensor, *, chunk:
     """d function / d sample as a LinearMap, in float64, rows vectorised by vmap.
 
     J^T is a reverse pass over the graph of one forward pass, which is kept. J is forward mode; where an operation has
-    none (a transformer's fused layer), the transpose of J^T, twice reverse mode. (`torch.func.linearize` would save
-    forward mode's repeated forward pass, but traces for a second and is wrong under vmap for an LSTM, torch 2.13.)
+    none (a transformer's fused layer), the transpose of J^T, twice reverse mode. `torch.func.linearize` would save
+    repeating the forward pass, but traces for a second and is wrong for an LSTM from its second call on (torch 2.13).
 
     Args:
         function: one sample to one tensor, of any shapes, in float64. Deterministic.
@@ -192,7 +192,7 @@ def largest_singular_values(linear_map: LinearMap, k: int, *, block: int | None 
         if len(state.right) + len(state.fresh) > limit:
             state = restarted(state, k + block)
         state = grown(state, narrow)
-        if not state.core.isfinite().all():
+        if math.isnan(state.scale):
             nothing = torch.full((k,), torch.nan, dtype=torch.float64)
             return Extremes(nothing, nothing.clone(), state.products, False)
         s, residual = state.values()
@@ -286,10 +286,10 @@ def refilled(state: Bidiagonal, linear_map: LinearMap, block: int, generator: to
 
 
 def grown(state: Bidiagonal, linear_map: LinearMap) -> Bidiagonal:
-    """One step: J on the fresh directions, then its transpose on what that gave. NaN in a product: a core of NaN."""
+    """One step: J on the fresh directions, then its transpose on what that gave."""
     image = linear_map.forward(state.fresh)
     if not image.isfinite().all():
-        return replace(state, core=torch.full((1, 1), torch.nan), products=state.products + len(state.fresh))
+        return replace(state, scale=math.nan, products=state.products + len(image))
     scale = max(state.scale, longest(image))
     known, new, left = split(image, state.left, linear_map.floor * scale)
     rows, columns = state.core.shape
@@ -301,7 +301,7 @@ def grown(state: Bidiagonal, linear_map: LinearMap) -> Bidiagonal:
     back = linear_map.backward(left) if len(left) else left.new_zeros(0, linear_map.inputs)
     products = state.products + len(image) + len(left)
     if not back.isfinite().all():
-        return replace(state, core=torch.full((1, 1), torch.nan), products=products)
+        return replace(state, scale=math.nan, products=products)
     scale = max(scale, longest(back))
     _, beyond, fresh = split(back, right, linear_map.floor * scale)
     fresh, beyond = fresh[:linear_map.inputs - len(right)], beyond[:, :linear_map.inputs - len(right)]

@@ -34,7 +34,7 @@ LARGEST_BLOCK = 16
 SAFE_SQUARE = 2.0**200   # columns of Q' with squared norms in between this and its inverse need no scaling
 TIDY_EVERY = 8           # QRs between two normalisations of U's rows; they drift by powers of two only
 SORT_SLACK = 4.0         # [bits] columns are put in order of size only where they are out of order by more
-ERROR_FACTOR = 16.0      # makes log_error a bound in all but rare cases; calibrated against mpmath in the tests
+ERROR_FACTOR = 16.0      # log_error was 3 to 1000 times the error against mpmath in 14 kinds of product; 1 would be typical
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ class ProductSpectrum:
     Attributes:
         log_singular_values: float64, natural log, descending, min(rows, columns) of the product many; -inf where the
             product is rank deficient, NaN everywhere in a member with NaN or infinite factors.
-        log_error: estimated absolute error of each log value: eps times the sensitivity of the leading directions to
-            rounding in each factor, added in quadrature; 0 where the value is -inf.
+        log_error: estimated bound on the absolute error of each log value: eps times the sensitivity of the leading
+            directions to rounding in each factor, followed along the product and added in quadrature; float64 factors
+            taken as exact. 0 where the value is -inf.
         rank: number of finite values; -1 in a member with NaN or infinite factors.
     """
 

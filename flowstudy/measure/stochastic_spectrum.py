@@ -68,13 +68,11 @@ def mean_squared_singular_value(linear_map: LinearMap, *, queries: int = 64, con
 
         |J|_F**2 = |J Q|_F**2 + tr(P J^T J P),   P = I - Q Q^T.
 
-    The first term is known exactly. The second is the mean of X = (n - k) |J w|**2, w uniform on the unit sphere of P's
-    range, over the remaining queries - 2 k products. Given Q, which they do not share, the X are independent and
-    identically distributed, so the interval is Student's on m - 1 degrees of freedom. Student's needs X to be near
-    normal: without Q one dominating singular value would make X a chi squared variable of one degree of freedom; Q takes
-    the k leading directions out, and leaves X a sum of many small terms. (XTrace itself reuses each vector for both
-    purposes, at less variance, but its estimates depend on one another and its standard error is a heuristic.) The low
-    end is never below the part that is known exactly.
+    The first term is known exactly, and holds what dominates. The second is the mean of X = (n - k) |J w|**2, w uniform
+    on the unit sphere of P's range, over the remaining m = queries - 2 k products. Given Q, which they do not share,
+    the X are independent and identically distributed; `interval` is then Student's, made longer at the upper end for
+    the skewness of X. (XTrace itself uses each vector for both terms. That saves variance, but its estimates depend on
+    one another, and its standard error is a heuristic.)
 
     From `queries` >= min(inputs, outputs) the answer is exact, in that many products. No interval is narrower than
     rounding, eps (inputs + outputs) times the estimate.
@@ -129,13 +127,25 @@ def square_sum(rows: Tensor) -> float:
 
 
 def interval(known: float, samples: Float[Tensor, " samples"], confidence: float) -> tuple[float, float, float]:
-    """known + mean of the samples, and Student's interval about it."""
+    r"""known + mean of the samples, and its confidence interval.
+
+    A sample is a sum of lambda_i z_i**2 with lambda_i >= 0 and z_i near standard normal: its skewness is from 0 (many
+    equal terms) to sqrt(8) (one term), its excess kurtosis up to 12. Too small a mean then comes with too small a
+    standard error, and Student's t falls short: 91 % instead of 95 % for one term and m = 32, 85 % for m = 8. So the
+    lower end takes skewness 0, the upper end that of one term, in the second-order Cornish-Fisher expansion of the t
+    statistic with t in place of z (Hall 1992, section 2.5):
+
+        t + sqrt(8) (2 t**2 + 1) / (6 sqrt(m)) + t (22 t**2 + 53) / (18 m)   standard errors.
+
+    Simulated for one term, 95 % asked: 98 % at m = 4, 97 % at 32, 96 % at 200. The low end is never below `known`.
+    """
     if len(samples) == 0:
         return known, known, known
-    mean, peak = samples.mean().item(), samples.amax().item() or 1.0
-    error = peak * (samples / peak).std().item() / len(samples) ** 0.5   # scaled: fourth powers of J underflow early
-    half = stats.t.ppf(0.5 + 0.5 * confidence, len(samples) - 1) * error
-    return known + mean, max(known, known + mean - half), known + mean + half
+    m, mean, peak = len(samples), samples.mean().item(), samples.amax().item() or 1.0
+    error = peak * (samples / peak).std().item() / m ** 0.5   # scaled: fourth powers of a vanishing J underflow
+    t = float(stats.t.ppf(0.5 + 0.5 * confidence, m - 1))
+    upper = t + 8 ** 0.5 * (2 * t**2 + 1) / (6 * m**0.5) + t * (22 * t**2 + 53) / (18 * m)
+    return known + mean, known + max(mean - t * error, 0.0), known + mean + upper * error   # max(nan, 0.0) is nan
 
 
 def spectral_density(linear_map: LinearMap, *, queries: int = 16, steps: int = 32, seed: int = 0) -> Density:

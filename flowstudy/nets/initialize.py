@@ -114,13 +114,18 @@ def initialize(model: nn.Module, scheme: str, *, seed: int = 0, gain: float | No
     if not matrices:
         raise ValueError(f"initialize: `model` must have linear or convolutional layers, got {type(model).__name__} "
                          "without any. Initialise its parameters by hand.")
-    draws = [SCHEMES[scheme](m, gain, np.random.default_rng((seed, place))) for place, m in enumerate(matrices)]
+    draws = [SCHEMES[scheme](m, gain, generator(int(seed), place)) for place, m in enumerate(matrices)]
     with torch.no_grad():
         for m, draw in zip(matrices, draws, strict=True):
             m.weight.copy_(torch.from_numpy(np.ascontiguousarray(draw)).view(m.weight.shape))
         for bias in ordinary_biases(model):
             bias.zero_()
     return model
+
+
+def generator(seed: int, place: int) -> np.random.Generator:
+    """A matrix's own stream: independent of every other matrix's and seed's."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(place,)))
 
 
 def weight_matrices(model: nn.Module, activation: str | None = None) -> Iterator[Matrix]:

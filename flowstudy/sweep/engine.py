@@ -1,5 +1,6 @@
 """Run a plan: skip what is stored, group, train and measure, append."""
 
+import functools
 import inspect
 import os
 import platform
@@ -49,12 +50,13 @@ def run(cells: Sequence[Cell], *, measure: str = "training_loss", store: str | o
     table = f"{measure}-{digest(options)}"
     results = Store(store)
     missing = set(results.missing(cells, table))
+    load_once = functools.lru_cache(maxsize=1)(load)  # groups of one data set follow each other
     with tqdm(total=sum(map(work, missing)), desc=measure, unit="net", disable=not progress or not missing) as bar:
         for group in groups(cells, nets_at_once):
             todo = [cell for cell in group if cell in missing]
             if todo:
                 started = time.perf_counter()
-                data = load(todo[0], place)
+                data = load_once(todo[0].dataset, todo[0].train_samples, place)
                 rows = MEASUREMENTS[measure](todo, data, bar.update, **options)
                 bar.update(sum(cell.epochs == 0 for cell in todo))
                 results.append(table, todo, rows, provenance(place, time.perf_counter() - started))
@@ -74,9 +76,9 @@ def work(cell: Cell) -> int:
     return max(cell.epochs, 1)
 
 
-def load(cell: Cell, device: torch.device) -> Dataset:
-    data = load_dataset(cell.dataset).flat().to(device)
-    return data if cell.train_samples is None else data.subset(cell.train_samples)
+def load(name: str, train_samples: int | None, device: torch.device) -> Dataset:
+    data = load_dataset(name).flat().to(device)
+    return data if train_samples is None else data.subset(train_samples)
 
 
 def provenance(device: torch.device, seconds: float) -> dict:

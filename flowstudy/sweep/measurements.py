@@ -44,6 +44,8 @@ def gradient_flow_rows(cells: Sequence[Cell], data: Dataset, tick: Tick, samples
 def jacobian_spectrum_rows(cells: Sequence[Cell], data: Dataset, tick: Tick, samples: int = 4,
                            part: str = "body") -> pd.DataFrame:
     """`log_singular_value` per `sample` and `rank` (1 is the largest), on the first training samples."""
+    if part not in ("all", "body"):
+        raise ValueError(f"run: `part` must be 'all' or 'body', got {part!r}.")
     x, _ = first_samples(data, samples)
     nets = trained(cells, data, tick)
     log_s = stacked_jacobian_spectrum(nets.template, nets.state, x, part=part)
