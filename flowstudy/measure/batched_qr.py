@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 EPS = torch.finfo(torch.float64).eps
-# Largest over smallest diagonal entry of R up to which Cholesky QR is used. The true condition number was at most 40
-# times this ratio for Gaussian factors of width 12 to 256, so Q^T Q is I to eps * (4e5)**2 = 4e-5 at worst. Cholesky QR
-# is not stable row by row: with a higher limit, factors graded by row would lose digits that Householder QR keeps.
+# Largest over smallest diagonal entry of R up to which Cholesky QR is used. The true condition number was at most 300
+# times this ratio in 22000 Gaussian matrices of width 12 to 256, so Q^T Q is I to eps * (3e6)**2 = 2e-3 at worst.
+# Cholesky QR is not stable row by row: with a higher limit, factors graded by row would lose digits.
 RATIO_LIMIT = 1e4
 ROUTES = ("cholesky", "householder")
 

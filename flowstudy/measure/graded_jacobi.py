@@ -17,9 +17,12 @@ from torch import Tensor
 EPS = torch.finfo(torch.float64).eps
 LN2 = math.log(2.0)
 DEAD = -2.0**50     # exponent of a row that is exactly zero: below anything a product can reach, still an exact integer
-BLOCK = 16          # rows per Jacobi block; two blocks meet at a time. Fastest of 8, 16, 32, or nearly, at width 64 and 256
+BLOCK = 16          # rows per Jacobi block, two blocks meet at a time: about the fastest of 8, 16, 32 at widths 64, 256
 FLIPS = 4           # a flip divides the coupling of two rows by the ratio of their sizes, for a third of a sweep's time
-MAX_SWEEPS = 40     # 3 to 8 are needed; more only for NaN, which never counts as coupled
+MAX_SWEEPS = 40     # 3 to 8 are needed
+# A rotation that would change a squared row norm by less is left out. Inner products of orthogonal rows are known to
+# a few eps only: with a tolerance of eps, rows of equal size were rotated for ever by their rounding.
+TOLERANCE = 32 * EPS
 
 
 def power_ratio(exponents: Float[Tensor, "batch columns"], shift: Float[Tensor, "batch rows"] | None = None,
@@ -85,11 +88,11 @@ def graded_singular_values(exponents: Float[Tensor, "batch rows"], u: Float[Tens
 
 def coupled(exponents: Float[Tensor, "*batch rows"], gram: Float[Tensor, "*batch rows rows"],
             ) -> Float[Tensor, "*batch rows rows"] | Tensor:
-    """Which pairs of rows, upper triangle, a rotation would still change by more than rounding."""
+    """Which pairs of rows, upper triangle, a rotation would still change; never those with NaN."""
     size = gram.diagonal(dim1=-2, dim2=-1)
     ratio = torch.exp2((2 * (exponents.unsqueeze(-2) - exponents.unsqueeze(-1))).clamp(-1000.0, 100.0))
     tangent = rotation(size.unsqueeze(-1), size.unsqueeze(-2), ratio, gram)
-    return ((tangent * gram).abs() > EPS * size.unsqueeze(-2)).triu(1)
+    return ((tangent * gram).abs() > TOLERANCE * size.unsqueeze(-2)).triu(1)
 
 
 def rotation(size_p: Tensor, size_q: Tensor, ratio: Tensor, inner: Tensor) -> Tensor:
@@ -178,7 +181,7 @@ def rotate_pairs(work: Tensor, grading: Tensor, size: Tensor, p: Tensor, q: Tens
     ratio = torch.exp2((2 * (grading[q] - grading[p])).clamp_(-1000.0, 100.0))
     tangent = rotation(size[p], size_q, ratio, inner)
     change = tangent * inner
-    tangent = torch.where(change.abs() > EPS * size_q, tangent, 0.0)   # NaN, from 0 / 0 of dead rows, compares false
+    tangent = torch.where(change.abs() > TOLERANCE * size_q, tangent, 0.0)   # 0 / 0, dead rows: false
     cosine = (1.0 + ratio * tangent * tangent).rsqrt().unsqueeze(-1)
     work[p] = cosine * torch.addcmul(u_p, (ratio * tangent).unsqueeze(-1), u_q)
     work[q] = cosine * torch.addcmul(u_q, tangent.unsqueeze(-1), u_p, value=-1.0)

@@ -26,15 +26,17 @@ from .graded_jacobi import DEAD, EPS, graded_singular_values, normalize_rows, po
 
 Factor = Tensor | Callable[[Tensor], Tensor]
 
-# A direction is dead where R's diagonal is below this, times columns, times the size of the factor's row it came from.
-# Rounding leaves 1 to 3 eps * sqrt(columns); Gaussian factors come no nearer than 1e-9 in 1e6 draws.
+# Rank of a factor, its rows brought to one size: singular values above this times columns times the largest. Rounding
+# stays below 1 here. The last pivot of an unpivoted QR would not do: with two equal rows of 64 Gaussian ones it was up
+# to 900 eps sqrt(columns), where an earlier pivot happened to be small.
 RANK_TOLERANCE = 8 * EPS
 BLOCK_RATIO = 300.0      # several factors share one QR while max / min of diag R stays below: costs 1e-12 in a log
 LARGEST_BLOCK = 16
 SAFE_SQUARE = 2.0**200   # columns of Q' with squared norms in between this and its inverse need no scaling
 TIDY_EVERY = 8           # QRs between two normalisations of U's rows; they drift by powers of two only
 SORT_SLACK = 4.0         # [bits] columns are put in order of size only where they are out of order by more
-ERROR_FACTOR = 16.0      # log_error was 3 to 1000 times the error against mpmath in 14 kinds of product; 1 would be typical
+# With it, log_error was 3 to 1000 times the error against mpmath in 14 kinds of product.
+ERROR_FACTOR = 16.0
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,9 @@ def product_svd(factors: Iterable[Factor], *, columns: int | None = None, batch_
     Returns:
         ProductSpectrum with the batch axes of the factors.
 
-    Limits: zero rows of a factor (dead or saturated units) and zero columns count exactly, and rows of one factor may
-    differ in size without bound. A factor that is singular to 8 eps columns relative to its rows counts as singular: a
-    factor of condition number beyond about 1e13 for other reasons than its row sizes loses directions. Entries 1e308
-    times smaller than their factor's largest are lost.
+    Limits: rows of one factor may differ in size by 1e300, and zero rows (dead units) are exact. A factor whose rows,
+    brought to one size, have a condition number beyond 1 / (8 eps columns), 1e13 or so, counts as singular; so columns
+    of wild sizes lose directions: give W D as the two factors D, W. Entries 1e-308 of the largest are lost.
 
     Raises:
         ValueError: no factors, shapes that do not fit together, or `columns` missing.
@@ -286,7 +287,7 @@ def absorb(state: Graded, m: Float[Tensor, "batch rows directions"],
     if not by_cholesky.all():
         row_size = row_sizes(m).sort(dim=-1, descending=True).values[:, :kept] * m.shape[-1] ** 0.5
         size = torch.where(by_cholesky[:, None], size, row_size)
-        dead = torch.where(by_cholesky[:, None], dead, trailing(pivot <= RANK_TOLERANCE * m.shape[-1] ** 0.5 * size))
+        dead = dead.index_put((~by_cholesky,), lost_directions(m[~by_cholesky], kept))
         r = r.masked_fill(dead.unsqueeze(-1), 0.0)
     shift = torch.frexp(pivot).exponent.to(r)
     u = (r * power_ratio(state.exponents, shift)) @ state.u
@@ -320,9 +321,15 @@ def propagate_error(angle: Float[Tensor, "batch k"], variance: Float[Tensor, "ba
     return angle, variance + condition + pad(picked_up, (0, 1)) + pad(picked_up, (1, 0))
 
 
-def trailing(flag: Bool[Tensor, "batch k"]) -> Bool[Tensor, "batch k"]:
-    """True where this entry and all after it are true: a small pivot before a large one is no lost direction."""
-    return flag.flip(-1).cummin(-1).values.flip(-1)
+def lost_directions(m: Float[Tensor, "batch rows columns"], kept: int) -> Bool[Tensor, "batch kept"]:
+    """The last directions, as many as the numerical rank falls short; sizes of rows, zero rows included, do not count.
+
+    The last, because the start is random: the span of the first j directions is generic, and whole as long as it can.
+    """
+    size = row_sizes(m).unsqueeze(-1)
+    s = torch.linalg.svdvals(torch.where(size > 0, m / size, 0.0))
+    rank = (s > RANK_TOLERANCE * m.shape[-1] * s[:, :1]).sum(-1)
+    return torch.arange(kept, device=m.device) >= rank.unsqueeze(-1)
 
 
 def in_order(state: Graded, m: Float[Tensor, "batch rows directions"],
