@@ -31,9 +31,10 @@ def with_values(outputs: int, inputs: int, values: Tensor | list[float]) -> Tens
 
 
 def dense_jacobian(model: nn.Module, *shape: int) -> Tensor:
-    model, sample = model.double().eval().requires_grad_(False), normal(*shape)
-    rows = torch.func.jacrev(lambda x: model(x.clone().unsqueeze(0)).flatten())(sample)
-    return rows.flatten(1)
+    """Row by row: one autograd call per output."""
+    model, sample = model.double().eval().requires_grad_(False), normal(*shape).requires_grad_()
+    y = model(sample.clone().unsqueeze(0)).flatten()
+    return torch.stack([torch.autograd.grad(one, sample, retain_graph=True)[0].flatten() for one in y])
 
 
 def conv_net(channels: int = 6) -> nn.Module:
@@ -74,12 +75,14 @@ def test_map_is_the_jacobian_and_its_transpose(model):
     sample = normal(*shape)
     outputs, inputs = jacobian.shape
     for chunk in (None, 2):
+        net.requires_grad_(chunk is None)
         linear_map = jacobian_map(lambda x: net(x.unsqueeze(0)), sample, chunk=chunk)
         assert (linear_map.inputs, linear_map.outputs) == (inputs, outputs)
         for seed in range(2):   # the second call too: torch.func.linearize fails there
             v, u = normal(5, inputs, seed=seed), normal(5, outputs, seed=seed)
             assert_close(linear_map.forward(v), v @ jacobian.mT, rtol=1e-12, atol=1e-13)
             assert_close(linear_map.backward(u), u @ jacobian, rtol=1e-12, atol=1e-13)
+            assert not linear_map.forward(v).requires_grad
     assert torch.equal(sample, normal(*shape))
 
 
@@ -89,6 +92,7 @@ MATRICES = {
     "tall": lambda: normal(300, 20),
     "convolutional": lambda: dense_jacobian(conv_net(), 2, 8, 8),
     "clusters": lambda: with_values(150, 140, [1.0] * 5 + [0.5] * 4 + torch.linspace(0.4, 0, 131).tolist()),
+    "eightfold": lambda: with_values(300, 300, [1.0] * 8 + torch.linspace(0.9, 0, 292).tolist()),  # scipy's svds fails
     "near cluster": lambda: with_values(90, 90, (1 + 1e-9 * torch.arange(12).double()).tolist() + [0.3] * 60),
     "two values": lambda: with_values(90, 90, [2.0] * 5 + [1.0] * 85),
     "graded": lambda: with_values(80, 90, torch.logspace(0, -12, 80, dtype=torch.float64)),
@@ -104,8 +108,8 @@ MATRICES = {
 
 @pytest.mark.parametrize("matrix", MATRICES)
 def test_largest_equal_dense(matrix):
-    """The 10 largest: to their residual, hence 1e-6 relative where above 1e-9 of the largest; -inf exactly beyond the
-    rank; the same for every block size."""
+    """The 10 largest: to their residuals (all of them together: in a cluster they swap), to 1e-6 relative where dense
+    is so good; -inf exactly beyond the rank; whatever the block."""
     jacobian = MATRICES[matrix]()
     k = min(10, *jacobian.shape)
     expected = torch.linalg.svdvals(jacobian)[:k]
@@ -115,11 +119,30 @@ def test_largest_equal_dense(matrix):
         found = largest_singular_values(linear_map, k, block=block)
         assert found.converged
         assert torch.equal(found.log_values == -math.inf, ~alive)
-        error = (found.log_values[alive] - expected[alive].log()).expm1().abs()   # relative
-        bound = found.residuals[alive] * (expected[0] / expected[alive])
-        assert (error <= bound + 1e-13 * expected[0] / expected[alive]).all()      # 1e-13: dense svd, exp and log
-        assert (error[expected[alive] > 1e-9 * expected[0]] < 1e-6).all()
+        error = (found.log_values[alive] - expected[alive].log()).expm1().abs() * expected[alive] / expected[0]
+        assert (error <= found.residuals[alive].norm() + 1e-13).all()               # 1e-13: dense svd, exp and log
+        large = expected[alive] > 1e-7 * expected[0]
+        assert (error[large] < 1e-6 * (expected[alive] / expected[0])[large]).all()
         assert found.residuals.max() < 1e-8 + linear_map.floor
+
+
+def test_basis_stays_orthonormal():
+    """New directions 1e-11 of the size of what the basis already holds still come out at right angles to it."""
+    basis, rest = torch.linalg.qr(normal(200, 30)).Q.mT.split((24, 6))
+    rows = normal(8, 24) @ basis + normal(8, 6) * torch.logspace(0, -11, 6, dtype=torch.float64) @ rest
+    known, beyond, new = matrix_free.split(rows, basis, 1e-13)
+    assert new.shape == rest.shape
+    assert_close(new @ torch.cat([basis, new]).mT, torch.eye(30, dtype=torch.float64)[24:], rtol=0, atol=1e-14)
+    assert_close(known @ basis + beyond @ new, rows, rtol=0, atol=1e-13)
+
+
+def test_exhausted_krylov_space_ends_at_once():
+    """Rank 3, or one value only: as many products as that takes, not as many as the size."""
+    for jacobian, count in ((with_values(400, 300, [3.0, 2.0, 2.0]), 3), (torch.eye(300, dtype=torch.float64), 10)):
+        found = largest_singular_values(dense_map(jacobian), 10)
+        assert found.converged
+        assert found.log_values.isfinite().sum() == count
+        assert found.products <= 60
 
 
 def test_restarts_change_nothing(monkeypatch):
@@ -187,19 +210,22 @@ def identity_like() -> Tensor:
 
 
 COVERAGE = {
-    "convolutional": lambda: dense_jacobian(conv_net(), 2, 8, 8),                 # 128 values, no leader
-    "deep": lambda: dense_jacobian(deep_net(PlainNet, 50), 100),                  # 0.7 of the square sum in one value
+    "convolutional": lambda: dense_jacobian(conv_net(), 2, 8, 8),                 # no leader
+    "deep": lambda: dense_jacobian(deep_net(PlainNet, 50), 100),                  # 0.6 of the square sum in one value
     "highway": lambda: dense_jacobian(deep_net(HighwayNet, 20), 100),
     "identity-like": identity_like,
-    "one leader": lambda: with_values(150, 150, [100.0] + [1.0] * 149),           # the worst found for plain Student
+    "one leader": lambda: with_values(150, 150, [100.0] + [1.0] * 149),           # where plain Student held 86 to 90 %
 }
 
 
 @pytest.mark.parametrize("queries", [16, 64])
 @pytest.mark.parametrize("spectrum", COVERAGE)
 def test_interval_holds_the_truth(spectrum, queries):
-    """At 95 % at least 93 of 100 seeds; simulated coverage is 96 to 99 %, of which 100 draws fall below 93 with
-    probability 0.05 (96 %) to 0.000 (99 %): the seeds are fixed, so once passed it stays so."""
+    """At 95 % asked, at least 93 of 100 seeds.
+
+    Over 500 seeds each of 19 spectra the coverage was 96 to 100 %, mostly 97 to 99. Fewer than 93 of 100 hold with
+    probability 0.05 at a coverage of 96 %, 0.01 at 97 %, 0.001 at 98 %; the seeds here are fixed, and give 96 to 100.
+    """
     jacobian = COVERAGE[spectrum]()
     truth = jacobian.square().sum().item() / jacobian.shape[1]
     linear_map = dense_map(jacobian)

@@ -4,11 +4,12 @@ Block Golub-Kahan-Lanczos with full reorthogonalisation and thick restart. Block
 that repeats (identity-like, orthogonal and convolutional nets) appears once per Krylov block vector, and a block of
 products is one vectorised pass through the net.
 
-Libraries weighed, and why none is used here: scipy `svds` runs on the CPU in numpy (every product would cross over),
-its ARPACK and PROPACK solvers are single-vector and miss repeated values without a word, and its LOBPCG works on J^T J
-and so loses every value below 1e-8 of the largest. `torch.svd_lowrank` and `torch.lobpcg` want a matrix, or J^T J.
-PRIMME's `svds` is the best there is, on the CPU; SLEPc brings MPI and PETSc. matfree is for JAX; curvlinops and
-primate are for symmetric operators, single-vector.
+Libraries weighed, and why none is used here. scipy `svds` is numpy on the CPU, so every product would cross over; of
+300 values, eight of them 1 and the rest spread from 0.9 down, its ARPACK route (single vectors, on J^T J) returned the
+10 largest wrong by 11 % without a word, PROPACK gave up and LOBPCG was 1e-4 off (scipy 1.17). `torch.svd_lowrank` and
+`torch.lobpcg` want a matrix, or J^T J, on which values below 1e-8 of the largest are lost. PRIMME's `svds` is block and
+sound, but again numpy, and one more thing to compile; SLEPc brings MPI and PETSc. matfree is for JAX; curvlinops and
+primate run single-vector Lanczos on symmetric operators.
 
 Source: Golub & Kahan 1965 (bidiagonalisation); Golub, Luk & Overton 1981 (block Lanczos for singular values);
 Baglama & Reichel 2005 (thick restart); Giraud, Langou & Rozloznik 2005 (why two passes of Gram-Schmidt are enough).
@@ -71,8 +72,8 @@ class Extremes:
             `smallest_singular_values`). -inf beyond the numerical rank: nothing left above `LinearMap.floor` times the
             largest. NaN everywhere if a product has NaN or infinite entries.
         residuals: (k,) sqrt(|J v - s u|**2 + |J^T u - s v|**2) / s_1, from products made for the purpose. A bound: J
-            has a singular value within residual * s_1 of s. The error goes with residual**2 where s is apart from the
-            rest. At -inf: the floor.
+            has a singular value within residual * s_1 of s, and k different ones within the root of the residuals'
+            square sum. Where s is apart from the rest its error goes with residual**2. At -inf: the floor.
         products: number of vectors that J or its transpose was applied to.
         converged: every residual is below tolerance * s / s_1, or at rounding level.
     """
@@ -133,7 +134,7 @@ def jacobian_map(function: Callable[[Tensor], Tensor], sample: Tensor, *, chunk:
         return y.flatten().double()
 
     point_flat = point.flatten()
-    with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():   # fused attention has no second derivative
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad():   # fused attention has no second derivative
         y, pull = torch.func.vjp(flat, point_flat)
         if y.numel() == 0:
             raise ValueError(f"{call}: `function` must return at least one entry, got none.")
@@ -143,8 +144,8 @@ def jacobian_map(function: Callable[[Tensor], Tensor], sample: Tensor, *, chunk:
         vectorised = torch.func.vmap(product, chunk_size=chunk)
 
         def apply(rows: Tensor) -> Tensor:
-            with sdpa_kernel(SDPBackend.MATH):
-                return vectorised(rows).detach()
+            with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+                return vectorised(rows)
         return apply
 
     return LinearMap(point.numel(), y.numel(), rowwise(push), rowwise(lambda row: pull(row)[0]), point.device)
@@ -152,6 +153,7 @@ def jacobian_map(function: Callable[[Tensor], Tensor], sample: Tensor, *, chunk:
 
 def push_forward(flat: Callable[[Tensor], Tensor], point: Tensor, pull: Callable[[Tensor], tuple[Tensor]],
                  y: Tensor) -> Callable[[Tensor], Tensor]:
+    """J on one row: forward mode if every operation has it."""
     def push(row: Tensor) -> Tensor:
         return torch.func.jvp(flat, (point,), (row,))[1]
 
@@ -187,7 +189,7 @@ def largest_singular_values(linear_map: LinearMap, k: int, *, block: int | None 
     generator = torch.Generator().manual_seed(seed)
     narrow, log_scale = rescaled(linear_map.narrow, generator)
     limit = max(k + 3 * block, min(BASIS_BLOCKS * block, BASIS_MEMORY // (8 * (narrow.inputs + narrow.outputs))))
-    state, known, settled = refilled(empty(narrow), narrow, block, generator), -1, False
+    state, settled = started(narrow, block, generator), False
     while not settled and state.products + 2 * block <= budget:
         if len(state.right) + len(state.fresh) > limit:
             state = restarted(state, k + block)
@@ -196,15 +198,8 @@ def largest_singular_values(linear_map: LinearMap, k: int, *, block: int | None 
             nothing = torch.full((k,), torch.nan, dtype=torch.float64)
             return Extremes(nothing, nothing.clone(), state.products, False)
         s, residual = state.values()
-        if len(state.fresh):
-            settled = len(s) >= k and within(residual[:k], s[:k], 0.5 * tolerance, narrow.floor)
-            continue
-        # Exhausted: all of J as seen from this start, so min(block, repeats) vectors of every value. Too few? Start
-        # anew at right angles, until nothing comes of it.
-        settled = len(s) >= k or len(s) == known or len(state.right) == narrow.inputs
-        known = len(s)
-        if not settled:
-            state = refilled(state, narrow, block, generator)
+        # Exhausted: the start has seen min(block, repeats) vectors of every value; with block >= k that is enough.
+        settled = not len(state.fresh) or (len(s) >= k and within(residual[:k], s[:k], 0.5 * tolerance, narrow.floor))
     found = stated(state, narrow, k, tolerance, settled)
     return replace(found, log_values=found.log_values + log_scale)
 
@@ -215,7 +210,7 @@ def smallest_singular_values(inverse: LinearMap, k: int, *, block: int | None = 
 
     They are the largest of the inverse, upside down; so the residuals are the inverse's, relative to its norm, 1 / s_k
     of J. A product of square factors has such an inverse: solve with each factor in turn. From products with J alone
-    the small values cannot be had to any relative accuracy, and it is not tried.
+    the small values cannot be had to any relative accuracy, and it is not tried. inf: too large for the inverse to see.
 
     Args:
         inverse: `forward` solves J x = y for each row y, `backward` solves with the transpose.
@@ -258,31 +253,24 @@ def rescaled(linear_map: LinearMap, generator: torch.Generator) -> tuple[LinearM
     size = linear_map.forward(draw).abs().amax().item()
     if not 0 < size < math.inf:
         return linear_map, 0.0
-    exponent = math.frexp(size)[1]
+    exponent = max(math.frexp(size)[1], -1000)   # 2**1000 is still a number
+    factor = math.ldexp(1.0, -exponent)
 
     def over(product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        return lambda rows: torch.ldexp(product(rows), torch.tensor(-exponent))
+        return lambda rows: factor * product(rows)
 
     return (replace(linear_map, forward=over(linear_map.forward), backward=over(linear_map.backward)),
             exponent * math.log(2))
 
 
-def empty(linear_map: LinearMap) -> Bidiagonal:
-    def zeros(*shape: int, device: torch.device | str = "cpu") -> Tensor:
-        return torch.zeros(*shape, dtype=torch.float64, device=device)
-
+def started(linear_map: LinearMap, block: int, generator: torch.Generator) -> Bidiagonal:
+    """Nothing but random orthonormal directions to begin with."""
     inputs, outputs, device = linear_map.inputs, linear_map.outputs, linear_map.device
-    return Bidiagonal(right=zeros(0, inputs, device=device), left=zeros(0, outputs, device=device), core=zeros(0, 0),
-                      fresh=zeros(0, inputs, device=device), coupling=zeros(0, 0), scale=0.0,
+    draw = torch.randn(block, inputs, generator=generator, dtype=torch.float64)
+    fresh, none = torch.linalg.qr(draw.mT).Q.mT.to(device), draw[:0]
+    return Bidiagonal(right=none.to(device), left=none.new_zeros(0, outputs, device=device), core=none.new_zeros(0, 0),
+                      fresh=fresh, coupling=none.new_zeros(0, block), scale=0.0,
                       products=1)   # the one that `rescaled` made
-
-
-def refilled(state: Bidiagonal, linear_map: LinearMap, block: int, generator: torch.Generator) -> Bidiagonal:
-    """New random directions, at right angles to all so far: for a start, and when the Krylov space is exhausted."""
-    count = min(block, linear_map.inputs - len(state.right))
-    draw = torch.randn(count, linear_map.inputs, generator=generator, dtype=torch.float64).to(linear_map.device)
-    _, _, fresh = split(draw, state.right, 0.0)
-    return replace(state, fresh=fresh, coupling=torch.zeros(len(state.left), len(fresh), dtype=torch.float64))
 
 
 def grown(state: Bidiagonal, linear_map: LinearMap) -> Bidiagonal:
@@ -344,14 +332,13 @@ def split(rows: Float[Tensor, "rows size"], basis: Float[Tensor, "known size"], 
     """
     known = rows @ basis.mT
     rows = rows - known @ basis
-    again = rows @ basis.mT
-    rows = rows - again @ basis
     q, r = torch.linalg.qr(rows.mT)
     _, sizes, vh = torch.linalg.svd(r.mT, full_matrices=False)
     new = vh[sizes > floor] @ q.mT
-    # A direction that was small in `rows` is at right angles to the basis only relative to the large ones: once more.
+    # The second pass, at unit length: a direction that was small in `rows` is at right angles to the basis only as far
+    # as rounding of the large ones allowed.
     new = torch.linalg.qr((new - (new @ basis.mT) @ basis).mT).Q.mT
-    return (known + again).cpu(), (rows @ new.mT).cpu(), new
+    return known.cpu(), (rows @ new.mT).cpu(), new
 
 
 def longest(rows: Tensor) -> float:

@@ -145,7 +145,7 @@ def interval(known: float, samples: Float[Tensor, " samples"], confidence: float
     error = peak * (samples / peak).std().item() / m ** 0.5   # scaled: fourth powers of a vanishing J underflow
     t = float(stats.t.ppf(0.5 + 0.5 * confidence, m - 1))
     upper = t + 8 ** 0.5 * (2 * t**2 + 1) / (6 * m**0.5) + t * (22 * t**2 + 53) / (18 * m)
-    return known + mean, known + max(mean - t * error, 0.0), known + mean + upper * error   # max(nan, 0.0) is nan
+    return known + mean, known + max(mean - t * error, 0.0), known + mean + upper * error
 
 
 def spectral_density(linear_map: LinearMap, *, queries: int = 16, steps: int = 32, seed: int = 0) -> Density:
