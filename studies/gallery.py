@@ -20,7 +20,9 @@ section { border-top: 1px solid var(--line); margin-top: 2.2rem; padding-top: 1.
 .figures { display: grid; gap: 1.2rem; margin: 1rem 0; }
 @media (min-width: 60rem) { .figures { grid-template-columns: 1fr 1fr; } figure:first-child { grid-column: 1 / -1; } }
 figure { margin: 0; border: 1px solid var(--line); border-radius: 6px; padding: .6rem; text-align: center; }
-img { max-width: 100%; height: auto; } figcaption { color: var(--quiet); font-size: .9rem; }
+img { max-width: 100%; height: auto; }
+@media (max-width: 40rem) { figure { overflow-x: auto; } img { max-width: none; width: 42rem; } } /* scrolls in place */
+figcaption { color: var(--quiet); font-size: .9rem; }
 details { margin: .4rem 0; } summary { cursor: pointer; }
 table { border-collapse: collapse; font-size: .88rem; margin: .4rem 0; }
 td { border-bottom: 1px solid var(--line); padding: .2rem .8rem .2rem 0; vertical-align: top; overflow-wrap: anywhere; }
@@ -46,7 +48,7 @@ def section(out: Path, study: str, stamp: dict) -> str:
     executed = out / study / f"{study}.ipynb"
     title, paragraphs = question(executed)
     text = "".join(f"<p>{html.escape(paragraph)}</p>" for paragraph in paragraphs)
-    pictures = sorted(path.stem for path in (out / study).glob("*.png") if path.name in stamp["files"])
+    pictures = [name.removesuffix(".png") for name in stamp["files"] if name.endswith(".png")]
     figures = "".join(
         f'<figure><a href="{study}/{name}.png"><img src="{study}/{name}.png" alt="{name.replace("_", " ")}" '
         f'loading="lazy"></a><figcaption>{name.replace("_", " ")} · <a href="{study}/{name}.pdf">pdf</a></figcaption>'
