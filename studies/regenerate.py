@@ -10,6 +10,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -90,9 +91,7 @@ def regenerate(study: str, profile: str, parameters: dict, folder: Path) -> bool
     executed = folder / f"{study}.ipynb"
     started = time.perf_counter()
     try:
-        papermill.execute_notebook(str(STUDIES / f"{study}.ipynb"), str(executed), parameters, kernel_name="python3",
-                                   cwd=str(ROOT), progress_bar=False, log_output=True, config=KERNELS,
-                                   shutdown_kernel="immediate")
+        execute(study, executed, parameters)
     except Exception as error:  # whatever a study dies of, the others still run
         tqdm.write(f"{study}: FAILED: {error}\n(the notebook as far as it came: {executed})", file=sys.stderr)
         return False
@@ -109,6 +108,19 @@ def regenerate(study: str, profile: str, parameters: dict, folder: Path) -> bool
     write_whole(folder / "stamp.json", json.dumps(stamp, indent=1).encode())
     tqdm.write(f"{study}: {seconds:.0f} s, {len(list(folder.glob('*.png')))} figures")
     return True
+
+
+def execute(study: str, executed: Path, parameters: dict) -> None:
+    """Run the notebook in a scratch folder (two runs may be under way), and keep it as far as it came."""
+    with tempfile.TemporaryDirectory() as scratch:
+        running = Path(scratch) / executed.name
+        try:
+            papermill.execute_notebook(str(STUDIES / f"{study}.ipynb"), str(running), parameters, kernel_name="python3",
+                                       cwd=str(ROOT), progress_bar=False, log_output=True, config=KERNELS,
+                                       shutdown_kernel="immediate")
+        finally:
+            if running.exists():
+                write_whole(executed, running.read_bytes())
 
 
 def is_unchanged(study: str, parameters: dict, folder: Path) -> bool:
