@@ -154,6 +154,8 @@ def lyapunov_exponents(frame: pd.DataFrame) -> Figure:
 def figure_1(frame: pd.DataFrame, top: int = 10) -> Figure:
     """The paper's figure 1: best training curves of plain | highway nets by depth | mean of the `top` settings.
 
+    In the mean, a run that diverged counts as chance.
+
     Source: Srivastava et al. 2015, figure 1.
     """
     best = final_loss(frame)
@@ -171,7 +173,7 @@ def figure_1(frame: pd.DataFrame, top: int = 10) -> Figure:
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.legend(loc="lower left")
         for net, marker in (("plain", "o"), ("highway", "s")):
-            rows = best[best["net"] == net].dropna(subset="final")
+            rows = best[best["net"] == net].fillna({"final": CHANCE})
             mean = rows.groupby("depth")["final"].apply(lambda losses: losses.nsmallest(top).mean())
             color = sns.color_palette("colorblind")[net == "plain"]
             summary.plot(mean.index, mean, marker=marker, label=net, color=color)

@@ -44,6 +44,8 @@ def test_figure_1_draws_the_run_with_the_lowest_final_loss():
     figure = plots.figure_1(pd.concat([plain, loss_frame({"h": [2.3, 0.4, 0.2]}, "highway")]), top=2)
     assert list(figure.axes[0].lines[0].get_ydata()) == [2.3, 1.0, 0.5]
     assert list(figure.axes[2].lines[0].get_ydata()) == [0.75]  # mean of the best two
+    figure = plots.figure_1(pd.concat([plain, loss_frame({"h": [2.3, 0.4, 0.2]}, "highway")]), top=3)
+    assert figure.axes[2].lines[0].get_ydata() == pytest.approx([(0.5 + 1.0 + math.log(10)) / 3])  # diverged: chance
 
 
 def test_saved_files_are_whole_and_the_same_every_time(tmp_path):

@@ -15,10 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .chain import Chain, Function, chain_of
 from .copies import check_input, float64_copy, untouched_random_state
+from .matrix_free import jacobian_map, largest_singular_values
 from .product_svd import partial_product_svd, product_svd
+from .stochastic_spectrum import Density, MeanSquare, mean_squared_singular_value, spectral_density
 
 MEMORY_BUDGET = 2**30  # bytes: a quarter for the Jacobians held at once, a quarter for the rows in flight
-METHODS = ("auto", "product", "dense")
+WIDEST = 2048  # units: "auto" takes the product route up to here; its cost goes with the cube
+METHODS = ("auto", "product", "dense", "matrix_free")
+TOP = 10  # singular values that the matrix-free route finds where `k` does not say
 EPS = torch.finfo(torch.float64).eps
 
 
@@ -34,7 +38,9 @@ class JacobianSpectrum:
         below_floor: (sample,) how many values float64 could not tell from rounding; always 0 by the product route.
         factors: layers between the two ends, by which `lyapunov_exponents` divide; 1 where they are not known.
         inputs: number of inputs n of the Jacobian.
-        method: the route taken: "product" or "dense".
+        method: the route taken: "product", "dense" or "matrix_free".
+        estimates: of the matrix-free route, per sample, the `MeanSquare` (an estimate with its 95 % interval) and the
+            `Density` of all singular values; its `log_singular_values` are the k largest.
     """
 
     log_singular_values: Float[Tensor, "sample rank"]
@@ -43,6 +49,7 @@ class JacobianSpectrum:
     factors: int
     inputs: int
     method: str
+    estimates: tuple[tuple[MeanSquare, Density], ...] = ()
 
     @property
     def singular_values(self) -> Float[Tensor, "sample rank"]:
@@ -57,6 +64,8 @@ class JacobianSpectrum:
     @property
     def mean_squared(self) -> Float[Tensor, " sample"]:
         """(1/n) ||J||_F^2, n the number of inputs: chi to the power of depth, in mean-field terms."""
+        if self.estimates:
+            return torch.tensor([square.estimate for square, _ in self.estimates], dtype=torch.float64)
         return self.singular_values.square().nansum(-1) / self.inputs
 
     @property
@@ -94,16 +103,17 @@ class JacobianSpectrum:
 
 
 def jacobian_spectrum(model: nn.Module, x: Tensor | None = None, *, part: str | tuple[int, int] = "all",
-                      samples: int = 16, method: str = "auto", chunk: int | None = None, seed: int = 0,
-                      start: str | None = None, output: str | int | None = None,
+                      samples: int = 16, method: str = "auto", k: int | None = None, chunk: int | None = None,
+                      seed: int = 0, start: str | None = None, output: str | int | None = None,
                       mode: str = "eval") -> JacobianSpectrum:
     """Singular values of d output / d input at each sample, on a float64 copy in eval mode.
 
     The product route works on the factors' Jacobians and is right in every singular value at any depth; it serves
     models that are a chain of layers (flowstudy's nets, `nn.Sequential`, what torch.fx can trace; a residual block is
     one factor).  The dense route multiplies out, and tells only values within 1e-16 of the largest from rounding: the
-    rest is nan, counted in `below_floor`.  The model, its mode, its gradients and the global random state stay as
-    they are.
+    rest is nan, counted in `below_floor`.  Where one sample's Jacobian would not fit in 256 MiB, the matrix-free route
+    finds the k largest with their residuals, the mean square with an interval, and the density.  The model, its mode,
+    its gradients and the global random state stay as they are.
 
     Args:
         model: any module from one tensor to one tensor, both with a leading sample axis.
@@ -112,7 +122,9 @@ def jacobian_spectrum(model: nn.Module, x: Tensor | None = None, *, part: str | 
         part: "all" is input to output; "body" is the first layer's output to the last hidden layer's (width x width);
             (start, stop) is layer start's output to layer stop's, 0 being the input, of a chain.
         samples: at most so many inputs are measured, the first ones of `x`.
-        method: "product", "dense", or "auto": product where the model is a chain whose factors fit in memory.
+        method: "product", "dense", "matrix_free", or "auto": product where the model is a chain whose factors fit in
+            memory, else dense where the Jacobian does.
+        k: keep the k largest singular values; None is all, 10 by the matrix-free route.
         chunk: rows (or columns) of the Jacobian computed at once by the dense route; None fits a budget of 1 GiB in
             all. Does not change the result.
         seed: of the inputs drawn when `x` is None.
@@ -133,7 +145,9 @@ def jacobian_spectrum(model: nn.Module, x: Tensor | None = None, *, part: str | 
     probe, x = prepare(call, model, x, samples, seed, output, mode)
     with untouched_random_state(x.device), no_fast_path():
         if start is not None:
-            return started_spectrum(call, probe, start, x, chunk)
+            if method in ("product", "matrix_free"):
+                raise ValueError(f"{call}: `start` goes with method='dense', got {method!r}. Leave `method` out.")
+            return largest(k, started_spectrum(call, probe, start, x, chunk))
         check_real(call, x)
         check_output(call, probe, x)
         chain = None if has_dropout(probe) else chain_of(probe, x)
@@ -141,12 +155,10 @@ def jacobian_spectrum(model: nn.Module, x: Tensor | None = None, *, part: str | 
             raise ValueError(f"{call}: method='product' and parts need a chain of layers, and {type(model).__name__} "
                              "could not be traced as one. Use method='dense', and pass the part as its own model.")
         if chain is None:
-            return dense_spectrum(probe, x, 1, chunk)
-        chain = chain.part(*ends_of(call, part, chain))
-        multiplied = len(chain) == 1 or largest_factor(chain) > MEMORY_BUDGET
-        if method == "dense" or (method == "auto" and multiplied):
-            return dense_spectrum(lambda h: compose(chain, h), chain.values[0], len(chain), chunk)
-        return product_spectrum(chain)
+            chain = Chain([type(model).__name__], [probe], [x, probe(x).detach()])
+        else:
+            chain = chain.part(*ends_of(call, part, chain))
+        return take(call, choose(method, chain), chain, k, chunk, seed)
 
 
 def layer_jacobian_spectra(model: nn.Module, x: Tensor | None = None, *, samples: int = 16,
@@ -215,6 +227,50 @@ def own_width(own: dict[str, Tensor]) -> int:
 
 
 # --- the routes ------------------------------------------------------------------------------------------------------
+
+
+def choose(method: str, chain: Chain) -> str:
+    if method != "auto":
+        return method
+    widest = max(value[0].numel() for value in chain.values[1:])
+    if len(chain) > 1 and widest <= WIDEST and largest_factor(chain) <= MEMORY_BUDGET:
+        return "product"
+    entries = chain.values[0][0].numel() * chain.values[-1][0].numel()
+    return "dense" if 8 * entries <= MEMORY_BUDGET // 4 else "matrix_free"
+
+
+def take(call: str, route: str, chain: Chain, k: int | None, chunk: int | None, seed: int) -> JacobianSpectrum:
+    smaller = min(chain.values[0][0].numel(), chain.values[-1][0].numel())
+    if k is not None and not (isinstance(k, int) and 1 <= k <= smaller):
+        raise ValueError(f"{call}: `k` must be an integer from 1 to {smaller}, the smaller side of the Jacobian, "
+                         f"got {k!r}. Leave it out for all.")
+    if route == "product":
+        return largest(k, product_spectrum(chain))
+
+    def whole(h: Tensor) -> Tensor:
+        return compose(chain, h)
+
+    if route == "dense":
+        return largest(k, dense_spectrum(whole, chain.values[0], len(chain), chunk))
+    return matrix_free_spectrum(whole, chain.values[0], len(chain), k or min(TOP, smaller), seed)
+
+
+def largest(k: int | None, spectrum: JacobianSpectrum) -> JacobianSpectrum:
+    if k is None:
+        return spectrum
+    kept = spectrum.log_singular_values[:, :k]
+    return replace(spectrum, log_singular_values=kept, log_error=spectrum.log_error[:, :k],
+                   below_floor=kept.isnan().sum(-1))
+
+
+def matrix_free_spectrum(function: Function, x: Tensor, factors: int, k: int, seed: int) -> JacobianSpectrum:
+    """Sample by sample, from products with the Jacobian and its transpose."""
+    maps = [jacobian_map(lambda h: function(h.unsqueeze(0)).squeeze(0), sample) for sample in x]
+    extremes = [largest_singular_values(linear_map, k, seed=seed) for linear_map in maps]
+    estimates = tuple((mean_squared_singular_value(m, seed=seed), spectral_density(m, seed=seed)) for m in maps)
+    log_s = torch.stack([e.log_values for e in extremes])
+    error = torch.stack([e.residuals for e in extremes]) * (log_s[:, :1] - log_s).exp()  # ds / s
+    return JacobianSpectrum(log_s, error, log_s.isnan().sum(-1), factors, x[0].numel(), "matrix_free", estimates)
 
 
 def product_spectrum(chain: Chain) -> JacobianSpectrum:

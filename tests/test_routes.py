@@ -1,0 +1,190 @@
+"""Every route to the Jacobian's spectrum against a slow twin, on models that are not ours; and what is refused."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from flowstudy import HighwayNet, initialize, jacobian_spectrum, layer_jacobian_spectra
+
+
+class Residual(nn.Module):
+    def __init__(self, channels: int, out: int, stride: int):
+        super().__init__()
+        self.one = nn.Conv2d(channels, out, 3, stride, 1, bias=False)
+        self.norm = nn.BatchNorm2d(out)
+        self.relu = nn.ReLU(inplace=True)
+        self.two = nn.Conv2d(out, out, 3, padding=1)
+        self.down = nn.Conv2d(channels, out, 1, stride)
+
+    def forward(self, x):
+        y = self.two(self.relu(self.norm(self.one(x))))
+        y += self.down(x)
+        return self.relu(y)
+
+
+class Skip(nn.Module):
+    def __init__(self, branch: nn.Module):
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x):
+        return x + self.branch(x)
+
+
+class LastHidden(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(5, 7, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.lstm(x)[0][:, -1]
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(11, 8)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, tokens):
+        return {"logits": self.head(self.encoder(self.embedding(tokens)).mean(1)), "tokens": tokens}
+
+
+def residual_mlp() -> nn.Module:
+    branches = [Skip(nn.Sequential(nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12))) for _ in range(4)]
+    return nn.Sequential(nn.Linear(9, 12), nn.Tanh(), *branches, nn.Dropout(), nn.Linear(12, 6))
+
+
+def resnet() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True), Residual(4, 4, 1), Residual(4, 6, 2),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
+
+
+MODELS = {
+    "sequential": (lambda: nn.Sequential(nn.Linear(9, 8), nn.Tanh(), nn.Linear(8, 7), nn.GELU()), (9,), "product"),
+    "residual": (residual_mlp, (9,), "product"),
+    "resnet": (resnet, (3, 8, 8), "product"),
+    "transformer": (lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1), (3, 8),
+                    "dense"),
+    "lstm": (LastHidden, (4, 5), "dense"),
+}
+
+
+def slow_logs(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Sample by sample and row by row: autograd in a Python loop, then LAPACK."""
+    model = model.double().eval()
+    logs = []
+    for sample in x.double():
+        leaf = sample.clone().requires_grad_()
+        y = model(leaf.unsqueeze(0)).flatten()
+        rows = [torch.autograd.grad(v, leaf, retain_graph=True)[0].flatten() for v in y]
+        logs.append(torch.linalg.svdvals(torch.stack(rows)).log())
+    return torch.stack(logs)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_value_above_rounding_equals_the_slow_twins(name):
+    """Of values above 1e-9 of the largest, LAPACK's own error is below 1e-16 / 1e-9; the route is the expected one."""
+    build, shape, route = MODELS[name]
+    torch.manual_seed(0)
+    model, x = build(), torch.randn(3, *shape)
+    spectrum = jacobian_spectrum(model, x)
+    assert spectrum.method == route
+    expected = slow_logs(model, x)
+    clear = expected > expected[:, :1] + math.log(1e-9)
+    assert (spectrum.log_singular_values - expected)[clear].abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("name", ["sequential", "resnet"])
+def test_matrix_free_values_equal_dense_ones(name):
+    """The same model by two routes; the mean square lies in its interval widened to certainty by these seeds."""
+    build, shape, _ = MODELS[name]
+    torch.manual_seed(0)
+    model, x = build(), torch.randn(2, *shape)
+    dense = jacobian_spectrum(model, x, method="dense")
+    free = jacobian_spectrum(model, x, method="matrix_free", k=4)
+    assert (free.log_singular_values - dense.log_singular_values[:, :4]).abs().max() < 1e-6
+    for (square, _density), true in zip(free.estimates, dense.mean_squared, strict=True):
+        assert square.low * (1 - 1e-9) <= true <= square.high * (1 + 1e-9)
+
+
+def test_closed_gates_are_exactly_an_isometry_at_any_depth():
+    """b_T = -inf copies the input: every singular value of the body is 1, its log exactly 0."""
+    net = initialize(HighwayNet(8, 8, 200, gate_bias=-math.inf), "orthogonal", seed=0)
+    assert (jacobian_spectrum(net, part="body").log_singular_values == 0).all()
+
+
+def test_parts_of_a_chain_multiply_to_the_whole():
+    """ln |det| adds over the parts of a square chain; `layer_jacobian_spectra` ends in the whole spectrum."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(layer for _ in range(6) for layer in (nn.Linear(5, 5), nn.Tanh())))
+    x = torch.randn(3, 5)
+    parts = ((0, 6), (0, 2), (2, 6))
+    whole, first, last = (jacobian_spectrum(model, x, part=part).log_singular_values for part in parts)
+    assert (whole.sum(1) - first.sum(1) - last.sum(1)).abs().max() < 1e-10
+    layers = layer_jacobian_spectra(model, x)
+    end = layers[layers["layer"] == 6].pivot(index="sample", columns="rank", values="log_singular_value_from_input")
+    assert (torch.tensor(end.to_numpy(copy=True)) - whole).abs().max() < 1e-10
+
+
+def test_tokens_start_at_the_embedding():
+    """From the embedding on, a token model is the rest of the model applied to the embedded tokens."""
+    torch.manual_seed(0)
+    model, tokens = Tokens(), torch.randint(0, 11, (3, 4))
+    measured = jacobian_spectrum(model, tokens, start="embedding", output="logits").log_singular_values
+
+    class Rest(nn.Module):
+        def forward(self, h):
+            return model.head(model.encoder(h).mean(1))
+
+    rest = Rest()
+    model.double().eval()
+    assert (measured - slow_logs(rest, model.embedding(tokens).detach())).abs().max() < 1e-9
+
+
+class Constant(nn.Module):
+    def forward(self, x):
+        return torch.ones(len(x), 2, dtype=x.dtype)
+
+
+class Integer(nn.Module):
+    def forward(self, x):
+        return x.argmax(-1, keepdim=True)
+
+
+LINEAR, X = nn.Linear(4, 3), torch.ones(2, 4)
+REFUSED = {
+    "not finite": ((LINEAR, X * math.nan), {}, ValueError, "`x` must be finite"),
+    "wrong width": ((LINEAR, torch.ones(2, 5)), {}, ValueError, "`x` must have 4 features"),
+    "no sample axis": ((LINEAR, torch.ones(4)), {}, ValueError, "x.unsqueeze(0)"),
+    "empty batch": ((LINEAR, torch.ones(0, 4)), {}, ValueError, "at least one sample"),
+    "integers": ((nn.Embedding(4, 3), torch.ones(2, 4, dtype=torch.int64)), {}, TypeError, "`start=`"),
+    "no input shape": ((nn.Conv2d(3, 4, 3),), {}, ValueError, "`x` must be given"),
+    "k beyond the rank": ((LINEAR, X), {"k": 4}, ValueError, "from 1 to 3"),
+    "part": ((LINEAR, X), {"part": "head"}, ValueError, "`part` must be 'all', 'body' or (start, stop)"),
+    "part order": ((LINEAR, X), {"part": (1, 0)}, ValueError, "0 <= start < stop <= 1"),
+    "method": ((LINEAR, X), {"method": "svd"}, ValueError, "`method` must be one of"),
+    "mode": ((LINEAR, X), {"mode": "test"}, ValueError, "`mode` must be 'eval' or 'train'"),
+    "samples": ((LINEAR, X), {"samples": 0}, ValueError, "`samples` must be"),
+    "constant output": ((Constant(), X), {}, ValueError, "depends on x"),
+    "integer output": ((Integer(), X), {}, TypeError, "real output"),
+    "tuple output": ((nn.LSTM(4, 3, batch_first=True), torch.ones(2, 3, 4)), {}, TypeError, "`output=`"),
+    "no such output": ((nn.LSTM(4, 3, batch_first=True), torch.ones(2, 3, 4)), {"output": 5}, ValueError, "0 to 1"),
+    "samples mixed": ((nn.LSTM(4, 3), torch.ones(2, 3, 4)), {"output": 0}, ValueError, "batch_first=True"),
+    "batch norm": ((nn.BatchNorm1d(4), X), {"mode": "train"}, ValueError, "mixes the samples"),
+    "start": ((Tokens(), torch.ones(2, 4, dtype=torch.int64)), {"start": "embeding", "output": "logits"}, ValueError,
+              "Did you mean 'embedding'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_is_refused_in_one_line_with_the_way_out(case):
+    """The message names the call, the rule and what was got."""
+    arguments, options, kind, words = REFUSED[case]
+    with pytest.raises(kind) as caught:
+        jacobian_spectrum(*arguments, **options)
+    message = str(caught.value)
+    assert message.startswith("jacobian_spectrum: ") and words in message and "\n" not in message
