@@ -172,8 +172,6 @@ def commit() -> str:
 
 if __name__ == "__main__":
     os.environ.setdefault("TQDM_MININTERVAL", "5")  # the kernels' progress bars, relayed line by line
-    # Threads that wait by spinning made small products 3 to 15 times slower beside one other busy process.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # silences the kernel's debugger
     logging.getLogger("traitlets").setLevel(logging.ERROR)  # nbconvert asks for alternative texts
     logging.basicConfig(level=logging.WARNING, format="%(message)s")  # papermill relays a kernel's stderr as warnings
