@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .copies import check_input, float64_copy, untouched_random_state
+from .layers import Calls, called_layers, describe, hooks, layers_of, weights_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 LOSSES: dict[str, Loss] = {"cross_entropy": F.cross_entropy, "mse": F.mse_loss}
@@ -104,69 +104,6 @@ def stacked_gradient_flow(model: nn.Module, state: dict[str, Tensor], x: Tensor,
     return measure(probe, layers, calls, double, x.double(), y, F.cross_entropy, stacked=True)
 
 
-# --- which layers ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Calls:
-    """One dry forward pass: which layer was called, in order, and what came out."""
-
-    names: list[str]
-    shapes: list[torch.Size]
-    output: Tensor
-
-
-def layers_of(call: str, model: nn.Module) -> dict[str, nn.Module]:
-    hidden = getattr(model, "hidden_layers", None)
-    wanted = [m for m in model.modules() if m._parameters] if hidden is None else list(hidden)
-    layers = {name: module for name, module in model.named_modules() if any(module is w for w in wanted)}
-    if not layers:
-        raise ValueError(f"{call}: `model` must have layers with weights, got {type(model).__name__} without any.")
-    return layers
-
-
-@torch.no_grad()
-def called_layers(call: str, model: nn.Module, layers: dict[str, nn.Module], x: Tensor) -> Calls:
-    names, shapes = [], []
-
-    def note(name: str, output: Tensor) -> Tensor:
-        names.append(name)
-        shapes.append(output.shape)
-        return output
-
-    with hooks(layers, note):
-        output = model(x)
-    if not isinstance(output, Tensor):
-        raise ValueError(f"{call}: `model` must return one tensor, got {type(output).__name__}. "
-                         "Wrap it in a module that returns the tensor to measure.")
-    return Calls(names, shapes, output)
-
-
-def describe(layers: dict[str, nn.Module], calls: Calls) -> dict[str, list]:
-    return {
-        "layer": list(range(1, len(calls.names) + 1)),
-        "module": calls.names,
-        "type": [type(layers[name]).__name__ for name in calls.names],
-        "parameters": [sum(p.numel() for p in layers[name].parameters()) for name in calls.names],
-    }
-
-
-@contextmanager
-def hooks(layers: dict[str, nn.Module], change: Callable[[str, Tensor], Tensor]):
-    """Each layer's output goes through `change(name, output)` while the context lasts; of a tuple, its first entry."""
-
-    def hook(name: str, output: Tensor | tuple) -> Tensor | tuple:
-        if isinstance(output, tuple):
-            return (hook(name, output[0]), *output[1:])
-        return change(name, output)
-
-    with ExitStack() as stack:
-        for name, layer in layers.items():
-            handle = layer.register_forward_hook(lambda _module, _args, output, name=name: hook(name, output))
-            stack.callback(handle.remove)
-        yield
-
-
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
@@ -194,9 +131,7 @@ def measure(model: nn.Module, layers: dict[str, nn.Module], calls: Calls, state:
     # Recorded activations must not be views into tensors that a later in-place operation changes: `output + tap` is
     # a new tensor, so what follows the layer never writes into `output`.
     losses, outputs = (torch.func.vmap(tapped) if stacked else tapped)(state, taps)
-    first = {id(p): name for name, p in model.named_parameters()}  # a tied weight has one name in `state`, its first
-    weights = {name: [first[id(p)] for own, p in layers[name].named_parameters() if is_weight(own, p.ndim)]
-               for name in set(calls.names)}
+    weights = weights_of(model, layers, calls.names)
     wanted = sorted({p for names in weights.values() for p in names})
     gradients = torch.autograd.grad(losses.sum(), [state[p] for p in wanted] + taps, allow_unused=True)
     by_weight = dict(zip(wanted, gradients, strict=False))
@@ -215,10 +150,6 @@ def measure(model: nn.Module, layers: dict[str, nn.Module], calls: Calls, state:
             [(h == 0).double().mean(-1) for h in flat],
         )
     return {name: torch.stack(column, -1).detach() for name, column in zip(STATISTICS, columns, strict=True)}
-
-
-def is_weight(name: str, ndim: int) -> bool:
-    return ndim >= 2 or name.rpartition(".")[2] == "weight"  # biases are left out; a norm layer's scale counts
 
 
 def log10_norm(gradients: list[Tensor | None], lead: int) -> Float[Tensor, "*net"] | None:
