@@ -1,11 +1,13 @@
 """A model as a chain of factors x -> h_1 -> ... -> output, each a function of the one before alone."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Container
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor, fx, nn
+
+from flowstudy.nets.fully_connected import FullyConnected
 
 Function = Callable[[Tensor], Tensor]
 
@@ -18,29 +20,42 @@ class Chain:
         names: of each factor: its first module's, or the operation's.
         functions: of a batch, (sample, ...) to (sample, ...).
         values: values[l] is what factor l is applied to, values[-1] the output; one more than functions.
+        self_contained: no factor takes a value that is computed outside the chain, such as a scaled parameter: the
+            gradient of that parameter would miss a part.
     """
 
     names: list[str]
     functions: list[Function]
     values: list[Tensor]
+    self_contained: bool = True
 
     def __len__(self) -> int:
         return len(self.functions)
 
     def part(self, start: int, stop: int) -> "Chain":
-        return Chain(self.names[start:stop], self.functions[start:stop], self.values[start:stop + 1])
+        return replace(self, names=self.names[start:stop], functions=self.functions[start:stop],
+                       values=self.values[start:stop + 1])
 
 
-def chain_of(model: nn.Module, x: Tensor) -> Chain | None:
+def chain_of(model: nn.Module, x: Tensor, leaves: Container[nn.Module] = ()) -> Chain | None:
     """The model's chain at `x`, or None where it is not one that torch.fx can trace.
 
     A cut is made wherever a single value carries everything on, so that a residual or highway block is one factor;
     operations without weights (activations, pooling, reshaping) join the factor before them.
+
+    Args:
+        leaves: modules to call as they are, not to look into.
     """
-    layers = getattr(model, "hidden_layers", None)
-    if layers is not None and hasattr(model, "readout"):
-        return chain_of_layers([*layers, model.readout], model, x)
-    return chain_of_graph(model, x)
+    if (parts := chain_parts(model)) is not None:
+        return chain_of_layers(parts, model, x)
+    return chain_of_graph(model, x, leaves)
+
+
+def chain_parts(model: nn.Module) -> list[nn.Module] | None:
+    """The submodules that flowstudy's own fully connected nets apply one after the other; None for other models."""
+    if isinstance(model, FullyConnected) and type(model).forward is FullyConnected.forward:
+        return [*model.hidden_layers, model.readout]
+    return None
 
 
 def chain_of_layers(layers: list[nn.Module], model: nn.Module, x: Tensor) -> Chain:
@@ -52,9 +67,18 @@ def chain_of_layers(layers: list[nn.Module], model: nn.Module, x: Tensor) -> Cha
     return Chain([names[layer] for layer in layers], layers, values)
 
 
-def chain_of_graph(model: nn.Module, x: Tensor) -> Chain | None:
+class Tracer(fx.Tracer):
+    def __init__(self, leaves: Container[nn.Module]):
+        super().__init__()
+        self.leaves = leaves
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return module in self.leaves or super().is_leaf_module(module, name)
+
+
+def chain_of_graph(model: nn.Module, x: Tensor, leaves: Container[nn.Module]) -> Chain | None:
     try:
-        graph = fx.symbolic_trace(model)
+        graph = fx.GraphModule(model, Tracer(leaves).trace(model))
     except Exception:  # tracing runs the user's code with stand-ins for tensors: anything may be raised
         return None
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
@@ -71,7 +95,8 @@ def chain_of_graph(model: nn.Module, x: Tensor) -> Chain | None:
         return None
     cuts = join_weightless(graph, cuts)
     functions = [Segment(graph, values, moving, a, b) for a, b in pairwise(cuts)]
-    return Chain([segment.name for segment in functions], functions, [values[node] for node in cuts])
+    plain = all(node.op == "get_attr" for segment in functions for node in segment.constants)
+    return Chain([segment.name for segment in functions], functions, [values[node] for node in cuts], plain)
 
 
 class Recorder(fx.Interpreter):
