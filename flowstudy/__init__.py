@@ -1,6 +1,15 @@
 """Will this network train at this depth, and if not, why?  The public names, grouped by verb."""
 
-from .measure import GradientFlow, JacobianSpectrum, gradient_flow, jacobian_spectrum, layer_jacobian_spectra
+from .measure import (
+    GateActivity,
+    GradientFlow,
+    JacobianSpectrum,
+    gate_activity,
+    gradient_flow,
+    jacobian_spectrum,
+    layer_jacobian_spectra,
+    lesion,
+)
 from .nets import ACTIVATIONS, HighwayNet, PlainNet, initialize
 from .sweep import Cell, Store, grid, random_search, run
 from .train import Dataset, load_dataset, read_mnist
@@ -11,7 +20,8 @@ __all__ = [
     # build
     "ACTIVATIONS", "HighwayNet", "PlainNet", "initialize",
     # measure
-    "GradientFlow", "JacobianSpectrum", "gradient_flow", "jacobian_spectrum", "layer_jacobian_spectra",
+    "GateActivity", "GradientFlow", "JacobianSpectrum", "gate_activity", "gradient_flow", "jacobian_spectrum",
+    "layer_jacobian_spectra", "lesion",
     # plan, run, keep
     "Cell", "Store", "grid", "random_search", "run",
     # data

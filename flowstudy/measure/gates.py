@@ -1,0 +1,282 @@
+"""Transform gates: how far each is open for which inputs, and what becomes of a net when a layer's gates are closed."""
+
+import operator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor, nn
+
+from flowstudy.nets import HighwayBlock
+
+from .copies import check_input, float64_copy, untouched_random_state
+from .layers import hooks, layers_of
+
+CHUNK = 512  # inputs that run at once: bounds the memory that 60,000 images take in a convolutional net
+
+Use = tuple[int, str]                       # of a block: the layer's number, the block's name
+Gates = Float64[Tensor, "sample unit"]
+ClassMeans = Float64[Tensor, "class unit"]
+
+
+@dataclass(frozen=True)
+class GateActivity:
+    """What `gate_activity` found.
+
+    Attributes:
+        frame: a row per layer and unit, in execution order: `layer`, `module`, `unit` (from 0), `gate_bias` (b_T),
+            `activity` (mean of T over the inputs).
+        by_class: a row per layer, class and unit: `layer`, `module`, `class`, `unit`, `activity` (mean of T over the
+            inputs of the class), `difference` (that minus the mean over all inputs). None where no labels were given.
+    """
+
+    frame: pd.DataFrame
+    by_class: pd.DataFrame | None
+
+
+def gate_activity(model: nn.Module, x: Tensor, y: Tensor | None = None) -> GateActivity:
+    """Mean transform-gate activity of every unit of every highway layer, over all inputs and per class.
+
+    Measured in float64 on a copy in eval mode, where no input depends on the others; the model and the global random
+    state stay as they are. One input's activity is `gate_activity(model, x[i:i + 1])`; with `y=torch.arange(len(x))`
+    each input is a class of its own.
+
+    >>> from flowstudy.nets import HighwayNet
+    >>> net = HighwayNet(in_features=3, width=4, depth=3, gate_bias=0.0)
+    >>> gates = gate_activity(net, torch.eye(3), torch.tensor([0, 0, 1]))
+    >>> gates.frame.pivot(index="layer", columns="unit", values="activity").shape  # as in the paper's figure 2
+    (2, 4)
+    >>> list(gates.by_class.columns)  # `difference` is what its figure 3 shows
+    ['layer', 'module', 'class', 'unit', 'activity', 'difference']
+
+    Args:
+        model: any module with a `HighwayBlock` in it. A block that is used twice has rows for each use.
+        x: inputs, (sample, ...), on the model's device.
+        y: integer labels (sample,), for the means per class; a class without inputs has no rows.
+
+    Returns:
+        T in [0, 1]; a unit of a convolutional block is a channel, its T averaged over positions. `layer` counts as in
+        `gradient_flow`: from 1, plain layers included, so that a HighwayNet's gates are those of layers 2..depth.
+        nan where the net has diverged.
+
+    Raises:
+        ValueError, TypeError: a model that runs no HighwayBlock, an empty or non-finite batch, labels that do not fit.
+
+    Source: Srivastava, Greff, Schmidhuber 2015 (arXiv:1507.06228), section 4.1.
+    """
+    call = "gate_activity"
+    probe = float64_copy(call, model).eval()
+    x = check_input(call, model, x)
+    classes, of_class = check_classes(call, x, y)
+    with torch.no_grad(), untouched_random_state(x.device):
+        means = means_by_use(call, probe, x, len(classes), of_class)
+    return GateActivity(frame_of(probe, means), None if y is None else frame_by_class(means, classes))
+
+
+@contextmanager
+def lesion(model: nn.Module, layers: int | Iterable[int]) -> Iterator[None]:
+    """Close all transform gates of these layers while the context lasts: each copies its input, bit for bit.
+
+    The net computes what it would with the layers removed. Parameters are not changed (a lesioned layer's get no
+    gradient), the model is as before afterwards, and lesions may be nested. A copy made meanwhile stays lesioned.
+
+    >>> from flowstudy.nets import HighwayNet
+    >>> net, h = HighwayNet(in_features=3, width=4, depth=3), torch.ones(1, 4)
+    >>> with lesion(net, 2):
+    ...     torch.equal(net.blocks[0](h), h)
+    True
+
+    Args:
+        model: any module with a `HighwayBlock` in it that runs its layers once each, in the order in which it holds
+            them.
+        layers: a layer's number, or several; none leaves the net intact. They count as in `gate_activity`: from 1,
+            plain layers included, so that a HighwayNet's are 2..depth.
+
+    Raises:
+        ValueError: a number that is no highway layer's, as 1 is in a HighwayNet; a compiled model. In the model's
+            forward pass: layers that run in another order, for which the numbers would be wrong.
+        TypeError: numbers that are no integers.
+
+    Source: Srivastava, Greff, Schmidhuber 2015 (arXiv:1507.06228), section 4.2.
+    """
+    call = "lesion"
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{call}: `model` must be an nn.Module, got {type(model).__name__}.")
+    if any(hasattr(module, "_orig_mod") for module in model.modules()):
+        raise ValueError(f"{call}: `model` must not be compiled, got torch.compile's wrapper, which ignores lesions. "
+                         "Lesion and run the module that was compiled.")
+    order, gates = layers_and_gates(call, model)
+    closed = check_layers(call, layers, order, set(gates.values()))
+    with ExitStack() as stack:
+        watch_order(call, model, order, stack)
+        for block in (model.get_submodule(name) for name, number in gates.items() if number in closed):
+            stack.callback(block.register_forward_hook(copy_input, with_kwargs=True).remove)
+        yield
+
+
+def copy_input(_block: nn.Module, args: tuple, kwargs: dict, _output: Tensor) -> Tensor:
+    return next(iter((*args, *kwargs.values()))).clone()  # a clone, since what follows may work in place
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def means_by_use(call: str, model: nn.Module, x: Tensor, classes: int, of_class: Int64[Tensor, " sample"],
+                 ) -> dict[Use, tuple[Float64[Tensor, " unit"], ClassMeans]]:
+    """For every use of a block the mean of T over all inputs and over those of each class."""
+    sums: dict[Use, Tensor] = {}
+    for start in range(0, len(x), CHUNK):
+        gates = gates_in_one_pass(call, model, x[start:start + CHUNK])
+        if start == 0:
+            sums = {use: t.new_zeros(classes, t.shape[1]) for use, t in gates.items()}
+        if not gates or gates.keys() != sums.keys():
+            raise ValueError(f"{call}: `model` must run the same HighwayBlocks whatever the input, at least one, got "
+                             f"{type(model).__name__}, which does not. Pass the part of it that does.")
+        for use, t in gates.items():
+            sums[use].index_add_(0, of_class[start:start + CHUNK], t)
+    samples = torch.bincount(of_class, minlength=classes).unsqueeze(1)
+    return {use: (total.sum(0) / len(x), total / samples) for use, total in sums.items()}
+
+
+def gates_in_one_pass(call: str, model: nn.Module, x: Tensor) -> dict[Use, Gates]:
+    """T of each use of each block, in execution order.
+
+    T is read off the affine map's output, which the pass computes anyway. As the layer may be the block, its affine
+    map or something around it, T waits for the layer's own call to end, which gives the layer its number.
+    """
+    blocks = {name: model.get_submodule(name) for name in layers_and_gates(call, model)[1]}
+    gates, waiting, number = {}, [], 0
+
+    def read(name: str, output: Tensor) -> Tensor:
+        axis = blocks[name].channel_axis
+        t = torch.sigmoid(output.chunk(2, axis)[1]).movedim(axis, 1)
+        waiting.append((name, t.reshape(*t.shape[:2], -1).mean(-1)))
+        return output
+
+    def count(_name: str, output: Tensor) -> Tensor:
+        nonlocal number
+        number += 1
+        gates.update({(number, name): t for name, t in waiting})
+        waiting.clear()
+        return output
+
+    with hooks({name: block.affine for name, block in blocks.items()}, read), hooks(layers_of(call, model), count):
+        model(x)
+    return gates
+
+
+def frame_of(model: nn.Module, means: dict[Use, tuple[Tensor, ClassMeans]]) -> pd.DataFrame:
+    def rows(layer: int, name: str, overall: Tensor) -> pd.DataFrame:
+        bias = model.get_submodule(name).gate_bias
+        return pd.DataFrame({"layer": layer, "module": name, "unit": range(len(overall)),
+                             "gate_bias": bias.cpu().numpy(), "activity": overall.cpu().numpy()})
+
+    return pd.concat([rows(*use, overall) for use, (overall, _) in means.items()], ignore_index=True)
+
+
+def frame_by_class(means: dict[Use, tuple[Tensor, ClassMeans]], classes: Int64[Tensor, " class"]) -> pd.DataFrame:
+    def rows(layer: int, name: str, overall: Tensor, of_class: ClassMeans) -> pd.DataFrame:
+        units = len(overall)
+        return pd.DataFrame({
+            "layer": layer, "module": name,
+            "class": classes.repeat_interleave(units).cpu().numpy(),
+            "unit": torch.arange(units).repeat(len(classes)).numpy(),
+            "activity": of_class.flatten().cpu().numpy(),
+            "difference": (of_class - overall).flatten().cpu().numpy(),
+        })
+
+    return pd.concat([rows(*use, *both) for use, both in means.items()], ignore_index=True)
+
+
+# --- which layer a gate belongs to -----------------------------------------------------------------------------------
+
+
+def layers_and_gates(call: str, model: nn.Module) -> tuple[list[nn.Module], dict[str, int]]:
+    """The layers in the order in which the model holds them; of each HighwayBlock, by name, its layer's number."""
+    layers = set(layers_of(call, model).values())
+    order = [module for module in dict.fromkeys(inside_out(model)) if module in layers]
+    number: dict[nn.Module, int] = {}
+    for i, layer in enumerate(order, 1):
+        for part in layer.modules():
+            number.setdefault(part, i)
+    # By its affine map: the layer is the block itself in `hidden_layers`, else the map, since it holds the weights.
+    gates = {name: number[m.affine] for name, m in model.named_modules()
+             if isinstance(m, HighwayBlock) and m.affine in number}
+    if not gates:
+        raise ValueError(f"{call}: `model` must have a HighwayBlock among its layers, got {type(model).__name__} "
+                         "without any.")
+    return order, gates
+
+
+def inside_out(module: nn.Module) -> Iterator[nn.Module]:
+    """Every module after those inside it: a call ends after the calls inside it."""
+    for child in module.children():
+        yield from inside_out(child)
+    yield module
+
+
+def watch_order(call: str, model: nn.Module, layers: list[nn.Module], stack: ExitStack) -> None:
+    """While the stack lasts, refuse a forward pass of the model in which a layer's number is not its place."""
+    place: int | None = None  # of the layer that ran last; None outside of the model's own forward pass
+
+    def begin(*_: object) -> None:
+        nonlocal place
+        place = 0
+
+    def end(*_: object) -> None:
+        nonlocal place
+        place = None
+
+    def ran(number: int) -> None:
+        nonlocal place
+        if place is None:
+            return
+        place += 1
+        if place != number:
+            raise ValueError(f"{call}: `model` must run its layers in the order in which it holds them, once each, got "
+                             f"layer {number} in place {place}. Let it hold them in the order in which they run.")
+
+    stack.callback(model.register_forward_pre_hook(begin).remove)
+    for number, layer in enumerate(layers, 1):
+        stack.callback(layer.register_forward_hook(lambda *_, number=number: ran(number)).remove)
+    stack.callback(model.register_forward_hook(end, always_call=True).remove)
+
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+
+def check_classes(call: str, x: Tensor, y: Tensor | None) -> tuple[Int64[Tensor, " class"], Int64[Tensor, " sample"]]:
+    """The classes that occur, ascending, and for each input the position of its own among them."""
+    if y is None:
+        return x.new_zeros(1, dtype=torch.int64), x.new_zeros(len(x), dtype=torch.int64)
+    if not isinstance(y, Tensor):
+        raise TypeError(f"{call}: `y` must be a tensor of labels, got {type(y).__name__}. Use torch.as_tensor.")
+    if y.shape != x.shape[:1] or y.is_floating_point():
+        raise ValueError(f"{call}: `y` must be one integer label per sample, shape ({len(x)},), got {y.dtype} of shape "
+                         f"{tuple(y.shape)}. Pass None for the overall mean alone.")
+    return y.to(x.device, torch.int64).unique(return_inverse=True)
+
+
+def check_layers(call: str, layers: int | Iterable[int], order: list[nn.Module], with_gates: set[int]) -> set[int]:
+    try:
+        wanted = {operator.index(n) for n in (layers if isinstance(layers, Iterable) else [layers])}
+    except TypeError as error:
+        raise TypeError(f"{call}: `layers` must be a layer's number or a list of them, got {layers!r}.") from error
+    for number in sorted(wanted - with_gates):
+        what = f", a {type(order[number - 1]).__name__}, which has no gate" if 1 <= number <= len(order) else ""
+        raise ValueError(f"{call}: `layers` must be numbers of highway layers, got {number}{what}. "
+                         f"This model's are {in_words(sorted(with_gates))}.")
+    return wanted
+
+
+def in_words(numbers: list[int]) -> str:
+    """Ascending numbers, short where none is missing: '2 to 50'.
+
+    >>> in_words([2, 3, 4]), in_words([2, 3, 5])
+    ('2 to 4', '2, 3, 5')
+    """
+    whole = len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1
+    return f"{numbers[0]} to {numbers[-1]}" if whole else ", ".join(map(str, numbers))
