@@ -4,6 +4,9 @@ from .measure import (
     GateActivity,
     GradientFlow,
     JacobianSpectrum,
+    UntrainableError,
+    assert_trainable,
+    compare,
     gate_activity,
     gradient_flow,
     jacobian_spectrum,
@@ -20,8 +23,8 @@ __all__ = [
     # build
     "ACTIVATIONS", "HighwayNet", "PlainNet", "initialize",
     # measure
-    "GateActivity", "GradientFlow", "JacobianSpectrum", "gate_activity", "gradient_flow", "jacobian_spectrum",
-    "layer_jacobian_spectra", "lesion",
+    "GateActivity", "GradientFlow", "JacobianSpectrum", "UntrainableError", "assert_trainable", "compare",
+    "gate_activity", "gradient_flow", "jacobian_spectrum", "layer_jacobian_spectra", "lesion",
     # plan, run, keep
     "Cell", "Store", "grid", "random_search", "run",
     # data

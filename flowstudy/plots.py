@@ -6,6 +6,7 @@ Lines are medians over seeds, bands go from the 10th to the 90th percentile.
 import io
 import math
 import os
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -186,6 +187,61 @@ def figure_1(frame: pd.DataFrame, top: int = 10) -> Figure:
         summary.legend(loc="best")
         plain.set_ylabel("mean training cross-entropy  [nats]")
     return figure
+
+
+# --- what results draw of themselves ---------------------------------------------------------------------------------
+
+FLOAT32_NORMAL = math.log10(2.0**-126)  # below it float32 loses digits, and from 1.4e-45 on everything
+
+
+def gradient_flow(frame: pd.DataFrame, title: str = "") -> Figure:
+    """Norms of error signal and weight gradient, activation mean square and correlation of one model, or of several
+    where the frame has a column `model`; `title` is the verdict."""
+    models = frame.groupby(frame["model"] if "model" in frame else np.zeros(len(frame)), sort=False)
+    norms = {"log10_error_signal_norm": ("∂L/∂h", "-"), "log10_weight_gradient_norm": ("∂L/∂W", ":")}
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.6, 3.4 + 0.2 * title.count("\n")), layout="constrained")
+        flow, size, angle = figure.subplots(1, 3, width_ratios=[1.6, 1, 1])
+        for (name, rows), color in zip(models, sns.color_palette("colorblind", len(models)), strict=True):
+            for column, (symbol, style) in norms.items():
+                label = symbol if len(models) == 1 else f"{name}, {symbol}"
+                norm_by_layer(flow, rows["layer"], rows[column], color=color, ls=style, label=label)
+            known = rows[rows["activation_mean_square"] > 0]
+            size.plot(known["layer"], known["activation_mean_square"], color=color, lw=1.5)
+            angle.plot(rows["layer"], rows["activation_correlation"], color=color, lw=1.5)
+        widen(flow, 2.0)
+        if flow.get_ylim()[0] < FLOAT32_NORMAL:
+            flow.axhspan(flow.get_ylim()[0], FLOAT32_NORMAL, color="0.92", zorder=0, label="lost in float32")
+        flow.set(ylabel="log$_{10}$ norm of the gradient", title="gradient")
+        flow.legend(loc="best")
+        size.set(yscale="log", title="activation mean square")
+        widen(size, 2.0)
+        angle.set(ylim=(-1.05 if frame["activation_correlation"].min() < -0.05 else -0.05, 1.05),
+                  title="correlation of two inputs")
+        for ax in (flow, size, angle):
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+            ax.set_xlim(1 - 0.02 * frame["layer"].max(), 1.02 * frame["layer"].max())
+        figure.supxlabel("layer, in order of execution", fontsize=10)
+        figure.suptitle("\n".join(line for part in title.splitlines() for line in textwrap.wrap(part, 125)),
+                        fontsize=9.5, x=0.01, ha="left")
+    return figure
+
+
+def norm_by_layer(ax: Axes, layers: pd.Series, norms: pd.Series, **style: object) -> None:
+    """A line; layers where it is exactly 0 are crosses on the lower edge."""
+    shown = np.isfinite(norms)
+    ax.plot(layers[shown], norms[shown], lw=1.5, marker="." if len(layers) < 40 else "", **style)
+    zero = layers[norms == -math.inf]
+    ax.plot(zero, np.full(len(zero), 0.02), "x", color=style["color"], ms=5, transform=ax.get_xaxis_transform(),
+            label=f"{style['label']} exactly 0" if len(zero) else None)
+
+
+def widen(ax: Axes, decades: float) -> None:
+    """The y axis shows at least so many decades: a small fluctuation looks small."""
+    log = ax.get_yscale() == "log"
+    low, high = np.log10(ax.get_ylim()) if log else ax.get_ylim()
+    add = max(0.0, decades - (high - low)) / 2
+    ax.set_ylim(*(10.0 ** np.array([low - add, high + add]) if log else (low - add, high + add)))
 
 
 # --- from rows to what is drawn --------------------------------------------------------------------------------------

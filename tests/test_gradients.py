@@ -8,13 +8,12 @@ import pandas as pd
 import pytest
 import torch
 from cases import CLASSES, FEATURES, NETS, Awkward, assert_same, batch, build, fingerprint
-from scipy import stats
-from scipy.special import polygamma, psi
+from slow_flow import statistics
 from torch import Tensor, nn
 
 from flowstudy.measure import gradient_flow, stacked_gradient_flow
 from flowstudy.measure.gradients import STATISTICS
-from flowstudy.nets import SCHEMES, HighwayBlock, HighwayNet, PlainNet, initialize
+from flowstudy.nets import HighwayBlock, PlainNet, initialize
 from flowstudy.train import stack
 
 NORMS = ["log10_weight_gradient_norm", "log10_error_signal_norm"]
@@ -26,7 +25,7 @@ def assert_same_flow(one: pd.DataFrame, other: pd.DataFrame, relative: float = R
     for name in NORMS:
         np.testing.assert_allclose(one[name], other[name], rtol=0, atol=relative / math.log(10), err_msg=name)
     for name in STATISTICS[2:]:
-        np.testing.assert_allclose(one[name], other[name], rtol=relative, atol=1e-15, err_msg=name)
+        np.testing.assert_allclose(one[name], other[name], rtol=relative, atol=10 * relative, err_msg=name)
 
 
 # --- what it measures ------------------------------------------------------------------------------------------------
@@ -55,13 +54,7 @@ def slow_twin(net: nn.Module, x: Tensor, y: Tensor) -> pd.DataFrame:
     [(w, b)] = leaves(net.readout, 1)
     logits = h @ w.T + b
     loss = (logits.exp().sum(1).log() - logits[torch.arange(len(y)), y]).mean()
-    measured = []
-    for h, weights in rows:
-        error, *gradients = torch.autograd.grad(loss, [h, *weights], retain_graph=True)
-        squares = sum(g.square().sum().item() for g in gradients)
-        measured.append((0.5 * math.log10(squares), math.log10(error.norm().item()), h.mean().item(),
-                         h.square().mean().item(), (h == 0).double().mean().item()))
-    return pd.DataFrame(measured, columns=STATISTICS)
+    return statistics(loss, rows)
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -246,9 +239,9 @@ def test_stack_is_measured_as_each_net_alone(name):
     """Row i of a stack is `gradient_flow` of net i."""
     nets, (x, y) = [build(name, seed) for seed in range(3)], batch()
     many = stack(nets)
-    statistics = stacked_gradient_flow(many.template, many.state, x, y)
+    measured = stacked_gradient_flow(many.template, many.state, x, y)
     for i, net in enumerate(nets):
-        assert_same_flow(pd.DataFrame({key: value[i].numpy() for key, value in statistics.items()}),
+        assert_same_flow(pd.DataFrame({key: measured[key][i].numpy() for key in STATISTICS}),
                          gradient_flow(net, x, y).frame)
 
 
@@ -263,87 +256,6 @@ def test_nan_net_leaves_its_neighbours_as_they_were():
         assert torch.equal(wild[name][[0, 2, 3]], tame[name][[0, 2, 3]])
     for name in NORMS:
         assert wild[name][1].isnan().all()
-
-
-# --- known slopes ----------------------------------------------------------------------------------------------------
-
-
-def masked_layer(width: int) -> tuple[float, float]:
-    """Mean and variance of the log of a He ReLU layer's gain in squared norm, exact at any width.
-
-    chi^2_k 2 / width with k ~ Bin(width, 1/2) live units, k = 0 left out (Hanin & Nica 2018).
-    """
-    k = np.arange(1, width + 1)
-    p = stats.binom.pmf(k, width, 0.5)
-    p /= p.sum()
-    mean = p @ psi(k / 2)
-    return math.log(4 / width) + mean, p @ polygamma(1, k / 2) + p @ (psi(k / 2) - mean) ** 2
-
-
-def slope_standard_error(depth: int, variance: float, nets: int) -> float:
-    """Of the mean least-squares slope of `nets` random walks of depth - 1 steps of that variance.
-
-    The error signal at h is the walk plus one unmasked factor chi^2_n / n, white noise that adds of the order
-    4 / depth^2 to the variance: 5 % on the error covers it at the depths here.
-    """
-    layer = np.arange(1, depth + 1) - (depth + 1) / 2
-    weight = -np.cumsum(layer)[:-1] / (layer @ layer)  # of each step; they sum to 1
-    assert weight.sum() == pytest.approx(1)
-    return 1.05 * math.sqrt(variance * (weight @ weight) / nets)
-
-
-def slopes(scheme: str, width: int, depth: int, nets: int, activation: str = "relu") -> np.ndarray:
-    """One input, a random read-out: what the theory of gradient norms assumes."""
-    x, _ = batch(1)
-    return np.array([gradient_flow(initialize(PlainNet(FEATURES, width, depth, CLASSES, activation).double(), scheme,
-                                              seed=seed), x).slope for seed in range(nets)])
-
-
-def test_slopes_of_wide_relu_nets():
-    """He is flat but for the exact finite-width bias (4.5 standard errors); Glorot loses exactly 1/2 a layer more.
-
-    A ReLU net without biases is homogeneous: weights smaller by sqrt(2) halve the squared error signal at each layer.
-    """
-    width, depth, nets = 128, 30, 40
-    he, glorot = (slopes(scheme, width, depth, nets) for scheme in ("he_normal", "glorot_normal"))
-    mean, variance = masked_layer(width)
-    assert abs(he.mean() - mean) < 4.5 * slope_standard_error(depth, variance, nets)
-    assert abs(he.mean()) < 0.05
-    np.testing.assert_allclose(glorot - he, math.log(1 / 2), rtol=0, atol=1e-10)
-
-
-def test_orthogonal_linear_net_is_flat():
-    """Linear layers with orthogonal weights pass the error signal on at its length: the slope is 0 to 1e-10."""
-    assert np.abs(slopes("orthogonal", 64, 50, 3, "linear")).max() < 1e-10
-
-
-def test_random_walk_is_flattest_for_narrow_relu_nets():
-    """Width 50: of all schemes random_walk has the mean slope closest to 0; each normal scheme has its own exact mean.
-
-    He's slope is the masked layer's mean, a scheme of gain g adds 2 ln(g / sqrt 2): 4.5 standard errors.
-    """
-    width, depth, nets = 50, 50, 40
-    x, y = batch(1)
-    measured = {}
-    for scheme in SCHEMES:
-        many = stack([initialize(PlainNet(FEATURES, width, depth, CLASSES).double(), scheme, seed=seed)
-                      for seed in range(nets)])
-        log_square = 2 * math.log(10) * stacked_gradient_flow(many.template, many.state, x, y)[NORMS[1]].numpy()
-        measured[scheme] = -np.polyfit(np.arange(depth), log_square.T, 1)[0].mean()
-    assert min(measured, key=lambda scheme: abs(measured[scheme])) == "random_walk"
-    mean, variance = masked_layer(width)
-    error = slope_standard_error(depth, variance, nets)
-    for scheme, gain in (("he_normal", math.sqrt(2)), ("glorot_normal", 1.0), ("lecun_normal", 1.0),
-                         ("random_walk", math.sqrt(2) * math.exp(1.2 / (width - 2.4)))):
-        assert abs(measured[scheme] - mean - 2 * math.log(gain / math.sqrt(2))) < 4.5 * error
-    assert abs(measured["he_normal"]) > 4.5 * error > abs(measured["random_walk"])
-
-
-def test_closed_highway_is_flat():
-    """All gates closed: the error signal is the same at every layer, to the last bit."""
-    x, y = batch()
-    net = initialize(HighwayNet(FEATURES, 8, 40, CLASSES, gate_bias=-math.inf), "he_normal")
-    assert gradient_flow(net, x, y).frame[NORMS[1]].nunique() == 1
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

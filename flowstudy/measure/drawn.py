@@ -15,11 +15,16 @@ class Drawn:
 
     drawn_by: ClassVar[str]
 
+    @property
+    def drawn_with(self) -> dict[str, object]:
+        """What the plot is told besides the frame."""
+        return {}
+
     def plot(self) -> "Figure":
         """The result as a matplotlib Figure; `figure.savefig(path)` keeps it."""
         from flowstudy import plots
 
-        return getattr(plots, self.drawn_by)(self.frame)
+        return getattr(plots, self.drawn_by)(self.frame, **self.drawn_with)
 
     def _repr_png_(self) -> bytes:
         picture = io.BytesIO()

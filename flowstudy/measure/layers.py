@@ -2,53 +2,30 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 
-@dataclass(frozen=True)
-class Calls:
-    """One dry forward pass: which layer was called, in order, and what came out."""
-
-    names: list[str]
-    shapes: list[torch.Size]
-    output: Tensor
-
-
 def layers_of(call: str, model: nn.Module) -> dict[str, nn.Module]:
-    hidden = getattr(model, "hidden_layers", None)
-    wanted = [m for m in model.modules() if m._parameters] if hidden is None else list(hidden)
-    layers = {name: module for name, module in model.named_modules() if any(module is w for w in wanted)}
+    """The layers by name: the model's `hidden_layers` where it lists them, else every module with its own weights."""
+    listed = getattr(model, "hidden_layers", None)
+    if isinstance(listed, list | tuple | nn.ModuleList) and all(isinstance(m, nn.Module) for m in listed):
+        wanted = set(listed)
+    else:
+        wanted = {m for m in model.modules() if any(p is not None for p in m._parameters.values())}
+    layers = {name: module for name, module in model.named_modules() if module in wanted}
     if not layers:
         raise ValueError(f"{call}: `model` must have layers with weights, got {type(model).__name__} without any.")
     return layers
 
 
-@torch.no_grad()
-def called_layers(call: str, model: nn.Module, layers: dict[str, nn.Module], x: Tensor) -> Calls:
-    names, shapes = [], []
-
-    def note(name: str, output: Tensor) -> Tensor:
-        names.append(name)
-        shapes.append(output.shape)
-        return output
-
-    with hooks(layers, note):
-        output = model(x)
-    if not isinstance(output, Tensor):
-        raise ValueError(f"{call}: `model` must return one tensor, got {type(output).__name__}. "
-                         "Wrap it in a module that returns the tensor to measure.")
-    return Calls(names, shapes, output)
-
-
-def describe(layers: dict[str, nn.Module], calls: Calls) -> dict[str, list]:
+def describe(layers: dict[str, nn.Module], called: list[str]) -> dict[str, list]:
+    """The columns that say which layer is which, a row per call."""
     return {
-        "layer": list(range(1, len(calls.names) + 1)),
-        "module": calls.names,
-        "type": [type(layers[name]).__name__ for name in calls.names],
-        "parameters": [sum(p.numel() for p in layers[name].parameters()) for name in calls.names],
+        "layer": list(range(1, len(called) + 1)),
+        "module": called,
+        "type": [type(layers[name]).__name__ for name in called],
+        "parameters": [sum(p.numel() for p in layers[name].parameters()) for name in called],
     }
 
 
@@ -75,16 +52,17 @@ def weights_of(model: nn.Module, layers: dict[str, nn.Module], called: Iterable[
     is never called by itself, but a model with a parameter of its own does not own its layers' weights.  A tied weight
     goes by its first name.
     """
-    called = set(called)
     first = {id(p): name for name, p in model.named_parameters()}
-    inside = {name: {id(p) for p in layers[name].parameters()} for name in called}
-    weights = {}
-    for name in called:
-        inner = set().union(*(inside[other] for other in called
-                              if other != name and any(m is layers[other] for m in layers[name].modules())))
-        own = {id(p) for p in layers[name]._parameters.values() if p is not None}
-        weights[name] = [first[id(p)] for part, p in layers[name].named_parameters()
-                         if is_weight(part, p.ndim) and (id(p) in own or id(p) not in inner)]
+    layer_at = dict(model.named_modules(remove_duplicate=False))
+    name_of = {layers[name]: name for name in called}
+    weights: dict[str, list[str]] = {name: [] for name in name_of.values()}
+    for path, p in model.named_parameters(remove_duplicate=False):
+        at, _, own = path.rpartition(".")
+        while at and layer_at[at] not in name_of:
+            at = at.rpartition(".")[0]
+        owner = name_of.get(layer_at[at])
+        if owner is not None and is_weight(own, p.ndim) and first[id(p)] not in weights[owner]:
+            weights[owner].append(first[id(p)])
     return weights
 
 
