@@ -150,6 +150,19 @@ def test_slope_error_is_that_of_a_random_walk():
         assert np.var(z) == pytest.approx(28 / 26, rel=0.15)
 
 
+def test_a_change_of_geometry_is_no_change():
+    """Averaging over 1024 positions divides the squared norm by 1024: levelled out; equal positions change nothing."""
+    logs = -math.log(2) * np.arange(10.0)[::-1]
+    pooled = logs - np.where(np.arange(10) < 7, math.log(1024), 0.0)
+    positions = np.where(np.arange(10) < 7, 1024, 1)
+    slopes = [backward_slope(frame_of(values).assign(positions=at)) for values, at in
+              ((logs, 1), (pooled, positions))]
+    steps = np.diff(logs)
+    steps[6] = 0.0
+    expected = -np.polyfit(np.arange(10), np.concatenate([[0.0], np.cumsum(steps)]), 1)[0]
+    assert slopes[0] == pytest.approx(-math.log(2), abs=1e-12) and slopes[1] == pytest.approx(expected, abs=1e-12)
+
+
 def test_an_exact_geometric_decay_has_no_error():
     """Each layer a factor 1/2: slope ln 1/2 and error 0 to rounding; two layers have no error, one no slope."""
     frame = frame_of(-math.log(2) * np.arange(10)[::-1])

@@ -43,7 +43,8 @@ class GradientFlow(Drawn):
 
     Attributes:
         frame: a row per layer in execution order: `layer` (1 is next to the input), `module`, `type`, `parameters`,
-            and the statistics that `gradient_flow` describes.
+            `positions` (places of one sample at which the weights act: pixels, tokens; 1 if fully connected), and the
+            statistics that `gradient_flow` describes.
         log10_input_gradient_norm: of d loss / d input over the whole batch; nan for integer inputs.
         loss: its value, in the loss's own units.
     """
@@ -58,7 +59,8 @@ class GradientFlow(Drawn):
     def slope(self) -> float:
         """Change of ln ||error signal||^2 per layer on the way back to the input; negative is vanishing.
 
-        The least-squares slope over the layers with a finite norm; nan where there are fewer than two.
+        The least-squares slope over the layers with a finite norm; nan where there are fewer than two.  A change of
+        `positions` (pooling, striding) changes the norm whatever the weights are, and does not count.
         """
         return backward_slope(self.frame)
 
@@ -147,8 +149,9 @@ def gradient_flow(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss:
     statistics, calls, found = measure(call, probe, layers, x, y, objective, loss)
     columns = {name: values.cpu().numpy() for name, values in statistics.items()}
     at_input = found.input_gradient
+    shapes = [shape for of_segment in calls.shapes for shape in of_segment]
     return GradientFlow(
-        frame=pd.DataFrame(describe(layers, calls.layers) | columns),
+        frame=pd.DataFrame(describe(layers, calls.layers, shapes) | columns),
         log10_input_gradient_norm=math.nan if at_input is None else log10_norm([at_input], 0).item(),
         loss=found.loss.item(),
     )

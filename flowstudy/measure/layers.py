@@ -1,8 +1,10 @@
 """Which modules of a model are its layers, in which order they run, and a way into what each puts out."""
 
+import math
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager
 
+import torch
 from torch import Tensor, nn
 
 
@@ -19,14 +21,24 @@ def layers_of(call: str, model: nn.Module) -> dict[str, nn.Module]:
     return layers
 
 
-def describe(layers: dict[str, nn.Module], called: list[str]) -> dict[str, list]:
-    """The columns that say which layer is which, a row per call."""
+CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
+
+
+def describe(layers: dict[str, nn.Module], called: list[str], shapes: list[torch.Size]) -> dict[str, list]:
+    """The columns that say which layer is which, a row per call; `shapes` are those of the outputs."""
     return {
         "layer": list(range(1, len(called) + 1)),
         "module": called,
         "type": [type(layers[name]).__name__ for name in called],
         "parameters": [sum(p.numel() for p in layers[name].parameters()) for name in called],
+        "positions": [positions(layers[name], shape) for name, shape in zip(called, shapes, strict=True)],
     }
+
+
+def positions(layer: nn.Module, shape: torch.Size) -> int:
+    """Places of one sample at which the layer's weights act: pixels, tokens; 1 in a fully connected net."""
+    first = isinstance(layer, CHANNELS_FIRST) or len(shape) > 3
+    return math.prod(shape[2:] if first else shape[1:-1])
 
 
 @contextmanager

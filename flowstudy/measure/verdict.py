@@ -86,7 +86,7 @@ def verdict_of(frame: pd.DataFrame) -> Verdict:
             f"{abs(decades):.2g} decades over {len(layers)} layers")
     if abs(change[0]) <= THRESHOLD:
         return Verdict("stable", None, factor, error, decades,
-                       f"stable: the error signal reaches the input at {10**decades:.2g} times its last norm, {pace}.")
+                       f"stable: the error signal reaches the input at {10**decades:.2g} times its last norm, changing {pace}.")
     if change[0] < 0:
         last = int(layers[reach(change < -THRESHOLD)])
         return Verdict("vanishing", last, factor, error, decades,
@@ -111,8 +111,17 @@ def reach(condition: np.ndarray) -> int:
 
 
 def log_squares(frame: pd.DataFrame) -> Float[np.ndarray, " layer"]:
-    """ln ||error signal||^2."""
-    return 2 * math.log(10) * frame["log10_error_signal_norm"].to_numpy()
+    """ln ||error signal||^2, without the steps that geometry makes.
+
+    Averaging over P positions, as global pooling does, divides the squared norm by P whatever the weights are.  So a
+    step between two layers that differ in `positions` counts as none.
+    """
+    logs = 2 * math.log(10) * frame["log10_error_signal_norm"].to_numpy(dtype=float, copy=True)
+    if "positions" in frame:
+        finite = np.flatnonzero(np.isfinite(logs))
+        jump = np.where(np.diff(frame["positions"].to_numpy()[finite]) != 0, np.diff(logs[finite]), 0.0)
+        logs[finite[:-1]] += np.cumsum(jump[::-1])[::-1]
+    return logs
 
 
 def backward_slope(frame: pd.DataFrame) -> float:
@@ -129,7 +138,8 @@ def slope_error(frame: pd.DataFrame) -> float:
     """Standard error of `backward_slope`; nan for fewer than three layers.
 
     A layer multiplies the norm, so neighbouring log norms are far from independent; their differences are.  The slope
-    is a weighted sum of these, each of the variance that they show around their mean.
+    is a weighted sum of these, each of the variance that they show around their mean.  Layers beside the main path
+    (inside residual branches, norm layers) add steps to and fro: there the error comes out too large.
     """
     log_square = log_squares(frame)
     finite = np.isfinite(log_square)
