@@ -213,3 +213,35 @@ def test_dropout_keeps_one_mask_for_the_whole_measurement():
     torch.manual_seed(3)
     assert flow.loss == pytest.approx(square(model.double()(x.double()), None).item(), rel=1e-12)
 
+
+
+class Pair(nn.Module):
+    """A recurrent net: a tuple inside, a dictionary in the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(6, 4, batch_first=True), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> dict[str, object]:
+        h, state = self.lstm(x)
+        return {"logits": self.head(h[:, -1]), "state": state}
+
+
+def test_an_output_that_is_no_tensor_is_the_losss_affair():
+    """A loss of one's own may take a dictionary; the named losses say so. Of a tuple inside, the first is the layer's.
+
+    The LSTM's weight gradient sums over its four matrices: autograd's own, to rounding.
+    """
+    torch.manual_seed(0)
+    model, x, y = Pair(), torch.randn(7, 3, 6), torch.arange(7) % 5
+    with pytest.raises(ValueError, match=r"^gradient_flow: `model` must return one tensor, got dict\. Pass `loss=`"):
+        gradient_flow(model, x, y)
+    flow = gradient_flow(model, x, y, loss=lambda output, labels: F.cross_entropy(output["logits"], labels))
+    assert flow.frame["module"].tolist() == ["lstm", "head"]
+    model = model.double()
+    h = model.lstm(x.double())[0]
+    logits = model.head(h[:, -1])
+    expected = statistics(F.cross_entropy(logits, y), [
+        (h, [model.lstm.weight_ih_l0, model.lstm.weight_hh_l0]), (logits, [model.head.weight])])
+    for column in STATISTICS:
+        np.testing.assert_allclose(flow.frame[column], expected[column], rtol=ABSOLUTE, atol=ABSOLUTE, err_msg=column)

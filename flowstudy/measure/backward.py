@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .chain import chain_of
+from .chain import Function, chain_of
 
 # (h, taps) -> output of the segment, and of each layer called in it; taps are added to the layers' outputs
 Segment = Callable[[Tensor, list[Tensor] | None], tuple[Tensor, list[Tensor]]]
@@ -39,7 +39,7 @@ class Scaled:
 
 def times_power(tensor: Tensor, exponent: Float[Tensor, "*net"]) -> Tensor:
     """tensor * 2**exponent, in two steps: 2**1074 is no float64."""
-    exponent = exponent.clamp(-4000.0, 4000.0).view(*exponent.shape, *[1] * (tensor.ndim - exponent.ndim))
+    exponent = exponent.clamp(-4000.0, 4000.0).view((*exponent.shape, *[1] * (tensor.ndim - exponent.ndim)))
     half = (exponent / 2).floor()
     return tensor * torch.exp2(half) * torch.exp2(exponent - half)
 
@@ -84,19 +84,23 @@ class Probe:
         return output if self.taps is None else output + self.taps[len(self.outputs) - 1]
 
 
-def segments_of(model: nn.Module, layers: dict[str, nn.Module], x: Tensor, probe: Probe, *,
-                whole: bool = False) -> list[Segment]:
-    """The model as segments: the factors of its chain, else (or with `whole`) the model as one."""
+def functions_of(model: nn.Module, layers: dict[str, nn.Module], x: Tensor) -> list[Function]:
+    """The factors of the model's chain, or the model alone where it is none."""
+    # A layer that is the model itself (it has parameters of its own) would not be called by a factor.
+    chain = None if "" in layers else chain_of(model, x, leaves=set(layers.values()))
+    return chain.functions if chain is not None and chain.self_contained else [model]
 
-    def segment(function: Callable[[Tensor], Tensor]) -> Segment:
+
+def segments_of(functions: list[Function], probe: Probe) -> list[Segment]:
+    """Functions that are applied one after the other, as segments."""
+
+    def segment(function: Function) -> Segment:
         def run(h: Tensor, taps: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
             probe.begin(taps)
             return function(h), probe.outputs
         return run
 
-    # A layer that is the model itself (it has parameters of its own) would not be called by a segment.
-    chain = None if whole or "" in layers else chain_of(model, x, leaves=set(layers.values()))
-    return [segment(function) for function in (chain.functions if chain and chain.self_contained else [model])]
+    return [segment(function) for function in functions]
 
 
 def stacked_segments(parts: list[nn.Module], model: nn.Module, state: dict[str, Tensor],

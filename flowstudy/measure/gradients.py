@@ -18,10 +18,11 @@ from .backward import (
     Segment,
     dry_run,
     forward_and_back,
+    functions_of,
     segments_of,
     stacked_segments,
 )
-from .chain import chain_parts
+from .chain import Function, chain_parts
 from .copies import check_input, float64_copy, untouched_random_state
 from .drawn import Drawn
 from .layers import describe, hooks, layers_of, weights_of
@@ -115,7 +116,8 @@ def gradient_flow(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss:
     -400.  Elsewhere what falls below float64's 1e-323 counts as 0.
 
     Args:
-        model: any module; the batch runs in the mode the model is in.
+        model: any module; the batch runs in the mode the model is in.  Where its output is not one tensor, give a
+            `loss` that takes it.
         x: inputs, (sample, ...), on the model's device.
         y: targets, as the loss takes them; None replaces the loss by a fixed random linear read-out of the output,
             weights N(0, 1 / outputs), averaged over samples: what the theory of gradient norms assumes.
@@ -221,35 +223,37 @@ def measure(call: str, model: nn.Module, layers: dict[str, nn.Module], x: Tensor
             loss: str | Loss, state: dict[str, Tensor] | None = None) -> tuple[dict[str, Tensor], Calls, Pass]:
     """Every statistic, (layer,), or (net, layer) of a stack; which layers were called; and the pass itself."""
     probe = Probe()
-    parts = None if state is None else chain_parts(model)
-    whole = state is not None and parts is None  # a stack of other models is not traced
+    nets: tuple[int, ...] = ()
     with hooks(layers, probe):
         with untouched_random_state(x.device):
             output = check_labels(call, model, x, loss, y)
-        segments, calls = cut(model, layers, x, probe, whole)
-        if not torch.equal(calls.output.nan_to_num(), output.nan_to_num()):  # tracing missed something: do without
-            segments, calls = cut(model, layers, x, probe, whole=True)
+        functions = [model]
+        if not isinstance(output, Tensor):  # the loss knows what to make of it: it becomes the model's last step
+            functions, objective = [lambda h: loss(model(h), y)], lambda value, _: value
+        elif state is None or chain_parts(model) is not None:  # a stack of other models is not cut
+            with untouched_random_state(x.device):
+                functions = functions_of(model, layers, x)
+        segments, calls = run_dry(functions, x, probe)
+        if isinstance(output, Tensor) and not torch.equal(calls.output.nan_to_num(), output.nan_to_num()):
+            segments, calls = run_dry([model], x, probe)  # tracing missed something: do without
         weights = weights_of(model, layers, calls.layers)
         wanted = {name for names in weights.values() for name in names}
-        nets: tuple[int, ...] = ()
         if state is None:
             leaves = {name: p.requires_grad_() for name, p in model.named_parameters() if name in wanted}
         else:
             nets = (len(next(iter(state.values()))),)
             state = {name: value.detach().double().requires_grad_(name in wanted) for name, value in state.items()}
             leaves = {name: state[name] for name in wanted}
-            segments = stacked_segments(parts or [model], model, state, probe)
+            segments = stacked_segments(chain_parts(model) or [model], model, state, probe)
             x, objective = x.expand(*nets, *x.shape), torch.func.vmap(objective, in_dims=(0, None))
         with untouched_random_state(x.device):
             found = forward_and_back(segments, calls, leaves, x, y, objective, nets)
     return statistics_of(found, [weights[name] for name in calls.layers], len(nets), x.shape[len(nets)]), calls, found
 
 
-def cut(model: nn.Module, layers: dict[str, nn.Module], x: Tensor, probe: Probe,
-        whole: bool) -> tuple[list[Segment], Calls]:
-    """The model's segments and what they call; the random state is as before, so that dropout repeats its mask."""
-    with untouched_random_state(x.device):
-        segments = segments_of(model, layers, x, probe, whole=whole)
+def run_dry(functions: list[Function], x: Tensor, probe: Probe) -> tuple[list[Segment], Calls]:
+    """The functions as segments and what they call; the random state is as before, so that dropout repeats its mask."""
+    segments = segments_of(functions, probe)
     with untouched_random_state(x.device):
         return segments, dry_run(segments, x, probe)
 
@@ -341,13 +345,15 @@ def random_readout(output: Tensor, _y: None) -> Tensor:
 
 
 @torch.no_grad()
-def check_labels(call: str, model: nn.Module, x: Tensor, loss: str | Loss, y: Tensor | None) -> Tensor:
-    """The model's output, one tensor, which the labels fit."""
+def check_labels(call: str, model: nn.Module, x: Tensor, loss: str | Loss, y: object) -> object:
+    """The model's output: one tensor which the labels fit, or whatever a loss of the user's own takes."""
     output = model(x)
+    if callable(loss):
+        return output
     if not isinstance(output, Tensor):
         raise ValueError(f"{call}: `model` must return one tensor, got {type(output).__name__}. "
-                         "Wrap it in a module that returns the tensor to measure.")
-    if y is None or callable(loss):
+                         "Pass `loss=`, a function (output, y) -> scalar that takes what it returns.")
+    if y is None:
         return output
     if not isinstance(y, Tensor):
         raise TypeError(f"{call}: `y` must be a tensor of targets, got {type(y).__name__}. Use torch.as_tensor.")
