@@ -26,10 +26,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT
 
 .DELETE_ON_ERROR:
-.PHONY: help figures test lab lint clean
+.PHONY: help figures test test-integrations lab peers lint clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
 
 figures: .venv/.core ## every study's figures, real data, into figures/ (PROFILE=quick DEVICE=auto ONLY=)
 	@$(PY) studies/regenerate.py --profile $(PROFILE) --device $(DEVICE) $(addprefix --only ,$(ONLY))
@@ -37,8 +37,14 @@ figures: .venv/.core ## every study's figures, real data, into figures/ (PROFILE
 test: .venv/.dev ## the tests (PYTEST_ARGS=)
 	@$(PY) -m pytest $(PYTEST_ARGS)
 
+test-integrations: .venv/.integrations ## the Lightning and Hugging Face callbacks, against the real packages
+	@$(PY) -m pytest tests/test_integrations.py $(PYTEST_ARGS)
+
 lab: .venv/.lab ## JupyterLab on studies/, paths as from here
 	@$(PY) -m jupyterlab studies --MappingKernelManager.root_dir="$(CURDIR)"
+
+peers: .venv/.core ## what the benchmarks compare with, into .venv
+	@$(PIP) --no-deps -r benchmarks/peers.txt
 
 lint: .venv/.dev ## style, the layering, and no notebook outputs in git
 	@$(PY) -m ruff check .
@@ -69,6 +75,11 @@ clean: ## remove .venv and caches; results and figures stay
 .venv/.lab: .venv/.core
 	@echo "Installing JupyterLab"
 	@$(PIP) -e '.[lab]'
+	@touch $@
+
+.venv/.integrations: .venv/.dev
+	@echo "Installing Lightning and Hugging Face transformers"
+	@$(PIP) -e '.[integrations]'
 	@touch $@
 
 # A folder that was copied or moved must not run the code of the old one, nor a Python that has gone.

@@ -1,0 +1,1 @@
+"""GradientMonitor inside other people's training loops; each module needs its own package (extra: integrations)."""

@@ -1,0 +1,15 @@
+"""From a monitor to a trainer's own log."""
+
+
+class LatestScalars(dict[str, float]):
+    """A writer, as a TensorBoard SummaryWriter is one, that keeps the latest value of each curve until it is taken."""
+
+    step = 0  # of the latest value
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        self[tag], self.step = float(scalar_value), global_step
+
+    def take(self) -> dict[str, float]:
+        taken = dict(self)
+        self.clear()
+        return taken
