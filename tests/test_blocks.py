@@ -114,6 +114,7 @@ def test_set_gate_bias_moves_the_gate_alone():
     "linear": lambda h: h,
     "gelu": lambda h: h * 0.5 * math.erfc(-h / math.sqrt(2)),  # x Phi(x): the erf form, not the tanh approximation
     "hard_tanh": lambda h: min(max(h, -1.0), 1.0),
+    "erf": math.erf,
 }.items())
 def test_activations_are_what_their_names_say(name, formula):
     """Each activation equals its textbook formula to rounding."""

@@ -14,6 +14,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda h: h,
     "gelu": F.gelu,  # the exact (erf) form
     "hard_tanh": F.hardtanh,
+    "erf": torch.erf,
 }
 
 
