@@ -3,6 +3,7 @@
 from .measure import (
     GateActivity,
     GradientFlow,
+    GradientMonitor,
     JacobianSpectrum,
     UntrainableError,
     assert_trainable,
@@ -23,8 +24,8 @@ __all__ = [
     # build
     "ACTIVATIONS", "HighwayNet", "PlainNet", "initialize",
     # measure
-    "GateActivity", "GradientFlow", "JacobianSpectrum", "UntrainableError", "assert_trainable", "compare",
-    "gate_activity", "gradient_flow", "jacobian_spectrum", "layer_jacobian_spectra", "lesion",
+    "GateActivity", "GradientFlow", "GradientMonitor", "JacobianSpectrum", "UntrainableError", "assert_trainable",
+    "compare", "gate_activity", "gradient_flow", "jacobian_spectrum", "layer_jacobian_spectra", "lesion",
     # plan, run, keep
     "Cell", "Store", "grid", "random_search", "run",
     # data

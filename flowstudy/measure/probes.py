@@ -1,0 +1,177 @@
+"""Hooks in a model for one optimizer step: what its forward and backward passes leave behind, measured at once."""
+
+import sys
+from collections import Counter
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Variable
+
+from .norms import Norms, norm, norms
+
+HELD = 2**24  # entries of error signals on a GPU, kept to be measured by one kernel; more would cost memory
+
+
+class Backward:
+    """One backward pass in progress."""
+
+    def __init__(self):
+        self.errors: list[tuple[int, float | Tensor]] = []  # by layer
+        self.held: list[tuple[int, Tensor]] = []            # error signals that wait to be measured
+        self.entries = 0                                    # in them
+        self.accumulated = False  # if to the end, it was autograd.grad, which is not part of training
+
+    def measure_held(self) -> None:
+        if self.held:
+            layers, tensors = zip(*self.held, strict=True)
+            self.errors += zip(layers, torch._foreach_norm(tensors, 2, dtype=torch.float64), strict=True)
+            self.held, self.entries = [], 0
+
+
+class Probes:
+    """Watches a model while armed, and keeps what its passes came to.
+
+    Attributes:
+        passes: "error" and "activation" by layer, of the backward passes since `take`: micro-batches, and calls of a
+            shared layer, are parts of one vector.
+        entries: how many entries each layer's output had in them.
+        gradient: "gradient" by weight, as the last backward pass left it: it is a sum over passes already.
+    """
+
+    def __init__(self, layers: list[nn.Module], weights: list[Tensor], groups: list[list[int]], *, gradients: bool,
+                 errors: bool, activations: bool):
+        self.layers, self.weights, self.groups = layers, weights, groups
+        self.gradients, self.errors, self.activations = gradients, errors, activations
+        self.handles: list = []
+        self.stance = None
+        self.reset()
+
+    def reset(self) -> None:
+        self.gradient = Norms()
+        self.running: dict[int, Backward] = {}
+        self.left: list | None = None  # the state of the gradients after the last backward pass
+        self.forget_passes()
+
+    def forget_passes(self) -> None:
+        self.passes, self.entries = Norms(), Counter()
+        self.forward: list[tuple[int, float | Tensor, int]] = []
+
+    def take(self) -> tuple[Norms, Counter[int]]:
+        """The passes so far; what comes then belongs to the next step."""
+        taken = self.passes, self.entries
+        self.forget_passes()
+        return taken
+
+    def arm(self) -> None:
+        if self.handles:
+            return
+        self.reset()
+        if self.errors or self.activations:
+            if "torch._dynamo" in sys.modules:  # compiled code does not call hooks that it was compiled without
+                self.stance = torch.compiler.set_stance("force_eager")
+            self.handles += [layer.register_forward_hook(Probe(self, i)) for i, layer in enumerate(self.layers)]
+        if self.gradients or self.handles:
+            self.handles += [weight.register_post_accumulate_grad_hook(self.weight_accumulated)
+                             for weight in self.weights if weight.requires_grad]
+
+    def disarm(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        if self.stance is not None:
+            self.stance.__exit__(None, None, None)
+        self.handles, self.stance = [], None
+
+    # --- what the hooks see ------------------------------------------------------------------------------------------
+
+    def layer_ran(self, layer: int, output: object) -> None:
+        h = output[0] if isinstance(output, tuple) and output else output
+        if not (isinstance(h, Tensor) and h.is_floating_point() and torch.is_grad_enabled()):
+            return  # an evaluation in between is not part of the step
+        if self.activations:  # at once: what follows may write into the layer's output
+            self.forward.append((layer, norm(h.detach()), h.numel()))
+        node = h.grad_fn
+        if node is not None:  # which stays what it is when h is written to; a hook on h would move
+            node.register_prehook(partial(self.error_arrived, layer, h.output_nr))
+
+    def error_arrived(self, layer: int, output: int, gradients: tuple[Tensor | None, ...]) -> None:
+        if not self.handles:
+            return
+        backward, error = self.backward(), gradients[output]
+        if not self.errors or error is None:
+            return
+        if error.is_cpu:
+            backward.errors.append((layer, norm(error)))
+            return
+        backward.held.append((layer, error))
+        backward.entries += error.numel()
+        if backward.entries > HELD:
+            backward.measure_held()
+
+    def weight_accumulated(self, _weight: Tensor) -> None:
+        self.backward().accumulated = True
+
+    # --- a backward pass ---------------------------------------------------------------------------------------------
+
+    def backward(self) -> Backward:
+        """The pass that the calling hook runs in: a pass inside a pass, as in checkpointing, is one of its own."""
+        task = torch._C._current_graph_task_id()
+        return self.running.get(task) or self.backward_starts(task)
+
+    def backward_starts(self, task: int) -> Backward:
+        if not self.running and self.left is not None and self.left != self.gradients_now():
+            # Not one more micro-batch: the gradients were zeroed, so the step that the earlier passes were for was
+            # never made.  A GradScaler leaves it out when it finds an infinity.
+            self.passes, self.entries = Norms(), Counter()
+        self.running[task] = backward = Backward()
+        # The engine runs callbacks when the pass is over, in order.  DistributedDataParallel waits for its all-reduce
+        # in one that it may queue later than this; one that is queued from within a callback comes after that.
+        queue = Variable._execution_engine.queue_callback
+        queue(lambda: queue(lambda: self.backward_ended(task)))
+        return backward
+
+    @torch.no_grad()
+    def backward_ended(self, task: int) -> None:
+        backward = self.running.pop(task, None)
+        if backward is None or not backward.accumulated or not self.handles:
+            return
+        backward.measure_held()
+        self.passes.put_each("error", backward.errors)
+        self.passes.put_each("activation", [(layer, value) for layer, value, _ in self.forward])
+        for layer, _, number in self.forward:
+            self.entries[layer] += number
+        self.forward = []
+        if self.gradients:
+            self.gradient = Norms()
+            measure_gradients(self.gradient, "gradient", self.weights, self.groups)
+        self.left = self.gradients_now()
+
+    def gradients_now(self) -> list[tuple[int, int] | None]:
+        """Changes when a gradient is zeroed, replaced or written to; looks at no number."""
+        return [None if (g := weight.grad) is None else (id(g), g._version) for weight in self.weights]
+
+
+class Probe:
+    """A forward hook.  A copy of the model, in memory or in a file, has one that does nothing."""
+
+    def __init__(self, probes: Probes, layer: int):
+        self.probes, self.layer = probes, layer
+
+    def __call__(self, _module: nn.Module, _inputs: object, output: object) -> None:
+        self.probes.layer_ran(self.layer, output)
+
+    def __reduce__(self) -> tuple:
+        return Unwatched, ()
+
+
+class Unwatched:
+    def __call__(self, *_args: object) -> None:
+        return None
+
+
+def measure_gradients(into: Norms, kind: str, weights: list[Tensor], groups: list[list[int]]) -> None:
+    for group in groups:
+        present = [(i, g) for i in group if (g := weights[i].grad) is not None]
+        if present:
+            positions, gradients = zip(*present, strict=True)
+            into.put(kind, positions, norms(gradients))
