@@ -17,7 +17,7 @@ from .residual import (
     residual_lyapunov_exponents,
     residual_squared_gain,
 )
-from .spectrum import mean_squared, second_moment, spectrum_edge
+from .spectrum import mean_squared, second_moment, spectrum_edge, spectrum_variance
 
 __all__ = [
     # norms: mean and variance over nets, exact at any width
@@ -26,6 +26,6 @@ __all__ = [
     # spectra: exact at any width
     "expected_rank", "lyapunov_exponents", "mean_squared", "second_moment", "sum_log_singular_values",
     # spectra: infinite width
-    "fuss_catalan_density", "fuss_catalan_edge", "fuss_catalan_moment", "spectrum_edge",
+    "fuss_catalan_density", "fuss_catalan_edge", "fuss_catalan_moment", "spectrum_edge", "spectrum_variance",
     "residual_edge", "residual_largest_exponent", "residual_lyapunov_exponents", "residual_squared_gain",
 ]

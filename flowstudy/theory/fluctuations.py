@@ -14,7 +14,7 @@ Source: Hanin 2018 (arXiv:1801.03744); Hanin & Nica 2020, Communications in Math
 import numpy as np
 from scipy.special import digamma, polygamma
 
-from .checks import Moments, Values, check_choice, check_integer, check_number
+from .checks import Moments, Result, Values, check_choice, check_integer, check_number
 from .live_units import live_digamma
 
 CRITICAL_WEIGHT_VAR = {"linear": 1.0, "relu": 2.0}  # keeps the mean squared norm
@@ -101,11 +101,12 @@ def squared_jacobian_norm(width: Values, depth: Values, activation: str, weights
     n, depth, weight_var = check(call, width, depth, activation, weights, weight_var)
     p = LIVE[activation]
     excess = (3 / p - 1) / n if weights == "gaussian" else 3 * (1 / p - 1) / (n + 2)
-    mean = (weight_var * p) ** depth
-    return full(mean, mean**2 * np.expm1(depth * np.log1p(excess)))
+    with np.errstate(over="ignore"):
+        mean = (weight_var * p) ** depth
+        return full(mean, mean**2 * np.expm1(depth * np.log1p(excess)) if np.any(excess) else 0.0)
 
 
-def log_layer_gain(width: np.ndarray, activation: str, weights: str) -> Moments:
+def log_layer_gain(width: Result, activation: str, weights: str) -> Moments:
     """Of ln ||D W u||^2 at weight_var 1: forwards and backwards alike, since W is square and isotropic."""
     live, everything = log_chi_squared(width, activation), log_chi_squared(width)
     if weights == "gaussian":
@@ -113,7 +114,7 @@ def log_layer_gain(width: np.ndarray, activation: str, weights: str) -> Moments:
     return Moments(live.mean - everything.mean, live.variance - everything.variance)  # chi2_k / chi2_n is the Beta
 
 
-def log_chi_squared(width: np.ndarray, activation: str = "linear") -> Moments:
+def log_chi_squared(width: Result, activation: str = "linear") -> Moments:
     """Of ln chi2_k, k the live units of a layer that has one."""
     if activation == "linear":
         return Moments(np.log(2) + digamma(width / 2), polygamma(1, width / 2))
@@ -122,7 +123,7 @@ def log_chi_squared(width: np.ndarray, activation: str = "linear") -> Moments:
 
 
 def check(call: str, width: Values, depth: Values, activation: str, weights: str,
-          weight_var: Values | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+          weight_var: Values | None) -> tuple[Result, Result, Result]:
     width, depth = check_integer(call, "width", width), check_integer(call, "depth", depth)
     check_choice(call, "activation", activation, tuple(LIVE), " Of others only the limit of infinite width is known.")
     check_choice(call, "weights", weights, WEIGHTS)
@@ -131,6 +132,6 @@ def check(call: str, width: Values, depth: Values, activation: str, weights: str
     return width, depth, check_number(call, "weight_var", weight_var)
 
 
-def full(mean: np.ndarray, variance: np.ndarray) -> Moments:
+def full(mean: Result, variance: Result) -> Moments:
     """Both of the arguments' common shape."""
-    return Moments(*(value + np.zeros_like(other) for value, other in ((mean, variance), (variance, mean))))
+    return Moments(*(value[()] + 0.0 for value in np.broadcast_arrays(mean, variance)))

@@ -58,7 +58,7 @@ def fuss_catalan_density(x: Values, depth: Values) -> Result:
     inside = (x > 0) & (x < fuss_catalan_edge(depth))
     log_x = np.log(np.where(inside, x, 1.0))
 
-    def log_squared_value(u: np.ndarray) -> np.ndarray:
+    def log_squared_value(u: Result) -> Result:
         outer, one, many = log_sines(u, depth)
         return (depth + 1) * outer - one - depth * many
 
@@ -69,7 +69,7 @@ def fuss_catalan_density(x: Values, depth: Values) -> Result:
     return np.where(inside, density, np.where(x == 0, np.inf, 0.0))[()]
 
 
-def log_sines(u: np.ndarray, depth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def log_sines(u: Result, depth: Result) -> tuple[Result, Result, Result]:
     """ln sin of (L+1) p, p and L p, where (L+1) p = pi - s and s = 2 arctan(e^u): precise at both ends of p's range."""
     s, rest = 2 * np.arctan(np.exp(u)), 2 * np.arctan(np.exp(-u))
     p = rest / (depth + 1)

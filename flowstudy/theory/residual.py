@@ -58,7 +58,7 @@ def residual_edge(depth: Values, carry: Values, gain: Values) -> Result:
     depth = check_integer("residual_edge", "depth", depth)
     depth, a2, g2 = np.broadcast_arrays(depth, *squares("residual_edge", carry, gain))
 
-    def slope(log_m: np.ndarray) -> np.ndarray:  # of the logarithm, times m (1 + m)
+    def slope(log_m: Result) -> Result:  # of the logarithm, times m (1 + m)
         m = np.exp(log_m)
         y, root = squared_gain(1 + m, a2, g2), discriminant(1 + m, a2, g2)
         return depth * (g2 * m) * (1 + m) * (1 + a2 / root) / y - 1
@@ -92,18 +92,18 @@ def residual_largest_exponent(width: Values, carry: Values, gain: Values) -> Res
     return (np.log(mean) + step * (np.exp(-s) - transform).sum(-1)) / 2
 
 
-def squared_gain(t: np.ndarray, a2: np.ndarray, g2: np.ndarray) -> np.ndarray:
+def squared_gain(t: Result, a2: Result, g2: Result) -> Result:
     level, root = a2 + (2 * t - 1) * g2, discriminant(t, a2, g2)
     with np.errstate(invalid="ignore", divide="ignore"):
         small = 2 * t * (1 - t) * g2**2 / (root - level)  # the same, where level < 0 would cancel
     return np.where(level < 0, small, (level + root) / 2)[()]
 
 
-def discriminant(t: np.ndarray, a2: np.ndarray, g2: np.ndarray) -> np.ndarray:
+def discriminant(t: Result, a2: Result, g2: Result) -> Result:
     return np.sqrt((a2 - g2) ** 2 + 4 * a2 * g2 * t)
 
 
-def squares(call: str, carry: Values, gain: Values) -> tuple[np.ndarray, np.ndarray]:
+def squares(call: str, carry: Values, gain: Values) -> tuple[Result, Result]:
     a, g = (check_number(call, name, value, "non-negative and finite")
             for name, value in (("carry", carry), ("gain", gain)))
     if np.any((a == 0) & (g == 0)):

@@ -4,11 +4,13 @@ from collections.abc import Callable
 
 import numpy as np
 
+from .checks import Result
+
 HALVINGS = 64  # of a bracket a few hundred wide: to the last bit of a float64
 
 
-def rising_root(function: Callable[[np.ndarray], np.ndarray], low: float, high: float,
-                shape: tuple[int, ...]) -> np.ndarray:
+def rising_root(function: Callable[[Result], Result], low: float, high: float,
+                shape: tuple[int, ...]) -> Result:
     """Where a rising elementwise function of arrays of `shape` crosses zero; an end of the bracket if it does not."""
     lower, upper = np.full(shape, float(low)), np.full(shape, float(high))
     for _ in range(HALVINGS):

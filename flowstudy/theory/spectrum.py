@@ -1,12 +1,13 @@
 """Moments and edge of the squared singular values of a plain net's Jacobian, J = D_L W_L ... D_1 W_1."""
 
 import numpy as np
-from scipy.special import erf
 
 from .checks import Moments, Result, Values, check_choice, check_integer, check_number
-from .fluctuations import LIVE, WEIGHTS, check
+from .fluctuations import LIVE, WEIGHTS, check, full
+from .slopes import SLOPE_MOMENTS
 
 MASKS = (*LIVE, "hard_tanh")  # slopes are 0 or 1
+LARGEST_LOG = 700.0           # exp of more is near the end of float64
 
 
 def second_moment(width: Values, depth: Values, activation: str, weight_var: Values | None = None) -> Result:
@@ -28,8 +29,9 @@ def second_moment(width: Values, depth: Values, activation: str, weight_var: Val
     [11.986831, 28.738065]
     """
     n, depth, weight_var = check("second_moment", width, depth, activation, "gaussian", weight_var)
-    square, ratio = mean_square_growth(n, depth, LIVE[activation])
-    return (weight_var * LIVE[activation]) ** (2 * depth) * square * (1 - (n - 1) / 3 * ratio)
+    growth, ratio = mean_square_growth(n, depth, LIVE[activation])
+    with np.errstate(over="ignore"):
+        return (weight_var * LIVE[activation]) ** (2 * depth) * np.exp(growth) * (1 - (n - 1) / 3 * ratio)
 
 
 def mean_squared(width: Values, depth: Values, activation: str, weight_var: Values | None = None) -> Moments:
@@ -38,19 +40,45 @@ def mean_squared(width: Values, depth: Values, activation: str, weight_var: Valu
     Args: as `second_moment`.
     """
     n, depth, weight_var = check("mean_squared", width, depth, activation, "gaussian", weight_var)
-    square, ratio = mean_square_growth(n, depth, LIVE[activation])
-    mean = (weight_var * LIVE[activation]) ** depth
-    return Moments(mean + np.zeros_like(square), mean**2 * (square - 1 + square * 2 * (n - 1) / (3 * n) * ratio))
+    growth, ratio = mean_square_growth(n, depth, LIVE[activation])
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = (weight_var * LIVE[activation]) ** depth
+        relative = np.expm1(growth) + np.exp(growth) * 2 * (n - 1) / (3 * n) * ratio
+        return full(mean, mean**2 * np.where(growth < LARGEST_LOG, relative, np.inf))
 
 
-def mean_square_growth(n: np.ndarray, depth: np.ndarray, live: float) -> tuple[np.ndarray, np.ndarray]:
-    """Of the eigenvalues of the recursion of (a, r): larger^depth, and (smaller / larger)^depth - 1.
+def mean_square_growth(n: Result, depth: Result, live: float) -> tuple[Result, Result]:
+    """Of the eigenvalues of the recursion of (a, r): ln larger^depth, and (smaller / larger)^depth - 1.
 
     The larger is the growth of E ||J u||^4; the recursion's matrix is a multiple of 1 plus one of [[1, n], [2/n, 0]].
     """
     with np.errstate(divide="ignore"):
         larger, smaller = depth * np.log1p((3 / live - 1) / n), depth * np.log1p(-1 / n)
-    return np.exp(larger), np.expm1(smaller - larger)
+    return larger, np.expm1(smaller - larger)
+
+
+def spectrum_variance(activation: str, depth: Values, weights: str = "gaussian", q: Values | None = None) -> Result:
+    """Variance of the squared singular values over their mean squared, infinite width: sigma^2_JJT / m_1^2.
+
+    depth (mu_2 / mu_1^2 - 1 - s_1), mu_k = E phi'(sqrt(q) z)^(2k), s_1 = -1 Gaussian, 0 orthogonal;
+    the mean is m_1 = (weight_var mu_1)^depth. Linear: depth, and 0 orthogonal; ReLU: 2 depth, and depth.
+
+    Args:
+        activation: "linear", "relu", "hard_tanh", "tanh", "erf", "gelu" or "sigmoid".
+        depth: layers, an integer of at least 1.
+        weights: "gaussian" or "orthogonal".
+        q: mean square of the preactivations, positive, the same in all layers; linear and ReLU do without.
+    Source: Pennington, Schoenholz, Ganguli 2018 (arXiv:1802.09979).
+
+    >>> round(float(spectrum_variance("tanh", 1, "orthogonal", q=0.5)), 6)
+    0.299244
+    """
+    call = "spectrum_variance"
+    depth = check_integer(call, "depth", depth)
+    check_choice(call, "activation", activation, tuple(SLOPE_MOMENTS))
+    check_choice(call, "weights", weights, WEIGHTS)
+    mu_1, mu_2 = (slope_moment(call, k, activation, q) for k in (1, 2))
+    return depth * (mu_2 / mu_1**2 - 1 + (weights == "gaussian"))
 
 
 def spectrum_edge(activation: str, depth: Values, weights: str = "gaussian", q: Values | None = None) -> Result:
@@ -73,7 +101,7 @@ def spectrum_edge(activation: str, depth: Values, weights: str = "gaussian", q: 
     depth = check_integer(call, "depth", depth)
     check_choice(call, "activation", activation, MASKS)
     check_choice(call, "weights", weights, WEIGHTS)
-    p, depth = np.broadcast_arrays(live_probability(call, activation, q), depth)
+    p, depth = np.broadcast_arrays(slope_moment(call, 1, activation, q), depth)
     if weights == "gaussian":  # m solves L m (1 + m) = p + m
         m = 2 * p / (depth - 1 + np.sqrt((depth - 1) ** 2 + 4 * depth * p))
         return np.exp(np.log1p(1 / m) + depth * np.log1p(m / p))
@@ -82,9 +110,10 @@ def spectrum_edge(activation: str, depth: Values, weights: str = "gaussian", q: 
     return np.where(rest > 0, np.exp(np.log1p(1 / m) + depth * np.log((1 + m / p) / (1 + m))), p**-depth)[()]
 
 
-def live_probability(call: str, activation: str, q: Values | None) -> np.ndarray:
+def slope_moment(call: str, k: int, activation: str, q: Values | None) -> Result:
+    """mu_k = E phi'(sqrt(q) z)^(2k); of piecewise linear slopes 0 and 1, the probability of 1."""
     if activation in LIVE:
         return np.float64(LIVE[activation])
     if q is None:
         raise ValueError(f"{call}: `q` must be the mean square of the preactivations for {activation}, got None.")
-    return erf(1 / np.sqrt(2 * check_number(call, "q", q)))
+    return SLOPE_MOMENTS[activation](k, check_number(call, "q", q))
