@@ -4,6 +4,7 @@ import difflib
 import os
 import sys
 import weakref
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -41,7 +42,7 @@ class Numbers(NamedTuple):
     step: int
     layout: Layout
     entries: Counter[int]
-    values: np.ndarray
+    values: array
 
 
 class GradientMonitor(Drawn):
@@ -103,12 +104,12 @@ class GradientMonitor(Drawn):
         layers, self.watched = watch(model, check_quantities(quantities))
         self.position = {id(weight): i for i, weight in enumerate(self.watched.weights)}
         self.holders: weakref.WeakKeyDictionary[Optimizer, tuple[int, Groups]] = weakref.WeakKeyDictionary()
+        self.every_weight = self.watched.groups(range(len(self.watched.weights)))
         self.optimizer = self.check_optimizer(CALL, optimizer)
         self.scaler = check_scaler(scaler)
         self.parts = None if store is None or not first_process() else Parts(CALL, store)
         self.writer = check_writer(writer) if first_process() else None
         wanted = self.watched.quantities
-        self.every_weight = self.watched.groups(range(len(self.watched.weights)))
         self.probes = Probes(list(layers.values()), self.watched.weights, self.every_weight,
                              gradients=QUANTITIES[0] in wanted, errors=QUANTITIES[3] in wanted,
                              activations=QUANTITIES[4] in wanted)
@@ -154,8 +155,9 @@ class GradientMonitor(Drawn):
         if not self.handles:
             raise RuntimeError(f"{call}: the monitor must be attached. Use `with monitor:` or monitor.attach().")
         held = self.every_weight if optimizer is None else self.held_by(self.check_optimizer(call, optimizer))
-        self.begin(self, held, None, self.scaler)
+        self.begin(self)
         if self.record is not None:
+            self.record.before_step(held, self.probes, None, self.scaler)
             self.record.taken = True
 
     @property
@@ -179,25 +181,11 @@ class GradientMonitor(Drawn):
         if self.optimizer is not None and optimizer is not self.optimizer:
             return
         if held := self.held_by(optimizer):
-            closure = (args[1] if len(args) > 1 else kwargs.get("closure")) is not None  # args[0] is the optimizer
-            self.begin(optimizer, held, optimizer, self.scaler or scaler_in_charge(), closure)
+            self.begin(optimizer)
+            if self.record is not None:
+                closure = (args[1] if len(args) > 1 else kwargs.get("closure")) is not None  # args[0] is the optimizer
+                self.record.before_step(held, self.probes, optimizer, self.scaler or scaler_in_charge(), closure)
 
-    @torch.no_grad()
-    def begin(self, who: "Optimizer | GradientMonitor", held: Groups, optimizer: Optimizer | None,
-              scaler: torch.amp.GradScaler | None, closure: bool = False) -> None:
-        if self.fetching is not None and self.fetching.norms.ready():
-            self.deliver()
-        if who in self.stepped:  # for the second time: the step in progress was over
-            self.team = self.stepped
-            self.complete()
-            self.current, self.stepped = self.current + 1, set()
-        first, self.stepped = not self.stepped, self.stepped | {who}
-        if first and self.is_due(self.current):
-            self.record = StepRecord(self.current, self.watched)
-        if self.record is not None:
-            self.record.before_step(held, self.probes, optimizer, scaler, closure)
-
-    @torch.no_grad()
     def after_step(self, optimizer: Optimizer, _args: tuple, _kwargs: dict) -> None:
         if optimizer not in self.stepped:
             return
@@ -206,6 +194,18 @@ class GradientMonitor(Drawn):
         if self.team is not None and self.team <= self.stepped:
             self.complete()
             self.prepare()
+
+    def begin(self, who: "Optimizer | GradientMonitor") -> None:
+        """Somebody is about to change weights: the first to do so opens the step's record, if it has one."""
+        if self.fetching is not None and self.fetching.norms.ready():
+            self.deliver()
+        if who in self.stepped:  # for the second time: the step in progress was over
+            self.team = self.stepped
+            self.complete()
+            self.current, self.stepped = self.current + 1, set()
+        if not self.stepped and self.is_due(self.current):
+            self.record = StepRecord(self.current, self.watched)
+        self.stepped.add(who)
 
     # --- a record's way ----------------------------------------------------------------------------------------------
 
@@ -219,7 +219,6 @@ class GradientMonitor(Drawn):
         else:
             self.probes.disarm()
 
-    @torch.no_grad()
     def complete(self) -> None:
         """The step in progress is over: start to fetch its record."""
         record, self.record = self.record, None
@@ -254,7 +253,7 @@ class GradientMonitor(Drawn):
         values = [np.empty((0, layers, len(quantities)))]
         for _, alike in groupby(numbers, key=lambda one: (id(one.layout), id(one.entries))):
             _, layouts, entries, vectors = zip(*alike, strict=True)
-            values.append(tables(self.watched, layouts[0], entries[0], np.stack(vectors)))
+            values.append(tables(self.watched, layouts[0], entries[0], np.array(vectors)))
         columns = np.concatenate(values).reshape(-1, len(quantities)).T
         return pd.DataFrame({
             "step": np.repeat(np.array([one.step for one in numbers], dtype=int), layers),
@@ -270,7 +269,9 @@ class GradientMonitor(Drawn):
         known = self.holders.get(optimizer)
         if known is None or known[0] != len(groups):
             held = [self.position[id(p)] for group in groups for p in group["params"] if id(p) in self.position]
-            self.holders[optimizer] = known = (len(groups), self.watched.groups(held))
+            everything = len(set(held)) == len(self.watched.weights)
+            self.holders[optimizer] = known = (len(groups),
+                                               self.every_weight if everything else self.watched.groups(held))
         return known[1]
 
     def check_optimizer(self, call: str, optimizer: Optimizer | None) -> Optimizer | None:

@@ -1,8 +1,9 @@
 """Norms of many tensors: taken where the tensors are, summed in float64, and brought to the host in one copy."""
 
+from array import array
 from collections.abc import Collection, Sequence
+from itertools import islice
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,43 +16,49 @@ FLOAT32_IS_SAFE = 1e-14, 1e18
 NOWHERE = -1   # a position that is left out on the host
 
 
+Values = Tensor | list[float]  # float64 on the device; plain numbers where the device is the host
+
+
 class Norms:
-    """float64 numbers on the device, each with a kind and a position; `fetch` starts the one copy of all."""
+    """Numbers, each with a kind and a position, on the device; `fetch` starts the one copy of all to the host."""
 
     def __init__(self):
         self.layout: Layout = []
-        self.vectors: list[Tensor] = []
+        self.values: list[Values] = []
         self.host: Tensor | None = None
         self.arrived: torch.cuda.Event | None = None
 
-    def put(self, kind: str, positions: Sequence[int], values: Tensor) -> None:
+    def put(self, kind: str, positions: Sequence[int], values: Values) -> None:
         """Numbers of one kind and position are norms of parts of one vector."""
         self.layout.append((kind, positions))
-        self.vectors.append(values)
+        self.values.append(values)
 
-    def put_each(self, kind: str, values: Sequence[tuple[int, float | Tensor]]) -> None:
-        on_host = [(position, value) for position, value in values if isinstance(value, float)]
-        for some in (on_host, [pair for pair in values if not isinstance(pair[1], float)]):
-            if some:
-                positions, numbers = zip(*some, strict=True)
-                self.put(kind, positions, torch.tensor(numbers, dtype=torch.float64) if some is on_host
-                         else torch.stack(numbers))
+    def put_each(self, kind: str, pairs: Sequence[tuple[int, float | Tensor]]) -> None:
+        on_host = [pair for pair in pairs if isinstance(pair[1], float)]
+        on_device = pairs if not on_host else [pair for pair in pairs if not isinstance(pair[1], float)]
+        if on_host:
+            positions, numbers = zip(*on_host, strict=True)
+            self.put(kind, positions, list(numbers))
+        if on_device:
+            positions, numbers = zip(*on_device, strict=True)
+            self.put(kind, positions, torch.stack(numbers))
 
     def include(self, other: "Norms", only: Collection[int] | None = None) -> None:
         """Add all of `other`'s numbers, or those at some positions."""
         for kind, positions in other.layout:
             kept = positions if only is None else [p if p in only else NOWHERE for p in positions]
             self.layout.append((kind, kept))
-        self.vectors += other.vectors
-
-    def clear(self) -> None:
-        self.layout, self.vectors = [], []
+        self.values += other.values
 
     def fetch(self) -> None:
         """Start the copy to the host.  On CUDA nothing waits for it: `ready` says when it is there."""
-        device = self.vectors[0].device if self.vectors else torch.device("cpu")
-        together = torch.cat([vector.to(device) for vector in self.vectors] or [torch.empty(0)])
-        self.vectors = []
+        there = [i for i, values in enumerate(self.values) if isinstance(values, Tensor)]
+        if not there:
+            return
+        device = self.values[there[0]].device
+        together = torch.cat([self.values[i].to(device) for i in there])
+        for i in there:
+            self.values[i] = []
         self.host = together.to("cpu", non_blocking=device.type == "cuda")
         if device.type == "cuda":
             self.arrived = torch.cuda.current_stream(device).record_event()
@@ -59,11 +66,15 @@ class Norms:
     def ready(self) -> bool:
         return self.arrived is None or self.arrived.query()
 
-    def read(self) -> np.ndarray:
+    def read(self) -> array:
         """The numbers, in the order of `layout`."""
         if self.arrived is not None:
             self.arrived.synchronize()
-        return self.host.numpy()
+        fetched = iter([] if self.host is None else self.host.tolist())
+        numbers = array("d")
+        for (_, positions), values in zip(self.layout, self.values, strict=True):
+            numbers.extend(values or islice(fetched, len(positions)))
+        return numbers
 
 
 def norm(tensor: Tensor) -> float | Tensor:
@@ -77,31 +88,34 @@ def norm(tensor: Tensor) -> float | Tensor:
     return torch.linalg.vector_norm(tensor, dtype=torch.float64).item()
 
 
-def norms(tensors: Sequence[Tensor]) -> Tensor:
-    """l2 norms, float64, (tensor,), of tensors of one type on one device."""
+def norms(tensors: Sequence[Tensor]) -> Values:
+    """l2 norms of tensors of one type on one device."""
     first = tensors[0]
-    if any(tensor.is_sparse for tensor in tensors):
+    if any([tensor.is_sparse for tensor in tensors]):
         return norms([tensor.coalesce().values() if tensor.is_sparse else tensor for tensor in tensors])
     if first.is_complex():
         return norms([torch.view_as_real(tensor) for tensor in tensors])
-    if first.is_cpu and first.dtype == torch.float32 and first.numel() <= SMALL:
-        quick = torch.stack(torch._foreach_norm(tensors, 2))
+    if not first.is_cpu:
+        return torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float64))
+    if first.dtype == torch.float32 and first.numel() <= SMALL:
+        quick = [value.item() for value in torch._foreach_norm(tensors, 2)]
         if all_safe(quick):
-            return quick.double()
-    return torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float64))
+            return quick
+    return [value.item() for value in torch._foreach_norm(tensors, 2, dtype=torch.float64)]
 
 
-def norms_of_rows(stacked: Tensor) -> Tensor:
+def norms_of_rows(stacked: Tensor) -> Values:
     rows = stacked.reshape(len(stacked), -1)
     if rows.is_complex():
         return norms_of_rows(torch.view_as_real(rows))
     if rows.is_cpu and rows.dtype == torch.float32 and rows.shape[1] <= SMALL:
-        quick = torch.linalg.vector_norm(rows, dim=1)
+        quick = torch.linalg.vector_norm(rows, dim=1).tolist()
         if all_safe(quick):
-            return quick.double()
-    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+            return quick
+    exact = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    return exact.tolist() if rows.is_cpu else exact
 
 
-def all_safe(quick: Tensor) -> bool:
+def all_safe(quick: list[float]) -> bool:
     low, high = FLOAT32_IS_SAFE
-    return all(low < value < high for value in quick.tolist())
+    return low < min(quick) and max(quick) < high  # a nan that this passes is one in float64 too

@@ -43,6 +43,7 @@ class Probes:
                  errors: bool, activations: bool):
         self.layers, self.weights, self.groups = layers, weights, groups
         self.gradients, self.errors, self.activations = gradients, errors, activations
+        self.watches_layers = errors or activations
         self.handles: list = []
         self.stance = None
         self.reset()
@@ -67,7 +68,7 @@ class Probes:
         if self.handles:
             return
         self.reset()
-        if self.errors or self.activations:
+        if self.watches_layers:
             if "torch._dynamo" in sys.modules:  # compiled code does not call hooks that it was compiled without
                 self.stance = torch.compiler.set_stance("force_eager")
             self.handles += [layer.register_forward_hook(Probe(self, i)) for i, layer in enumerate(self.layers)]
@@ -144,7 +145,8 @@ class Probes:
         if self.gradients:
             self.gradient = Norms()
             measure_gradients(self.gradient, "gradient", self.weights, self.groups)
-        self.left = self.gradients_now()
+        if self.watches_layers:
+            self.left = self.gradients_now()
 
     def gradients_now(self) -> list[tuple[int, int] | None]:
         """Changes when a gradient is zeroed, replaced or written to; looks at no number."""

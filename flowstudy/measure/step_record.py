@@ -1,5 +1,6 @@
 """One optimizer step on record: norms gathered on the device as it goes, and from them, on the host, the table."""
 
+from array import array
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -43,16 +44,18 @@ class StepRecord:
         self.step, self.watched = step, watched
         self.norms = Norms()
         self.entries: Counter[int] = Counter()
-        self.seen: set[int] = set()                         # the weights whose optimizers have come
+        self.came: list[Groups] = []                        # the weights of the optimizers so far
         self.before: list[tuple[list[int], Tensor]] = []    # copies of the weights, alike ones stacked
         self.postponed: tuple | None = None
         self.scaled = self.taken = False
 
+    @torch.no_grad()
     def before_step(self, held: Groups, probes: Probes, optimizer: Optimizer | None,
                     scaler: torch.amp.GradScaler | None, closure: bool = False) -> None:
-        if self.seen:
-            held = [some for group in held if (some := [i for i in group if i not in self.seen])]
-        self.seen.update(i for group in held for i in group)
+        if self.came:
+            seen = {i for groups in self.came for group in groups for i in group}
+            held = [some for group in held if (some := [i for i in group if i not in seen])]
+        self.came.append(held)
         if closure:  # the backward passes come within the step
             self.postponed = held, probes, optimizer, scaler
         else:
@@ -63,6 +66,7 @@ class StepRecord:
                 self.norms.put("weight", group, norms_of_rows(stacked))
                 self.before.append((group, stacked))
 
+    @torch.no_grad()
     def after_step(self) -> None:
         self.taken = True
         if self.postponed is not None:
@@ -75,8 +79,7 @@ class StepRecord:
 
     def measure_gradients(self, held: Groups, probes: Probes, optimizer: Optimizer | None,
                           scaler: torch.amp.GradScaler | None) -> None:
-        positions = {i for group in held for i in group}
-        self.norms.include(probes.gradient, only=None if len(positions) == len(self.watched.weights) else positions)
+        self.norms.include(probes.gradient, only=None if held is probes.groups else {i for g in held for i in g})
         passes, entries = probes.take()
         self.norms.include(passes)
         self.entries.update(entries)
@@ -99,7 +102,7 @@ class StepRecord:
 # --- on the host -----------------------------------------------------------------------------------------------------
 
 
-def was_left_out(layout: Layout, values: np.ndarray) -> bool:
+def was_left_out(layout: Layout, values: array) -> bool:
     at = 0
     for kind, positions in layout:
         if kind == "left_out":
