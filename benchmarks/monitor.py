@@ -1,6 +1,6 @@
 """What watching the gradients costs: a training step with GradientMonitor, and with what others do, in one run.
 
-    python -m benchmarks.monitor [--device cuda] [--json FILE] [--rounds 20]
+    python -m benchmarks.monitor [--device cuda] [--json FILE] [--rounds 50]
 
 Every contender trains a net of its own, batch 128, plain SGD; they take turns, STEPS steps each, attaching and
 detaching included.  The ratio is to the plain step.  Cockpit and BackPACK: `make peers`.
@@ -22,7 +22,7 @@ from flowstudy import GradientMonitor, PlainNet, initialize
 
 from .timing import machine, report, seconds_of
 
-BATCH, CLASSES, STEPS = 128, 10, 50
+BATCH, CLASSES, STEPS = 128, 10, 20
 GRADIENT_NORM = ["log10_weight_gradient_norm"]
 Train = Callable[[], None]
 
@@ -154,11 +154,11 @@ MISSING = "not installed: make peers"
 
 def main(device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
          json: Annotated[Path | None, typer.Option(help="keep the table here")] = None,
-         rounds: Annotated[int, typer.Option(help="the best of so many")] = 20) -> None:
-    warnings.filterwarnings("ignore", module="backpack|cockpit")
+         rounds: Annotated[int, typer.Option(help="the best of so many; a tenth of it for the conv net")] = 50) -> None:
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")  # BackPACK's
     place = torch.device(device)
-    rows = [row for net, build in {"MLP, 20 layers": mlp, "conv net": conv_net}.items()
-            for row in compare(net, build, place, rounds)]
+    rows = (compare("MLP, 20 layers", mlp, place, rounds)
+            + compare("conv net", conv_net, place, max(1, rounds // 10)))
     report(f"A training step, batch {BATCH}", rows, machine(place), json)
 
 

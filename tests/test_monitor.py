@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowstudy import GradientMonitor, gradient_flow, plots
+from flowstudy.measure.norms import norm as measured_norm
+from flowstudy.measure.norms import norms, norms_of_rows
 from flowstudy.measure.step_record import QUANTITIES
 
 GRADIENT, CLIPPED, UPDATE, ERROR, ACTIVATION = QUANTITIES
@@ -203,6 +205,22 @@ def test_the_definitions_are_those_of_gradient_flow(name):
     frame = run(model, GradientMonitor(model), [[(x, y)]], sgd(model)).set_index("module")
     for column in (GRADIENT, ERROR, ACTIVATION):
         np.testing.assert_allclose(frame[column], flow[column].reindex(frame.index), rtol=ROUNDING, err_msg=column)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e20, 0.0, math.nan, math.inf])
+@pytest.mark.parametrize("shape", [(3,), (2, 5, 64, 64), (40_961,)])
+def test_norms_of_any_size_and_scale_are_those_of_float64(shape, scale):
+    """One tensor, alike ones, a stack, channels last: numpy's float64 sums, beyond the range of float32 squares too.
+
+    1e-5 bounds the float32 sums of up to 2^14 entries, which are all alike in the worst case.
+    """
+    tensors = [scale * t for t in (torch.rand(shape) + 0.5, torch.full(shape, 0.3))]
+    expected = [float(np.sqrt(np.square(t.double().numpy()).sum())) for t in tensors]
+    for found in (norms(tensors), norms_of_rows(torch.stack(tensors)), [measured_norm(t) for t in tensors]):
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    if len(shape) == 4:
+        last = tensors[0].contiguous(memory_format=torch.channels_last)
+        assert measured_norm(last) == pytest.approx(expected[0], rel=1e-6, nan_ok=True)
 
 
 def test_gradients_too_small_for_float32_squares_are_not_zero():
