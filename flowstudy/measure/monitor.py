@@ -15,16 +15,15 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from .drawn import Drawn
-from .layers import layers_of, weights_of
 from .norms import Layout
 from .parts import Parts, load_parts
 from .probes import Probes
-from .step_record import QUANTITIES, Groups, StepRecord, Watched, tables, was_left_out
+from .step_record import StepRecord, tables, was_left_out
+from .watched import QUANTITIES, Groups, watch
 
 CALL = "GradientMonitor"
 
@@ -54,8 +53,8 @@ class GradientMonitor(Drawn):
 
     A step is one step of an optimizer that holds weights of the model; the optimizer's hooks tell when it comes, and
     the micro-batches before it belong to it.  Several optimizers that take turns make one step together.  Steps that
-    are not recorded cost nothing.  Numbers are summed in float64 on the model's device and copied to the host once a
-    record, without waiting for the device.
+    are not recorded cost nothing.  Norms are taken on the model's device, in float64 (on a CPU in float32 where that is
+    as good to 1e-5), and copied to the host once a record, without waiting for the device.
 
     Args:
         model: any module; its DistributedDataParallel or torch.compile wrapper will do as well.
@@ -84,6 +83,8 @@ class GradientMonitor(Drawn):
             that runs several times. -inf is an exact 0 (in a float64 model also what is below 1e-154), nan a diverged
             net, or what the step did not have: a gradient of a frozen layer, or of one that the loss does not see.
 
+        records: how many there are. The latest may be there only when the next step is made, or on leaving.
+
     A step that a GradScaler leaves out is not recorded; in its place comes the next one.  Where a fused optimizer
     leaves it out, `step` counts it all the same.  A scale that is multiplied in by hand is not known.
 
@@ -101,7 +102,7 @@ class GradientMonitor(Drawn):
                  scaler: torch.amp.GradScaler | None = None, quantities: Sequence[str] = QUANTITIES,
                  store: str | os.PathLike | None = None, writer: ScalarWriter | None = None):
         self.every = check_every(every)
-        layers, self.watched = watch(model, check_quantities(quantities))
+        layers, self.watched = watch(CALL, model, check_quantities(quantities))
         self.position = {id(weight): i for i, weight in enumerate(self.watched.weights)}
         self.holders: weakref.WeakKeyDictionary[Optimizer, tuple[int, Groups]] = weakref.WeakKeyDictionary()
         self.every_weight = self.watched.groups(range(len(self.watched.weights)))
@@ -312,45 +313,7 @@ def first_process() -> bool:
     return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
 
 
-# --- what is watched, and checks -------------------------------------------------------------------------------------
-
-
-def watch(model: nn.Module, quantities: tuple[str, ...]) -> tuple[dict[str, nn.Module], Watched]:
-    """The layers by name, and what is measured of them."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{CALL}: `model` must be an nn.Module, got {type(model).__name__}.")
-    model = unwrapped(model)
-    layers = {name: layer for name, layer in layers_of(CALL, model).items() if is_called(layer)}
-    weights = weights_of(model, layers, layers)
-    parameters = dict(model.named_parameters())
-    wanted = list(dict.fromkeys(p for names in weights.values() for p in names))
-    tensors = [parameters[p] for p in wanted]
-    if not any(weight.requires_grad for weight in tensors):
-        raise ValueError(f"{CALL}: `model` must have trainable weights, got {type(model).__name__} with none. "
-                         "Unfreeze what is to be trained first: weight.requires_grad_().")
-    if any(weight.device.type == "mps" for weight in tensors):
-        raise ValueError(f"{CALL}: `model` must be on a device that has float64, got mps. Train on cpu or cuda.")
-    pairs = [(layer, wanted.index(p)) for layer, name in enumerate(layers) for p in weights[name]]
-    owners, owned = (np.array(column, dtype=int) for column in zip(*pairs, strict=True))
-    names = [name.replace("_orig_mod.", "").removesuffix("._orig_mod") for name in layers]
-    return layers, Watched(names, [type(layer).__name__ for layer in layers.values()], tensors, owners, owned,
-                           quantities)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The user's own module inside DistributedDataParallel and torch.compile."""
-    while True:
-        if isinstance(model, DataParallel | DistributedDataParallel):
-            model = model.module
-        elif "_orig_mod" in model._modules:
-            model = model._orig_mod
-        else:
-            return model
-
-
-def is_called(layer: nn.Module) -> bool:
-    """nn.MultiheadAttention uses its output projection's weights without calling it: they are its own."""
-    return not isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear)
+# --- checks ----------------------------------------------------------------------------------------------------------
 
 
 def check_every(every: int) -> int:

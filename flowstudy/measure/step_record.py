@@ -2,8 +2,6 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,29 +10,7 @@ from torch.optim import Optimizer
 
 from .norms import NOWHERE, Layout, Norms, norms_of_rows
 from .probes import Probes, measure_gradients
-
-QUANTITIES = ("log10_weight_gradient_norm", "log10_clipped_gradient_norm", "update_to_weight",
-              "log10_error_signal_norm", "activation_mean_square")
-Groups = list[list[int]]  # weights by position, those of one shape, type and device together
-
-
-@dataclass(frozen=True)
-class Watched:
-    """What of a model is measured; `owners[k]` is the layer that weight `owned[k]` belongs to (a tied one: several)."""
-
-    names: list[str]
-    types: list[str]
-    weights: list[Tensor]
-    owners: np.ndarray
-    owned: np.ndarray
-    quantities: tuple[str, ...]
-
-    def groups(self, which: Iterable[int]) -> Groups:
-        groups: dict[tuple, list[int]] = {}
-        for i in which:
-            weight = self.weights[i]
-            groups.setdefault((weight.shape, weight.dtype, weight.device), []).append(i)
-        return list(groups.values())
+from .watched import Groups, Watched
 
 
 class StepRecord:

@@ -1,0 +1,71 @@
+"""What of a user's model is measured: its layers, their weights, and which weight belongs to which layer."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from .layers import layers_of, weights_of
+
+QUANTITIES = ("log10_weight_gradient_norm", "log10_clipped_gradient_norm", "update_to_weight",
+              "log10_error_signal_norm", "activation_mean_square")
+Groups = list[list[int]]  # weights by position, those of one shape, type and device together
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What of a model is measured; `owners[k]` is the layer that weight `owned[k]` belongs to (a tied one: several)."""
+
+    names: list[str]
+    types: list[str]
+    weights: list[Tensor]
+    owners: np.ndarray
+    owned: np.ndarray
+    quantities: tuple[str, ...]
+
+    def groups(self, which: Iterable[int]) -> Groups:
+        groups: dict[tuple, list[int]] = {}
+        for i in which:
+            weight = self.weights[i]
+            groups.setdefault((weight.shape, weight.dtype, weight.device), []).append(i)
+        return list(groups.values())
+
+
+def watch(call: str, model: nn.Module, quantities: tuple[str, ...]) -> tuple[dict[str, nn.Module], Watched]:
+    """The layers by name, and what is measured of them."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{call}: `model` must be an nn.Module, got {type(model).__name__}.")
+    model = unwrapped(model)
+    layers = {name: layer for name, layer in layers_of(call, model).items() if is_called(layer)}
+    weights = weights_of(model, layers, layers)
+    parameters = dict(model.named_parameters())
+    wanted = list(dict.fromkeys(p for names in weights.values() for p in names))
+    tensors = [parameters[p] for p in wanted]
+    if not any(weight.requires_grad for weight in tensors):
+        raise ValueError(f"{call}: `model` must have trainable weights, got {type(model).__name__} with none. "
+                         "Unfreeze what is to be trained first: weight.requires_grad_().")
+    if any(weight.device.type == "mps" for weight in tensors):
+        raise ValueError(f"{call}: `model` must be on a device that has float64, got mps. Train on cpu or cuda.")
+    pairs = [(layer, wanted.index(p)) for layer, name in enumerate(layers) for p in weights[name]]
+    owners, owned = (np.array(column, dtype=int) for column in zip(*pairs, strict=True))
+    names = [name.replace("_orig_mod.", "").removesuffix("._orig_mod") for name in layers]
+    return layers, Watched(names, [type(layer).__name__ for layer in layers.values()], tensors, owners, owned,
+                           quantities)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The user's own module inside DistributedDataParallel and torch.compile."""
+    while True:
+        if isinstance(model, DataParallel | DistributedDataParallel):
+            model = model.module
+        elif "_orig_mod" in model._modules:
+            model = model._orig_mod
+        else:
+            return model
+
+
+def is_called(layer: nn.Module) -> bool:
+    """nn.MultiheadAttention uses its output projection's weights without calling it: they are its own."""
+    return not isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear)
