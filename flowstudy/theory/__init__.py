@@ -1,6 +1,7 @@
 """What is predicted: numpy and scipy only, the same call shapes as what is measured."""
 
 from .checks import Moments
+from .edge_of_chaos import critical_weight_var, edge_of_chaos
 from .fluctuations import (
     log_input_gradient_norm,
     log_jacobian_norm,
@@ -8,23 +9,32 @@ from .fluctuations import (
     squared_jacobian_norm,
 )
 from .fuss_catalan import fuss_catalan_density, fuss_catalan_edge, fuss_catalan_moment
+from .highway import highway
+from .highway_limits import highway_limit, highway_log_volume, suggest_gate_bias
 from .live_units import expected_rank
-from .lyapunov import lyapunov_exponents, sum_log_singular_values
-from .random_walk import random_walk_gain
+from .lyapunov import lyapunov_exponents, lyapunov_variance, sum_log_singular_values
+from .mean_field import MeanField, correlation_map, length_map, mean_field
+from .plain import plain
+from .random_walk import random_walk_drift, random_walk_gain
 from .residual import (
     residual_edge,
     residual_largest_exponent,
     residual_lyapunov_exponents,
     residual_squared_gain,
 )
+from .shattering import shattered_correlation
 from .spectrum import mean_squared, second_moment, spectrum_edge, spectrum_variance
 
 __all__ = [
+    # signals and gradients: infinite width
+    "MeanField", "correlation_map", "critical_weight_var", "edge_of_chaos", "length_map", "mean_field", "plain",
+    "highway", "highway_limit", "highway_log_volume", "suggest_gate_bias", "shattered_correlation",
     # norms: mean and variance over nets, exact at any width
     "Moments", "log_input_gradient_norm", "log_jacobian_norm", "log_weight_gradient_norm", "squared_jacobian_norm",
-    "random_walk_gain",
+    "random_walk_drift", "random_walk_gain",
     # spectra: exact at any width
-    "expected_rank", "lyapunov_exponents", "mean_squared", "second_moment", "sum_log_singular_values",
+    "expected_rank", "lyapunov_exponents", "lyapunov_variance", "mean_squared", "second_moment",
+    "sum_log_singular_values",
     # spectra: infinite width
     "fuss_catalan_density", "fuss_catalan_edge", "fuss_catalan_moment", "spectrum_edge", "spectrum_variance",
     "residual_edge", "residual_largest_exponent", "residual_lyapunov_exponents", "residual_squared_gain",
