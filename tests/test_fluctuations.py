@@ -188,6 +188,23 @@ def test_published_gains_are_fits():
         assert n * log_g == pytest.approx(constant, rel=1e-4)
 
 
+def test_drift_of_tanh_nets():
+    """ln chi_1 at the tabulated gains in the limit, and the widths, given as whole numbers, at which the drift is 0."""
+    gain = np.array([1.05, 1.13, 1.2])
+    limit, narrow = (theory.random_walk_drift("tanh", n, gain) for n in (10**12, 1))
+    assert_allclose(np.exp(limit), [1.002876, 1.016150, 1.033501], rtol=0, atol=5.1e-7)
+    assert np.round((limit - narrow) / limit)[1:].tolist() == [69, 37]
+
+
+def test_drift_is_what_the_exact_gain_removes():
+    """Linear and ReLU: 2 ln(g / exact gain), Gaussian or orthogonal."""
+    for activation in ("linear", "relu"):
+        for weights in ("gaussian", "orthogonal"):
+            exact = theory.random_walk_gain(activation, 30, exact=True, weights=weights)
+            drift = theory.random_walk_drift(activation, 30, 1.3, weights=weights)
+            assert drift == pytest.approx(2 * math.log(1.3 / exact), abs=1e-13)
+
+
 # --- rank ------------------------------------------------------------------------------------------------------------
 
 
@@ -245,6 +262,7 @@ ERRORS = {
     "rank of tanh": (lambda: theory.expected_rank(3, 3, "tanh"), "`activation` must be one of relu, linear, got"),
     "walk": (lambda: theory.random_walk_gain("gelu", 5), "`activation` must be one of linear, relu, tanh, got 'gelu'"),
     "exact tanh": (lambda: theory.random_walk_gain("tanh", 5, exact=True), "`activation` must be one of .* 1.13 is"),
+    "drift of orthogonal tanh": (lambda: theory.random_walk_drift("tanh", 5, 1.0, weights="orthogonal"), "`weights`"),
     "published orthogonal": (lambda: theory.random_walk_gain("relu", 5, weights="orthogonal"), ".* pass exact=True"),
 }
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from cases import CLASSES, FEATURES, NETS, assert_same, fingerprint
 from scipy import stats
+from scipy.special import psi
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.testing import assert_close
@@ -31,9 +32,11 @@ VARIANCE = {
     "he_uniform": lambda fan_in, fan_out: 2 / fan_in,
     "lecun_normal": lambda fan_in, fan_out: 1 / fan_in,
     "random_walk": lambda fan_in, fan_out: math.exp(1 / fan_in) / fan_in,  # linear units: g^2 / N, g = exp(1 / 2N)
+    "random_walk_exact": lambda fan_in, fan_out: math.exp(-psi(fan_in / 2)) / 2,  # g^2 = (N / 2) exp(-psi(N / 2))
+    "critical": lambda fan_in, fan_out: 1 / fan_in,  # linear units
 }
 OWN_GAIN = {"he_normal": math.sqrt(2), "he_uniform": math.sqrt(2)}  # 1 elsewhere
-ACTIVATION = {"activation": "linear"}  # only random_walk asks
+ACTIVATION = {"activation": "linear"}  # only random_walk, random_walk_exact and critical ask
 
 
 def weights_of(net: nn.Module) -> list[torch.Tensor]:
@@ -55,14 +58,14 @@ def test_entries_have_the_schemes_distribution(scheme, layer, gain):
     w = initialize(make().double(), scheme, seed=1, gain=gain, **ACTIVATION).weight.detach().flatten().numpy()
     var = VARIANCE[scheme](fan_in, fan_out)
     if gain is not None:  # replaces the scheme's own
-        own = math.exp(1 / (2 * fan_in)) if scheme == "random_walk" else OWN_GAIN.get(scheme, 1.0)
+        own = math.sqrt(var * fan_in) if scheme.startswith("random_walk") else OWN_GAIN.get(scheme, 1.0)
         var *= (gain / own) ** 2
     uniform = scheme.endswith("uniform")
     assert abs(w.mean()) < 5 * math.sqrt(var / w.size)
     assert abs(np.square(w).mean() / var - 1) < 5 * math.sqrt((0.8 if uniform else 2) / w.size)
     bound = math.sqrt(3 * var)
     shape = stats.uniform(-bound, 2 * bound) if uniform else stats.norm(0, math.sqrt(var))
-    assert stats.kstest(w, shape.cdf).pvalue > 1e-5  # 60 cases: a reseeding fails once in 1,700
+    assert stats.kstest(w, shape.cdf).pvalue > 1e-5  # 80 cases: a reseeding fails once in 1,250
     if uniform:
         assert bound * (1 - 20 / w.size) < np.abs(w).max() <= bound  # the largest of n misses this with odds e^-20
 
@@ -143,11 +146,54 @@ def test_random_walk_reads_the_activation_modules():
     assert_close((net[2].weight / unit[2].weight).mean().item(), 1.544668, rtol=0, atol=6e-7)
 
 
+@pytest.mark.parametrize("fan_in, linear, relu", [
+    (6, 1.091894, 1.848902), (16, 1.032414, 1.544611), (64, 1.007884, 1.442861), (1024, 1.000489, 1.415944),
+])
+def test_exact_random_walk_gains(fan_in, linear, relu):
+    """Gains that keep the mean log norm exactly, tabulated to 6 decimals, over LeCun's draws of the same seed."""
+    for activation, gain in (("linear", linear), ("relu", relu)):
+        net = nn.Sequential(nn.Linear(fan_in, 3), PlainBlock(nn.Linear(3, 3))).double()
+        walk, unit = (initialize(copy.deepcopy(net), scheme, activation=activation)[0].weight
+                      for scheme in ("random_walk_exact", "lecun_normal"))
+        assert_close(walk / unit, torch.full_like(unit, gain), rtol=0, atol=6e-7)
+
+
+# --- biases and the critical line ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation, bias_var, weight_var", [
+    ("tanh", 0.0, 1.0), ("tanh", .05, 1.76095463960674), ("tanh", .5, 2.84316746), ("erf", 0.0, math.pi / 4),
+    ("erf", .05, 1.37583901), ("gelu", .21444471, 1.96627484), ("relu", 0.0, 2.0), ("linear", .3, 1.0),
+])
+def test_critical_weights_lie_on_the_edge_of_chaos(activation, bias_var, weight_var):
+    """Tabulated weight variances; the weights are LeCun's of the same seed times the gain, the read-out's 1 times."""
+    net = PlainNet(40, 20, 3, 4, activation).double()
+    critical, unit = (weights_of(initialize(copy.deepcopy(net), scheme, bias_var=bias_var))
+                      for scheme in ("critical", "lecun_normal"))
+    for w, u in zip(critical[:-1], unit[:-1], strict=True):
+        assert_close(w, u * math.sqrt(weight_var), rtol=1e-8, atol=0)
+    assert_close(critical[-1], unit[-1])
+
+
+def test_bias_variance_is_that_of_every_ordinary_bias():
+    """N(0, bias_var), 5 se and Kolmogorov-Smirnov; gate biases stay; weights are those without biases."""
+    width, bias_var = 2000, 0.3
+    block = HighwayBlock(nn.Linear(width, 2 * width), "tanh", gate_bias=-3.0)
+    initialize(block, "he_normal", seed=4, bias_var=bias_var)
+    bias, gate = (half.detach().double().numpy() for half in block.affine.bias.chunk(2))
+    assert abs(np.square(bias).mean() / bias_var - 1) < 5 * math.sqrt(2 / width)
+    assert stats.kstest(bias, stats.norm(0, math.sqrt(bias_var)).cdf).pvalue > 1e-5
+    assert (gate == -3).all()
+    drawn = block.affine.weight.clone()
+    assert torch.equal(initialize(block, "he_normal", seed=4).affine.weight, drawn)
+    assert abs(np.corrcoef(bias, drawn[:width, 0].detach().numpy())[0, 1]) * math.sqrt(width) < 5
+
+
 # --- the same seed, the same weights ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("name", ["PlainNet-relu-L9", "HighwayNet-tanh-L9"])
+@pytest.mark.parametrize("name", ["PlainNet-relu-L9", "HighwayNet-relu-L9"])  # every scheme knows ReLU
 def test_seed_alone_decides_the_weights(name, scheme):
     """Twice the same; float32 is float64 rounded; the global random state has no say."""
     once = initialize(NETS[name](), scheme, seed=3)
@@ -199,7 +245,7 @@ def test_other_seeds_and_layers_are_uncorrelated():
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_gate_biases_survive_and_other_biases_become_zero(scheme):
     """b_T keeps its value, bit for bit; H's, the input layer's and the read-out's biases are 0."""
-    net = HighwayNet(FEATURES, 7, 4, CLASSES, "tanh", gate_bias=-3.3)
+    net = HighwayNet(FEATURES, 7, 4, CLASSES, "relu", gate_bias=-3.3)
     net.blocks[1].set_gate_bias(-torch.inf)
     before = [bias.clone() for bias in net.gate_biases]
     initialize(net, scheme)
@@ -235,9 +281,16 @@ ERRORS = {
     "gain text": (lambda: PlainNet(3, 3, 2, 2), {"gain": "2"}, r"`gain` must be positive and finite, got '2'"),
     "seed negative": (lambda: PlainNet(3, 3, 2, 2), {"seed": -1}, r"`seed` must be a non-negative integer, got -1"),
     "seed fraction": (lambda: PlainNet(3, 3, 2, 2), {"seed": 0.5}, r"`seed` must be a non-negative integer, got 0\.5"),
+    "bias negative": (lambda: PlainNet(3, 3, 2, 2), {"bias_var": -.1}, r"`bias_var` must be non-negative and finite"),
     "no weights": (lambda: nn.Sequential(nn.BatchNorm1d(3), nn.ReLU()), {}, r"got Sequential without any\. Initialise"),
     "gelu walk": (lambda: PlainNet(3, 3, 2, 2, "gelu"), {"scheme": "random_walk"},
                   r"'random_walk' knows gains for linear, relu and tanh, got activation 'gelu'\. Pass `activation=`"),
+    "exact tanh walk": (lambda: PlainNet(3, 3, 2, 2, "tanh"), {"scheme": "random_walk_exact"},
+                        r"'random_walk_exact' knows gains for linear and relu, got activation 'tanh'\. Pass"),
+    "critical relu": (lambda: PlainNet(3, 3, 2, 2, "relu"), {"scheme": "critical", "bias_var": .05},
+                      r"'critical' with bias_var 0\.05: "),
+    "critical what": (lambda: nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)), {"scheme": "critical"},
+                      r"'critical' must know the activation, got None"),
     "mixed walk": (lambda: nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2)),
                    {"scheme": "random_walk"}, r"'random_walk' knows gains for .*, got activation None"),
     "parametrised": (lambda: nn.Sequential(nn.Linear(3, 3), parametrizations.weight_norm(nn.Linear(3, 3))), {},

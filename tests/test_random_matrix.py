@@ -148,6 +148,7 @@ def test_variances_in_closed_form():
     p = np.array([math.erf(1 / math.sqrt(2 * v)) for v in q])
     assert_allclose(theory.spectrum_variance("hard_tanh", depth, "orthogonal", q), depth * (1 / p - 1), atol=1e-15)
     assert_allclose(theory.spectrum_variance("hard_tanh", depth, "gaussian", q), depth / p)
+    assert_allclose(theory.spectrum_variance("tanh", depth, "orthogonal", 0.0), 0 * depth, atol=1e-12)
     assert theory.spectrum_variance("tanh", 3, "orthogonal", 1e-5) == pytest.approx(3 * 8e-10, rel=1e-3)
 
 
@@ -208,6 +209,15 @@ def test_largest_masked_exponent_is_that_of_a_vectors_norm():
     """lambda_1 is half the mean of ln chi2_k + ln(weight_var / n)."""
     expected = (math.log(2 * 1.5 / 20) + digamma(7 / 2)) / 2
     assert theory.lyapunov_exponents(20, 1.5, live=7)[0] == pytest.approx(expected, rel=1e-14)
+
+
+def test_variances_of_log_r_add_up_to_that_of_the_determinant():
+    """sum_i psi'(i/2)/4 per layer; the first is a quarter of the variance of ln ||J u||^2; masks as above."""
+    assert 20 * theory.lyapunov_variance(16).sum() == pytest.approx(theory.sum_log_singular_values(16, 20).variance)
+    assert 4 * theory.lyapunov_variance(9)[0] == pytest.approx(theory.log_jacobian_norm(9, 1, "linear").variance)
+    masked = theory.lyapunov_variance(9, live=4)
+    assert_allclose(masked[:4], theory.lyapunov_variance(4))
+    assert np.isnan(masked[4:]).all()
 
 
 # --- a I + g G -------------------------------------------------------------------------------------------------------
@@ -302,7 +312,7 @@ ERRORS = {
     "activation": (lambda: theory.spectrum_variance("swish", 2), "`activation` must be one of linear,"),
     "weights": (lambda: theory.spectrum_variance("relu", 2, "uniform"), "`weights` must be one of gau"),
     "no q": (lambda: theory.spectrum_variance("tanh", 2), "`q` must be the mean square of the preact"),
-    "q": (lambda: theory.spectrum_edge("hard_tanh", 2, q=-1.0), "`q` must be positive and finite, got -1"),
+    "q": (lambda: theory.spectrum_edge("hard_tanh", 2, q=-1.0), "`q` must be non-negative and finite, got -1"),
     "edge of tanh": (lambda: theory.spectrum_edge("tanh", 2), "`activation` must be one of linear, relu, h"),
     "moment of tanh": (lambda: theory.second_moment(8, 2, "tanh"), "`activation` must be one of linear, r"),
     "quantile": (lambda: theory.residual_squared_gain(1.2, 1.0, 1.0), "`quantile` must be between"),

@@ -4,11 +4,14 @@ import difflib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from flowstudy import theory
 
 from .blocks import HighwayBlock, PlainBlock
 
@@ -19,12 +22,14 @@ ACTIVATION_MODULES = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", n
 
 @dataclass(frozen=True)
 class Matrix:
-    """One matrix to draw: a view of a weight, its fans, and the activation that follows it."""
+    """One matrix to draw: a view of a weight, its fans, the activation that follows it, and its bias."""
 
     weight: Tensor
     fan_in: int
     fan_out: int
     activation: str | None  # None: could not be told
+    bias: Tensor | None     # None: has none, or a gate's, which stays
+    bias_var: float         # of the bias that goes with it
 
 
 Draw = Float[np.ndarray, "out inner"]
@@ -75,13 +80,29 @@ def random_walk(m: Matrix, gain: float | None, rng: np.random.Generator) -> Draw
     return normal(m, rng, (random_walk_gain(m.activation, m.fan_in) if gain is None else gain) / math.sqrt(m.fan_in))
 
 
+def random_walk_exact(m: Matrix, gain: float | None, rng: np.random.Generator) -> Draw:
+    """As random_walk, with the gain that is exact at fan_in, for linear and ReLU units: `theory.random_walk_gain`."""
+    own = gain is None
+    return normal(m, rng, (random_walk_gain(m.activation, m.fan_in, exact=True) if own else gain) / math.sqrt(m.fan_in))
+
+
+def critical(m: Matrix, gain: float | None, rng: np.random.Generator) -> Draw:
+    """Var = weight_var / fan_in, on the edge of chaos for the given bias_var: `theory.critical_weight_var`.
+
+    Schoenholz et al. 2017 (arXiv:1611.01232). Linear units, as the read-out's, have weight_var 1.
+    """
+    own = gain is None
+    return normal(m, rng, (critical_gain(m.activation, m.bias_var) if own else gain) / math.sqrt(m.fan_in))
+
+
 SCHEMES = {scheme.__name__: scheme for scheme in
-           (glorot_normal, glorot_uniform, he_normal, he_uniform, lecun_normal, orthogonal, random_walk)}
+           (glorot_normal, glorot_uniform, he_normal, he_uniform, lecun_normal, orthogonal, random_walk,
+            random_walk_exact, critical)}
 
 
 def initialize(model: nn.Module, scheme: str, *, seed: int = 0, gain: float | None = None,
-               activation: str | None = None) -> nn.Module:
-    """Draw every linear and convolutional weight of `model` anew, in place; biases become 0, gate biases stay.
+               activation: str | None = None, bias_var: float = 0.0) -> nn.Module:
+    """Draw every linear and convolutional weight and bias of `model` anew, in place; gate biases stay.
 
     The draw of a matrix depends on the seed and on the matrix's place in the model alone: it is made on the CPU in
     float64 and then cast, so a seed gives the same net on every device, alone or among hundreds.  A highway block's
@@ -89,18 +110,20 @@ def initialize(model: nn.Module, scheme: str, *, seed: int = 0, gain: float | No
 
     Args:
         model: any module; it is changed in place.
-        scheme: glorot_normal, glorot_uniform, he_normal, he_uniform, lecun_normal, orthogonal, random_walk.
+        scheme: glorot_normal, glorot_uniform, he_normal, he_uniform, lecun_normal, orthogonal, random_walk,
+            random_walk_exact, critical.
         seed: a non-negative integer.
         gain: replaces the scheme's own gain: the factor before 1 / sqrt(fan), dimensionless.
-        activation: the non-linearity that follows the hidden layers; only random_walk asks for it, and only
-            of models that have no or several activation modules.
+        activation: the non-linearity that follows the hidden layers; only random_walk, random_walk_exact and critical
+            ask for it, and only of models that have no or several activation modules.
+        bias_var: biases are drawn from N(0, bias_var); 0 makes them 0. critical has the weights that go with it.
 
     Returns:
         `model`, for chaining.
 
     Raises:
-        ValueError: unknown scheme, negative seed, a gain that is not positive and finite, a model without weights,
-            or random_walk without a known activation. The model is then unchanged.
+        ValueError: unknown scheme, negative seed or bias_var, a gain that is not positive and finite, a model without
+            weights, or a scheme that does not know the activation. The model is then unchanged.
     """
     if scheme not in SCHEMES:
         near = difflib.get_close_matches(str(scheme), SCHEMES, 1)
@@ -110,25 +133,28 @@ def initialize(model: nn.Module, scheme: str, *, seed: int = 0, gain: float | No
         raise ValueError(f"initialize: `seed` must be a non-negative integer, got {seed!r}.")
     if gain is not None and not (isinstance(gain, int | float | np.number) and gain > 0 and math.isfinite(gain)):
         raise ValueError(f"initialize: `gain` must be positive and finite, got {gain!r}.")
-    matrices = list(weight_matrices(model, activation))
+    if not (isinstance(bias_var, int | float | np.number) and 0 <= bias_var < math.inf):
+        raise ValueError(f"initialize: `bias_var` must be non-negative and finite, got {bias_var!r}.")
+    matrices = list(weight_matrices(model, activation, float(bias_var)))
     if not matrices:
         raise ValueError(f"initialize: `model` must have linear or convolutional layers, got {type(model).__name__} "
                          "without any. Initialise its parameters by hand.")
     draws = [SCHEMES[scheme](m, gain, generator(int(seed), place)) for place, m in enumerate(matrices)]
     with torch.no_grad():
-        for m, draw in zip(matrices, draws, strict=True):
+        for place, (m, draw) in enumerate(zip(matrices, draws, strict=True)):
             m.weight.copy_(torch.from_numpy(np.ascontiguousarray(draw)).view(m.weight.shape))
-        for bias in ordinary_biases(model):
-            bias.zero_()
+            if m.bias is not None:
+                unit = generator(int(seed), place, 1).standard_normal(m.bias.shape)
+                m.bias.copy_(torch.from_numpy(math.sqrt(bias_var) * unit + 0.0))  # no -0.0
     return model
 
 
-def generator(seed: int, place: int) -> np.random.Generator:
-    """A matrix's own stream: independent of every other matrix's and seed's."""
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(place,)))
+def generator(seed: int, *place: int) -> np.random.Generator:
+    """A matrix's own stream, and (place, 1) its bias's: independent of every other matrix's and seed's."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=place))
 
 
-def weight_matrices(model: nn.Module, activation: str | None = None) -> Iterator[Matrix]:
+def weight_matrices(model: nn.Module, activation: str | None, bias_var: float) -> Iterator[Matrix]:
     """Each matrix of the model in registration order; a fused highway weight is two."""
     hidden = activation or only_activation(model)
     gated = {block.affine for block in model.modules() if isinstance(block, HighwayBlock)}
@@ -141,18 +167,14 @@ def weight_matrices(model: nn.Module, activation: str | None = None) -> Iterator
                              f"{type(layer).__name__}. Remove its parametrization (or run one forward pass), "
                              "initialise, then put it back.")
         follows = known.get(layer, "linear" if is_readout(layer, layers) else hidden)
-        for weight in layer.weight.chunk(2) if layer in gated else [layer.weight]:
+        weights, biases = (layer.weight,), (layer.bias,)
+        if layer in gated:
+            weights, biases = layer.weight.chunk(2), (layer.bias.chunk(2)[0], None)
+        for weight, bias in zip(weights, biases, strict=True):
             receptive_field = math.prod(weight.shape[2:])
             # A grouped convolution's weight already holds only the inputs that one output sees.
             yield Matrix(weight, weight.shape[1] * receptive_field,
-                         weight.shape[0] * receptive_field // getattr(layer, "groups", 1), follows)
-
-
-def ordinary_biases(model: nn.Module) -> Iterator[Tensor]:
-    gated = {block.affine for block in model.modules() if isinstance(block, HighwayBlock)}
-    for layer in model.modules():
-        if isinstance(layer, WEIGHT_LAYERS) and layer.bias is not None:
-            yield layer.bias.chunk(2)[0] if layer in gated else layer.bias
+                         weight.shape[0] * receptive_field // getattr(layer, "groups", 1), follows, bias, bias_var)
 
 
 def is_readout(layer: nn.Module, layers: list[nn.Module]) -> bool:
@@ -165,15 +187,25 @@ def only_activation(model: nn.Module) -> str | None:
     return kinds.pop() if len(kinds) == 1 else None
 
 
-def random_walk_gain(activation: str | None, fan_in: int) -> float:
+def random_walk_gain(activation: str | None, fan_in: int, exact: bool = False) -> float:
+    known = ("linear", "relu") if exact else ("linear", "relu", "tanh")
+    if activation not in known:
+        raise ValueError(f"initialize: {'random_walk_exact' if exact else 'random_walk'!r} knows gains for "
+                         f"{', '.join(known[:-1])} and {known[-1]}, got activation {activation!r}. "
+                         "Pass `activation=` if the model's is one of these, else `gain=`.")
+    return float(theory.random_walk_gain(activation, fan_in, exact))
+
+
+@lru_cache(maxsize=64)
+def critical_gain(activation: str | None, bias_var: float) -> float:
     if activation == "linear":
-        return math.exp(1 / (2 * fan_in))
-    if activation == "relu":
-        return math.sqrt(2) * math.exp(1.2 / (max(fan_in, 6) - 2.4))
-    if activation == "tanh":
-        return 1.13  # found by trial in the paper, at width 100 and beyond; no formula is given
-    raise ValueError(f"initialize: 'random_walk' knows gains for linear, relu and tanh, got activation {activation!r}. "
-                     "Pass `activation=` if the model's is one of these, else `gain=`.")
+        return 1.0
+    if activation is None:
+        raise ValueError("initialize: 'critical' must know the activation, got None. Pass `activation=`, or `gain=`.")
+    try:
+        return math.sqrt(theory.critical_weight_var(activation, bias_var))
+    except ValueError as error:
+        raise ValueError(f"initialize: 'critical' with bias_var {bias_var!r}: {error}") from None
 
 
 def matrix_shape(m: Matrix) -> tuple[int, int]:

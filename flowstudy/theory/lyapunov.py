@@ -5,8 +5,10 @@ from scipy.special import digamma, polygamma
 
 from .checks import Moments, Values, check_integer, check_number
 
+Whole = int | np.integer
 
-def lyapunov_exponents(width: int, weight_var: Values = 1.0, *, live: int | None = None) -> np.ndarray:
+
+def lyapunov_exponents(width: Whole, weight_var: Values = 1.0, *, live: Whole | None = None) -> np.ndarray:
     """Lyapunov exponents of a product of square Gaussian matrices: growth of ln singular value per layer, exact.
 
     lambda_i = (ln(2 weight_var / width) + psi((live - i + 1) / 2)) / 2, i = 1..live, psi the digamma function.
@@ -25,17 +27,30 @@ def lyapunov_exponents(width: int, weight_var: Values = 1.0, *, live: int | None
     [-0.28860783, -0.98175501]
     """
     call = "lyapunov_exponents"
-    n = check_scalar_width(call, width)
+    n, k = check_rows(call, width, live)
     weight_var = check_number(call, "weight_var", weight_var)
-    k = n if live is None else check_scalar_width(call, live, "live")
-    if k > n:
-        raise ValueError(f"{call}: `live` must be at most the width {n}, got {live!r}.")
     psi = np.full(n, -np.inf)
     psi[:k] = digamma((k - np.arange(k)) / 2)
     return 0.5 * (np.log(2 * weight_var[..., None] / n) + psi)
 
 
-def sum_log_singular_values(width: int, depth: Values, weight_var: Values = 1.0) -> Moments:
+def lyapunov_variance(width: Whole, *, live: Whole | None = None) -> np.ndarray:
+    """Variance per layer of ln R_ii along a product's QR decomposition, exact: psi'((live - i + 1) / 2) / 4.
+
+    Layers and i are independent: over `depth` layers, the i-th exponent's estimate has this variance over depth.
+
+    Args: as `lyapunov_exponents`.
+    Returns:
+        (width,) float64 [nats^2 per layer], ascending; nan beyond the rank `live`.
+    Source: Newman 1986; Akemann, Burda, Kieburg 2014 (arXiv:1406.0803).
+    """
+    n, k = check_rows("lyapunov_variance", width, live)
+    variance = np.full(n, np.nan)
+    variance[:k] = polygamma(1, (k - np.arange(k)) / 2) / 4
+    return variance
+
+
+def sum_log_singular_values(width: Whole, depth: Values, weight_var: Values = 1.0) -> Moments:
     """Mean and variance of the sum of all log singular values of `depth` square Gaussian layers: ln |det J|, exact.
 
     |det| of a Gaussian matrix is a product of independent chi variables with 1..width degrees of freedom, and
@@ -57,7 +72,15 @@ def sum_log_singular_values(width: int, depth: Values, weight_var: Values = 1.0)
     return Moments(mean, depth * polygamma(1, i / 2).sum() / 4 + np.zeros_like(mean))
 
 
-def check_scalar_width(call: str, value: int, name: str = "width") -> int:
+def check_rows(call: str, width: Whole, live: Whole | None) -> tuple[int, int]:
+    n = check_scalar_width(call, width)
+    k = n if live is None else check_scalar_width(call, live, "live")
+    if k > n:
+        raise ValueError(f"{call}: `live` must be at most the width {n}, got {live!r}.")
+    return n, k
+
+
+def check_scalar_width(call: str, value: Whole, name: str = "width") -> int:
     """One width: the result has an axis of this length, or a sum over it."""
     if np.ndim(value):
         raise ValueError(f"{call}: `{name}` must be a single integer, got {value!r}.")

@@ -2,8 +2,10 @@
 
 import numpy as np
 
-from .checks import Result, Values, check_choice, check_integer
+from .checks import Result, Values, check_choice, check_integer, check_number
 from .fluctuations import LIVE, WEIGHTS, log_layer_gain
+from .mean_field import mean_field
+from .spectrum import spectrum_variance
 
 TANH_GAIN = 1.13  # found by trial in the paper, at width 100 and beyond; no formula is given
 
@@ -38,3 +40,32 @@ def random_walk_gain(activation: str, width: Values, exact: bool = False, *, wei
     if activation == "relu":
         return np.sqrt(2) * np.exp(1.2 / (np.maximum(n, 6) - 2.4))
     return np.full_like(n, TANH_GAIN)[()]
+
+
+def random_walk_drift(activation: str, width: Values, gain: Values, *, weights: str = "gaussian") -> Result:
+    """Mean change of ln ||error signal||^2 by a layer of gain g without biases: what `random_walk_gain` makes 0.
+
+    Exact for linear and ReLU units. For others, at the length map's fixed point, to the order 1 / N:
+    ln chi_1 - (3 mu_2 / mu_1^2 - 1) / (2 N), mu_k = E phi'^(2k). With tanh, ln chi_1 is of the order (g^2 - 1)^2: many
+    gains will do.
+
+    Args:
+        activation: "linear" or "relu"; with Gaussian weights any that `mean_field` knows.
+        width: N, the layer's fan_in, an integer of at least 1.
+        gain: g, positive: weights have variance g^2 / N, or W^T W = g^2 I.
+        weights: "gaussian" or "orthogonal".
+    Returns:
+        [nats per layer].
+
+    >>> [round(float(random_walk_drift("tanh", width, 1.13)), 3) for width in (20, 1000)]
+    [-0.039, 0.015]
+    """
+    call = "random_walk_drift"
+    n, g = check_integer(call, "width", width), check_number(call, "gain", gain)
+    check_choice(call, "weights", weights, WEIGHTS)
+    if activation in LIVE:
+        return 2 * np.log(g) + log_layer_gain(n, activation, weights).mean
+    check_choice(call, "weights", weights, ("gaussian",), f" For {activation} the drift at finite width is Gaussian.")
+    point = mean_field(activation, g**2)
+    ratio = spectrum_variance(activation, 1, "orthogonal", point.q) + 1
+    return np.log(point.chi_1) - (3 * ratio - 1) / (2 * n)

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from .activations import activation_named
 from .checks import Moments, Result, Values, check_choice, check_integer, check_number
 from .fluctuations import LIVE, WEIGHTS, check, full
-from .slopes import SLOPE_MOMENTS
 
 MASKS = (*LIVE, "hard_tanh")  # slopes are 0 or 1
 LARGEST_LOG = 700.0           # exp of more is near the end of float64
@@ -16,7 +16,8 @@ def second_moment(width: Values, depth: Values, activation: str, weight_var: Val
     Per layer, with p the probability of a live unit, a = E (1/n) tr (J J^T)^2 and r = E ((1/n) tr J J^T)^2 follow a
     linear recursion, whose solution for weight_var p = 1 is
     a = (n + 2)/3 (1 + (3/p - 1)/n)^depth - (n - 1)/3 (1 - 1/n)^depth; it tends to depth / p + 1 as n grows.
-    r is the second moment of `mean_squared`: its variance plus its mean squared.
+    r is the second moment of `mean_squared`: its variance plus its mean squared. Derived from Wick's theorem for one
+    more layer; we know no published source.
 
     Args:
         width: n, units a layer, an integer of at least 1.
@@ -64,10 +65,10 @@ def spectrum_variance(activation: str, depth: Values, weights: str = "gaussian",
     the mean is m_1 = (weight_var mu_1)^depth. Linear: depth, and 0 orthogonal; ReLU: 2 depth, and depth.
 
     Args:
-        activation: "linear", "relu", "hard_tanh", "tanh", "erf", "gelu" or "sigmoid".
+        activation: "linear", "relu", "leaky_relu", "tanh", "hard_tanh", "erf", "gelu" or "sigmoid".
         depth: layers, an integer of at least 1.
         weights: "gaussian" or "orthogonal".
-        q: mean square of the preactivations, positive, the same in all layers; linear and ReLU do without.
+        q: mean square of the preactivations, non-negative, the same in all layers; linear and the ReLUs do without.
     Source: Pennington, Schoenholz, Ganguli 2018 (arXiv:1802.09979).
 
     >>> round(float(spectrum_variance("tanh", 1, "orthogonal", q=0.5)), 6)
@@ -75,7 +76,6 @@ def spectrum_variance(activation: str, depth: Values, weights: str = "gaussian",
     """
     call = "spectrum_variance"
     depth = check_integer(call, "depth", depth)
-    check_choice(call, "activation", activation, tuple(SLOPE_MOMENTS))
     check_choice(call, "weights", weights, WEIGHTS)
     mu_1, mu_2 = (slope_moment(call, k, activation, q) for k in (1, 2))
     return depth * (mu_2 / mu_1**2 - 1 + (weights == "gaussian"))
@@ -91,7 +91,7 @@ def spectrum_edge(activation: str, depth: Values, weights: str = "gaussian", q: 
         activation: "linear", "relu" or "hard_tanh".
         depth: layers, an integer of at least 1.
         weights: "gaussian" or "orthogonal".
-        q: mean square of the preactivations, positive; hard_tanh alone needs it: p = erf(1 / sqrt(2 q)).
+        q: mean square of the preactivations, non-negative; hard_tanh alone needs it: p = erf(1 / sqrt(2 q)).
     Source: Pennington, Schoenholz, Ganguli 2018 (arXiv:1802.09979).
 
     >>> [round(float(spectrum_edge("relu", 8, weights)), 4) for weights in ("gaussian", "orthogonal")]
@@ -112,8 +112,10 @@ def spectrum_edge(activation: str, depth: Values, weights: str = "gaussian", q: 
 
 def slope_moment(call: str, k: int, activation: str, q: Values | None) -> Result:
     """mu_k = E phi'(sqrt(q) z)^(2k); of piecewise linear slopes 0 and 1, the probability of 1."""
+    phi = activation_named(call, activation)
     if activation in LIVE:
         return np.float64(LIVE[activation])
-    if q is None:
+    if q is None and phi.gain is None:
         raise ValueError(f"{call}: `q` must be the mean square of the preactivations for {activation}, got None.")
-    return SLOPE_MOMENTS[activation](k, check_number(call, "q", q))
+    q = check_number(call, "q", 1.0 if q is None else q, "non-negative and finite")
+    return phi.squared_slope(q) if k == 1 else phi.mean(lambda h: phi.slope(h) ** (2 * k), q)
