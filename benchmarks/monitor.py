@@ -1,6 +1,6 @@
 """What watching the gradients costs: a training step with GradientMonitor, and with what others do, in one run.
 
-    python -m benchmarks.monitor [--device cuda] [--json FILE] [--rounds 50]
+    python -m benchmarks.monitor [--device cuda] [--json FILE] [--rounds 30]
 
 Every contender trains a net of its own, batch 128, plain SGD; they take turns, STEPS steps each, attaching and
 detaching included.  The ratio is to the plain step.  Cockpit and BackPACK: `make peers`.
@@ -154,7 +154,7 @@ MISSING = "not installed: make peers"
 
 def main(device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
          json: Annotated[Path | None, typer.Option(help="keep the table here")] = None,
-         rounds: Annotated[int, typer.Option(help="the best of so many; a tenth of it for the conv net")] = 50) -> None:
+         rounds: Annotated[int, typer.Option(help="the best of so many; a tenth of it for the conv net")] = 30) -> None:
     warnings.filterwarnings("ignore", message="Full backward hook is firing")  # BackPACK's
     place = torch.device(device)
     rows = (compare("MLP, 20 layers", mlp, place, rounds)
