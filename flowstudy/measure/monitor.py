@@ -63,7 +63,7 @@ class GradientMonitor(Drawn):
         scaler: the GradScaler, for loops that call `step`; else it is found.
         quantities: all, or some of the columns below. Nothing is hooked into the forward pass for the first three.
         store: a new or empty folder. Each record is written to it when it is complete, so a killed run keeps all but
-            the last; `GradientMonitor.load(folder)` and `pandas.read_parquet(folder)` read them. Costs milliseconds each.
+            the last; `GradientMonitor.load(folder)` and `pandas.read_parquet(folder)` read it; milliseconds each.
         writer: a TensorBoard SummaryWriter; three curves per quantity: first, median and last layer.
 
     Under DistributedDataParallel only the first process writes to `store` and `writer`.
