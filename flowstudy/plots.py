@@ -132,7 +132,11 @@ def spectrum_by_route(frame: pd.DataFrame) -> Figure:
 
 
 def lyapunov_exponents(frame: pd.DataFrame) -> Figure:
-    """ln singular value per layer of linear Gaussian nets against rank, and Newman's exact limit of infinite depth."""
+    """ln singular value per layer of linear Gaussian nets against rank, and Newman's exact limit of infinite depth.
+
+    At finite depth the exponents have a bias, which the gap shows; their sum has none, and its z is the distance of
+    the mean over nets from the exact value in exact standard errors.
+    """
     layers = frame["depth"] - 1  # of the body
     frame = frame.assign(exponent=frame["log_singular_value"] / layers)
     width = int(frame["width"].iloc[0])
@@ -143,13 +147,23 @@ def lyapunov_exponents(frame: pd.DataFrame) -> Figure:
         for depth, color in depth_colors(frame).items():
             rows = frame[frame["depth"] == depth]
             gap = rows.groupby("rank")["exponent"].mean().to_numpy() - limit
-            median_and_band(ax, rows, "rank", "exponent", color=color,
-                            label=f"depth {depth}, rms gap {np.sqrt((gap**2).mean()):.2g}")
+            label = f"depth {depth}: rms gap {np.sqrt((gap**2).mean()):.2g}, sum z = {volume_z(rows, depth - 1):+.1f}"
+            median_and_band(ax, rows, "rank", "exponent", color=color, label=label)
+        error = np.sqrt(theory.lyapunov_variance(width) / (frame["depth"].max() - 1))
+        ax.fill_between(range(1, width + 1), limit - error, limit + error, color="0.3", alpha=0.25, lw=0, zorder=3,
+                        label=f"one net's exact standard deviation, depth {frame['depth'].max()}")
         ax.plot(range(1, width + 1), limit, color="black", ls="--", lw=1, label="Newman 1986, infinite depth")
         ax.set(title=f"linear Gaussian nets, width {width}", xlabel="rank (1 is the largest)",
                ylabel="ln singular value per layer  [nats]")
-        ax.legend()
+        ax.legend(fontsize=8)
     return figure
+
+
+def volume_z(rows: pd.DataFrame, layers: int) -> float:
+    """Mean over nets of the sum of log singular values, from its exact mean, in exact standard errors."""
+    sums = rows.groupby(["cell", "sample"])["log_singular_value"].sum()
+    mean, variance = theory.sum_log_singular_values(int(rows["width"].iloc[0]), layers)
+    return float((sums.mean() - mean) / np.sqrt(variance / rows["cell"].nunique()))
 
 
 def figure_1(frame: pd.DataFrame, top: int = 10) -> Figure:
@@ -224,6 +238,37 @@ def gradient_flow(frame: pd.DataFrame, title: str = "") -> Figure:
         figure.supxlabel("layer, in order of execution", fontsize=10)
         figure.suptitle("\n".join(line for part in title.splitlines() for line in textwrap.wrap(part, 125)),
                         fontsize=9.5, x=0.01, ha="left")
+    return figure
+
+
+def spectrum(frame: pd.DataFrame, title: str = "") -> Figure:
+    """log10 singular values by rank: every sample thin, their median thick, grey where the error is visible; values
+    that are exactly 0, or lost in rounding, are counted in the legend.  `title` says the essentials."""
+    values = frame.assign(log10_s=frame["log_singular_value"] / math.log(10), error=frame["log_error"] / math.log(10))
+    known = values[np.isfinite(values["log10_s"])]
+    samples = values["sample"].nunique()
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        ax = figure.subplots()
+        color = sns.color_palette("colorblind")[0]
+        for _, rows in known.groupby("sample"):
+            ax.plot(rows["rank"], rows["log10_s"], color=color, lw=0.7, alpha=0.35)
+            ax.fill_between(rows["rank"], rows["log10_s"] - rows["error"], rows["log10_s"] + rows["error"], color="0.6",
+                            alpha=0.3, lw=0)
+        median = known.groupby("rank")["log10_s"].agg(["median", "size"])
+        typical = median[median["size"] > samples / 2]["median"]  # a rank that most samples have
+        ax.plot(typical.index, typical, color=color, lw=1.8, marker="." if len(typical) < 40 else "",
+                label=f"median of {samples} samples" if samples > 1 else "one sample")
+        for lost, words in (((values["log_singular_value"] == -math.inf).sum(), "exactly 0"),
+                            (values["log_singular_value"].isna().sum(), "not known: below float64's rounding")):
+            if lost:
+                ax.plot([], [], " ", label=f"{lost / len(values):.0%} {words}")
+        ax.set_xlim(0.5, values["rank"].max() + 0.5)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        widen(ax, 1.0)
+        ax.set(xlabel="rank (1 is the largest)", ylabel="log$_{10}$ singular value")
+        ax.legend(loc="best")
+        figure.suptitle(title, fontsize=8.5, x=0.01, ha="left")
     return figure
 
 

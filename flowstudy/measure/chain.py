@@ -48,7 +48,17 @@ def chain_of(model: nn.Module, x: Tensor, leaves: Container[nn.Module] = ()) -> 
     """
     if (parts := chain_parts(model)) is not None:
         return chain_of_layers(parts, model, x)
+    if not leaves and (steps := steps_of(model)) is not None and (chain := chain_of_steps(steps, x)) is not None:
+        return chain
     return chain_of_graph(model, x, leaves)
+
+
+def depth_of(model: nn.Module) -> int:
+    """Factors of the model's chain where it is known without tracing, else 1."""
+    if (parts := chain_parts(model)) is not None:
+        return len(parts)
+    names = [name for name, _ in steps_of(model) or []]
+    return max(1, sum(map(bool, names)) + (names[:1] == [""] and any(names)))
 
 
 def chain_parts(model: nn.Module) -> list[nn.Module] | None:
@@ -65,6 +75,41 @@ def chain_of_layers(layers: list[nn.Module], model: nn.Module, x: Tensor) -> Cha
         for layer in layers:
             values.append(layer(values[-1]))
     return Chain([names[layer] for layer in layers], layers, values)
+
+
+def steps_of(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]] | None:
+    """The members of an nn.Sequential by name, nested ones in their place; None where a member may be several factors.
+
+    With weights in one module at most, it cannot be. So the commonest chain is known without tracing.
+    """
+    if type(model) is not nn.Sequential or model._forward_hooks or model._forward_pre_hooks:
+        weighted = [name for name, module in model.named_modules(prefix=prefix) if module._parameters]
+        return [(weighted[0] if weighted else "", model)] if prefix and len(weighted) < 2 else None
+    steps = []
+    for name, member in model._modules.items():   # named_children leaves out the second call of a shared one
+        inner = steps_of(member, f"{prefix}.{name}" if prefix else name)
+        if inner is None:
+            return None
+        steps += inner
+    return steps
+
+
+def chain_of_steps(steps: list[tuple[str, nn.Module]], x: Tensor) -> Chain | None:
+    """The steps, those without weights joined to the one before; None where they do not hand on batches."""
+    names, groups, values = [], [], [x]
+    with torch.no_grad():
+        for name, step in steps:
+            value = step(values[-1].clone())   # it may begin with an in-place operation
+            if not is_batch(value, len(x)):
+                return None
+            if name or not groups:
+                names.append(name or type(step).__name__)
+                groups.append([step])
+                values.append(value)
+            else:
+                groups[-1].append(step)
+                values[-1] = value
+    return Chain(names, [nn.Sequential(*group) if len(group) > 1 else group[0] for group in groups], values)
 
 
 class Tracer(fx.Tracer):
@@ -94,7 +139,8 @@ def chain_of_graph(model: nn.Module, x: Tensor, leaves: Container[nn.Module]) ->
     if cuts[-1] is not result:
         return None
     cuts = join_weightless(graph, cuts)
-    functions = [Segment(graph, values, moving, a, b) for a, b in pairwise(cuts)]
+    run = fx.Interpreter(graph, garbage_collect_values=False)   # one for all: making it walks the whole model
+    functions = [Segment(run, values, moving, a, b) for a, b in pairwise(cuts)]
     plain = all(node.op == "get_attr" for segment in functions for node in segment.constants)
     return Chain([segment.name for segment in functions], functions, [values[node] for node in cuts], plain)
 
@@ -111,21 +157,21 @@ class Recorder(fx.Interpreter):
 class Segment:
     """The nodes between two cuts, as a function of the first cut's value."""
 
-    def __init__(self, graph: fx.GraphModule, values: dict, moving: set[fx.Node], start: fx.Node, stop: fx.Node):
-        nodes = list(graph.graph.nodes)
+    def __init__(self, run: fx.Interpreter, values: dict, moving: set[fx.Node], start: fx.Node, stop: fx.Node):
+        graph, nodes = run.module, list(run.graph.nodes)
         inside = nodes[nodes.index(start) + 1:nodes.index(stop) + 1]
         self.nodes = [node for node in inside if node in moving]
         self.constants = {a: values[a] for node in self.nodes for a in node.all_input_nodes if a not in moving}
-        self.graph, self.start, self.stop = graph, start, stop
+        self.run, self.start, self.stop = run, start, stop
         named = [node for node in self.nodes if node.op == "call_module" and has_weights(graph, node)]
         self.name = str((named or self.nodes)[0].target)
 
     def __call__(self, h: Tensor) -> Tensor:
-        run = fx.Interpreter(self.graph, garbage_collect_values=False)
-        run.env = {**self.constants, self.start: h}
+        self.run.env = env = {**self.constants, self.start: h}
         for node in self.nodes:
-            run.env[node] = run.run_node(node)
-        return run.env[self.stop]
+            env[node] = self.run.run_node(node)
+        self.run.env = {}
+        return env[self.stop]
 
 
 def depends_on(source: fx.Node) -> set[fx.Node]:

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -11,15 +11,17 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .chain import Chain, Function, chain_of
+from .chain import Chain, Function, chain_of, depth_of
 from .copies import check_input, float64_copy, untouched_random_state
+from .dense_jacobian import Pass, jacobian, jacobian_of, run
+from .drawn import Drawn
 from .matrix_free import jacobian_map, largest_singular_values
 from .product_svd import partial_product_svd, product_svd
 from .stochastic_spectrum import Density, MeanSquare, mean_squared_singular_value, spectral_density
 
-MEMORY_BUDGET = 2**30  # bytes: a quarter for the Jacobians held at once, a quarter for the rows in flight
+MEMORY_BUDGET = 2**30  # bytes, beside the model's own: a quarter for the Jacobians held at once, the rest for their svd
 WIDEST = 2048  # units: "auto" takes the product route up to here; its cost goes with the cube
 METHODS = ("auto", "product", "dense", "matrix_free")
 TOP = 10  # singular values that the matrix-free route finds where `k` does not say
@@ -27,7 +29,7 @@ EPS = torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True)
-class JacobianSpectrum:
+class JacobianSpectrum(Drawn):
     """Singular values of one Jacobian per sample.
 
     Attributes:
@@ -50,6 +52,12 @@ class JacobianSpectrum:
     inputs: int
     method: str
     estimates: tuple[tuple[MeanSquare, Density], ...] = ()
+
+    drawn_by = "spectrum"
+
+    @property
+    def drawn_with(self) -> dict[str, object]:
+        return {"title": repr(self)}
 
     @property
     def singular_values(self) -> Float[Tensor, "sample rank"]:
@@ -149,13 +157,17 @@ def jacobian_spectrum(model: nn.Module, x: Tensor | None = None, *, part: str | 
                 raise ValueError(f"{call}: `start` goes with method='dense', got {method!r}. Leave `method` out.")
             return largest(k, started_spectrum(call, probe, start, x, chunk))
         check_real(call, x)
-        check_output(call, probe, x)
+        passed = checked_pass(call, probe, x)
+        if method == "dense" and part == "all":
+            check_k(call, k, min(passed.inputs, passed.outputs))
+            return largest(k, dense_spectrum(call, passed, depth_of(probe), chunk))
+        check_apart(call, passed, passed.pull(passed.ends))
         chain = None if has_dropout(probe) else chain_of(probe, x)
         if chain is None and (method == "product" or part != "all"):
             raise ValueError(f"{call}: method='product' and parts need a chain of layers, and {type(model).__name__} "
                              "could not be traced as one. Use method='dense', and pass the part as its own model.")
         if chain is None:
-            chain = Chain([type(model).__name__], [probe], [x, probe(x).detach()])
+            chain = Chain([type(model).__name__], [probe], [x, passed.y.detach()])
         else:
             chain = chain.part(*ends_of(call, part, chain))
         return take(call, choose(method, chain), chain, k, chunk, seed)
@@ -174,7 +186,8 @@ def layer_jacobian_spectra(model: nn.Module, x: Tensor | None = None, *, samples
     probe, x = prepare(call, model, x, samples, seed)
     with untouched_random_state(x.device), no_fast_path():
         check_real(call, x)
-        check_output(call, probe, x)
+        passed = checked_pass(call, probe, x)
+        check_apart(call, passed, passed.pull(passed.ends))
         chain = chain_of(probe, x)
         if chain is None:
             raise ValueError(f"{call}: `model` must be a chain of layers that torch.fx can trace, got "
@@ -241,9 +254,7 @@ def choose(method: str, chain: Chain) -> str:
 
 def take(call: str, route: str, chain: Chain, k: int | None, chunk: int | None, seed: int) -> JacobianSpectrum:
     smaller = min(chain.values[0][0].numel(), chain.values[-1][0].numel())
-    if k is not None and not (isinstance(k, int) and 1 <= k <= smaller):
-        raise ValueError(f"{call}: `k` must be an integer from 1 to {smaller}, the smaller side of the Jacobian, "
-                         f"got {k!r}. Leave it out for all.")
+    check_k(call, k, smaller)
     if route == "product":
         return largest(k, product_spectrum(chain))
 
@@ -251,7 +262,7 @@ def take(call: str, route: str, chain: Chain, k: int | None, chunk: int | None, 
         return compose(chain, h)
 
     if route == "dense":
-        return largest(k, dense_spectrum(whole, chain.values[0], len(chain), chunk))
+        return largest(k, dense_spectrum(call, Pass.of(whole, chain.values[0]), len(chain), chunk))
     return matrix_free_spectrum(whole, chain.values[0], len(chain), k or min(TOP, smaller), seed)
 
 
@@ -274,13 +285,21 @@ def matrix_free_spectrum(function: Function, x: Tensor, factors: int, k: int, se
 
 
 def product_spectrum(chain: Chain) -> JacobianSpectrum:
-    log_s, log_error, zeros = logs_of(product_svd(factor_jacobians(chain)))
-    return JacobianSpectrum(log_s, log_error, zeros, len(chain), chain.values[0][0].numel(), "product")
+    x = chain.values[0]
+    spectrum = product_svd(factors_of(chain), columns=x[0].numel(), batch_shape=(len(x),), device=x.device)
+    return JacobianSpectrum(*logs_of(spectrum), len(chain), x[0].numel(), "product")
 
 
 def logs_of(spectrum) -> tuple[Tensor, Tensor, Tensor]:
     log_s = spectrum.log_singular_values.cpu()
     return log_s, spectrum.log_error.cpu(), torch.zeros(len(log_s), dtype=torch.int64)
+
+
+def factors_of(chain: Chain) -> Iterator[Tensor | Function]:
+    """Each factor as `product_svd` takes it: its action, or its Jacobian where that is narrower and so cheaper."""
+    for function, h in zip(chain.functions, chain.values[:-1], strict=True):
+        passed = Pass.of(function, h)
+        yield passed.push if passed.outputs >= passed.inputs else jacobian_of(passed, None)[0]
 
 
 def factor_jacobians(chain: Chain) -> Iterator[Float[Tensor, "sample outputs inputs"]]:
@@ -309,8 +328,7 @@ def started_spectrum(call: str, model: nn.Module, start: str, x: Tensor, chunk: 
             with modules[start].register_forward_hook(lambda *_: h):
                 return model(sample)
 
-        check_output(call, resume, outputs[0])
-        spectra.append(dense_spectrum(resume, outputs[0], 1, chunk))
+        spectra.append(dense_spectrum(call, checked_pass(call, resume, outputs[0]), 1, chunk))
     return joined(spectra)
 
 
@@ -319,83 +337,28 @@ def joined(spectra: list[JacobianSpectrum]) -> JacobianSpectrum:
     return replace(spectra[0], **{name: torch.cat([getattr(s, name) for s in spectra]) for name in columns})
 
 
-def dense_spectrum(function: Function, x: Tensor, factors: int, chunk: int | None) -> JacobianSpectrum:
+def dense_spectrum(call: str, passed: Pass, factors: int, chunk: int | None) -> JacobianSpectrum:
     """As many samples at a time as the memory budget holds Jacobians of."""
-    with torch.no_grad():
-        outputs = function(x)[0].numel()
-    together = max(1, MEMORY_BUDGET // (4 * 8 * x[0].numel() * outputs))
-    if together < len(x):
-        return joined([dense_spectrum(function, part, factors, chunk) for part in x.split(together)])
-    jacobians = jacobian(function, x, chunk=chunk)
-    finite = jacobians.isfinite().all(-1).all(-1)
-    s = torch.linalg.svdvals(torch.where(finite[:, None, None], jacobians, 0.0)).cpu()
+    together = max(1, MEMORY_BUDGET // (4 * 8 * passed.inputs * passed.outputs))
+    if together < len(passed.x):
+        check_apart(call, passed, passed.pull(passed.ends))
+        return joined([dense_spectrum(call, Pass.of(passed.function, part), factors, chunk)
+                       for part in passed.x.split(together)])
+    jacobians, ends = jacobian_of(passed, chunk, passed.ends)
+    check_apart(call, passed, ends)
+    wild = ~jacobians.flatten(1).sum(-1).isfinite()
+    if wild.any():   # or a sum that overflowed
+        wild = ~jacobians.isfinite().flatten(1).all(-1)
+        jacobians = torch.where(wild[:, None, None], 0.0, jacobians)
+    s = torch.linalg.svdvals(jacobians).cpu()
     noise = s[:, :1] * max(jacobians.shape[1:]) * EPS  # of the size of LAPACK's backward error bound
     below = s <= noise
     return JacobianSpectrum(
-        log_singular_values=torch.where(below, math.nan, s.log()).masked_fill(~finite[:, None].cpu(), math.nan),
+        log_singular_values=s.log().masked_fill(below | wild[:, None].cpu(), math.nan),
         log_error=noise / s,
         below_floor=below.sum(-1),
         factors=factors, inputs=jacobians.shape[-1], method="dense",
     )
-
-
-def jacobian(function: Callable[[Tensor], Tensor], x: Float[Tensor, "sample *inputs"], *,
-             chunk: int | None = None) -> Float[Tensor, "sample outputs inputs"]:
-    """d function(x) / dx of every sample, by reverse mode where outputs are fewer than inputs, else by forward mode.
-
-    Args:
-        function: of a batch, (sample, ...) to (sample, ...), that treats samples one by one.
-        chunk: rows or columns computed at once; None fits a memory budget. Does not change the result.
-    """
-
-    with torch.no_grad():
-        inputs, outputs = x[0].numel(), function(x)[0].numel()
-    size = chunk or max(1, MEMORY_BUDGET // (4 * 8 * len(x) * largest_value(function, x)))
-    if outputs > inputs:
-        try:
-            return forward_columns(function, x, size)
-        except (NotImplementedError, RuntimeError):  # an operation without a forward derivative: the same by rows
-            pass
-    return reverse_rows(function, x, size)
-
-
-def reverse_rows(function: Function, x: Tensor, size: int) -> Float[Tensor, "sample outputs inputs"]:
-    """`size` rows at a time, of all samples at once: samples do not mix, so a row of each comes out of one product."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        y = function(x).flatten(1)
-        basis = torch.eye(y.shape[1], dtype=y.dtype, device=y.device).unsqueeze(1)
-        rows = [torch.autograd.grad(y, x, v.expand(-1, len(x), -1), retain_graph=True, is_grads_batched=True)[0]
-                for v in basis.split(size)]
-    return torch.cat(rows).flatten(2).transpose(0, 1)
-
-
-def forward_columns(function: Function, x: Tensor, size: int) -> Float[Tensor, "sample outputs inputs"]:
-    """`size` columns at a time, of all samples at once."""
-    basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device).view(-1, 1, *x.shape[1:]).expand(-1, *x.shape)
-
-    def push(direction: Tensor) -> Tensor:
-        return torch.func.jvp(function, (x,), (direction,))[1].flatten(1)
-
-    with torch.no_grad():
-        return torch.func.vmap(push, out_dims=2, chunk_size=min(size, len(basis)), randomness="same")(basis)
-
-
-def largest_value(function: Function, x: Tensor) -> int:
-    """Numbers per sample in the largest tensor that the function computes: what each row in flight costs."""
-    largest = x[0].numel()
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-            nonlocal largest
-            result = operation(*args, **(kwargs or {}))
-            if isinstance(result, Tensor):
-                largest = max(largest, result.numel() // len(x))
-            return result
-
-    with torch.no_grad(), Watch():
-        function(x)
-    return largest
 
 
 def compose(chain: Chain, h: Tensor) -> Tensor:
@@ -422,10 +385,12 @@ def prepare(call: str, model: nn.Module, x: Tensor | None, samples: int, seed: i
     """The copy to measure and the inputs to measure it at."""
     if mode not in ("eval", "train"):
         raise ValueError(f"{call}: `mode` must be 'eval' or 'train', got {mode!r}.")
-    probe = float64_copy(call, model).train(mode == "train")
-    mixing = [name for name, module in probe.named_modules()
-              if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training]
-    if mixing:
+    probe = float64_copy(call, model)
+    modules = list(probe.modules())
+    if any(module.training != (mode == "train") for module in modules):
+        probe.train(mode == "train")
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in modules):
+        mixing = [name for name, module in probe.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         raise ValueError(f"{call}: `mode` must be 'eval' for a model with batch norm, got 'train': {mixing[0]!r} mixes "
                          "the samples of a batch, so that one sample has no Jacobian of its own.")
     if output is not None:
@@ -463,11 +428,12 @@ def has_dropout(model: nn.Module) -> bool:
 
 @contextmanager
 def no_fast_path() -> Iterator[None]:
-    """PyTorch's fused inference kernels of transformers have no derivatives."""
+    """PyTorch's fused inference kernels of transformers have no derivatives, fused attention none in batches."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
 
@@ -478,11 +444,9 @@ def check_real(call: str, x: Tensor) -> None:
                         "Pass `start=`, the name of the layer whose output is to be the input, such as the embedding.")
 
 
-def check_output(call: str, model: Function, x: Tensor) -> None:
-    """One forward pass: a real tensor that depends on x, sample by sample."""
-    leaf = x.detach().requires_grad_()
-    with torch.enable_grad():
-        y = model(leaf)
+def checked_pass(call: str, model: Function, x: Tensor) -> Pass:
+    """One forward pass, whose output is a real tensor that depends on x and has a row for each sample."""
+    leaf, y = run(model, x)
     if isinstance(y, tuple | list | dict):
         raise TypeError(f"{call}: `model` must return one tensor, got {type(y).__name__}. "
                         f"Pass `output=`, one of its keys: {keys_of(y)}.")
@@ -498,12 +462,21 @@ def check_output(call: str, model: Function, x: Tensor) -> None:
     if y.ndim == 0 or len(y) != len(x):
         raise ValueError(f"{call}: `model` must keep the sample axis first, got output {tuple(y.shape)} for input "
                          f"{tuple(x.shape)}.")
-    if len(x) > 1 and y.isfinite().all():
-        (first,) = torch.autograd.grad(y[0].sum(), leaf, retain_graph=True)
-        (last,) = torch.autograd.grad(y[-1].sum(), leaf)
-        if first[1:].any() or last[:-1].any():
-            raise ValueError(f"{call}: `model` must treat samples one by one, but one's output depends on another. "
-                             "The first axis of x must count samples (batch_first=True in recurrent layers).")
+    return Pass(model, leaf, y)
+
+
+def check_apart(call: str, passed: Pass, ends: Tensor) -> None:
+    """No sample's output depends on another sample; told from the gradients of `passed.ends`."""
+    first, last = ends
+    if passed.y.isfinite().all() and (first[1:].any() or last[:-1].any()):
+        raise ValueError(f"{call}: `model` must treat samples one by one, but one's output depends on another. "
+                         "The first axis of x must count samples (batch_first=True in recurrent layers).")
+
+
+def check_k(call: str, k: int | None, smaller: int) -> None:
+    if k is not None and not (isinstance(k, int) and 1 <= k <= smaller):
+        raise ValueError(f"{call}: `k` must be an integer from 1 to {smaller}, the smaller side of the Jacobian, "
+                         f"got {k!r}. Leave it out for all.")
 
 
 def ends_of(call: str, part: str | tuple[int, int], chain: Chain) -> tuple[int, int]:

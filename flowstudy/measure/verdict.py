@@ -86,7 +86,8 @@ def verdict_of(frame: pd.DataFrame) -> Verdict:
             f"{abs(decades):.2g} decades over {len(layers)} layers")
     if abs(change[0]) <= THRESHOLD:
         return Verdict("stable", None, factor, error, decades,
-                       f"stable: the error signal reaches the input at {10**decades:.2g} times its last norm, changing {pace}.")
+                       f"stable: the error signal reaches the input at {10**decades:.2g} times its last norm, "
+                       f"changing {pace}.")
     if change[0] < 0:
         last = int(layers[reach(change < -THRESHOLD)])
         return Verdict("vanishing", last, factor, error, decades,
