@@ -10,6 +10,7 @@ import torch
 from pandas.testing import assert_frame_equal
 
 from flowstudy.measure import gradient_flow, jacobian_spectrum
+from flowstudy.measure.gradients import STATISTICS
 from flowstudy.nets import HighwayNet, PlainNet, initialize
 from flowstudy.sweep import Cell, engine, grid, measurements, run
 from flowstudy.sweep.cells import CELL_FIELDS
@@ -20,8 +21,7 @@ SMALL = {"width": 5, "train_samples": SAMPLES, "batch_size": 16}
 PLAN = grid(net=["highway", "plain"], depth=[3, 2], seed=range(3), epochs=2, **SMALL)
 MEASURED = {
     "training_loss": ["epoch", "loss", "diverged"],
-    "gradient_flow": ["layer", "log10_weight_gradient_norm", "log10_error_signal_norm", "activation_mean",
-                      "activation_mean_square", "zero_fraction"],
+    "gradient_flow": ["layer", *STATISTICS],
     "jacobian_spectrum": ["sample", "rank", "log_singular_value"],
 }
 

@@ -56,6 +56,16 @@ def test_round_trip_is_exact(tmp_path, plan):
     assert Store(tmp_path).provenance(TABLE) == [{"seconds": 1.5}]
 
 
+def test_files_from_before_a_field_are_read_with_its_default(tmp_path):
+    """A store written before Cell had `bias_var` holds the same cells: they are found, and the column is there."""
+    store, rows = Store(tmp_path), rows_of(PLAN)
+    path = store.append(TABLE, PLAN, rows, {})
+    written = pq.read_table(path)
+    pq.write_table(written.drop_columns(["bias_var"]), path)
+    assert store.missing(PLAN, TABLE) == []
+    assert_holds(store.load(PLAN, TABLE), PLAN, rows)
+
+
 def test_rows_come_in_the_order_of_the_plan(tmp_path):
     """Whatever was stored together and when, a plan's rows come in its own order; cells beside it stay away."""
     store, rows = Store(tmp_path), rows_of(PLAN)

@@ -25,6 +25,9 @@ PAPER_RANGES: dict[str, tuple] = {
 }
 
 
+LATER = {"bias_var": 0.0}  # fields that older stores do not know: their keys stay what they were
+
+
 @dataclass(frozen=True)
 class Cell:
     """One net: what it is, how it starts, how it learns.
@@ -34,7 +37,7 @@ class Cell:
         depth: hidden layers, the plain input layer included.
         width: units a layer; None is the paper's (71 plain, 50 highway).
         activation: see `flowstudy.ACTIVATIONS`.
-        init: see `flowstudy.initialize`; `gain` likewise, None is the scheme's own.
+        init: see `flowstudy.initialize`; `gain` and `bias_var` likewise, None is the scheme's own gain.
         gate_bias: b_T of every highway block; None for plain nets, -2 where a highway cell gives none.
         dataset: see `flowstudy.load_dataset`; `train_samples` of its training set, None is all.
         seed: of the weights.
@@ -57,6 +60,7 @@ class Cell:
     epochs: int = 0
     batch_size: int = 100
     order_seed: int = 0
+    bias_var: float = 0.0
 
     def __post_init__(self):
         one_of(net=(self.net, NETS), activation=(self.activation, ACTIVATIONS), init=(self.init, SCHEMES),
@@ -74,22 +78,24 @@ class Cell:
             require(whole or left_out, name, f"an integer of at least {least}", value)
             if whole:
                 fill(self, name, int(value))  # a numpy integer would not survive the trip to JSON
-        for name in ("gain", "gate_bias", "learning_rate", "momentum", "decay"):
+        for name in ("gain", "gate_bias", "learning_rate", "momentum", "decay", "bias_var"):
             value = getattr(self, name)
-            if value is not None or name in ("learning_rate", "momentum", "decay"):
+            if value is not None or name not in ("gain", "gate_bias"):
                 number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
                 require(number and not np.isnan(value), name, "a number", value)
                 fill(self, name, float(value) + 0.0)  # -0.0 is 0.0: equal cells have equal keys
         require(self.net == "highway" or self.gate_bias is None, "gate_bias", "left out of plain nets", self.gate_bias)
         require(self.gain is None or 0 < self.gain < np.inf, "gain", "positive and finite", self.gain)
+        require(0 <= self.bias_var < np.inf, "bias_var", "at least 0 and finite", self.bias_var)
         require(0 < self.learning_rate < np.inf, "learning_rate", "positive and finite", self.learning_rate)
         require(0 <= self.momentum < 1, "momentum", "in [0, 1)", self.momentum)
         require(0 < self.decay <= 1, "decay", "in (0, 1]", self.decay)
 
     @property
     def key(self) -> str:
-        """The cell's name in the store: a hash of its fields."""
-        return digest(asdict(self))
+        """The cell's name in the store: a hash of its fields, those that came later left out at their defaults."""
+        fields = asdict(self)
+        return digest({name: value for name, value in fields.items() if LATER.get(name) != value})
 
     @property
     def structure(self) -> tuple:

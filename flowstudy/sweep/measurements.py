@@ -93,7 +93,7 @@ def build(cells: Sequence[Cell], data: Dataset) -> Stack:
     for cell in cells:
         if cell.net == "highway":
             net.set_gate_bias(cell.gate_bias)
-        initialize(net, cell.init, seed=cell.seed, gain=cell.gain)
+        initialize(net, cell.init, seed=cell.seed, gain=cell.gain, bias_var=cell.bias_var)
         states.append({name: value.detach().clone() for name, value in net.named_parameters()})
     return stack_states(net, states, data.x_train.device)
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .cells import Cell, digest
+from .cells import CELL_FIELDS, LATER, Cell, digest
 
 SCHEMA = "flowstudy-1"  # raise it when rows of an older version can no longer be read as this one's
 OPTIONAL = {"gain": "float64", "gate_bias": "float64", "train_samples": "Int64"}  # typed also where all are None
@@ -71,7 +71,7 @@ class Store:
         frames = []
         for path in files:
             try:
-                frames.append(pq.read_table(path, page_checksum_verification=True).to_pandas())
+                frames.append(with_later_fields(pq.read_table(path, page_checksum_verification=True).to_pandas()))
             except (OSError, pa.ArrowInvalid) as error:  # the footer was whole, the rows are not
                 set_aside(path, error)
                 return self.load(cells, table)  # its cells are in another file, or missing
@@ -97,6 +97,14 @@ class Store:
         except (OSError, ValueError, KeyError, pa.ArrowInvalid) as error:
             set_aside(path, error)
             return []
+
+
+def with_later_fields(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a file that was written before Cell had all its fields: those have their defaults."""
+    for name, default in LATER.items():
+        if name not in rows:
+            rows.insert(CELL_FIELDS.index(name) + 1, name, default)
+    return rows
 
 
 def set_aside(path: Path, error: Exception) -> None:
