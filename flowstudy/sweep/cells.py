@@ -95,7 +95,7 @@ class Cell:
     def key(self) -> str:
         """The cell's name in the store: a hash of its fields, those that came later left out at their defaults."""
         fields = asdict(self)
-        return digest({name: value for name, value in fields.items() if LATER.get(name) != value})
+        return digest({name: value for name, value in fields.items() if name not in LATER or value != LATER[name]})
 
     @property
     def structure(self) -> tuple:
