@@ -54,7 +54,7 @@ def fixed_length(call: str, activation: Activation, weight_var: np.ndarray, bias
                  q0: np.ndarray) -> np.ndarray:
     """The limit of q -> weight_var V(q) + bias_var from q0; nan where every q is a fixed point."""
     if activation.gain is not None:
-        q, lost = homogeneous_length(weight_var * activation.gain, bias_var)
+        q, lost = homogeneous_length(np.asarray(weight_var * activation.gain), bias_var)
     elif activation.bounded:
         q, lost = bounded_length(activation, weight_var, bias_var), np.zeros_like(weight_var, dtype=bool)
     else:
@@ -73,7 +73,7 @@ def homogeneous_length(gain: np.ndarray, bias_var: np.ndarray) -> tuple[np.ndarr
     critical = np.abs(gain - 1) <= CRITICAL
     lost = (gain > 1 + CRITICAL) | (critical & (bias_var > 0))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(critical, np.nan, bias_var / (1 - gain)), lost
+        return np.where(critical, np.nan, bias_var / (1 - gain)), np.asarray(lost)
 
 
 def bounded_length(activation: Activation, weight_var: np.ndarray, bias_var: np.ndarray) -> np.ndarray:

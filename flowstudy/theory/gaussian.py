@@ -13,6 +13,7 @@ NODES = 129   # of the trapezoidal rule: rounding level for variances up to 1e4
 PIECE = 64    # Gauss-Legendre nodes between two kinks
 REACH = 12.0  # standard deviations; beyond is less than 1e-32
 SERIES_REACH, SERIES_STEP = 13.0, 0.05
+STEEPEST = 4  # halvings of the step: memory
 TERMS = (128, 256, 512, 1024, 2048)
 
 
@@ -74,15 +75,17 @@ def series_size(std: float, pole: float) -> tuple[int, int]:
 
     With poles at distance d = pole / std in units of z the k-th term is about exp(-2 d sqrt(2 k)), here 1e-14 (k up
     to 2048: right up to q = 40 at any c, beyond that where c^2048 is small).  The step resolves the k-th
-    Hermite function's waves, of wavenumber sqrt(k), and the poles.
+    Hermite function's waves, of wavenumber sqrt(k), and the poles up to q = 1e4; what is steeper counts as a step
+    function smeared out over a step of 0.003, and is known to about that relative to its slope.
     """
     wanted = 64 + 140 * (std / pole) ** 2
     terms = next((n for n in TERMS if n >= wanted), TERMS[-1])
     finest = 2 * np.pi / (np.sqrt(terms) + 37 * std / pole)
-    return terms, int(np.clip(np.ceil(np.log2(SERIES_STEP / finest)), 0, 7))
+    halvings = int(np.clip(np.ceil(np.log2(SERIES_STEP / finest)), 0, STEEPEST))
+    return (terms if halvings < STEEPEST else min(terms, 1024)), halvings
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=8)
 def hermite_table(terms: int, halvings: int) -> tuple[np.ndarray, np.ndarray]:
     """Nodes z (node,) and a table (term, node): f(z) @ table.T = E f(z) h_k(z), h_k orthonormal Hermite polynomials."""
     step = SERIES_STEP / 2**halvings
@@ -95,7 +98,7 @@ def hermite_table(terms: int, halvings: int) -> tuple[np.ndarray, np.ndarray]:
     return z, table * root_weight * step
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=8)
 def odd_hermite_table(terms: int, halvings: int) -> tuple[np.ndarray, np.ndarray]:
     """The rows that odd functions need, on z > 0."""
     z, table = hermite_table(terms, halvings)

@@ -17,12 +17,12 @@ from .gaussian import gaussian_nodes, hermite_table, power_series, series_size
 from .mean_field import NON_NEGATIVE, check_correlation, variances
 from .plain import one_number
 
-LEAST = 1e-200  # mean squares below this are in the linear regime; ratios are taken at it
+LEAST, MOST = 1e-200, 1e8  # beyond, the layers are linear, and gates shut or open at once; ratios are taken here
 COLUMNS = ["layer", "q", "m", "c", "chi", "mean_squared", "P", "gradient_correlation"]
 
 
-def highway(activation: str, depth: int, gate_bias: float, weight_var: float, gate_weight_var: float = 1.0,
-            q0: float = 1.0, m0: float = 0.0, c0: float = 0.5, *, bias_var: float = 0.0) -> pd.DataFrame:
+def highway(activation: str, depth: Values, gate_bias: Values, weight_var: Values, gate_weight_var: Values = 1.0,
+            q0: Values = 1.0, m0: Values = 0.0, c0: Values = 0.5, *, bias_var: Values = 0.0) -> pd.DataFrame:
     """Signal and gradient of two inputs in a stack of highway layers of infinite width, a row per layer.
 
     With E over T ~ sigmoid(N(b_T, gate_weight_var q)) and h ~ N(0, weight_var q + bias_var), T' = T (1 - T):
@@ -78,9 +78,10 @@ def highway(activation: str, depth: int, gate_bias: float, weight_var: float, ga
     rows = []
     for layer in range(1, depth + 1):
         state = next_layer(init, state)
-        q = np.exp(state.log_q)
-        rows.append((layer, q, state.m * np.sqrt(q), state.c, state.chi, np.exp(state.log_mean_squared), state.second,
-                     state.gradient_correlation))
+        with np.errstate(over="ignore"):  # inf, where a signal has exploded beyond the range of numbers
+            q, mean_squared = np.exp([state.log_q, state.log_mean_squared])
+            mean = state.m * np.exp(state.log_q / 2)
+        rows.append((layer, q, mean, state.c, state.chi, mean_squared, state.second, state.gradient_correlation))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -120,7 +121,7 @@ class State:
     gradient_correlation: float = 1.0
 
 
-def first_state(call: str, q0: float, m0: float, c0: float) -> State:
+def first_state(call: str, q0: Values, m0: Values, c0: Values) -> State:
     q = float(check_number(call, "q0", q0))
     mean = float(check_number(call, "m0", m0, "a number"))
     c = float(check_correlation(call, "c0", c0))
@@ -133,7 +134,7 @@ def first_state(call: str, q0: float, m0: float, c0: float) -> State:
 
 
 def next_layer(init: Init, now: State) -> State:
-    q = max(np.exp(now.log_q), LEAST)
+    q = float(np.exp(np.clip(now.log_q, np.log(LEAST), np.log(MOST))))
     gate = Gate(init.gate_bias, init.gate_weight_var * q)
     length = init.weight_var * q + init.bias_var
     values = HiddenMoments(init.phi, length, q, init.weight_var, init.gate_weight_var * q)
@@ -165,8 +166,9 @@ class Gate:
         """E T_a T_b and E T'_a T'_b of two inputs whose gates' preactivations have correlation c (Mehler)."""
         z, table = hermite_table(*series_size(self.std, np.pi))
         gate, shut = expit(self.bias + self.std * z), expit(-self.bias - self.std * z)
-        both = table @ np.stack([gate, gate * shut], -1)
-        return tuple(power_series(both**2, np.asarray(c)))
+        squares = (table @ np.stack([gate, gate * shut], -1))**2
+        rest = self.moments[[2, 2], [0, 2]] - squares.sum(0)  # of steep gates: what the terms left out make at c = 1
+        return tuple(power_series(squares, np.asarray(c)) + rest * c**len(squares))
 
 
 class HiddenMoments:
@@ -206,26 +208,22 @@ def jacobian_moments(gate: np.ndarray, values: HiddenMoments, now: State, chi: f
     """
     v, w, h, s = values.weight_var, values.gate_weight_var, values.of_value, values.of_slope
     m, x3, x4, b1, b2 = now.m, now.x3, now.x4, now.with_x, now.with_x2
-
-    def shared(i: int, j: int, slope: float, distance: float) -> float:
-        """E T^i (1-T)^j times gam^2 times what `slope` and `distance` are means with: of H'^2, and of (H - x)^2."""
-        return v * gate[i + 2, j] * slope + w * gate[i + 2, j + 2] * distance
-
-    with_b = shared(0, 2, s[0], h[2] - 2 * h[1] * b1 + b2)                                        # E a^2 gam^2 B_ii
+    from_h, from_t = v * gate[2:], w * gate[2:, 2:]  # [i, j]: E T^i (1-T)^j times the gate's part of gam^2's two terms
+    with_b = from_h[0, 2] * s[0] + from_t[0, 2] * (h[2] - 2 * h[1] * b1 + b2)                    # E a^2 gam^2 B_ii
     distance2 = s[2] - 2 * s[1] * m + s[0]                                                       # E H'^2 (H - x)^2
     distance4 = h[4] - 4 * h[3] * m + 6 * h[2] - 4 * h[1] * x3 + x4                              # E (H - x)^4
     gam4 = v**2 * gate[4, 0] * values.slope4 + 2 * v * w * gate[4, 2] * distance2 + w**2 * gate[4, 4] * distance4
     diagonal = gate[0, 4] * now.diagonal + 2 * with_b + gam4
     second = now.second + ((gate[0, 4] - gate[0, 2] ** 2) * now.diagonal + 2 * with_b + gam4) / chi**2
 
-    x_gam = shared(0, 1, s[0] * m, h[2] * m - 2 * h[1] + x3)                                     # E a x gam^2
-    h_gam = shared(1, 0, s[1], h[3] - 2 * h[2] * m + h[1])                                       # E T H gam^2
+    x_gam = from_h[0, 1] * s[0] * m + from_t[0, 1] * (h[2] * m - 2 * h[1] + x3)                  # E a x gam^2
+    h_gam = from_h[1, 0] * s[1] + from_t[1, 0] * (h[3] - 2 * h[2] * m + h[1])                    # E T H gam^2
     with_x = gate[0, 3] * b1 + gate[1, 2] * h[1] + x_gam + h_gam
 
-    xx_gam = shared(0, 2, s[0], h[2] - 2 * h[1] * x3 + x4)
-    xh_gam = shared(1, 1, s[1] * m, h[3] * m - 2 * h[2] + h[1] * x3)
-    hh_gam = shared(2, 0, s[2], h[4] - 2 * h[3] * m + h[2])
-    with_x2 = (gate[0, 4] * b2 + 2 * gate[1, 3] * h[1] * b1 + gate[2, 2] * h[2] + xx_gam + 2 * xh_gam + hh_gam)
+    xx_gam = from_h[0, 2] * s[0] + from_t[0, 2] * (h[2] - 2 * h[1] * x3 + x4)
+    xh_gam = from_h[1, 1] * s[1] * m + from_t[1, 1] * (h[3] * m - 2 * h[2] + h[1] * x3)
+    hh_gam = from_h[2, 0] * s[2] + from_t[2, 0] * (h[4] - 2 * h[3] * m + h[2])
+    with_x2 = gate[0, 4] * b2 + 2 * gate[1, 3] * h[1] * b1 + gate[2, 2] * h[2] + xx_gam + 2 * xh_gam + hh_gam
     return diagonal / chi**2, with_x / chi, with_x2 / chi, second
 
 

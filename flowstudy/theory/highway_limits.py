@@ -13,6 +13,8 @@ from .highway import check_init
 from .mean_field import NON_NEGATIVE, depth_scale, plain_number
 from .plain import one_number
 
+NEGLIGIBLE = 1e-18  # weight of a node in a mean of things near 1
+
 
 def suggest_gate_bias(depth: Values) -> Result:
     """The largest gate bias at which a highway net of this depth keeps E||gradient||^2 within a factor e.
@@ -116,8 +118,8 @@ def mean_ratio(s: Result, a: Result, mean: Result, square: Result) -> Result:
     return np.where(bent, root, 0.0)
 
 
-def highway_log_volume(activation: str, gate_bias: float, weight_var: float, gate_weight_var: float = 1.0,
-                       q: float = 1.0, m: float = 0.0) -> float:
+def highway_log_volume(activation: str, gate_bias: Values, weight_var: Values, gate_weight_var: Values = 1.0,
+                       q: Values = 1.0, m: Values = 0.0) -> float:
     """(1/n) ln |det J| of one highway layer's Jacobian: its mean log singular value, at infinite width.
 
     E ln(1-T) where E[gam^2 / (1-T)^2] < 1, gam^2 = weight_var T^2 H'^2 + gate_weight_var T'^2 (H - x)^2; else
@@ -152,7 +154,9 @@ def highway_log_volume(activation: str, gate_bias: float, weight_var: float, gat
     renewed = gate**2 * (w_h * phi.slope(h)[:, None] ** 2
                          + w_t * shut**2 * (phi.value(h)[:, None] - m - x) ** 2)  # gam^2
     weight = (t_weight[:, None, None] * h_weight[:, None] * x_weight).ravel()
-    renewed, kept = renewed.ravel(), np.broadcast_to(shut**2, renewed.shape).ravel()
+    heavy = weight > NEGLIGIBLE
+    kept = np.broadcast_to(shut**2, renewed.shape).ravel()[heavy]
+    renewed, weight = renewed.ravel()[heavy], weight[heavy]
     with np.errstate(divide="ignore", invalid="ignore"):
         if weight @ np.where(renewed > 0, renewed / kept, 0.0) <= 1:
             return carried

@@ -8,8 +8,8 @@ from .checks import Values, check_integer, check_number
 from .mean_field import NON_NEGATIVE, check_correlation, variances
 
 
-def plain(activation: str, depth: int, weight_var: float, bias_var: float = 0.0, q0: float = 1.0,
-          c0: float = 0.5) -> pd.DataFrame:
+def plain(activation: str, depth: Values, weight_var: Values, bias_var: Values = 0.0, q0: Values = 1.0,
+          c0: Values = 0.5) -> pd.DataFrame:
     """Signal and gradient of two inputs in a plain net of infinite width, a row per layer.
 
     Args:
