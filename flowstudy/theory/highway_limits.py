@@ -158,10 +158,10 @@ def highway_log_volume(activation: str, gate_bias: Values, weight_var: Values, g
     kept = np.broadcast_to(shut**2, renewed.shape).ravel()[heavy]
     renewed, weight = renewed.ravel()[heavy], weight[heavy]
     with np.errstate(divide="ignore", invalid="ignore"):
-        if weight @ np.where(renewed > 0, renewed / kept, 0.0) <= 1:
+        if (weight * np.where(renewed > 0, renewed / kept, 0.0)).sum() <= 1:
             return carried
         w = volume_root(renewed, kept, weight)
-        return float(weight @ np.log(kept + renewed * w) / 2 - w / 2)
+        return float((weight * np.log(kept + renewed * w)).sum() / 2 - w / 2)
 
 
 def coarse(nodes: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -175,7 +175,7 @@ def volume_root(renewed: np.ndarray, kept: np.ndarray, weight: np.ndarray) -> fl
     renewed, kept, weight = renewed[live], kept[live], weight[live]
 
     def excess(w: Result) -> Result:
-        return np.asarray(1 - weight @ (renewed / (kept + renewed * float(w))))
+        return np.asarray(1 - (weight * renewed / (kept + renewed * float(w))).sum())  # BLAS threads would wait
 
     low, high = 1e-12, 1.0
     return float(bracketed_root(excess, low, high, excess(low), np.maximum(excess(high), 1e-300)))
