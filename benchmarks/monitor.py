@@ -8,8 +8,11 @@ On CUDA, a second table counts what the profiler saw the host wait for.
 """
 
 import itertools
+import sys
+import types
 import warnings
 from collections.abc import Callable
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -96,7 +99,15 @@ def item_loop(task: Task) -> Train:
     return train
 
 
+def stand_in_for_pkg_resources() -> None:
+    """cockpit reads its version with pkg_resources, which setuptools 82 removed, and uses nothing else of it."""
+    module = types.ModuleType("pkg_resources")
+    module.get_distribution, module.DistributionNotFound = metadata.distribution, metadata.PackageNotFoundError
+    sys.modules.setdefault("pkg_resources", module)
+
+
 def cockpit(task: Task, economy: bool) -> Train:
+    stand_in_for_pkg_resources()
     from backpack import extend
     from cockpit import Cockpit, quantities
     from cockpit.utils import schedules
