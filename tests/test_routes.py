@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from flowstudy import HighwayNet, initialize, jacobian_spectrum, layer_jacobian_spectra
+from flowstudy.measure.chain import chain_of, chain_of_graph, depth_of
 
 
 class Residual(nn.Module):
@@ -130,6 +131,30 @@ def test_parts_of_a_chain_multiply_to_the_whole():
     assert (torch.tensor(end.to_numpy(copy=True)) - whole).abs().max() < 1e-10
 
 
+def test_a_sequential_is_cut_as_torch_fx_cuts_it():
+    """Known without tracing, the same factors: nested, a layer used twice, an in-place one, one without weights."""
+    torch.manual_seed(0)
+    shared = nn.Linear(6, 6)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Sequential(shared, nn.Tanh(), nn.Dropout()),
+                          shared, Skip(nn.Linear(6, 6)), nn.Flatten(), nn.Linear(6, 3)).double().eval()
+    x = torch.randn(3, 4, dtype=torch.float64)
+    known, traced = chain_of(model, x), chain_of_graph(model, x, leaves=())
+    assert known.names == ["0", "2.0", "3", "4.branch", "6"] and depth_of(model) == len(known) == len(traced)
+    for one, other in zip(known.values, traced.values, strict=True):
+        assert torch.equal(one, other)
+    for function, other, h in zip(known.functions, traced.functions, known.values[:-1], strict=True):
+        assert torch.equal(function(h.clone()), other(h.clone()))
+
+
+def test_a_hook_on_a_nested_sequential_is_not_passed_by():
+    """It changes the output, and so the spectrum."""
+    model = nn.Sequential(nn.Sequential(nn.Linear(3, 3, bias=False)), nn.Linear(3, 3, bias=False))
+    x = torch.randn(2, 3)
+    before = jacobian_spectrum(model, x).log_singular_values
+    model[0].register_forward_hook(lambda _module, _args, output: 2 * output)
+    assert (jacobian_spectrum(model, x).log_singular_values - before - math.log(2)).abs().max() < 1e-12
+
+
 def test_tokens_start_at_the_embedding():
     """From the embedding on, a token model is the rest of the model applied to the embedded tokens."""
     torch.manual_seed(0)
@@ -159,6 +184,7 @@ LINEAR, X = nn.Linear(4, 3), torch.ones(2, 4)
 REFUSED = {
     "not finite": ((LINEAR, X * math.nan), {}, ValueError, "`x` must be finite"),
     "wrong width": ((LINEAR, torch.ones(2, 5)), {}, ValueError, "`x` must have 4 features"),
+    "another device": ((LINEAR, X.to("meta")), {}, ValueError, "`x` must be on the model's device cpu, got meta"),
     "no sample axis": ((LINEAR, torch.ones(4)), {}, ValueError, "x.unsqueeze(0)"),
     "empty batch": ((LINEAR, torch.ones(0, 4)), {}, ValueError, "at least one sample"),
     "integers": ((nn.Embedding(4, 3), torch.ones(2, 4, dtype=torch.int64)), {}, TypeError, "`start=`"),

@@ -1,0 +1,109 @@
+"""Jacobians written out: the slow twin's, in whatever chunks, within the memory that was given."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from flowstudy.measure import jacobian, jacobian_spectrum
+from flowstudy.measure.dense_jacobian import Pass
+
+
+class Cube(torch.autograd.Function):
+    """An operation that has no second derivative, and none in forward mode."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return 3 * ctx.saved_tensors[0] ** 2 * gradient
+
+
+class Cubic(nn.Module):
+    def forward(self, x):
+        return Cube.apply(x)
+
+
+FUNCTIONS = {
+    "narrowing": (lambda: nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)), (6,)),
+    "widening": (lambda: nn.Sequential(nn.Linear(3, 7), nn.GELU()), (3,)),
+    "in place": (lambda: nn.Sequential(nn.SiLU(inplace=True), nn.Linear(5, 5), nn.ReLU(inplace=True)), (5,)),
+    "images": (lambda: nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.MaxPool2d(2), nn.Sigmoid()), (2, 4, 4)),
+    "once differentiable": (lambda: nn.Sequential(nn.Linear(4, 6), Cubic(), nn.Linear(6, 6)), (4,)),
+}
+
+
+def slow_jacobian(function: nn.Module, sample: Tensor) -> Tensor:
+    """Row by row: one autograd call per output."""
+    leaf = sample.unsqueeze(0).clone().requires_grad_()
+    y = function(leaf.clone()).flatten()
+    return torch.stack([torch.autograd.grad(one, leaf, retain_graph=True)[0].flatten() for one in y])
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_written_out_and_transposed_equal_the_slow_twins(name):
+    """J in any chunks, and J^T on rows; the inputs stay as they were, even under an in-place first layer."""
+    torch.manual_seed(0)
+    build, shape = FUNCTIONS[name]
+    function, x = build().double(), torch.randn(3, *shape, dtype=torch.float64)
+    before = x.clone()
+    expected = torch.stack([slow_jacobian(function, sample) for sample in x])
+    for chunk in (None, 1, 2):
+        torch.testing.assert_close(jacobian(function, x, chunk=chunk), expected, rtol=1e-13, atol=1e-14)
+    passed = Pass.of(function, x)
+    rows = torch.randn(2, *passed.y.shape, dtype=torch.float64)
+    pulled = torch.einsum("rso,soi->rsi", rows.flatten(2), expected)
+    torch.testing.assert_close(passed.pull(rows).flatten(2), pulled, rtol=1e-12, atol=1e-13)
+    assert torch.equal(x, before)
+
+
+def test_product_route_needs_no_second_derivative():
+    """Nor one in forward mode, where a layer widens: the dense route's values all the same."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 6), Cubic(), nn.Linear(6, 6), nn.Tanh()), torch.randn(3, 4)
+    one, other = (jacobian_spectrum(model, x, method=method).log_singular_values for method in ("product", "dense"))
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def memory(line: str) -> int:
+    """Bytes; VmRSS is what the process holds, VmHWM the most it has held."""
+    status = dict(row.split(":") for row in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(status[line].split()[0])
+
+
+def peak_of(call) -> int:
+    """Bytes that the process held during the call beyond what it held before."""
+    Path("/proc/self/clear_refs").write_text("5")   # the most it has held starts again from now
+    before = memory("VmRSS")
+    call()
+    return memory("VmHWM") - before
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_dense_route_keeps_to_its_memory_budget(monkeypatch):
+    """24 Jacobians of 3x8x8 -> 64x8x8 are 151 MB and LAPACK wants a copy of them; under 64 MiB it is two at a time.
+
+    The values are the same; the default budget's peak, seen to be larger, shows that the measure sees it.
+    """
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.Tanh()), torch.randn(24, 3, 8, 8)
+    jacobian_spectrum(model, x[:1], method="dense")   # what is loaded once and for all
+    found = []
+    free = peak_of(lambda: found.append(jacobian_spectrum(model, x, method="dense")))
+    module = sys.modules[jacobian_spectrum.__module__]   # the package exports a function under the module's name
+    monkeypatch.setattr(module, "MEMORY_BUDGET", 2**26)
+    kept = peak_of(lambda: found.append(jacobian_spectrum(model, x, method="dense")))
+    assert kept <= 2**26 < free
+    torch.testing.assert_close(found[1].log_singular_values, found[0].log_singular_values, rtol=0, atol=1e-10)
