@@ -10,8 +10,8 @@ from torch import Tensor
 
 Function = Callable[[Tensor], Tensor]
 
-# Bytes of the largest gradient on the way of all rows in flight: about a CPU's cache, and enough to fill a GPU.
-IN_FLIGHT = {"cpu": 2**21, "cuda": 2**26}
+# Bytes of the largest gradient on the way of all rows in flight: about a CPU's cache, or enough to fill a GPU.
+CPU_BYTES, GPU_BYTES = 2**21, 2**26
 
 
 def run(function: Callable[[Tensor], object], x: Tensor) -> tuple[Tensor, object]:
@@ -48,24 +48,10 @@ class Pass:
 
         return torch.func.vmap(back)(rows)   # is_grads_batched=True has no rule for tanh: a loop
 
-    def push(self, columns: Float[Tensor, "sample inputs k"]) -> Float[Tensor, "sample outputs k"]:
-        """The Jacobian of each sample times its columns, never written out: the transpose of `pull`.
-
-        Forward mode would do, but adds zeros where an affine map has no tangents: a third slower.
-        """
-        x, y = self.x, self.y
-        with torch.enable_grad():
-            row = torch.zeros_like(y, requires_grad=True)
-            (pulled,) = torch.autograd.grad(y, x, row, create_graph=True)
-
-        def forth(column: Tensor) -> Tensor:
-            return torch.autograd.grad(pulled, row, column.reshape(x.shape), retain_graph=True)[0].flatten(1)
-
-        return torch.func.vmap(forth, in_dims=2, out_dims=2, chunk_size=self.at_once())(columns)
-
     def at_once(self) -> int:
         """How many rows or columns are fast and fit in memory."""
-        return max(1, IN_FLIGHT[self.x.device.type] // (8 * len(self.x) * self.largest()))
+        budget = CPU_BYTES if self.x.device.type == "cpu" else GPU_BYTES
+        return max(1, budget // (8 * len(self.x) * self.largest()))
 
     @property
     def ends(self) -> Float[Tensor, "2 sample *outputs"]:

@@ -25,11 +25,10 @@ MAX_SWEEPS = 40     # 3 to 8 are needed
 TOLERANCE = 32 * EPS
 
 
-def power_ratio(exponents: Float[Tensor, "batch columns"], shift: Float[Tensor, "batch rows"] | None = None,
+def power_ratio(columns: Float[Tensor, "batch columns"], rows: Float[Tensor, "batch rows"],
                 ) -> Float[Tensor, "batch rows columns"]:
-    """2**(e_j - e_i - shift_i), exact; capped where it could overflow, which is only where it multiplies a zero."""
-    shifted = exponents if shift is None else exponents[:, :shift.shape[-1]] + shift
-    return torch.exp2((exponents.unsqueeze(-2) - shifted.unsqueeze(-1)).clamp_(-1100.0, 900.0))
+    """2**(columns_j - rows_i), exact; capped where it could overflow, which is only where it multiplies a zero."""
+    return torch.exp2((columns.unsqueeze(-2) - rows.unsqueeze(-1)).clamp_(-1100.0, 900.0))
 
 
 def normalize_rows(exponents: Float[Tensor, "batch rows"], u: Float[Tensor, "batch rows columns"],
@@ -62,7 +61,7 @@ def flip(exponents: Float[Tensor, "batch rows"], u: Float[Tensor, "batch rows co
     """
     r = torch.linalg.qr(u.mT, mode="r").R
     dependence = torch.linalg.vector_norm(r, dim=-2) / r.diagonal(dim1=-2, dim2=-1).abs()
-    exponents, u = normalize_rows(exponents, r * power_ratio(exponents))
+    exponents, u = normalize_rows(exponents, r * power_ratio(exponents, exponents))
     return *sort_rows(exponents, u), dependence
 
 

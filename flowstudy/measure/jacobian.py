@@ -17,6 +17,7 @@ from .chain import Chain, Function, chain_of, depth_of
 from .copies import check_input, float64_copy, untouched_random_state
 from .dense_jacobian import Pass, jacobian, jacobian_of, run
 from .drawn import Drawn
+from .layer_rules import layer_rule
 from .matrix_free import jacobian_map, largest_singular_values
 from .product_svd import partial_product_svd, product_svd
 from .stochastic_spectrum import Density, MeanSquare, mean_squared_singular_value, spectral_density
@@ -285,9 +286,8 @@ def matrix_free_spectrum(function: Function, x: Tensor, factors: int, k: int, se
 
 
 def product_spectrum(chain: Chain) -> JacobianSpectrum:
-    x = chain.values[0]
-    spectrum = product_svd(factors_of(chain), columns=x[0].numel(), batch_shape=(len(x),), device=x.device)
-    return JacobianSpectrum(*logs_of(spectrum), len(chain), x[0].numel(), "product")
+    return JacobianSpectrum(*logs_of(product_svd(factor_jacobians(chain))), len(chain), chain.values[0][0].numel(),
+                            "product")
 
 
 def logs_of(spectrum) -> tuple[Tensor, Tensor, Tensor]:
@@ -295,16 +295,10 @@ def logs_of(spectrum) -> tuple[Tensor, Tensor, Tensor]:
     return log_s, spectrum.log_error.cpu(), torch.zeros(len(log_s), dtype=torch.int64)
 
 
-def factors_of(chain: Chain) -> Iterator[Tensor | Function]:
-    """Each factor as `product_svd` takes it: its action, or its Jacobian where that is narrower and so cheaper."""
-    for function, h in zip(chain.functions, chain.values[:-1], strict=True):
-        passed = Pass.of(function, h)
-        yield passed.push if passed.outputs >= passed.inputs else jacobian_of(passed, None)[0]
-
-
 def factor_jacobians(chain: Chain) -> Iterator[Float[Tensor, "sample outputs inputs"]]:
     for function, h in zip(chain.functions, chain.values[:-1], strict=True):
-        yield jacobian(function, h)
+        rule = layer_rule(function, h)
+        yield jacobian(function, h) if rule is None else rule
 
 
 def started_spectrum(call: str, model: nn.Module, start: str, x: Tensor, chunk: int | None) -> JacobianSpectrum:

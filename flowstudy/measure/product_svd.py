@@ -35,6 +35,7 @@ LARGEST_BLOCK = 16
 SAFE_SQUARE = 2.0**200   # columns of Q' with squared norms in between this and its inverse need no scaling
 TIDY_EVERY = 8           # QRs between two normalisations of U's rows; they drift by powers of two only
 ROWS = 64                # of a triangular factor multiplied at once, with what stands right of them only
+FAR = 500.0              # [bits] rows' sizes that far apart are not scaled by way of a common reference
 SORT_SLACK = 4.0         # [bits] columns are put in order of size only where they are out of order by more
 # With it, log_error was 3 to 1000 times the error against mpmath in 14 kinds of product.
 ERROR_FACTOR = 16.0
@@ -306,8 +307,22 @@ def graded_times(r: Float[Tensor, "batch rows columns"], exponents: Float[Tensor
                  shift: Float[Tensor, "batch rows"], u: Float[Tensor, "batch columns inputs"],
                  ) -> Float[Tensor, "batch rows inputs"]:
     """diag(2**-(e + shift)) R diag(2**e) U, the zeros below R's diagonal left out block by block."""
-    return torch.cat([(r[:, i:i + ROWS, i:] * power_ratio(exponents[:, i:], shift[:, i:i + ROWS])) @ u[:, i:]
+    scaled = exponents[:, :r.shape[-2]] + shift
+    return torch.cat([graded(r[:, i:i + ROWS, i:], exponents[:, i:], scaled[:, i:i + ROWS]) @ u[:, i:]
                       for i in range(0, r.shape[-2], ROWS)], -2)
+
+
+def graded(r: Float[Tensor, "batch rows columns"], exponents: Float[Tensor, "batch columns"],
+           scaled: Float[Tensor, "batch rows"]) -> Float[Tensor, "batch rows columns"]:
+    """diag(2**-scaled) R diag(2**e), exact but for entries below 2**-500.
+
+    Scaling columns, then rows, takes a power of two of every row and column; where rows lie too far apart for that
+    (dead ones always do), one of every entry.
+    """
+    reference = exponents[:, :1]
+    if ((scaled - reference).abs() < FAR).all():
+        return (r * torch.exp2(exponents - reference).unsqueeze(-2)) * torch.exp2(reference - scaled).unsqueeze(-1)
+    return r * power_ratio(exponents, scaled)
 
 
 def propagate_error(angle: Float[Tensor, "batch k"], variance: Float[Tensor, "batch k"],
@@ -363,7 +378,8 @@ def in_order(state: Graded, m: Float[Tensor, "batch rows directions"],
 def spectrum(state: Graded, batch_shape: tuple[int, ...], columns: int) -> ProductSpectrum:
     """The singular values of Q diag(2**e) U. Q is well conditioned only: its own R joins the product first."""
     r = torch.linalg.qr(state.q, mode="r").R
-    u = torch.where(state.untouched[:, None, None], state.u, (r * power_ratio(state.exponents)) @ state.u)
+    u = (r * power_ratio(state.exponents, state.exponents)) @ state.u
+    u = torch.where(state.untouched[:, None, None], state.u, u)
     log_values, dependence = graded_singular_values(state.exponents, u)
     # smaller values are never claimed to be more certain: the estimates of close neighbours may be swapped
     error = (state.variance + dependence.square()).cummax(-1).values.sqrt() + log_values.abs()

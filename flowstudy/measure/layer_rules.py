@@ -1,0 +1,64 @@
+"""Jacobians of the commonest layers in closed form: no pass per row, for what is a scaled weight matrix."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from flowstudy.nets import ACTIVATIONS, HighwayBlock, PlainBlock
+
+# Modules that act unit by unit, in eval mode; the derivative comes from autograd, so their options do not matter.
+UNITWISE = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Hardtanh, nn.Softplus, nn.Identity)
+
+
+def layer_rule(function: object, x: Float[Tensor, "sample *inputs"]) -> Float[Tensor, "sample outputs inputs"] | None:
+    """d function(x) / dx of every sample where the layer is one of these, else None: the general way serves it.
+
+    A plain layer phi(W x + b): phi' times the rows of W.  A highway layer: T H' W_H + (H - x) T' W_T + diag(1 - T).
+    Known are the two blocks and `nn.Linear`, alone or followed by unit-wise modules; without hooks, which may do more.
+    """
+    if x.ndim != 2 or not isinstance(function, nn.Module) or any(map(is_hooked, function.modules())):
+        return None
+    if isinstance(function, HighwayBlock) and isinstance(function.affine, nn.Linear):
+        return highway_rule(function, x)
+    if isinstance(function, PlainBlock) and isinstance(function.affine, nn.Linear):
+        return plain_rule(function.affine, ACTIVATIONS[function.activation], x)
+    affine, *after = function if type(function) is nn.Sequential else [function]
+    if type(affine) is nn.Linear and all(type(module) in UNITWISE for module in after):
+        return plain_rule(affine, nn.Sequential(*after), x)
+    return None
+
+
+def is_hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def plain_rule(affine: nn.Linear, activation: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    with torch.no_grad():
+        h = affine(x)
+    return slope(activation, h).unsqueeze(-1) * affine.weight
+
+
+def highway_rule(block: HighwayBlock, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        h, t = block.affine(x).chunk(2, -1)
+        of_h, of_t = block.affine.weight.chunk(2)
+        gate = torch.sigmoid(t)
+    activation = ACTIVATIONS[block.activation]
+    through_h = gate * slope(activation, h)
+    through_t = slope(torch.sigmoid, t) * (activation(h) - x)
+    result = through_h.unsqueeze(-1) * of_h
+    result.addcmul_(through_t.unsqueeze(-1), of_t)
+    result.diagonal(dim1=-2, dim2=-1).add_(1 - gate)
+    return result
+
+
+def slope(activation: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
+    """phi'(h), by autograd: a unit-wise function's Jacobian is the gradient of its sum."""
+    with torch.enable_grad():
+        leaf = h.detach().requires_grad_()
+        value = activation(leaf.clone())  # a clone: it may work in place
+        if value.grad_fn is None:
+            return torch.zeros_like(h)
+        return torch.autograd.grad(value.sum(), leaf)[0]
