@@ -10,10 +10,11 @@ import pandas as pd
 import torch
 
 
-def seconds_of(contenders: dict[str, Callable[[], object]], device: torch.device, repeats: int = 5) -> dict[str, float]:
+def seconds_of(contenders: dict[str, Callable[[], object]], device: torch.device, repeats: int = 5,
+               warm_up: bool = True) -> dict[str, float]:
     """The best of `repeats` rounds, after one round to warm up; each round calls every contender once."""
     best = dict.fromkeys(contenders, float("inf"))
-    for turn in range(repeats + 1):
+    for turn in range(0 if warm_up else 1, repeats + 1):
         for name, call in contenders.items():
             synchronize(device)
             started = time.perf_counter()

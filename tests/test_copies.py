@@ -7,7 +7,8 @@ import torch
 from cases import FEATURES, NETS, Awkward, assert_same, batch, fingerprint
 from torch import nn
 
-from flowstudy.measure.copies import float64_copy
+from flowstudy.measure import jacobian_spectrum, layer_jacobian_spectra
+from flowstudy.measure.copies import float64_copy, is_inert
 
 
 class Tied(nn.Module):
@@ -66,6 +67,32 @@ def test_copy_is_deepcopy_in_float64_without_gradients(name):
     x = batch()[0].double()
     torch.testing.assert_close(copied.eval()(x), expected.eval()(x), rtol=0, atol=0)
     assert_same(before, fingerprint(model))
+
+
+class Counted(nn.Linear):
+    """A layer with state of its own."""
+
+
+@pytest.mark.parametrize("inert, build", [
+    (True, lambda: NETS["HighwayNet-tanh-L9"]().double().requires_grad_(False)),
+    (True, lambda: nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(True)).double().requires_grad_(False)),
+    (False, lambda: NETS["HighwayNet-tanh-L9"]().double()), (False, lambda: nn.Linear(2, 2).requires_grad_(False)),
+    (False, lambda: nn.Sequential(nn.Dropout()).double()), (False, lambda: Awkward().double().requires_grad_(False)),
+    (False, lambda: Counted(2, 2).double().requires_grad_(False)),
+])
+def test_what_is_measured_without_a_copy(inert, build):
+    """Frozen float64 models of layers without state, mode and hooks; all others are copied."""
+    assert is_inert(build()) == inert
+
+
+def test_an_inert_model_is_left_as_it_was():
+    """Measured in place: parameters, modes, hooks and random states stay, and no gradient is left behind."""
+    net = NETS["HighwayNet-tanh-L9"]().double().requires_grad_(False)
+    before = fingerprint(net)
+    for method in ("product", "dense", "matrix_free"):
+        jacobian_spectrum(net, batch()[0], method=method)
+    layer_jacobian_spectra(net, batch()[0])
+    assert_same(before, fingerprint(net))
 
 
 def test_sharing_inside_the_model_is_kept():

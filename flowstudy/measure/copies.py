@@ -10,9 +10,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from flowstudy.nets import HighwayBlock, HighwayNet, PlainBlock, PlainNet
+
 IMMUTABLE = {type(None), bool, int, float, str}
 CONTAINERS = {dict, OrderedDict, list, set}
 TENSORS = {Tensor, nn.Parameter}
+INERT = {HighwayBlock, PlainBlock, HighwayNet, PlainNet, nn.Sequential, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
+         nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Hardtanh, nn.Softplus, nn.Identity,
+         nn.Flatten}
 
 
 def float64_copy(call: str, model: nn.Module) -> nn.Module:
@@ -24,6 +29,14 @@ def float64_copy(call: str, model: nn.Module) -> nn.Module:
     if any(type(tensor) not in TENSORS for tensor in tensors):  # deepcopy made these, as they were
         copied.double().requires_grad_(False)
     return copied
+
+
+def is_inert(model: nn.Module) -> bool:
+    """A frozen float64 model of layers that keep no state and know no mode: to run it is to leave it as it is."""
+    return (all(type(module) in INERT and not module._forward_hooks and not module._forward_pre_hooks
+                and not module._buffers for module in model.modules())
+            and all(type(p) is nn.Parameter and p.dtype == torch.float64 and not p.requires_grad
+                    for p in model.parameters()))
 
 
 def fast_copy(model: nn.Module) -> nn.Module:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .chain import Chain, Function, chain_of, depth_of
-from .copies import check_input, float64_copy, untouched_random_state
+from .copies import check_input, float64_copy, is_inert, untouched_random_state
 from .dense_jacobian import Pass, jacobian, jacobian_of, run
 from .drawn import Drawn
 from .layer_rules import layer_rule
@@ -379,9 +379,10 @@ def prepare(call: str, model: nn.Module, x: Tensor | None, samples: int, seed: i
     """The copy to measure and the inputs to measure it at."""
     if mode not in ("eval", "train"):
         raise ValueError(f"{call}: `mode` must be 'eval' or 'train', got {mode!r}.")
-    probe = float64_copy(call, model)
+    inert = isinstance(model, nn.Module) and is_inert(model)
+    probe = model if inert else float64_copy(call, model)  # a deep net of narrow layers takes as long to copy as to run
     modules = list(probe.modules())
-    if any(module.training != (mode == "train") for module in modules):
+    if not inert and any(module.training != (mode == "train") for module in modules):
         probe.train(mode == "train")
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in modules):
         mixing = [name for name, module in probe.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
