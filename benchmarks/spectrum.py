@@ -2,8 +2,9 @@
 
     python -m benchmarks.spectrum [--device cuda] [--json FILE] [--quick]
 
-The sizes beyond width 256, depth 100 are measured once, at two samples.  A value is wrong where it is off by more than 1 % from the reference.  The reference is the product route, which the
-tests hold against 50 digits beyond the spread; its own check here is the exact sum rule sum ln s = sum ln |det A_l|.
+The sizes beyond width 256, depth 100 are measured once, at two samples.  A value is wrong where it is off by more than
+1 % from the reference.  The reference is the product route, which the tests hold against 50 digits beyond the spread;
+its own check here is the exact sum rule sum ln s = sum ln |det A_l|.
 """
 
 from pathlib import Path

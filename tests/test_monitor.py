@@ -527,6 +527,17 @@ def test_steps_that_are_not_recorded_have_no_hooks():
     assert hooked == [True, True, False, True, False, False, True, False]  # after the first: who steps is still open
 
 
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_a_quantity_by_itself_is_what_it_is_among_all(quantity):
+    """Each is measured by hooks of its own; leaving the others out changes no number."""
+    frames = []
+    for quantities in (QUANTITIES, [quantity]):
+        model = model_of("conv")
+        optimizer = sgd(model)
+        frames.append(run(model, GradientMonitor(model, quantities=quantities), [[b] for b in batches(3)], optimizer))
+    pd.testing.assert_frame_equal(frames[0][frames[1].columns], frames[1], check_exact=True)
+
+
 def test_gradient_norms_alone_hook_no_layer():
     model = model_of("plain")
     with GradientMonitor(model, quantities=[GRADIENT, UPDATE]) as monitor:

@@ -16,11 +16,11 @@ HELD = 2**24  # entries of error signals on a GPU, kept to be measured by one ke
 class Backward:
     """One backward pass in progress."""
 
-    def __init__(self):
+    def __init__(self, gradients: list):
+        self.gradients_before = gradients
         self.errors: list[tuple[int, float | Tensor]] = []  # by layer
         self.held: list[tuple[int, Tensor]] = []            # error signals that wait to be measured
         self.entries = 0                                    # in them
-        self.accumulated = False  # if to the end, it was autograd.grad, which is not part of training
 
     def measure_held(self) -> None:
         if self.held:
@@ -72,9 +72,9 @@ class Probes:
             if "torch._dynamo" in sys.modules:  # compiled code does not call hooks that it was compiled without
                 self.stance = torch.compiler.set_stance("force_eager")
             self.handles += [layer.register_forward_hook(Probe(self, i)) for i, layer in enumerate(self.layers)]
-        if self.gradients or self.handles:
+        else:
             self.handles += [weight.register_post_accumulate_grad_hook(self.weight_accumulated)
-                             for weight in self.weights if weight.requires_grad]
+                             for weight in self.weights if weight.requires_grad and self.gradients]
 
     def disarm(self) -> None:
         for handle in self.handles:
@@ -110,7 +110,7 @@ class Probes:
             backward.measure_held()
 
     def weight_accumulated(self, _weight: Tensor) -> None:
-        self.backward().accumulated = True
+        self.backward()
 
     # --- a backward pass ---------------------------------------------------------------------------------------------
 
@@ -120,11 +120,12 @@ class Probes:
         return self.running.get(task) or self.backward_starts(task)
 
     def backward_starts(self, task: int) -> Backward:
-        if not self.running and self.left is not None and self.left != self.gradients_now():
+        now = self.gradients_now()
+        if not self.running and self.left is not None and self.left != now:
             # Not one more micro-batch: the gradients were zeroed, so the step that the earlier passes were for was
             # never made.  A GradScaler leaves it out when it finds an infinity.
             self.passes, self.entries = Norms(), Counter()
-        self.running[task] = backward = Backward()
+        self.running[task] = backward = Backward(now)
         # The engine runs callbacks when the pass is over, in order.  DistributedDataParallel waits for its all-reduce
         # in one that it may queue later than this; one that is queued from within a callback comes after that.
         queue = Variable._execution_engine.queue_callback
@@ -134,8 +135,9 @@ class Probes:
     @torch.no_grad()
     def backward_ended(self, task: int) -> None:
         backward = self.running.pop(task, None)
-        if backward is None or not backward.accumulated or not self.handles:
-            return
+        now = self.gradients_now()
+        if backward is None or not self.handles or backward.gradients_before == now:
+            return  # nothing was accumulated: autograd.grad, which is not part of training
         backward.measure_held()
         self.passes.put_each("error", backward.errors)
         self.passes.put_each("activation", [(layer, value) for layer, value, _ in self.forward])
@@ -146,7 +148,7 @@ class Probes:
             self.gradient = Norms()
             measure_gradients(self.gradient, "gradient", self.weights, self.groups)
         if self.watches_layers:
-            self.left = self.gradients_now()
+            self.left = now
 
     def gradients_now(self) -> list[tuple[int, int] | None]:
         """Changes when a gradient is zeroed, replaced or written to; looks at no number."""
