@@ -20,6 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from flowstudy import theory
+from flowstudy.predictions import with_predicted_slopes
 
 STYLE = sns.axes_style("whitegrid") | {
     "axes.titlesize": 10, "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9,
@@ -33,7 +34,8 @@ LABELS = {
              "he_uniform": "He uniform", "lecun_normal": "LeCun normal", "orthogonal": "orthogonal",
              "random_walk": "random walk"},
 }
-CHANCE = math.log(10)  # cross-entropy of a ten-class net that knows nothing [nats]
+CLASSES = 10
+CHANCE = math.log(CLASSES)  # cross-entropy of a ten-class net that knows nothing [nats]
 
 
 def gradient_by_layer(frame: pd.DataFrame, quantity: str = "log10_error_signal_norm") -> Figure:
@@ -55,21 +57,32 @@ def gradient_by_layer(frame: pd.DataFrame, quantity: str = "log10_error_signal_n
 
 
 def slope_by_depth(frame: pd.DataFrame) -> Figure:
-    """Change of ln ||error signal||^2 per layer on the way back, against depth, a line per initialiser or gate bias."""
-    slopes = with_family(backward_slopes(frame))
+    """Change of ln ||error signal||^2 per layer on the way back, against depth, a line per initialiser or gate bias;
+    dashed what infinitely wide nets would show, in the legend how far the deepest nets are from that."""
+    slopes = with_family(with_predicted_slopes(backward_slopes(frame), frame))
     panels = slopes["panel"].unique()
     with mpl.rc_context(STYLE):
         figure, axes = grid_of_axes(len(panels), min(len(panels), 2), height=3.2, width=4.6)
-        for ax, panel in zip(axes, panels, strict=True):
+        for ax, panel in zip(axes, panels, strict=False):
             rows = slopes[slopes["panel"] == panel]
             for (family, part), style in zip(rows.groupby("family", sort=False), line_styles(), strict=False):
-                median_and_band(ax, part, "depth", "slope", label=family, **style)
+                median_and_band(ax, part, "depth", "slope", label=f"{family}{gap_in_words(part)}", **style)
+                predicted = part.groupby("depth")["predicted"].first()
+                ax.plot(predicted.index, predicted, color=style["color"], ls="--", lw=1)
             ax.axhline(0, color="0.3", lw=0.8)
             ax.set_title(panel)
             depth_axis(ax, rows["depth"])
-            ax.legend(loc="best", ncols=1 + (rows["family"].nunique() > 4))
+            ax.legend(loc="best", ncols=1 + (rows["family"].nunique() > 4), fontsize=7,
+                      title="dashed: infinite width; gap ± s.e. at the largest depth", title_fontsize=7)
         finish(figure, axes, len(panels), "depth (hidden layers)", "Δ ln ‖∂L/∂h‖² per layer towards the input")
     return figure
+
+
+def gap_in_words(slopes: pd.DataFrame) -> str:
+    """Mean slope less the prediction, with its standard error, of the deepest nets."""
+    deepest = slopes[slopes["depth"] == slopes["depth"].max()]
+    gap, error = (deepest["slope"] - deepest["predicted"]).mean(), deepest["slope"].sem()
+    return f" ({gap:+.2g} ± {error:.1g})" if np.isfinite(gap) and np.isfinite(error) else ""
 
 
 def spectrum_by_depth(frame: pd.DataFrame) -> Figure:
@@ -104,7 +117,7 @@ def condition_by_depth(frame: pd.DataFrame) -> Figure:
     panels = spread["panel"].unique()
     with mpl.rc_context(STYLE):
         figure, axes = grid_of_axes(len(panels), min(len(panels), 2), height=3.2, width=4.6)
-        for ax, panel in zip(axes, panels, strict=True):
+        for ax, panel in zip(axes, panels, strict=False):
             rows = spread[spread["panel"] == panel]
             for (family, part), style in zip(rows.groupby("family", sort=False), line_styles(), strict=False):
                 median_and_band(ax, part, "depth", "log10_condition", label=family, **style)
@@ -164,6 +177,45 @@ def volume_z(rows: pd.DataFrame, layers: int) -> float:
     sums = rows.groupby(["cell", "sample"])["log_singular_value"].sum()
     mean, variance = theory.sum_log_singular_values(int(rows["width"].iloc[0]), layers)
     return float((sums.mean() - mean) / np.sqrt(variance / rows["cell"].nunique()))
+
+
+def trainability_map(frame: pd.DataFrame, axis: str = "weight_var", accuracy: str = "test_accuracy") -> Figure:
+    """Accuracy after training over depth and `axis`, and the depth that theory allows drawn over it.
+
+    Plain tanh nets over "weight_var": 6 xi_c, six depth scales of the correlation of two inputs (Schoenholz et al.
+    2017, figure 5).  Highway nets over "gate_bias": the rule b_T = -ln(2 L - 1).  A run that diverged counts as chance.
+    """
+    frame = frame.assign(weight_var=frame["gain"] ** 2, right=frame[accuracy].fillna(1 / CLASSES))
+    table = frame.pivot_table(index="depth", columns=axis, values="right", aggfunc="median")
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        ax = figure.subplots()
+        picture = ax.pcolormesh(table.columns, table.index, table, shading="nearest", cmap="viridis", vmin=0, vmax=1)
+        figure.colorbar(picture, label=f"{accuracy.replace('_', ' ')}, median over seeds")
+        x, depth, label = allowed_depth(frame, axis)
+        ax.plot(x, depth, color="white", lw=3.0)
+        ax.plot(x, depth, color="crimson", lw=1.6, label=label)
+        edges = ax.get_xlim(), (table.index.min() * 0.8, table.index.max() * 1.25)
+        ax.set(xlim=edges[0], ylim=edges[1], yscale="log", ylabel="depth (hidden layers)",
+               xlabel={"weight_var": r"weight variance $\sigma_w^2$", "gate_bias": "gate bias $b_T$"}[axis])
+        ax.set_yticks(table.index, [f"{d}" for d in table.index])
+        ax.minorticks_off()
+        ax.grid(visible=False)
+        cell = frame.iloc[0]
+        ax.set_title(f"{cell['net']} {cell['activation']}, width {cell['width']}, {cell['dataset']}, "
+                     f"{cell['epochs']} epochs")
+        ax.legend(loc="upper right" if axis == "weight_var" else "lower left")
+    return figure
+
+
+def allowed_depth(frame: pd.DataFrame, axis: str) -> tuple[np.ndarray, np.ndarray, str]:
+    """The curve that theory draws: along `axis`, the largest depth it expects to train."""
+    if axis == "gate_bias":
+        depth = np.geomspace(max(2, frame["depth"].min()), frame["depth"].max(), 100).round().astype(int)
+        return theory.suggest_gate_bias(depth - 1), depth, "rule $b_T = -\\ln(2L - 1)$"
+    variance = np.linspace(frame["weight_var"].min(), frame["weight_var"].max(), 200)
+    field = theory.mean_field(frame["activation"].iloc[0], variance, frame["bias_var"].iloc[0])
+    return variance, 6 * field.xi_c, "six depth scales, $6 \\xi_c$"
 
 
 def figure_1(frame: pd.DataFrame, top: int = 10) -> Figure:

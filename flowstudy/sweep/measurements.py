@@ -10,7 +10,7 @@ from flowstudy.measure import jacobian_spectrum, stacked_gradient_flow, stacked_
 from flowstudy.measure.gradients import STATISTICS
 from flowstudy.nets import initialize
 from flowstudy.train import Dataset, Settings, Stack, stack_states, train
-from flowstudy.train.loop import History
+from flowstudy.train.loop import EVALUATION_BATCH, History
 
 from .cells import NETS, Cell
 
@@ -27,6 +27,24 @@ def training_loss(cells: Sequence[Cell], data: Dataset, tick: Tick) -> pd.DataFr
         "loss": history.loss.flatten().numpy(),
         "diverged": history.diverged.repeat_interleave(epochs).numpy(),
     })
+
+
+def accuracy(cells: Sequence[Cell], data: Dataset, tick: Tick) -> pd.DataFrame:
+    """After the cell's epochs: `loss` (training cross-entropy), `train_accuracy` and `test_accuracy`, shares of the
+    samples; nan where the net diverged."""
+    history = train_cells(cells, data, tick)
+    finite = history.loss[:, -1].isfinite()
+    shares = {f"{part}_accuracy": share_right(history.stack, *samples).where(finite, torch.nan).numpy()
+              for part, samples in (("train", (data.x_train, data.y_train)), ("test", (data.x_test, data.y_test)))}
+    return pd.DataFrame({"cell": range(len(cells)), "loss": history.loss[:, -1].numpy()} | shares)
+
+
+@torch.no_grad()
+def share_right(nets: Stack, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Share of samples whose largest output is their label's, per net, float64 on the CPU."""
+    right = sum((nets(part).argmax(-1) == labels).sum(-1)
+                for part, labels in zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True))
+    return right.double().cpu() / len(x)
 
 
 def gradient_flow_rows(cells: Sequence[Cell], data: Dataset, tick: Tick, samples: int = 100) -> pd.DataFrame:
@@ -81,7 +99,7 @@ def multiplied_out(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return torch.linalg.svdvals(torch.func.jacrev(body)(net.hidden_layers[0](x)[0])).log()
 
 
-MEASUREMENTS = {"training_loss": training_loss, "gradient_flow": gradient_flow_rows,
+MEASUREMENTS = {"training_loss": training_loss, "accuracy": accuracy, "gradient_flow": gradient_flow_rows,
                 "jacobian_spectrum": jacobian_spectrum_rows, "spectrum_by_route": spectrum_by_route}
 
 
