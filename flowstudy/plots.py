@@ -62,7 +62,7 @@ def slope_by_depth(frame: pd.DataFrame) -> Figure:
     slopes = with_family(with_predicted_slopes(backward_slopes(frame), frame))
     panels = slopes["panel"].unique()
     with mpl.rc_context(STYLE):
-        figure, axes = grid_of_axes(len(panels), min(len(panels), 2), height=3.2, width=4.6)
+        figure, axes = grid_of_axes(len(panels), min(len(panels), 2), height=3.7, width=4.6)
         for ax, panel in zip(axes, panels, strict=False):
             rows = slopes[slopes["panel"] == panel]
             for (family, part), style in zip(rows.groupby("family", sort=False), line_styles(), strict=False):
@@ -72,9 +72,10 @@ def slope_by_depth(frame: pd.DataFrame) -> Figure:
             ax.axhline(0, color="0.3", lw=0.8)
             ax.set_title(panel)
             depth_axis(ax, rows["depth"])
-            ax.legend(loc="best", ncols=1 + (rows["family"].nunique() > 4), fontsize=7,
-                      title="dashed: infinite width; gap ± s.e. at the largest depth", title_fontsize=7)
+            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, fontsize=7, frameon=False)
         finish(figure, axes, len(panels), "depth (hidden layers)", "Δ ln ‖∂L/∂h‖² per layer towards the input")
+        figure.suptitle("dashed: theory at infinite width; in brackets: mean less theory ± s.e. at the largest depth",
+                        fontsize=9)
     return figure
 
 
