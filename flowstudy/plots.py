@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from flowstudy import theory
-from flowstudy.predictions import with_predicted_slopes
+from flowstudy.predictions import predicted_error_signal, with_predicted_slopes
 
 STYLE = sns.axes_style("whitegrid") | {
     "axes.titlesize": 10, "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9,
@@ -39,7 +39,8 @@ CHANCE = math.log(CLASSES)  # cross-entropy of a ten-class net that knows nothin
 
 
 def gradient_by_layer(frame: pd.DataFrame, quantity: str = "log10_error_signal_norm") -> Figure:
-    """The norm of `quantity` against layer, a panel per initialiser or gate bias (and activation), a line per depth."""
+    """The norm of `quantity` against layer, a panel per initialiser or gate bias (and activation), a line per depth;
+    of the error signal, dashed, what infinitely wide nets of the same last norm would show."""
     frame = with_family(frame)
     panels = frame[["panel", "family"]].drop_duplicates()
     columns = 4 if frame["panel"].nunique() == 1 else frame["family"].nunique()
@@ -50,8 +51,12 @@ def gradient_by_layer(frame: pd.DataFrame, quantity: str = "log10_error_signal_n
             rows = frame[(frame["panel"] == panel) & (frame["family"] == family)]
             for depth, part in rows.groupby("depth"):
                 median_and_band(ax, part, "layer", quantity, color=colors[depth])
+                if quantity == "log10_error_signal_norm":
+                    predicted = predicted_error_signal(part)
+                    ax.plot(predicted.index, predicted, color="black", ls=(0, (2, 2)), lw=0.7)
             ax.set_title(title_of(panels, panel, family))
-        finish(figure, axes, len(panels), "layer (1 is next to the input)", LABELS[quantity])
+        words = " (dashed: theory, infinite width)" if quantity == "log10_error_signal_norm" else ""
+        finish(figure, axes, len(panels), f"layer (1 is next to the input){words}", LABELS[quantity])
         legend(figure, {f"{depth}": color for depth, color in colors.items()}, frame)
     return figure
 

@@ -11,7 +11,7 @@ GAINS = {"glorot_normal": 1.0, "glorot_uniform": 1.0, "he_normal": 2**0.5, "he_u
          "orthogonal": 1.0}  # of square matrices, where the cell gives none: see flowstudy.nets.initialize
 
 
-def weight_var(init: str, gain: float | None, activation: str, width: int) -> float:
+def weight_var(init: str, gain: float | None, activation: str, width: int | np.integer) -> float:
     """Variance of a body weight times width, as the scheme draws it; of orthogonal weights, the squared scale."""
     if gain is not None and not math.isnan(gain):
         return gain**2
@@ -38,6 +38,20 @@ def predicted_slope(chi: np.ndarray) -> float:
     """Least-squares slope of ln ||error signal||^2 towards the input, where layer l multiplies it by chi_l."""
     logs = np.concatenate([[0.0], -np.cumsum(np.log(chi))])  # at layers 1, 2, ..., up to a constant
     return -float(np.polyfit(np.arange(len(logs)), logs, 1)[0]) if len(logs) > 1 else math.nan
+
+
+def predicted_error_signal(flow: pd.DataFrame) -> pd.Series:
+    """log10 norm of the error signal by `layer` of nets of one kind and depth, from its measured median at the last.
+
+    The prediction is for infinite width; layer l multiplies the squared norm by chi_l on the way back.
+    """
+    first, last = (flow[flow["layer"] == layer] for layer in (1, flow["layer"].max()))
+    cell = first.iloc[0].copy()
+    for name in ("activation_mean_square", "activation_mean"):
+        cell[name] = first[name].median()
+    back = np.cumsum(np.log10(layer_gains(cell))[::-1])[::-1] / 2  # from the last layer to layers 1, 2, ...
+    norms = last["log10_error_signal_norm"].median() + np.append(back, 0.0)
+    return pd.Series(norms, index=pd.RangeIndex(1, len(norms) + 1, name="layer"))
 
 
 def with_predicted_slopes(slopes: pd.DataFrame, flow: pd.DataFrame) -> pd.DataFrame:

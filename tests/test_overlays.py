@@ -8,7 +8,13 @@ import pytest
 
 import flowstudy as fs
 from flowstudy import plots
-from flowstudy.predictions import layer_gains, predicted_slope, weight_var, with_predicted_slopes
+from flowstudy.predictions import (
+    layer_gains,
+    predicted_error_signal,
+    predicted_slope,
+    weight_var,
+    with_predicted_slopes,
+)
 
 PLAN = [
     *fs.grid(net="plain", activation="relu", init=["he_normal", "glorot_normal"], depth=[5, 20], width=100,
@@ -50,6 +56,20 @@ def test_predicted_slope_is_the_mean_where_layers_are_alike_and_weighs_the_middl
     assert predicted_slope(np.full(9, 0.7)) == pytest.approx(math.log(0.7))
     assert predicted_slope(np.array([0.5, 0.25])) == pytest.approx((math.log(0.5) + math.log(0.25)) / 2)
     assert math.isnan(predicted_slope(np.array([])))
+
+
+def test_predicted_curve_starts_from_the_last_layer_and_has_the_predicted_slope(flow):
+    """Glorot ReLU: half the squared norm a layer; in general the least-squares slope of the curve is the prediction."""
+    for (_, init), nets in flow[flow["depth"] == 20].groupby(["net", "init"]):
+        nets = nets[nets["gate_bias"].isna() | (nets["gate_bias"] == -3)]
+        curve = predicted_error_signal(nets)
+        last = nets[nets["layer"] == 20]["log10_error_signal_norm"].median()
+        assert curve.index.tolist() == list(range(1, 21)) and curve[20] == pytest.approx(last)
+        slope = -2 * math.log(10) * np.polyfit(curve.index, curve, 1)[0]
+        rows = with_predicted_slopes(plots.backward_slopes(nets), nets)
+        assert slope == pytest.approx(rows["predicted"].iloc[0], abs=1e-9)
+        if init == "glorot_normal" and nets["net"].iloc[0] == "plain":
+            assert curve.diff().dropna().to_numpy() == pytest.approx(math.log10(2) / 2)
 
 
 def test_schemes_that_theory_cannot_place_have_no_prediction():
