@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from flowstudy.measure import gradient_flow, jacobian_spectrum
 from flowstudy.measure.drawn import Drawn
+from flowstudy.measure.layers import input_features
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Will this network train at this depth, and if not, why?")
@@ -122,9 +123,8 @@ def import_file(call: str, path: Path) -> object:
 def draw(call: str, model: nn.Module, shape: str | None, samples: int, vocabulary: int | None, seed: int) -> Tensor:
     """(samples, *shape) on the model's device: standard normal, or token ids."""
     if shape is None:
-        first = next((m for m in model.modules() if any(p is not None for p in m._parameters.values())), model)
-        features = getattr(model, "in_features", getattr(first, "in_features", None))
-        if not isinstance(features, int):
+        features = input_features(model)
+        if features is None:
             stop(f"{call}: `--input` must be given: the input shape of {type(model).__name__} is not known. "
                  "Pass the shape of one sample, such as --input 3x32x32.")
         sizes = [features]

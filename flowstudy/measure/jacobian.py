@@ -18,6 +18,7 @@ from .copies import check_input, float64_copy, is_inert, untouched_random_state
 from .dense_jacobian import Pass, jacobian, jacobian_of, run
 from .drawn import Drawn
 from .layer_rules import layer_rule
+from .layers import input_features
 from .matrix_free import jacobian_map, largest_singular_values
 from .product_svd import partial_product_svd, product_svd
 from .stochastic_spectrum import Density, MeanSquare, mean_squared_singular_value, spectral_density
@@ -491,9 +492,8 @@ def ends_of(call: str, part: str | tuple[int, int], chain: Chain) -> tuple[int, 
 
 
 def draw_input(call: str, model: nn.Module, samples: int, seed: int) -> Tensor:
-    first = next((m for m in model.modules() if m._parameters), None) if isinstance(model, nn.Module) else None
-    features = getattr(model, "in_features", getattr(first, "in_features", None))
-    if not isinstance(features, int) or isinstance(model, nn.modules.conv._ConvNd):
+    features = input_features(model)
+    if features is None:
         raise ValueError(f"{call}: `x` must be given: the input shape of {type(model).__name__} is not known. "
                          f"Pass a batch, such as {call}(model, torch.randn(16, 3, 32, 32)).")
     generator = torch.Generator().manual_seed(seed)

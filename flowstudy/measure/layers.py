@@ -21,6 +21,13 @@ def layers_of(call: str, model: nn.Module) -> dict[str, nn.Module]:
     return layers
 
 
+def input_features(model: nn.Module) -> int | None:
+    """Features of one sample, where the model says so or its first layer with weights is linear; else None."""
+    first = next((module for module in model.modules() if module._parameters), None)
+    features = getattr(model, "in_features", getattr(first, "in_features", None))
+    return features if isinstance(features, int) else None
+
+
 CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
 
 
