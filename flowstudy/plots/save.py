@@ -1,0 +1,41 @@
+"""Figures and the data behind them, into a folder."""
+
+import io
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+
+def each(frames: Mapping[str, pd.DataFrame], name: str, plot: Callable[..., Figure],
+         *args: object) -> dict[str, Figure]:
+    """The same plot of several frames: {"<name>_<key>": figure}."""
+    return {f"{name}_{key}": plot(frame, *args) for key, frame in frames.items()}
+
+
+def save(figures: Mapping[str, Figure], frames: Mapping[str, pd.DataFrame], folder: str | os.PathLike) -> None:
+    """Write each figure as <name>.png and <name>.pdf, and the data behind them as <name>.parquet, whole or not at all.
+
+    The same figures give the same bytes.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        for kind, options in {"png": {"dpi": 110}, "pdf": {"metadata": {"CreationDate": None}}}.items():
+            picture = io.BytesIO()
+            figure.savefig(picture, format=kind, **options)
+            write_whole(folder / f"{name}.{kind}", picture.getvalue())
+    for name, frame in frames.items():
+        write_whole(folder / f"{name}.parquet", frame.to_parquet(index=False))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write under another name, then rename: nobody ever sees half a file."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

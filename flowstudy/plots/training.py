@@ -1,0 +1,103 @@
+"""Training of many nets: loss curves by depth, and which depth trains."""
+
+import math
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from flowstudy import theory
+
+from .style import STYLE, depth_axis, depth_colors
+
+CLASSES = 10
+CHANCE = math.log(CLASSES)  # cross-entropy of a ten-class net that knows nothing [nats]
+
+
+def trainability_map(frame: pd.DataFrame, axis: str = "weight_var", accuracy: str = "test_accuracy") -> Figure:
+    """Accuracy after training over depth and `axis`, and the depth that theory allows drawn over it.
+
+    Plain tanh nets over "weight_var": 6 xi_c, six depth scales of the correlation of two inputs (Schoenholz et al.
+    2017, figure 5).  Highway nets over "gate_bias": the rule b_T = -ln(2 L - 1).  A run that diverged counts as chance.
+    """
+    frame = frame.assign(weight_var=frame["gain"] ** 2, right=frame[accuracy].fillna(1 / CLASSES))
+    table = frame.pivot_table(index="depth", columns=axis, values="right", aggfunc="median")
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        ax = figure.subplots()
+        picture = ax.pcolormesh(table.columns, table.index, table, shading="nearest", cmap="viridis", vmin=0, vmax=1)
+        figure.colorbar(picture, label=f"{accuracy.replace('_', ' ')}, median over seeds")
+        x, depth, label = allowed_depth(frame, axis)
+        ax.plot(x, depth, color="white", lw=3.0)
+        ax.plot(x, depth, color="crimson", lw=1.6, label=label)
+        edges = ax.get_xlim(), (table.index.min() * 0.8, table.index.max() * 1.25)
+        ax.set(xlim=edges[0], ylim=edges[1], yscale="log", ylabel="depth (hidden layers)",
+               xlabel={"weight_var": r"weight variance $\sigma_w^2$", "gate_bias": "gate bias $b_T$"}[axis])
+        ax.set_yticks(table.index, [f"{d}" for d in table.index])
+        ax.minorticks_off()
+        ax.grid(visible=False)
+        cell = frame.iloc[0]
+        ax.set_title(f"{cell['net']} {cell['activation']}, width {cell['width']}, {cell['dataset']}, "
+                     f"{cell['epochs']} epochs")
+        ax.legend(loc="upper right" if axis == "weight_var" else "lower left")
+    return figure
+
+
+def allowed_depth(frame: pd.DataFrame, axis: str) -> tuple[np.ndarray, np.ndarray, str]:
+    """The curve that theory draws: along `axis`, the largest depth it expects to train."""
+    if axis == "gate_bias":
+        depth = np.geomspace(max(2, frame["depth"].min()), frame["depth"].max(), 100).round().astype(int)
+        return theory.suggest_gate_bias(depth - 1), depth, "rule $b_T = -\\ln(2L - 1)$"
+    variance = np.linspace(frame["weight_var"].min(), frame["weight_var"].max(), 200)
+    field = theory.mean_field(frame["activation"].iloc[0], variance, frame["bias_var"].iloc[0])
+    return variance, 6 * field.xi_c, "six depth scales, $6 \\xi_c$"
+
+
+def figure_1(frame: pd.DataFrame, top: int = 10) -> Figure:
+    """The paper's figure 1: best training curves of plain | highway nets by depth | mean of the `top` settings.
+
+    In the mean, a run that diverged counts as chance.
+
+    Source: Srivastava et al. 2015, figure 1.
+    """
+    best = final_loss(frame)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10.5, 3.6), layout="constrained")
+        plain, highway, summary = figure.subplots(1, 3)
+        highway.sharey(plain)
+        colors = depth_colors(frame)
+        for ax, net in ((plain, "plain"), (highway, "highway")):
+            for depth, runs in best[best["net"] == net].groupby("depth"):
+                if runs["final"].notna().any():
+                    curve = frame[frame["cell"] == runs.loc[runs["final"].idxmin(), "cell"]]
+                    ax.plot(curve["epoch"], curve["loss"], color=colors[depth], lw=1.6, label=f"depth {depth}")
+            ax.set(title=f"best of {runs_per_net(best, net)} runs, {net}", xlabel="epoch", yscale="log")
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            ax.legend(loc="lower left")
+        for net, marker in (("plain", "o"), ("highway", "s")):
+            rows = best[best["net"] == net].fillna({"final": CHANCE})
+            mean = rows.groupby("depth")["final"].apply(lambda losses: losses.nsmallest(top).mean())
+            color = sns.color_palette("colorblind")[net == "plain"]
+            summary.plot(mean.index, mean, marker=marker, label=net, color=color)
+        depth_axis(summary, frame["depth"])
+        summary.set(title=f"mean of the best {top} settings", xlabel="depth (hidden layers)", yscale="log")
+        for ax in (plain, highway, summary):
+            ax.axhline(CHANCE, color="0.4", lw=0.8, ls=":")
+        summary.annotate("chance", (1, CHANCE), xycoords=("axes fraction", "data"), xytext=(-4, -3),
+                         textcoords="offset points", ha="right", va="top", color="0.35", fontsize=9)
+        summary.legend(loc="best")
+        plain.set_ylabel("mean training cross-entropy  [nats]")
+    return figure
+
+
+def final_loss(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row per run; `final` is the loss after its last epoch, nan where it diverged."""
+    last = frame[frame["epoch"] == frame.groupby("cell")["epoch"].transform("max")]
+    return last.rename(columns={"loss": "final"})
+
+
+def runs_per_net(best: pd.DataFrame, net: str) -> int:
+    return int(best[best["net"] == net].groupby("depth").size().max() or 0)
