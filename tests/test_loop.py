@@ -1,6 +1,7 @@
 """Training a stack: the authors' update rule, each net as if alone, divergence contained, losses with a meaning."""
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -10,7 +11,10 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from flowstudy.nets import PlainNet
-from flowstudy.train import Dataset, History, Settings, Stack, loop, stack, train
+from flowstudy.train import Dataset, History, Settings, Stack, fully_connected, stack, train
+from flowstudy.train.any_module import cross_entropies
+from flowstudy.train.batches import batches
+from flowstudy.train.group import Group
 
 SAMPLES = 30
 
@@ -23,7 +27,7 @@ def data(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Dataset:
 
 
 def settings(learning_rate: list[float], momentum: list[float] | None = None, decay: list[float] | None = None,
-             **shared: int) -> Settings:
+             **shared: int | str) -> Settings:
     nets = len(learning_rate)
     columns = (learning_rate, momentum or [0.0] * nets, decay or [1.0] * nets)
     return Settings(*(torch.tensor(c, dtype=torch.float64) for c in columns),
@@ -93,25 +97,32 @@ def test_torch_sgd_needs_the_rescaled_learning_rate():
 
 
 def test_cross_entropy_is_torchs():
-    """Net by net the mean cross-entropy is torch's, for logits of any size: float64, a few roundings."""
+    """Net by net the cross-entropy is torch's, for logits of any size: float64, a few roundings."""
     logits = torch.randn(4, SAMPLES, CLASSES, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     logits *= torch.tensor([1e-3, 1.0, 50.0, 1e4]).view(-1, 1, 1)
     y = data().y_train
-    expected = torch.stack([nn.functional.cross_entropy(one, y) for one in logits])
-    assert_close(loop.cross_entropy(logits, y), expected, rtol=1e-14, atol=1e-14)
+    expected = torch.stack([nn.functional.cross_entropy(one, y, reduction="none") for one in logits])
+    assert_close(cross_entropies(logits, y), expected, rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, SAMPLES, 1000])
 def test_an_epoch_sees_every_sample_once(batch_size):
-    """An epoch's batches are a permutation of the training set; the order follows from order seed and epoch alone."""
-    same, other = (settings([0.1], batch_size=batch_size, order_seed=seed) for seed in (3, 4))
-    order = {(s.order_seed, epoch): torch.cat(list(loop.batches(SAMPLES, s, epoch))).tolist()
-             for s in (same, other) for epoch in (0, 1)}
+    """An epoch's batches are a permutation of the training set; the order follows from order seed and epoch alone.
+
+    Each batch's weights are a mean's, over as many samples as a batch has; the padding weighs nothing.
+    """
+    order = {}
+    for seed, epoch in itertools.product((3, 4), (0, 1)):
+        index, weight = batches(SAMPLES, batch_size, seed, epoch)
+        order[seed, epoch] = index[weight > 0].tolist()
+        assert (weight.count_nonzero(1)[:-1] == batch_size).all()
+        assert_close(weight.sum(1), torch.ones(len(weight), dtype=torch.float64), rtol=0, atol=1e-14)
+        assert all(len(set(row[row > 0].tolist())) == 1 for row in weight)
     assert all(sorted(indices) == list(range(SAMPLES)) for indices in order.values())
     assert len({tuple(indices) for indices in order.values()}) == 4
     torch.manual_seed(5)
-    assert torch.cat(list(loop.batches(SAMPLES, same, 1))).tolist() == order[3, 1]
-    assert all(len(index) == batch_size for index in list(loop.batches(SAMPLES, same, 0))[:-1])
+    again = batches(SAMPLES, batch_size, 3, 1)
+    assert again.index[again.weight > 0].tolist() == order[3, 1]
 
 
 # --- nets do not interact --------------------------------------------------------------------------------------------
@@ -119,17 +130,14 @@ def test_an_epoch_sees_every_sample_once(batch_size):
 
 @pytest.mark.parametrize("name", ["PlainNet-relu-L9", "HighwayNet-tanh-L9"])
 def test_training_together_is_training_alone(name):
-    """Each net of a stack ends with the losses and weights that it has when trained alone, in float64 to 1e-12.
-
-    Not to the last bit: alone, its matrices may be aligned otherwise in memory, and so be summed in another order.
-    """
+    """Each net of a stack ends with the losses and weights that it has when trained alone, to the last bit."""
     rates, momenta, decays = [0.3, 0.05, 0.1], [0.9, 0.0, 0.5], [0.9, 1.0, 0.95]
     samples = data(torch.float64)
     together = train(nets_of(range(3), name, torch.float64), samples, settings(rates, momenta, decays, batch_size=7))
     for i in range(3):
         alone = train(nets_of([i], name, torch.float64), samples,
                       settings([rates[i]], [momenta[i]], [decays[i]], batch_size=7))
-        assert_close(weights_and_loss(together, i), weights_and_loss(alone, 0), rtol=1e-12, atol=1e-12)
+        assert_same(weights_and_loss(together, i), weights_and_loss(alone, 0))
 
 
 def test_diverging_net_is_flagged_and_contained():
@@ -159,7 +167,7 @@ def test_a_net_that_begins_as_nan_diverged_at_epoch_0():
 def test_a_loss_that_comes_back_does_not_count(monkeypatch):
     """From the first epoch with a loss that is not finite, all is nan, also where a later loss would be finite."""
     losses = iter(torch.tensor([[2.0, 2.0], [1.0, math.inf], [0.5, 1.0], [0.4, math.nan]], dtype=torch.float64))
-    monkeypatch.setattr(loop, "training_loss", lambda *_: next(losses))
+    monkeypatch.setattr(Group, "loss", lambda group: next(losses)[:len(group)])
     history = train(nets_of(range(2)), data(), settings([0.1, 0.1]))
     assert history.diverged.tolist() == [-1, 1]
     assert torch.equal(history.loss[0], torch.tensor([2.0, 1.0, 0.5, 0.4], dtype=torch.float64))
@@ -216,10 +224,10 @@ def test_dead_net_starts_at_the_log_of_the_classes_and_ends_at_the_priors_entrop
 def test_loss_does_not_depend_on_the_evaluation_batch(monkeypatch):
     """The mean over the whole training set, uneven last batch and all: float64 rounding."""
     nets, samples = nets_of(range(2), dtype=torch.float64), data(torch.float64)
-    whole = loop.training_loss(nets, samples)
-    assert_close(whole, loop.cross_entropy(nets(samples.x_train), samples.y_train), rtol=1e-14, atol=0)
-    monkeypatch.setattr(loop, "EVALUATION_BATCH", 7)
-    assert_close(loop.training_loss(nets, samples), whole, rtol=1e-14, atol=0)
+    whole = train(nets, samples, settings([0.1, 0.1], epochs=0)).loss[:, 0]
+    assert_close(whole, cross_entropies(nets(samples.x_train), samples.y_train).mean(1), rtol=1e-14, atol=0)
+    monkeypatch.setattr(fully_connected, "EVALUATION_BATCH", 7)
+    assert_close(train(nets, samples, settings([0.1, 0.1], epochs=0)).loss[:, 0], whole, rtol=1e-14, atol=0)
 
 
 def test_epochs_are_counted_and_ticked():

@@ -1,18 +1,23 @@
 """The training loop: a stack of nets, SGD with momentum, each net with its own settings."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
+from .batches import batches, padded_size
+from .checkpoint import Checkpoint
 from .datasets import Dataset
 from .ensemble import Stack
+from .group import Group
+from .precision import matrix_precision
 
 LEARNING_RATE_FLOOR = 1e-5  # Srivastava et al. 2015, the authors' training code
-EVALUATION_BATCH = 2_000  # samples: bounds the memory of an evaluation pass, does not change its result beyond rounding
+SEGMENT = 1.0  # seconds of steps between two looks at the clock, where a checkpoint is kept
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Settings:
         epochs: passes over the training set.
         batch_size: samples per update; the last batch of an epoch may be smaller.
         order_seed: of the order of samples.  Nets of a stack share it: common random numbers sharpen comparisons.
+        precision: "float32", or "tf32" for CUDA's faster matrix products of 10 bits.
     """
 
     learning_rate: Float[Tensor, " net"]
@@ -35,6 +41,11 @@ class Settings:
     epochs: int
     batch_size: int
     order_seed: int = 0
+    precision: str = "float32"
+
+    def step_size(self, epoch: int) -> Float[Tensor, " net"]:
+        rate = (self.learning_rate * self.decay**epoch).clamp(min=LEARNING_RATE_FLOOR)
+        return rate * (1 - self.momentum)
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,7 @@ class History:
         loss: mean training cross-entropy [nats per sample] over the whole training set, after each epoch; entry 0 is
             before training.  nan from the epoch on in which the net diverged.
         diverged: the first epoch after which the loss was not finite; -1 for nets that stayed finite.
-        stack: the nets as trained.
+        stack: the nets as trained; one that diverged as it was after that epoch.
     """
 
     loss: Float[Tensor, "net epochs"]
@@ -53,62 +64,192 @@ class History:
     stack: Stack
 
 
-def train(nets: Stack, data: Dataset, settings: Settings,
-          tick: Callable[[int], object] = lambda _nets: None) -> History:
+class Moment(NamedTuple):
+    """The nets in the middle of training.
+
+    Attributes:
+        step: updates before it.
+        epoch: passes over the training set before it, a fraction within one.
+        stack: all nets; one that diverged as it was when that was found out.
+        loss: (net,) after the last whole epoch, nan for nets that diverged.
+    """
+
+    step: int
+    epoch: float
+    stack: Stack
+    loss: Tensor
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """What looks at the nets while they train; its state goes into the checkpoint."""
+
+    def __call__(self, moment: Moment) -> None: ...
+    def state(self) -> dict: ...
+    def restore(self, state: dict) -> None: ...
+
+
+@dataclass(frozen=True)
+class RecordAt:
+    """When to look: after so many epochs, or updates; 0 is before training, epoch -1 the last.
+
+    >>> RecordAt(epochs=[0, 1, -1], steps=[10]).updates(epochs=3, per_epoch=100)
+    [0, 10, 100, 300]
+    """
+
+    epochs: Sequence[int] = ()
+    steps: Sequence[int] = ()
+
+    def __post_init__(self):
+        for name in ("epochs", "steps"):
+            values = getattr(self, name)
+            least = -1 if name == "epochs" else 0
+            values = [values] if isinstance(values, int) else list(values)
+            if not all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in values):
+                raise ValueError(f"RecordAt: `{name}` must be integers of at least {least}, got {values}.")
+            object.__setattr__(self, name, tuple(sorted(set(values))))
+        if not self.epochs and not self.steps:
+            raise ValueError("RecordAt: at least one of `epochs` and `steps` must be given. RecordAt(epochs=[0, -1]) "
+                             "looks before and after training.")
+
+    def updates(self, epochs: int, per_epoch: int) -> list[int]:
+        """The numbers of updates after which to look."""
+        wanted = {(epochs if e == -1 else e) * per_epoch for e in self.epochs} | set(self.steps)
+        late = [u for u in wanted if u > epochs * per_epoch]
+        if late:
+            raise ValueError(f"RecordAt: must lie within training's {epochs} epochs of {per_epoch} updates, got update "
+                             f"{min(late)}.")
+        return sorted(wanted)
+
+
+@dataclass
+class Progress:
+    """How far training has come, all of it: what a checkpoint holds beside weights and velocities."""
+
+    alive: Tensor                # (net,) bool
+    losses: list[Tensor] = field(default_factory=list)  # (net,) each
+    done: int = 0                # updates
+
+
+def train(nets: Stack, data: Dataset, settings: Settings, tick: Callable[[int], object] = lambda _nets: None, *,
+          at: RecordAt | None = None, observer: Observer | None = None,
+          checkpoint: Checkpoint | None = None) -> History:
     """Train every net of the stack on the same batches; nets do not interact, whatever becomes of one of them.
 
+    A net whose loss is not finite after an epoch is dropped: it costs nothing from then on.  What a net becomes does
+    not depend on its stack: on a CPU to the last bit.  Numbers below the smallest normal one count as 0 here.
+
     Args:
-        data: flat inputs, on the stack's device.
-        tick: called with the number of nets after each epoch, for a progress bar.
+        data: inputs on the stack's device, flat ones for fully connected nets.
+        tick: called with a number of nets, for each that an epoch is over (or skipped), for a progress bar.
+        at: when `observer` is called.
+        checkpoint: a run that was killed goes on from it, to the same numbers; removed by the caller.
     """
-    state = {name: value.clone().requires_grad_() for name, value in nets.state.items()}
-    nets = Stack(nets.template, state)
-    weights = list(state.values())
-    velocity = [torch.zeros_like(w) for w in weights]
-    momentum = per_net(settings.momentum, weights)
-    losses = [training_loss(nets, data)]
-    for epoch in range(settings.epochs):
-        rate = (settings.learning_rate * settings.decay**epoch).clamp(min=LEARNING_RATE_FLOOR) * (1 - settings.momentum)
-        step = per_net(rate, weights)
-        for index in batches(len(data.x_train), settings, epoch):
-            index = index.to(data.x_train.device)
-            loss = cross_entropy(nets(data.x_train[index]), data.y_train[index])
-            # Nets share no weights, so the sum's gradient is each net's own, and one net's nan stays its own.
-            gradients = torch.autograd.grad(loss.sum(), weights)
-            with torch.no_grad():
-                torch._foreach_mul_(velocity, momentum)
-                torch._foreach_addcmul_(velocity, gradients, step, value=-1.0)
-                torch._foreach_add_(weights, velocity)
-        losses.append(training_loss(nets, data))
-        tick(len(nets))
-    loss = torch.stack(losses, 1).cpu()
-    failed = ~loss.isfinite()
-    diverged = torch.where(failed.any(1), failed.int().argmax(1), -1)
-    loss = loss.masked_fill(failed.cummax(1).values if failed.numel() else failed, torch.nan)
-    return History(loss, diverged, Stack(nets.template, {name: value.detach() for name, value in state.items()}))
+    run = Run(nets, data, settings, tick, observer, checkpoint)
+    marks = at.updates(settings.epochs, run.per_epoch) if at is not None and observer is not None else []
+    with matrix_precision(settings.precision, data.x_train.device):
+        run.start(0 in marks)
+        for epoch in range(run.progress.done // run.per_epoch, settings.epochs):
+            run.epoch(epoch, marks)
+    return run.history()
 
 
-def batches(samples: int, settings: Settings, epoch: int) -> Iterator[Tensor]:
-    """Index tensors of one epoch; the order depends on the seed and the epoch alone, on every device."""
-    generator = torch.Generator().manual_seed(settings.order_seed * 1_000_003 + epoch)
-    yield from torch.randperm(samples, generator=generator).split(settings.batch_size)
+class Run:
+    """The state of `train`."""
 
+    first_segment = 16  # steps
 
-def cross_entropy(logits: Float[Tensor, "net sample classes"], y: Int[Tensor, " sample"]) -> Float[Tensor, " net"]:
-    """Mean cross-entropy [nats per sample] of each net."""
-    log_p = F.log_softmax(logits, -1)
-    return -log_p.gather(-1, y.expand(len(logits), -1).unsqueeze(-1)).mean((1, 2))
+    def __init__(self, nets: Stack, data: Dataset, settings: Settings, tick: Callable[[int], object],
+                 observer: Observer | None, checkpoint: Checkpoint | None):
+        self.template, self.settings, self.tick = nets.template, settings, tick
+        self.observer, self.checkpoint = observer, checkpoint
+        self.samples = len(data.x_train)
+        self.per_epoch = -(-self.samples // settings.batch_size)
+        self.state = {name: value.detach().clone() for name, value in nets.state.items()}  # of dropped nets: their last
+        self.group = Group(nets.template, self.state, settings.momentum, data.x_train, data.y_train,
+                           padded_size(min(settings.batch_size, self.samples)))
+        self.progress = Progress(torch.ones(len(nets), dtype=torch.bool))
+        self.segment = self.first_segment
 
+    def start(self, look: bool) -> None:
+        saved = self.checkpoint.load() if self.checkpoint is not None else None
+        if saved is not None:
+            self.restore(saved)
+            return
+        self.epoch_is_over()
+        if look:
+            self.look()
 
-@torch.no_grad()
-def training_loss(nets: Stack, data: Dataset) -> Float[Tensor, " net"]:
-    """Mean cross-entropy over the whole training set, float64."""
-    total = torch.zeros(len(nets), dtype=torch.float64, device=data.x_train.device)
-    for x, y in zip(data.x_train.split(EVALUATION_BATCH), data.y_train.split(EVALUATION_BATCH), strict=True):
-        total += cross_entropy(nets(x), y).double() * len(x)
-    return total / len(data.x_train)
+    def epoch(self, epoch: int, marks: Sequence[int]) -> None:
+        """From wherever in the epoch it was to its end."""
+        plan = batches(self.samples, self.settings.batch_size, self.settings.order_seed, epoch)
+        self.group.set_rate(self.settings.step_size(epoch)[self.progress.alive])
+        begin = epoch * self.per_epoch
+        while (at := self.progress.done - begin) < self.per_epoch:
+            stop = min([m - begin for m in marks if m - begin > at] + [self.per_epoch])
+            if self.checkpoint is not None:
+                stop = min(stop, at + self.segment)
+            started = time.monotonic()
+            self.group.run(plan.part(at, stop))
+            self.progress.done = begin + stop
+            if stop == self.per_epoch:
+                self.epoch_is_over()
+            if self.progress.done in marks:
+                self.look()
+            if self.checkpoint is not None:
+                self.keep(stop - at, started)
+        self.tick(len(self.progress.alive))
 
+    def epoch_is_over(self) -> None:
+        """Losses of all nets; those that are not finite leave."""
+        loss = torch.full((len(self.progress.alive),), torch.nan, dtype=torch.float64)
+        if len(self.group):
+            loss[self.progress.alive] = self.group.loss().cpu()
+        self.progress.losses.append(loss)
+        still = loss.isfinite()
+        if (self.progress.alive & ~still).any():
+            self.gather()
+            self.group.keep(still[self.progress.alive].to(self.group.device))
+            self.progress.alive = still
 
-def per_net(values: Float[Tensor, " net"], weights: list[Tensor]) -> list[Tensor]:
-    """(net,) values shaped to multiply each (net, ...) weight."""
-    return [values.to(w).view(-1, *[1] * (w.ndim - 1)) for w in weights]
+    def gather(self) -> None:
+        """Bring `state` up to date."""
+        for name, value in self.group.state().items():
+            self.state[name][self.progress.alive] = value
+
+    def look(self) -> None:
+        self.gather()
+        loss = self.progress.losses[-1]
+        self.observer(Moment(self.progress.done, self.progress.done / self.per_epoch,
+                             Stack(self.template, self.state), loss))
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def keep(self, steps: int, started: float) -> None:
+        self.group.wait()
+        seconds = time.monotonic() - started
+        self.segment = max(1, round(steps * min(2.0, SEGMENT / max(seconds, 1e-9))))
+        if self.checkpoint.due():
+            self.gather()
+            self.checkpoint.save({
+                "done": self.progress.done, "alive": self.progress.alive, "losses": self.progress.losses,
+                "state": self.state, "velocity": self.group.velocity(),
+                "observed": self.observer.state() if self.observer is not None else {},
+            })
+
+    def restore(self, saved: dict) -> None:
+        self.progress = Progress(saved["alive"], saved["losses"], saved["done"])
+        for name, value in saved["state"].items():
+            self.state[name].copy_(value)
+        self.group.fill({name: value[saved["alive"]] for name, value in self.state.items()},
+                        self.settings.momentum[saved["alive"]], saved["velocity"])
+        if self.observer is not None:
+            self.observer.restore(saved["observed"])
+        self.tick(len(saved["alive"]) * (self.progress.done // self.per_epoch))
+
+    def history(self) -> History:
+        self.gather()
+        loss = torch.stack(self.progress.losses, 1)
+        failed = ~loss.isfinite()
+        diverged = torch.where(failed.any(1), failed.int().argmax(1), -1)
+        return History(loss.masked_fill(failed, torch.nan), diverged, Stack(self.template, self.state))

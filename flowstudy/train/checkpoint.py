@@ -1,0 +1,55 @@
+"""Where a run goes on after it was killed: one file, whole or not there."""
+
+import os
+import time
+import warnings
+from pathlib import Path
+
+import torch
+
+
+class Checkpoint:
+    """A file that is written anew every so many seconds, and gone when the run is done.
+
+    Args:
+        path: of the file; its folder is made when there is something to write.
+        seconds: the least time between two writes; 0 writes whenever asked.
+        key: what the run is. A file of another run is set aside, never loaded.
+    """
+
+    def __init__(self, path: str | os.PathLike, seconds: float = 60.0, key: str = ""):
+        self.path, self.seconds, self.key = Path(path), seconds, key
+        self.written = time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self.written >= self.seconds
+
+    def save(self, state: dict) -> None:
+        """Tensors, numbers, strings, and lists and dicts of them."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        try:
+            torch.save({"key": self.key, "state": state}, unfinished)
+            unfinished.replace(self.path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+        self.written = time.monotonic()
+
+    def load(self) -> dict | None:
+        """What was saved last, on the CPU; None where there is nothing, or nothing that can be used."""
+        if not self.path.exists():
+            return None
+        try:
+            saved = torch.load(self.path, map_location="cpu", weights_only=True)
+            if saved["key"] != self.key:
+                raise ValueError(f"it belongs to the run {saved['key']}, not to {self.key}")
+            return saved["state"]
+        except Exception as error:  # whatever a damaged file makes torch.load raise
+            aside = self.path.with_name(self.path.name + ".unreadable")
+            self.path.replace(aside)
+            warnings.warn(f"Checkpoint: {self.path} cannot be used ({error}); set aside as {aside.name}, its run "
+                          "starts again.", stacklevel=2)
+            return None
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,230 @@
+"""Stacked training by hand: autograd's gradients, no trace of how nets were grouped, and nothing lost by a kill."""
+
+import itertools
+
+import pytest
+import torch
+from cases import CLASSES, FEATURES, assert_same
+from test_loop import data, nets_of, settings, weights_and_loss
+from torch import nn
+from torch.testing import assert_close
+
+from flowstudy import ACTIVATIONS, HighwayNet, PlainNet, ResidualNet, initialize
+from flowstudy.train import Checkpoint, Moment, RecordAt, group, loop, stack, train
+from flowstudy.train.activations import STACKED
+from flowstudy.train.any_module import StackedModules
+from flowstudy.train.batches import batches
+from flowstudy.train.fully_connected import StackedFullyConnected
+
+KINDS = [PlainNet, HighwayNet, ResidualNet]
+
+
+def nets(kind: type[nn.Module], activation: str, width: int, depth: int, count: int, dtype: torch.dtype) -> list:
+    made = [kind(FEATURES, width, depth, CLASSES, activation).to(dtype) for _ in range(count)]
+    return [initialize(net, "glorot_normal", seed=i) for i, net in enumerate(made)]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_by_hand_are_autograds(kind, activation):
+    """Three steps of a padded batch give the weights and losses that autograd gives: float64, 1e-12 of their size.
+
+    Depth 1 has an input layer alone; a width of 13 and a batch of 7 fit no vector.
+    """
+    for depth in (1, 2, 5):
+        samples = data(torch.float64)
+        many = stack(nets(kind, activation, 13, depth, 3, torch.float64))
+        momentum = torch.tensor([0.0, 0.5, 0.9], dtype=torch.float64)
+        hand = StackedFullyConnected(many.template, many.state, momentum, samples.x_train, samples.y_train, 8)
+        auto = StackedModules(many.template, many.state, momentum, samples.x_train, samples.y_train)
+        for one in (hand, auto):
+            one.set_rate(torch.tensor([0.2, 0.05, 0.01], dtype=torch.float64))
+            for batch in zip(*batches(21, 7, 0, 0), strict=True):
+                one.step(*batch)
+        moved = max((auto.parameters()[name] - value).abs().max().item() for name, value in many.state.items())
+        assert moved > 1e-3
+        assert_close(hand.parameters(), auto.parameters(), rtol=1e-12, atol=1e-13)
+        assert_close(hand.velocities(), auto.velocities(), rtol=1e-11, atol=1e-14)
+        assert_close(hand.loss(), auto.loss(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_activations_are_the_nets(name, dtype):
+    """In place or not, each is the module's own function, to 3 units in the last place; huge and tiny inputs too."""
+    corners = torch.tensor([0.0, 1e-30, -1e-8, 1e4, -1e30], dtype=dtype)
+    x = torch.cat([torch.linspace(-30, 30, 6001, dtype=dtype), corners])
+    expected = ACTIVATIONS[name](x.double()).to(dtype)
+    out = torch.empty(1, 1, len(x), dtype=dtype)
+    STACKED[name].forward(x.clone().view(1, 1, -1), out, torch.empty_like(out))
+    ulp = torch.finfo(dtype).eps * expected.abs() + torch.finfo(dtype).tiny
+    # torch's own gelu loses digits in the far tail, where 1 + erf cancels; it is the function in question all the same
+    own = ACTIVATIONS[name](x) if name == "gelu" else expected
+    assert ((out.view(-1) - own).abs() <= 3 * ulp).all()
+    bad = torch.full((1, 1, 4), torch.nan, dtype=dtype)
+    STACKED[name].forward(bad.clone(), out4 := torch.empty_like(bad), torch.empty_like(bad))
+    assert out4.isnan().all()
+
+
+@pytest.mark.parametrize("kind, activation, width, batch_size", [
+    (kind, *rest) for kind, rest in itertools.product(
+        KINDS, [("tanh", 50, 20), ("relu", 13, 7), ("sigmoid", 71, 5), ("gelu", 7, 3), ("erf", 33, 30)])])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_a_net_becomes_does_not_depend_on_its_group(kind, activation, width, batch_size, dtype, monkeypatch):
+    """Five nets in one chunk, in chunks of two on two threads, or each alone: the same to the last bit."""
+    samples, rates = data(dtype), [0.1, 0.02, 0.05, 0.01, 0.03]
+    made = nets(kind, activation, width, 3, 5, dtype)
+    together = train(stack(made), samples, settings(rates, [0.9] * 5, batch_size=batch_size))
+    monkeypatch.setattr(group, "CHUNK", 2)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        apart = train(stack(made), samples, settings(rates, [0.9] * 5, batch_size=batch_size))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.get_num_threads() == threads
+    for i in range(5):
+        alone = train(stack(made[i:i + 1]), samples, settings(rates[i:i + 1], [0.9], batch_size=batch_size))
+        assert_same(weights_and_loss(together, i), weights_and_loss(alone, 0))
+        assert_same(weights_and_loss(together, i), weights_and_loss(apart, i))
+
+
+def test_one_wild_net_among_forty(monkeypatch):
+    """At learning rate 1e6 one of 40 diverges, is flagged and dropped; the others are what they are without it."""
+    monkeypatch.setattr(group, "CHUNK", 7)
+    rates = [0.05 + 0.001 * i for i in range(40)]
+    rates[17] = 1e6
+    samples = data()
+    others = [i for i in range(40) if i != 17]
+    with_it, without = (
+        train(nets_of(which, "PlainNet-relu-L9"), samples, settings([rates[i] for i in which], batch_size=7, epochs=4))
+        for which in (list(range(40)), others))
+    assert with_it.diverged[17] == 1 and (with_it.diverged[others] == -1).all()
+    for at, i in enumerate(others):
+        assert_same(weights_and_loss(with_it, i), weights_and_loss(without, at))
+
+
+def test_dropped_nets_cost_nothing(monkeypatch):
+    """After the epoch in which a net diverged no step sees it; when all have, no step is made."""
+    seen, step = [], StackedFullyConnected.step
+    monkeypatch.setattr(StackedFullyConnected, "step",
+                        lambda nets, *batch: (seen.append(len(nets)), step(nets, *batch)))
+    train(nets_of(range(3), "PlainNet-relu-L9"), data(), settings([0.05, 1e6, 0.05], epochs=3))
+    assert seen == [3, 2, 2]
+    seen.clear()
+    history = train(nets_of(range(2), "PlainNet-relu-L9"), data(), settings([1e6, 1e6], epochs=5))
+    assert seen == [2] and history.loss[:, 1:].isnan().all()
+
+
+def test_denormals_are_flushed_in_training_alone():
+    """The threads that train count 1e-39 as 0; whoever called them does not, before, between and after."""
+    tiny = torch.tensor([1e-39])
+    samples, many = data(), nets_of(range(2))
+    train(many, samples, settings([0.1, 0.1]))
+    assert (tiny * 1.0).item() > 0
+    chunk = StackedFullyConnected(many.template, many.state, torch.zeros(2), samples.x_train, samples.y_train, 8)
+    assert group.in_threads(lambda _: (tiny * 1.0).item(), [chunk]) == [0.0]
+    assert (tiny * 1.0).item() > 0
+
+
+# --- looking, and being killed ---------------------------------------------------------------------------------------
+
+
+class Watch:
+    """An observer that keeps the moment and the sum of all finite weights."""
+
+    def __init__(self):
+        self.seen: list[list[float]] = []
+
+    def __call__(self, moment: Moment) -> None:
+        total = sum(value.double().nan_to_num(0, 0, 0).sum().item() for value in moment.stack.state.values())
+        self.seen.append([moment.step, moment.epoch, total])
+
+    def state(self) -> dict:
+        return {"seen": self.seen}
+
+    def restore(self, state: dict) -> None:
+        self.seen = state["seen"]
+
+
+def test_moments_are_those_asked_for():
+    """Epochs and steps, 0 and the last included, each once, in order; the nets are those of a shorter run."""
+    watch = Watch()
+    plan = settings([0.1, 0.2], batch_size=10, epochs=3)  # three updates an epoch
+    train(nets_of(range(2)), data(), plan, at=RecordAt(epochs=[0, 2, -1], steps=[3, 4, 9]), observer=watch)
+    assert [seen[:2] for seen in watch.seen] == [[0, 0], [3, 1], [4, 4 / 3], [6, 2], [9, 3]]
+    shorter = train(nets_of(range(2)), data(), settings([0.1, 0.2], batch_size=10, epochs=2)).stack
+    assert watch.seen[3][2] == sum(value.double().sum().item() for value in shorter.state.values())
+
+
+@pytest.mark.parametrize("bad, message", [
+    ({}, "at least one of"), ({"epochs": [-2]}, "`epochs` must be integers of at least -1"),
+    ({"steps": [1.5]}, "`steps` must be integers of at least 0")])
+def test_a_moment_that_cannot_be_is_refused(bad, message, annotations_unchecked):
+    with pytest.raises(ValueError, match=f"^RecordAt: .*{message}"):
+        RecordAt(**bad)
+
+
+def test_a_moment_after_the_end_is_refused():
+    with pytest.raises(ValueError, match=r"^RecordAt: must lie within training's 3 epochs of 3 updates, got update 10"):
+        train(nets_of([0]), data(), settings([0.1], batch_size=10), at=RecordAt(steps=[10]), observer=Watch())
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("kill_at", [1, 2, 4, 7, 9])
+def test_a_killed_run_goes_on_to_the_same_numbers(kill_at, tmp_path, monkeypatch):
+    """Stopped after any write of the checkpoint, the run that resumes ends as one that was never stopped, bit for bit.
+
+    One net diverges in the first epoch: what was dropped stays dropped.
+    """
+    plan = settings([0.1, 1e6, 0.05], [0.9, 0.0, 0.5], [0.9, 1.0, 0.95], batch_size=7, epochs=3)
+    monkeypatch.setattr(loop, "SEGMENT", 0.0)  # one step between two looks at the clock
+    monkeypatch.setattr(loop.Run, "first_segment", 1)
+    at = RecordAt(epochs=[0, 1, -1], steps=[3, 7])
+
+    def run(watch: Watch, checkpoint: Checkpoint | None) -> loop.History:
+        return train(nets_of(range(3), "PlainNet-relu-L9"), data(), plan, at=at, observer=watch, checkpoint=checkpoint)
+
+    whole = Watch()
+    expected = run(whole, None)
+    writes, save = itertools.count(1), Checkpoint.save
+
+    def save_and_die(checkpoint: Checkpoint, state: dict) -> None:
+        save(checkpoint, state)
+        if next(writes) == kill_at:
+            raise Killed
+
+    monkeypatch.setattr(Checkpoint, "save", save_and_die)
+    with pytest.raises(Killed):
+        run(Watch(), Checkpoint(tmp_path / "run.pt", seconds=0.0, key="a"))
+    resumed = Watch()
+    history = run(resumed, Checkpoint(tmp_path / "run.pt", seconds=0.0, key="a"))
+    for i in range(3):
+        assert_close(weights_and_loss(history, i), weights_and_loss(expected, i), rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(history.diverged, expected.diverged)
+    assert resumed.seen == whole.seen
+
+
+def test_a_checkpoint_that_cannot_be_used_is_set_aside(tmp_path):
+    """Cut short, of another run, or no checkpoint at all: kept under another name, with a warning, and not loaded."""
+    for i, spoil in enumerate([lambda p: p.write_bytes(p.read_bytes()[:100]), lambda p: p.write_bytes(b""),
+                               lambda p: Checkpoint(p, key="another").save({"done": 1})]):
+        checkpoint = Checkpoint(tmp_path / f"{i}.pt", key="mine")
+        checkpoint.save({"done": 3, "losses": [torch.ones(2)]})
+        assert_same(checkpoint.load()["losses"], [torch.ones(2)])
+        spoil(checkpoint.path)
+        content = checkpoint.path.read_bytes()
+        with pytest.warns(UserWarning, match=r"^Checkpoint: .*set aside as .*\.unreadable"):
+            assert checkpoint.load() is None
+        assert (tmp_path / f"{i}.pt.unreadable").read_bytes() == content and not checkpoint.path.exists()
+    assert Checkpoint(tmp_path / "none.pt").load() is None
+
+
+@pytest.mark.parametrize("precision, message", [("half", "must be one of float32, tf32, got 'half'"),
+                                                ("tf32", "must be 'float32' on cpu, got 'tf32'")])
+def test_a_precision_that_cannot_be_is_refused(precision, message):
+    with pytest.raises(ValueError, match=f"^train: `precision` {message}"):
+        train(nets_of([0]), data(), settings([0.1], precision=precision))
