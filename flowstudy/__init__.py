@@ -14,7 +14,7 @@ from .measure import (
     layer_jacobian_spectra,
     lesion,
 )
-from .nets import ACTIVATIONS, HighwayNet, PlainNet, initialize
+from .nets import ACTIVATIONS, HighwayNet, PlainNet, ResidualNet, initialize
 from .sweep import Cell, Store, grid, random_search, run
 from .train import Dataset, load_dataset, read_mnist
 
@@ -22,7 +22,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     # build
-    "ACTIVATIONS", "HighwayNet", "PlainNet", "initialize",
+    "ACTIVATIONS", "HighwayNet", "PlainNet", "ResidualNet", "initialize",
     # measure
     "GateActivity", "GradientFlow", "GradientMonitor", "JacobianSpectrum", "UntrainableError", "assert_trainable",
     "compare", "gate_activity", "gradient_flow", "jacobian_spectrum", "layer_jacobian_spectra", "lesion",

@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowstudy.nets import HighwayNet, PlainNet, initialize
+from flowstudy.nets import HighwayNet, PlainNet, ResidualNet, initialize
 
 FEATURES, CLASSES, SAMPLES = 12, 5, 9
 
 NETS: dict[str, Callable[[], nn.Module]] = {
     f"{kind.__name__}-{activation}-L{depth}": lambda kind=kind, activation=activation, depth=depth: kind(
         FEATURES, 11, depth, CLASSES, activation)
-    for kind in (PlainNet, HighwayNet) for activation in ("relu", "tanh", "sigmoid") for depth in (1, 2, 9)
+    for kind in (PlainNet, HighwayNet, ResidualNet) for activation in ("relu", "tanh", "sigmoid") for depth in (1, 2, 9)
 }
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from flowstudy.nets import HighwayNet, PlainNet
+from flowstudy.nets import HighwayNet, PlainNet, ResidualNet
 from flowstudy.sweep import Cell, cells, grid, random_search
 
 # --- grid ------------------------------------------------------------------------------------------------------------
@@ -26,7 +26,8 @@ def test_grid_is_the_product_in_order():
     assert grid() == [Cell()]
 
 
-@pytest.mark.parametrize("name, field, kind", [("plain", None, PlainNet), ("highway", -2.0, HighwayNet)])
+@pytest.mark.parametrize("name, field, kind", [("plain", None, PlainNet), ("highway", -2.0, HighwayNet),
+                                               ("residual", None, ResidualNet)])
 def test_defaults_are_the_papers_nets(name, field, kind):
     """Width and gate bias that are left out are those of the paper's net of that name."""
     cell = Cell(net=name)
@@ -84,8 +85,8 @@ def test_keys_are_equal_where_cells_are(pair):
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 WRONG_CELLS = [
-    ({"net": "highwy"}, r"`net` must be one of plain, highway, got 'highwy'\. Did you mean 'highway'\?"),
-    ({"net": ["plain"]}, r"`net` must be one of plain, highway, got \['plain'\]"),
+    ({"net": "highwy"}, r"`net` must be one of plain, highway, residual, got 'highwy'\. Did you mean 'highway'\?"),
+    ({"net": ["plain"]}, r"`net` must be one of plain, highway, residual, got \['plain'\]"),
     ({"init": "he"}, r"`init` must be one of glorot_normal"),
     ({"activation": "rleu"}, r"`activation` must be one of relu.*Did you mean 'relu'\?"),
     ({"dataset": "cifar"}, r"`dataset` must be one of digits.*Did you mean 'cifar10"),
@@ -97,6 +98,7 @@ WRONG_CELLS = [
     ({"epochs": None}, r"`epochs` must be an integer of at least 0, got None"),
     ({"train_samples": 0}, r"`train_samples` must be an integer of at least 1, got 0"),
     ({"gate_bias": -1.0}, r"`gate_bias` must be left out of plain nets, got -1\.0"),
+    ({"net": "residual", "gate_bias": -1.0}, r"`gate_bias` must be left out of residual nets, got -1\.0"),
     ({"net": "highway", "gate_bias": math.nan}, r"`gate_bias` must be a number, got nan"),
     ({"gain": 0.0}, r"`gain` must be positive and finite, got 0\.0"),
     ({"learning_rate": math.inf}, r"`learning_rate` must be positive and finite, got inf"),

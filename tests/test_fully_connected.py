@@ -5,11 +5,20 @@ import torch
 from cases import CLASSES, FEATURES, NETS, batch, build
 from torch import nn
 
-from flowstudy.nets import HighwayBlock, HighwayNet, PlainBlock, PlainNet, initialize
+from flowstudy.nets import (
+    HighwayBlock,
+    HighwayNet,
+    PlainBlock,
+    PlainNet,
+    ResidualBlock,
+    ResidualNet,
+    initialize,
+)
 
 PAPER = [(PlainNet, 10, 102_463), (PlainNet, 20, 153_583), (PlainNet, 50, 306_943), (PlainNet, 100, 562_543),
          (HighwayNet, 10, 85_660), (HighwayNet, 20, 136_660), (HighwayNet, 50, 289_660), (HighwayNet, 100, 544_660),
          (HighwayNet, 900, 4_624_660)]
+BLOCKS = {PlainNet: PlainBlock, HighwayNet: HighwayBlock, ResidualNet: ResidualBlock}
 
 
 @pytest.mark.parametrize("kind, depth, parameters", PAPER)
@@ -25,7 +34,7 @@ def test_depth_counts_hidden_layers(name):
     first, *blocks = net.hidden_layers
     assert 1 + len(blocks) == net.depth
     assert isinstance(first, PlainBlock) and first.affine.in_features == FEATURES
-    assert {type(block) for block in blocks} <= {HighwayBlock if isinstance(net, HighwayNet) else PlainBlock}
+    assert {type(block) for block in blocks} <= {BLOCKS[type(net)]}
     affine = sum(isinstance(module, nn.Linear) for module in net.modules())
     assert affine == net.depth + 1
 
@@ -62,7 +71,7 @@ def test_gate_biases_are_one_per_block():
     assert torch.equal(torch.stack(biases), torch.full((9, 8), -3.5))
 
 
-@pytest.mark.parametrize("kind", [PlainNet, HighwayNet])
+@pytest.mark.parametrize("kind", BLOCKS)
 @pytest.mark.parametrize("argument", ["in_features", "width", "depth", "out_features"])
 @pytest.mark.parametrize("value", [0, -1, 2.0, True, "3", None])
 @pytest.mark.usefixtures("annotations_unchecked")

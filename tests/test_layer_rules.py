@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from flowstudy.measure import jacobian
 from flowstudy.measure.layer_rules import UNITWISE, layer_rule
-from flowstudy.nets import ACTIVATIONS, HighwayBlock, PlainBlock
+from flowstudy.nets import ACTIVATIONS, HighwayBlock, PlainBlock, ResidualBlock
 
 
 class Square(nn.Linear):
@@ -26,6 +26,7 @@ def hooked() -> nn.Module:
 LAYERS = {
     **{f"plain {name}": lambda name=name: PlainBlock(nn.Linear(6, 5), name) for name in ACTIVATIONS},
     **{f"highway {name}": lambda name=name: HighwayBlock(nn.Linear(6, 12), name, -1.0) for name in ACTIVATIONS},
+    **{f"residual {name}": lambda name=name: ResidualBlock(nn.Linear(6, 6), name) for name in ACTIVATIONS},
     **{kind.__name__: lambda kind=kind: nn.Sequential(nn.Linear(6, 7), kind(), nn.Tanh()) for kind in UNITWISE},
     "linear": lambda: nn.Linear(6, 4), "in place": lambda: nn.Sequential(nn.Linear(6, 6), nn.ReLU(inplace=True)),
     "closed gates": lambda: HighwayBlock(nn.Linear(6, 12), "tanh", -math.inf),

@@ -10,13 +10,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from flowstudy.nets import HighwayBlock, HighwayNet, PlainBlock, PlainNet
+from flowstudy.nets import HighwayBlock, HighwayNet, PlainBlock, PlainNet, ResidualBlock, ResidualNet
 
 IMMUTABLE = {type(None), bool, int, float, str}
 CONTAINERS = {dict, OrderedDict, list, set}
 TENSORS = {Tensor, nn.Parameter}
-INERT = {HighwayBlock, PlainBlock, HighwayNet, PlainNet, nn.Sequential, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
-         nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Hardtanh, nn.Softplus, nn.Identity,
+INERT = {HighwayBlock, PlainBlock, ResidualBlock, HighwayNet, PlainNet, ResidualNet, nn.Sequential, nn.Linear,
+         nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Hardtanh, nn.Softplus, nn.Identity,
          nn.Flatten}
 
 

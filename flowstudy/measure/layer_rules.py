@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flowstudy.nets import ACTIVATIONS, HighwayBlock, PlainBlock
+from flowstudy.nets import ACTIVATIONS, HighwayBlock, PlainBlock, ResidualBlock
 
 # Modules that act unit by unit, in eval mode; the derivative comes from autograd, so their options do not matter.
 UNITWISE = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Hardtanh, nn.Softplus, nn.Identity)
@@ -15,8 +15,8 @@ UNITWISE = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU
 def layer_rule(function: object, x: Float[Tensor, "sample *inputs"]) -> Float[Tensor, "sample outputs inputs"] | None:
     """d function(x) / dx of every sample where the layer is one of these, else None: the general way serves it.
 
-    A plain layer phi(W x + b): phi' times the rows of W.  A highway layer: T H' W_H + (H - x) T' W_T + diag(1 - T).
-    Known are the two blocks and `nn.Linear`, alone or followed by unit-wise modules; without hooks, which may do more.
+    A plain layer phi(W x + b): phi' times the rows of W; a residual layer, I more.  A highway layer:
+    T H' W_H + (H - x) T' W_T + diag(1 - T).  Known are the three blocks and `nn.Linear`, alone or followed by unit-wise modules; without hooks, which may do more.
     """
     if x.ndim != 2 or not isinstance(function, nn.Module) or any(map(is_hooked, function.modules())):
         return None
@@ -24,6 +24,8 @@ def layer_rule(function: object, x: Float[Tensor, "sample *inputs"]) -> Float[Te
         return highway_rule(function, x)
     if isinstance(function, PlainBlock) and isinstance(function.affine, nn.Linear):
         return plain_rule(function.affine, ACTIVATIONS[function.activation], x)
+    if isinstance(function, ResidualBlock) and isinstance(function.affine, nn.Linear):
+        return residual_rule(function, x)
     affine, *after = function if type(function) is nn.Sequential else [function]
     if type(affine) is nn.Linear and all(type(module) in UNITWISE for module in after):
         return plain_rule(affine, nn.Sequential(*after), x)
@@ -38,6 +40,12 @@ def plain_rule(affine: nn.Linear, activation: Callable[[Tensor], Tensor], x: Ten
     with torch.no_grad():
         h = affine(x)
     return slope(activation, h).unsqueeze(-1) * affine.weight
+
+
+def residual_rule(block: ResidualBlock, x: Tensor) -> Tensor:
+    result = plain_rule(block.affine, ACTIVATIONS[block.activation], x)
+    result.diagonal(dim1=-2, dim2=-1).add_(1)
+    return result
 
 
 def highway_rule(block: HighwayBlock, x: Tensor) -> Tensor:

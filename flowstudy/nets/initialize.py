@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from flowstudy import theory
 
 from .blocks import HighwayBlock, PlainBlock
+from .residual import ResidualBlock
 
 WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 ACTIVATION_MODULES = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.GELU: "gelu",
@@ -158,7 +159,7 @@ def weight_matrices(model: nn.Module, activation: str | None, bias_var: float) -
     """Each matrix of the model in registration order; a fused highway weight is two."""
     hidden = activation or only_activation(model)
     gated = {block.affine for block in model.modules() if isinstance(block, HighwayBlock)}
-    blocks = [block for block in model.modules() if isinstance(block, PlainBlock | HighwayBlock)]
+    blocks = [block for block in model.modules() if isinstance(block, PlainBlock | HighwayBlock | ResidualBlock)]
     known = {block.affine: block.activation for block in blocks}
     layers = [layer for layer in model.modules() if isinstance(layer, WEIGHT_LAYERS)]
     for layer in layers:

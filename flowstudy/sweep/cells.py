@@ -1,19 +1,20 @@
 """A cell is one net with its training settings; a plan is a list of cells, plain data."""
 
 import difflib
+import functools
 import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 import numpy as np
 
-from flowstudy.nets import ACTIVATIONS, SCHEMES, HighwayNet, PlainNet
+from flowstudy.nets import ACTIVATIONS, SCHEMES, HighwayNet, PlainNet, ResidualNet
 from flowstudy.train.datasets import DATASETS
 
-NETS = {"plain": PlainNet, "highway": HighwayNet}
-PAPER_WIDTH = {"plain": 71, "highway": 50}  # about 5,000 parameters a layer either way
+NETS = {"plain": PlainNet, "highway": HighwayNet, "residual": ResidualNet}
+PAPER_WIDTH = {"plain": 71, "highway": 50, "residual": 71}  # about 5,000 parameters a layer either way
 
 # Srivastava et al. 2015, section 3.1, and the authors' search tables.
 PAPER_RANGES: dict[str, tuple] = {
@@ -33,12 +34,12 @@ class Cell:
     """One net: what it is, how it starts, how it learns.
 
     Attributes:
-        net: "plain" or "highway".
+        net: "plain", "highway" or "residual".
         depth: hidden layers, the plain input layer included.
-        width: units a layer; None is the paper's (71 plain, 50 highway).
+        width: units a layer; None is the paper's (71 plain, 50 highway; 71 residual).
         activation: see `flowstudy.ACTIVATIONS`.
         init: see `flowstudy.initialize`; `gain` and `bias_var` likewise, None is the scheme's own gain.
-        gate_bias: b_T of every highway block; None for plain nets, -2 where a highway cell gives none.
+        gate_bias: b_T of every highway block; None for other nets, -2 where a highway cell gives none.
         dataset: see `flowstudy.load_dataset`; `train_samples` of its training set, None is all.
         seed: of the weights.
         learning_rate, momentum, decay, epochs, batch_size, order_seed: see `flowstudy.train.loop.Settings`.
@@ -84,17 +85,18 @@ class Cell:
                 number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
                 require(number and not np.isnan(value), name, "a number", value)
                 fill(self, name, float(value) + 0.0)  # -0.0 is 0.0: equal cells have equal keys
-        require(self.net == "highway" or self.gate_bias is None, "gate_bias", "left out of plain nets", self.gate_bias)
+        require(self.net == "highway" or self.gate_bias is None, "gate_bias", f"left out of {self.net} nets",
+                self.gate_bias)
         require(self.gain is None or 0 < self.gain < np.inf, "gain", "positive and finite", self.gain)
         require(0 <= self.bias_var < np.inf, "bias_var", "at least 0 and finite", self.bias_var)
         require(0 < self.learning_rate < np.inf, "learning_rate", "positive and finite", self.learning_rate)
         require(0 <= self.momentum < 1, "momentum", "in [0, 1)", self.momentum)
         require(0 < self.decay <= 1, "decay", "in (0, 1]", self.decay)
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """The cell's name in the store: a hash of its fields, those that came later left out at their defaults."""
-        fields = asdict(self)
+        fields = {name: getattr(self, name) for name in CELL_FIELDS}
         return digest({name: value for name, value in fields.items() if name not in LATER or value != LATER[name]})
 
     @property

@@ -22,13 +22,14 @@ from .residual import (
     residual_lyapunov_exponents,
     residual_squared_gain,
 )
+from .residual_net import residual_net
 from .shattering import shattered_correlation
 from .spectrum import mean_squared, second_moment, spectrum_edge, spectrum_variance
 
 __all__ = [
     # signals and gradients: infinite width
     "MeanField", "correlation_map", "critical_weight_var", "edge_of_chaos", "length_map", "mean_field", "plain",
-    "highway", "highway_limit", "highway_log_volume", "suggest_gate_bias", "shattered_correlation",
+    "highway", "highway_limit", "highway_log_volume", "residual_net", "suggest_gate_bias", "shattered_correlation",
     # norms: mean and variance over nets, exact at any width
     "Moments", "log_input_gradient_norm", "log_jacobian_norm", "log_weight_gradient_norm", "squared_jacobian_norm",
     "random_walk_drift", "random_walk_gain",

@@ -1,0 +1,43 @@
+"""Residual nets without normalisation: one matrix per layer, its output added to its input."""
+
+from torch import Tensor, nn
+
+from .blocks import ACTIVATIONS, check_activation
+from .fully_connected import FullyConnected
+
+
+class ResidualBlock(nn.Module):
+    """`y = x + activation(affine(x))`: a highway layer whose gate lets all of H and all of x through.
+
+    Args:
+        affine: maps to the same size: `nn.Linear`, or a padded convolution.
+        activation: a name in `ACTIVATIONS`.
+
+    Source: He et al. 2016 (arXiv:1603.05027), without batch normalisation; Balduzzi et al. 2017 (arXiv:1702.08591).
+    """
+
+    def __init__(self, affine: nn.Module, activation: str = "relu"):
+        super().__init__()
+        self.affine = affine
+        self.activation = check_activation("ResidualBlock", activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + ACTIVATIONS[self.activation](self.affine(x))
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation!r}"
+
+
+class ResidualNet(FullyConnected):
+    """A residual net of as many parameters as the plain net; the first layer is plain since it changes the size.
+
+    A ReLU branch is scaled by the gain of its weights: there is no factor of its own.
+
+    >>> sum(p.numel() for p in ResidualNet(depth=10).parameters())
+    102463
+    """
+
+    def __init__(self, in_features: int = 784, width: int = 71, depth: int = 10, out_features: int = 10,
+                 activation: str = "relu"):
+        super().__init__(in_features, width, depth, out_features, activation,
+                         lambda: ResidualBlock(nn.Linear(width, width), activation))
