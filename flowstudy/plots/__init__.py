@@ -4,6 +4,7 @@ Lines are medians over seeds, bands go from the 10th to the 90th percentile.
 """
 
 from .gradients import backward_slopes, gradient_by_layer, slope_by_depth
+from .highway import highway_recursion, highway_spectrum
 from .heat_map import TRAINING_PANELS, training_heat_map
 from .results import gradient_flow, spectrum
 from .save import each, save, write_whole
@@ -13,7 +14,7 @@ from .training import figure_1, trainability_map
 __all__ = [
     # many nets
     "figure_1", "gradient_by_layer", "slope_by_depth", "backward_slopes", "spectrum_by_depth", "condition_by_depth",
-    "spectrum_by_route", "lyapunov_exponents", "trainability_map",
+    "spectrum_by_route", "lyapunov_exponents", "trainability_map", "highway_recursion", "highway_spectrum",
     # one model, one run
     "gradient_flow", "spectrum", "training_heat_map", "TRAINING_PANELS",
     # keeping

@@ -12,6 +12,7 @@ from flowstudy.nets import initialize
 from flowstudy.train import Dataset, Settings, Stack, stack_states, train
 from flowstudy.train.loop import EVALUATION_BATCH, History
 
+from .body_moments import body_moments_rows
 from .cells import NETS, Cell
 
 Tick = Callable[[int], object]
@@ -100,7 +101,8 @@ def multiplied_out(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 MEASUREMENTS = {"training_loss": training_loss, "accuracy": accuracy, "gradient_flow": gradient_flow_rows,
-                "jacobian_spectrum": jacobian_spectrum_rows, "spectrum_by_route": spectrum_by_route}
+                "jacobian_spectrum": jacobian_spectrum_rows, "spectrum_by_route": spectrum_by_route,
+                "body_moments": body_moments_rows}
 
 
 def build(cells: Sequence[Cell], data: Dataset) -> Stack:

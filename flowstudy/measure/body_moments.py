@@ -1,0 +1,138 @@
+"""What mean field predicts of a net's body, measured layer by layer: two signals, and the Jacobians at them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
+
+from .copies import float64_copy
+from .layer_rules import layer_rule
+
+Blocks = nn.Sequential | Sequence[nn.Module]
+
+
+def body_moments(blocks: Blocks, x: Float[Tensor, "2 width"], *, every: int = 1, probes: int = 64,
+                 seed: int = 0) -> pd.DataFrame:
+    """Two signals through `blocks` and the Jacobians at them, in float64: the columns of `theory.highway`, measured.
+
+    All but the gradient correlation is exact: the layers' Jacobians are known in closed form, and multiplied out, a
+    product of width^3 per layer. However small J becomes, P keeps its digits.
+
+    Args:
+        blocks: plain, highway or residual layers of one width, not convolutional; a net's are `net.blocks`.
+        x: the two inputs of the first block.
+        every: layers between two rows; the first and the last layer always have one.
+        probes: random directions by which the gradient correlation is estimated: to about 1 / sqrt(width probes), or
+            1 / sqrt(probes) where one singular value outgrows the others.
+        seed: of the directions.
+
+    Returns:
+        A row per recorded layer.  `layer`, 1 is the first block.  `q`, `m`: mean square and mean of its outputs, mean
+        of the two inputs'; `c`: cosine between them.  `chi`: mean squared singular value of the layer's Jacobian,
+        mean of the two inputs'.  Of the Jacobian J from the first input to here, width n: `mean_squared`,
+        (1/n) tr J J^T; `P`, (1/n) tr (J J^T)^2 over its square; `mean_squared_without_largest` and
+        `P_without_largest`, the same without the largest singular value, which theory leaves out where the
+        activations have a mean (see `theory.highway`).
+        `gradient_correlation`: tr J_a J_b^T over the root of tr J_a J_a^T tr J_b J_b^T, the cosine between what
+        the two inputs send back, on average over error signals.  All are nan behind a layer whose J is 0.
+
+    Raises:
+        ValueError: no blocks, blocks of another kind or of several widths, a number that is no positive integer.
+    """
+    call = "body_moments"
+    check(call, blocks, every=every, probes=probes)
+    rows = [moments(layer, *state) for layer, state in enumerate(states(call, blocks, x.double(), probes, seed), 1)
+            if layer % every == 0 or layer in (1, len(blocks))]
+    return pd.DataFrame(rows)
+
+
+def states(call: str, blocks: Blocks, h: Float64[Tensor, "2 width"], probes: int,
+           seed: int) -> Iterator[tuple[Tensor, ...]]:
+    """By layer: the outputs, the layer's two Jacobians, J of the first input scaled to mean square singular value 1
+    with the log of what it was, and both inputs' J times random directions."""
+    width = h.shape[1]
+    total = torch.eye(width, dtype=torch.float64, device=h.device)
+    log_square = torch.zeros((), dtype=torch.float64, device=h.device)
+    directions = torch.randn(width, probes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    sent = directions.to(h.device).expand(2, -1, -1)
+    for block in blocks:
+        block = float64_copy(call, block)
+        jacobians = check_square(call, block, layer_rule(block, h), width)
+        with torch.no_grad():
+            h = block(h)
+            total, sent = jacobians[0] @ total, jacobians @ sent
+            square = total.square().sum() / width
+            total, sent = total / square.sqrt(), sent / square.sqrt()
+            log_square = log_square + square.log()
+        yield h, jacobians, total, log_square, sent
+
+
+def moments(layer: int, h: Tensor, jacobians: Tensor, total: Tensor, log_square: Tensor, sent: Tensor) -> dict:
+    cosine, gradient_cosine = (torch.cosine_similarity(*pair.flatten(1), dim=0) for pair in (h, sent))
+    values = {"q": h.square().mean(), "m": h.mean(), "c": cosine,
+              "chi": jacobians.square().sum() / (2 * h.shape[1]), "mean_squared": log_square.exp(),
+              **spectral_moments(total, log_square), "gradient_correlation": gradient_cosine}
+    return {"layer": layer} | {name: value.item() for name, value in values.items()}
+
+
+def spectral_moments(total: Tensor, log_square: Tensor) -> dict[str, Tensor]:
+    """P of all singular values; mean square and P of all but the largest."""
+    with one_thread():
+        squares = torch.linalg.eigvalsh(total @ total.mT)  # ascending
+    rest = squares[:-1]
+    return {"P": second_moment(squares), "mean_squared_without_largest": rest.mean() * log_square.exp(),
+            "P_without_largest": second_moment(rest)}
+
+
+def second_moment(squares: Tensor) -> Tensor:
+    return squares.square().mean() / squares.mean().square()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """LAPACK's eigenvalues gain little from a second thread, and on busy cores its threads wait: 0.07 s become 15."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def two_inputs(width: int, q: float = 1.0, m: float = 0.0, c: float = 0.5, *,
+               seed: int = 0) -> Float64[Tensor, "2 width"]:
+    """Two vectors with Gaussian entries but for this: mean square q, mean m and cosine c hold exactly.
+
+    Raises:
+        ValueError: a width below 3, or numbers that no two vectors have.
+    """
+    call, spread = "two_inputs", q - m**2
+    if width < 3:
+        raise ValueError(f"{call}: `width` must be at least 3, got {width}.")
+    if not 0 < spread < np.inf:
+        raise ValueError(f"{call}: `q` must be finite and above m^2 = {m**2:.6g}, got {q!r}.")
+    shared = (q * c - m**2) / spread
+    if not -1 <= shared <= 1 or c > 1:
+        raise ValueError(f"{call}: `c` must be between 2 m^2 / q - 1 = {2 * m**2 / q - 1:.6g} and 1, got {c!r}.")
+    noise = np.random.default_rng(seed).standard_normal((width, 2))
+    _, one, other = np.linalg.qr(np.column_stack([np.ones(width), noise]))[0].T * width**0.5
+    return torch.from_numpy(m + spread**0.5 * np.stack([one, shared * one + (1 - shared**2)**0.5 * other]))
+
+
+def check(call: str, blocks: Blocks, **integers: int) -> None:
+    for name, value in integers.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{call}: `{name}` must be an integer of at least 1, got {value!r}.")
+    if not len(blocks):
+        raise ValueError(f"{call}: `blocks` must hold at least one layer, got none. A net has some from depth 2 on.")
+
+
+def check_square(call: str, block: nn.Module, jacobians: Tensor | None, width: int) -> Tensor:
+    if jacobians is None or jacobians.shape[1:] != (width, width):
+        raise ValueError(f"{call}: `blocks` must be fully connected layers of the inputs' width {width}, "
+                         f"got {block!r}. Pass a net's `blocks`.")
+    return jacobians
