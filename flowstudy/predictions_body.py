@@ -21,8 +21,8 @@ def with_predicted_moments(rows: pd.DataFrame) -> pd.DataFrame:
 
     `measured`: mean over nets; `standard_error` of that mean, nan where there is one net.  `predicted`: for infinite
     width, nan where theory has nothing to say: of the moments with and without the largest singular value one is
-    predicted, the latter for nets with a mean mode (see `theory.highway`).  `z`: measured less
-    predicted, in standard errors; at finite width there is a bias of the order depth / width, which z counts too.
+    predicted, the latter for nets with a mean mode (see `theory.highway`).  `z`: measured less predicted, in standard
+    errors; at finite width there is a bias of the order depth / width, which z counts too.
     """
     groups = rows.groupby([*KIND, "layer"], dropna=False, sort=False)[QUANTITIES]
     found = groups.mean().melt(ignore_index=False, var_name="quantity", value_name="measured").reset_index()
