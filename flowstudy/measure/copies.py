@@ -16,8 +16,8 @@ IMMUTABLE = {type(None), bool, int, float, str}
 CONTAINERS = {dict, OrderedDict, list, set}
 TENSORS = {Tensor, nn.Parameter}
 INERT = {HighwayBlock, PlainBlock, ResidualBlock, HighwayNet, PlainNet, ResidualNet, nn.Sequential, nn.Linear,
-         nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Hardtanh, nn.Softplus, nn.Identity,
-         nn.Flatten}
+         nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU,
+         nn.Hardtanh, nn.Softplus, nn.Identity, nn.Flatten}
 
 
 def float64_copy(call: str, model: nn.Module) -> nn.Module:

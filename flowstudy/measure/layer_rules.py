@@ -16,7 +16,8 @@ def layer_rule(function: object, x: Float[Tensor, "sample *inputs"]) -> Float[Te
     """d function(x) / dx of every sample where the layer is one of these, else None: the general way serves it.
 
     A plain layer phi(W x + b): phi' times the rows of W; a residual layer, I more.  A highway layer:
-    T H' W_H + (H - x) T' W_T + diag(1 - T).  Known are the three blocks and `nn.Linear`, alone or followed by unit-wise modules; without hooks, which may do more.
+    T H' W_H + (H - x) T' W_T + diag(1 - T).  Known are the three blocks and `nn.Linear`, alone or followed by
+    unit-wise modules; without hooks, which may do more.
     """
     if x.ndim != 2 or not isinstance(function, nn.Module) or any(map(is_hooked, function.modules())):
         return None

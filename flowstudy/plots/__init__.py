@@ -8,6 +8,7 @@ from .highway import highway_recursion, highway_spectrum
 from .heat_map import TRAINING_PANELS, training_heat_map
 from .results import gradient_flow, spectrum
 from .save import each, save, write_whole
+from .shattering import gradient_around_circle, gradient_correlation, gradient_correlation_by_depth
 from .spectra import condition_by_depth, lyapunov_exponents, spectrum_by_depth, spectrum_by_route
 from .training import figure_1, trainability_map
 
@@ -15,6 +16,7 @@ __all__ = [
     # many nets
     "figure_1", "gradient_by_layer", "slope_by_depth", "backward_slopes", "spectrum_by_depth", "condition_by_depth",
     "spectrum_by_route", "lyapunov_exponents", "trainability_map", "highway_recursion", "highway_spectrum",
+    "gradient_correlation", "gradient_correlation_by_depth", "gradient_around_circle",
     # one model, one run
     "gradient_flow", "spectrum", "training_heat_map", "TRAINING_PANELS",
     # keeping

@@ -10,10 +10,12 @@ from flowstudy.measure import jacobian_spectrum, stacked_gradient_flow, stacked_
 from flowstudy.measure.gradients import STATISTICS
 from flowstudy.nets import initialize
 from flowstudy.train import Dataset, Settings, Stack, stack_states, train
-from flowstudy.train.loop import EVALUATION_BATCH, History
+from flowstudy.train.any_module import EVALUATION_BATCH
+from flowstudy.train.loop import History
 
 from .body_moments import body_moments_rows
 from .cells import NETS, Cell
+from .shattering import gradient_around_circle_rows, gradient_correlation_rows
 
 Tick = Callable[[int], object]
 
@@ -102,7 +104,8 @@ def multiplied_out(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 MEASUREMENTS = {"training_loss": training_loss, "accuracy": accuracy, "gradient_flow": gradient_flow_rows,
                 "jacobian_spectrum": jacobian_spectrum_rows, "spectrum_by_route": spectrum_by_route,
-                "body_moments": body_moments_rows}
+                "body_moments": body_moments_rows, "gradient_correlation": gradient_correlation_rows,
+                "gradient_around_circle": gradient_around_circle_rows}
 
 
 def build(cells: Sequence[Cell], data: Dataset) -> Stack:

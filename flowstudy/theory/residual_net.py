@@ -24,9 +24,9 @@ def residual_net(activation: str, depth: Values, weight_var: Values, q0: Values 
     These are the equations of `highway` with 1 in place of both T and 1 - T.
 
     Limits: as those of `highway`.  A ReLU net has one more singular value, the mean mode, which grows by q'/q per layer
-    instead of chi (2.90 instead of 2 with He's weights).  It adds to E||J u||^2 some (q_L / q_0) / n: past about
-    ln n / ln 1.45 layers, 14 at width 200, it is most of the gradient of a random read-out, unless the read-out is
-    orthogonal to the mean output.
+    instead of chi (2.90 instead of 2 with He's weights).  To what a random read-out sends back, E||J^T v||^2, it adds
+    (q_L / q_0) / n along the input, and some four times that across it (measured at width 200, where it is more than
+    half of the whole from 12 layers on).  A read-out orthogonal to the mean output does not see it.
 
     Args:
         activation: of H, as in `mean_field`.
@@ -89,5 +89,6 @@ def next_layer(phi: Activation, weight_var: float, bias_var: float, now: State) 
     c = (now.c + mixed + pairs.covariance(c_h) / q) / grown
     chi, chi_ab = (1 + weight_var * kept for kept in (phi.squared_slope(length), pairs.slope_covariance(c_h)))
     return State(
-        log_q=float(now.log_q + np.log(grown)), m=float((now.m + mean) / np.sqrt(grown)), c=float(np.clip(c, -1, 1)), chi=float(chi), log_mean_squared=float(now.log_mean_squared + np.log(chi)),
+        log_q=float(now.log_q + np.log(grown)), m=float((now.m + mean) / np.sqrt(grown)),
+        c=float(np.clip(c, -1, 1)), chi=float(chi), log_mean_squared=float(now.log_mean_squared + np.log(chi)),
         gradient_correlation=float(now.gradient_correlation * chi_ab / chi))
