@@ -1,10 +1,14 @@
 """The store: what goes in comes out, a killed writer leaves nothing half-written, and damage is set aside."""
 
+import contextlib
+import errno
+import json
 import os
 import subprocess
 import sys
 import textwrap
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from pandas.testing import assert_frame_equal
 
-from flowstudy.sweep import Cell, Store, grid
+from flowstudy.sweep import Cell, Store, StoreError, grid
 from flowstudy.sweep.cells import CELL_FIELDS
 
 TABLE = "things"
@@ -112,9 +116,10 @@ def test_damaged_file_is_set_aside(tmp_path, damage):
     store.append(TABLE, PLAN[3:5], rows_of(PLAN[3:5]), {})
     path.write_bytes(damage(path.read_bytes()))
     damaged = path.read_bytes()
-    with pytest.warns(UserWarning, match=r"Store: .*is not a table of flowstudy .*set aside as .*\.unreadable"):
+    with pytest.warns(UserWarning, match=r"Store: .*is not a table of flowstudy .*set aside as \..*\.unreadable"):
         assert store.missing(PLAN[:5], TABLE) == PLAN[:3]
-    assert path.with_name(path.name + ".unreadable").read_bytes() == damaged
+    assert path.with_name(f".{path.name}.unreadable").read_bytes() == damaged
+    assert len(pd.read_parquet(tmp_path / TABLE)) == 2 * 4
     store.append(TABLE, PLAN[:3], rows_of(PLAN[:3]), {})
     assert_holds(store.load(PLAN[:3], TABLE), PLAN[:3], rows_of(PLAN[:3]))
 
@@ -147,23 +152,72 @@ def test_leftovers_of_the_dead_are_swept_and_others_stay(tmp_path):
                                for place, pid in ((host, DEAD), (host, os.getppid()), (f"not-{host}", DEAD)))
     for path in (gone, living, elsewhere):
         path.write_bytes(b"half")
-    store.append(TABLE, PLAN[1:2], rows_of(PLAN[1:2]), {})
+    Store(tmp_path).append(TABLE, PLAN[1:2], rows_of(PLAN[1:2]), {})
     assert [path.exists() for path in (gone, living, elsewhere)] == [False, True, True]
 
 
-def test_failed_append_leaves_nothing(tmp_path, monkeypatch):
-    """When writing fails, the table is as before and no temporary file is left."""
+@contextlib.contextmanager
+def tiny_disk(folder: Path) -> Iterator[None]:
+    """A file system of 64 KB, where this user may mount one."""
+    folder.mkdir()
+    if not hasattr(os, "geteuid") or os.geteuid() or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], capture_output=True).returncode:
+        pytest.skip("no permission to mount a small file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_full_disk(tmp_path):
+    """On a full disk the error says so, nothing of what is stored is lost, and no temporary file takes its space."""
+    with tiny_disk(tmp_path / "disk"):
+        store, rows = Store(tmp_path / "disk"), rows_of(PLAN[:1])
+        store.append(TABLE, PLAN[:1], rows, {})
+        before = sorted(path.name for path in (store.root / TABLE).iterdir())
+        for _ in range(2):
+            with pytest.raises(StoreError, match=r"Store: `store` must have space .*No space left.* free some space"):
+                store.append(TABLE, PLAN[1:2], rows_of(PLAN[1:2], each=10_000), {})
+        assert sorted(path.name for path in (store.root / TABLE).iterdir()) == before
+        assert_holds(store.load(PLAN[:1], TABLE), PLAN[:1], rows)
+
+
+LIMITED = textwrap.dedent("""
+    import resource, sys
+    import numpy as np, pandas as pd
+    from flowstudy.sweep import Store, StoreError, grid
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    try:
+        Store(sys.argv[1]).append("things", grid(), pd.DataFrame({"cell": 0, "x": np.random.rand(50_000)}), {})
+    except StoreError as error:
+        sys.exit(f"{error.errno} {error}")
+""")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no limits on the size of files")
+def test_file_larger_than_allowed(tmp_path):
+    """The system stops the writing half-way, at 20 KB a file: the same error, and nothing is left."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", LIMITED, str(tmp_path)], capture_output=True,
+                          text=True)
+    assert done.returncode == 1 and f"{errno.EFBIG} " in done.stderr and "`store` must have space" in done.stderr
+    assert list((tmp_path / TABLE).iterdir()) == []
+
+
+@pytest.mark.parametrize("number, rule", [(errno.ENOSPC, "have space for the results"), (errno.EIO, "take the results"),
+                                          (errno.EROFS, "be a folder that can be written to")])
+def test_failed_append_leaves_nothing(tmp_path, monkeypatch, number, rule):
+    """When writing fails, for whatever reason, the table is as before and no temporary file is left."""
     store = Store(tmp_path)
     store.append(TABLE, PLAN[:1], rows_of(PLAN[:1]), {})
     before = sorted(path.name for path in (tmp_path / TABLE).iterdir())
 
-    def half(_table, path, **_options):
-        Path(path).write_bytes(b"half")
-        raise OSError("disk full")
+    def fail(_file):
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("flowstudy.sweep.store.pq.write_table", half)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr("flowstudy.sweep.files.os.fsync", fail)
+    with pytest.raises(StoreError, match=rule) as caught:
         store.append(TABLE, PLAN[1:2], rows_of(PLAN[1:2]), {})
+    assert caught.value.errno == number
     assert sorted(path.name for path in (tmp_path / TABLE).iterdir()) == before
 
 
@@ -179,6 +233,114 @@ def test_a_file_appears_whole_by_being_renamed(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         store.append(TABLE, PLAN[:1], rows_of(PLAN[:1]), {})
     assert list((tmp_path / TABLE).iterdir()) == []
+
+
+def with_footer(path: Path, footer: dict | None) -> bytes:
+    """The file again with another footer; None is none."""
+    table = pq.read_table(path)
+    metadata = {key: value for key, value in table.schema.metadata.items() if key != b"flowstudy"}
+    pq.write_table(table.replace_schema_metadata(
+        metadata | ({} if footer is None else {b"flowstudy": json.dumps(footer).encode()})), path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("footer", [None, {}, {"schema": "flowstudy-0", "cells": []}, {"schema": "theirs", "cells": []},
+                                    {"schema": "flowstudy-1", "cells": [1]}, {"schema": "flowstudy-1"}, []],
+                         ids=["none", "empty", "older", "foreign", "wrong cells", "no cells", "no mapping"])
+def test_foreign_file_is_set_aside(tmp_path, footer):
+    """Parquet that is not ours, or says nothing of use: set aside byte by byte, with what was set aside before."""
+    store = Store(tmp_path)
+    for turn in ("", ".2"):
+        path = store.append(TABLE, PLAN[:1], rows_of(PLAN[:1]), {})
+        foreign = with_footer(path, footer)
+        with pytest.warns(UserWarning, match="is not a table of flowstudy"):
+            assert store.missing(PLAN[:1], TABLE) == PLAN[:1]
+        assert path.with_name(f".{path.name}{turn}.unreadable").read_bytes() == foreign
+
+
+def test_file_of_a_later_version_is_left_alone(tmp_path):
+    """It is not damaged: it stays, byte by byte, under its name, while this version computes its cells again."""
+    store = Store(tmp_path)
+    path = store.append(TABLE, PLAN[:1], rows_of(PLAN[:1]), {})
+    path = path.rename(path.with_name("later.parquet"))
+    later = with_footer(path, {"schema": "flowstudy-2", "cells": {"another": "form"}})
+    with pytest.warns(UserWarning, match=r"is left alone: its schema is flowstudy-2, .* update flowstudy"):
+        assert store.missing(PLAN[:1], TABLE) == PLAN[:1]
+    store.append(TABLE, PLAN[:1], rows_of(PLAN[:1]), {})
+    assert_holds(store.load(PLAN[:1], TABLE), PLAN[:1], rows_of(PLAN[:1]))  # and no second warning
+    assert path.read_bytes() == later
+
+
+def test_damaged_file_that_cannot_be_moved_is_ignored(tmp_path, monkeypatch):
+    """In a folder that cannot be written to, damage is told once and read around."""
+    store = Store(tmp_path)
+    path = store.append(TABLE, PLAN[:1], rows_of(PLAN[:1]), {})
+    store.append(TABLE, PLAN[1:2], rows_of(PLAN[1:2]), {})
+    path.write_bytes(b"damage")
+    monkeypatch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, "read-only")))
+    with pytest.warns(UserWarning, match="ignored, as it cannot be moved"):
+        assert store.missing(PLAN[:2], TABLE) == PLAN[:1]
+    assert_holds(store.load(PLAN[1:2], TABLE), PLAN[1:2], rows_of(PLAN[1:2]))
+    assert path.read_bytes() == b"damage"
+
+
+# --- other readers, other writers ------------------------------------------------------------------------------------
+
+
+def test_pandas_and_duckdb_read_a_table_as_it_is(tmp_path):
+    """A table is a folder of plain Parquet: both see every row once, whatever else the store keeps there."""
+    duckdb = pytest.importorskip("duckdb", reason="DuckDB is not installed: `make test` installs it")
+    store = Store(tmp_path)
+    for some in (PLAN[:3], PLAN[3:]):
+        store.append(TABLE, some, rows_of(some), {})
+    (tmp_path / TABLE / ".half.host.1.tmp").write_bytes(b"half")
+    (tmp_path / TABLE / ".old.parquet.unreadable").write_bytes(b"damage")
+    expected = store.load(PLAN, TABLE)[["cell", "layer", "value"]].sort_values(["cell", "layer"], ignore_index=True)
+    by_pandas = pd.read_parquet(tmp_path / TABLE)[list(expected)]
+    by_duckdb = duckdb.sql(f"select cell, layer, value from '{tmp_path / TABLE}/*.parquet'").df()
+    for frame in (by_pandas, by_duckdb):
+        frame = frame.sort_values(["cell", "layer"], ignore_index=True).astype({"cell": expected["cell"].dtype})
+        assert_frame_equal(frame, expected, check_exact=True)
+
+
+TOGETHER = textwrap.dedent("""
+    import sys
+    import pandas as pd
+    from flowstudy.sweep import Store, grid
+    cells, size = grid(seed=range(60)), int(sys.argv[2])
+    store = Store(sys.argv[1])
+    for start in range(0, 60, size):
+        some = cells[start:start + size]
+        store.append("things", some, pd.DataFrame({"cell": range(len(some)), "x": [c.seed for c in some]}), {})
+        assert not store.missing(some, "things")
+    print(len(store.load(cells, "things")))
+""")
+
+
+def test_two_processes_neither_lose_nor_double_rows(tmp_path):
+    """The same cells in groups of another size, at the same time: each is in the frame, once."""
+    both = [subprocess.Popen([sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", TOGETHER,
+                              str(tmp_path), size], stdout=subprocess.PIPE, text=True) for size in ("1", "7")]
+    assert [process.communicate(timeout=60)[0].strip() for process in both] == ["60", "60"]
+    assert Store(tmp_path).load(grid(seed=range(60)), TABLE)["x"].tolist() == list(range(60))
+
+
+def test_footers_are_read_once(tmp_path, monkeypatch):
+    """Asking again what is stored opens no file that is as it was, and sees every change."""
+    store = Store(tmp_path)
+    path = store.append(TABLE, PLAN[:3], rows_of(PLAN[:3]), {})
+    assert store.missing(PLAN, TABLE) == PLAN[3:]
+    opened = []
+    read = pq.read_schema
+    monkeypatch.setattr("flowstudy.sweep.store.pq.read_schema", lambda path: opened.append(path) or read(path))
+    Store(tmp_path).append(TABLE, PLAN[3:5], rows_of(PLAN[3:5]), {})
+    assert store.missing(PLAN, TABLE) == store.missing(PLAN, TABLE) == PLAN[5:]
+    assert len(opened) == 1
+    path.unlink()
+    assert store.missing(PLAN, TABLE) == [*PLAN[:3], *PLAN[5:]]
+
+
+# --- killed writers --------------------------------------------------------------------------------------------------
 
 
 WRITERS = textwrap.dedent("""
@@ -222,5 +384,5 @@ def test_killed_writers_leave_only_whole_files(tmp_path):
         frame = store.load(written, TABLE)
         for cell in written:
             assert np.array_equal(frame["value"][frame["seed"] == cell.seed], values + cell.seed)
-        store.append(TABLE, PLAN[:1], rows_of(PLAN[:1]), {})
+        Store(folder).append(TABLE, PLAN[:1], rows_of(PLAN[:1]), {})
         assert all(path.suffix == ".parquet" for path in (folder / TABLE).iterdir())

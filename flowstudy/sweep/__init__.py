@@ -1,7 +1,9 @@
-"""Which nets: plans as plain data, results in a store, and the engine between them."""
+"""Which nets: plans as plain data, results in a store, and the engines between them."""
 
 from .cells import Cell, grid, random_search
 from .engine import run
+from .failures import SweepError
+from .files import StoreError
 from .store import Store
 
-__all__ = ["Cell", "Store", "grid", "random_search", "run"]
+__all__ = ["Cell", "Store", "StoreError", "SweepError", "grid", "random_search", "run"]

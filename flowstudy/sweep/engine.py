@@ -1,126 +1,101 @@
-"""Run a plan: skip what is stored, group, train and measure, append."""
+"""Run a plan: skip what is stored, group, train and measure wherever there are workers, append."""
 
-import functools
-import inspect
 import os
-import platform
-import time
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pandas as pd
 import torch
 from tqdm import tqdm
 
-from flowstudy.train import Dataset, load_dataset
-
 from .cells import Cell, digest
+from .dask_engine import check_engine, run_on_dask
+from .failures import Failure, raise_for
+from .local import Done, run_here, run_in_processes
 from .measurements import MEASUREMENTS
+from .plan import Shard, check_device, check_options, check_plan, check_shard, groups, shard_of
+from .records import remember_plan
 from .store import Store
+from .tasks import Task
 
 NETS_AT_ONCE = 20  # on the CPU, larger stacks fall out of the cache; memory grows with nets x depth
 
 
 def run(cells: Sequence[Cell], *, measure: str = "training_loss", store: str | os.PathLike = "results",
-        device: str = "auto", progress: bool = True, nets_at_once: int = NETS_AT_ONCE,
-        **options: object) -> pd.DataFrame:
+        device: str = "auto", progress: bool = True, nets_at_once: int = NETS_AT_ONCE, engine: object = "local",
+        shard: Shard = None, **options: object) -> pd.DataFrame:
     """Train and measure every cell that the store does not hold yet, then return the rows of all of them.
 
-    Safe to kill at any moment: a later call goes on where this one stopped, and computes nothing twice.
+    Safe to kill at any moment: a later call goes on where this one stopped, and computes nothing twice.  A cell that
+    fails does so alone: its traceback is kept in the store, and the rows of all others are.
 
     Args:
         cells: the plan, from `grid` and `random_search`.
-        measure: "training_loss" (a row per epoch), "gradient_flow" (per layer), "jacobian_spectrum" (per singular
-            value); the last two are measured after the cell's epochs, so at initialisation where epochs is 0.
+        measure: "training_loss" (a row per epoch), "accuracy", "gradient_flow" (per layer), "jacobian_spectrum" (per
+            singular value); all but the first are measured after the cell's epochs, so at initialisation where epochs
+            is 0.
         store: folder of the results.
         device: "auto" is the GPU where there is one, else the CPU; or any name that torch knows.
         progress: show a progress bar with rate and time left.
-        nets_at_once: the largest number of nets trained as one stack.
+        nets_at_once: the largest number of nets trained as one stack; one that does not fit into memory is halved.
+        engine: "local" is this process; with several GPUs one worker process for each (a script then needs the usual
+            `if __name__ == "__main__":`).  Or workers elsewhere: the address of a Dask scheduler
+            ("tcp://127.0.0.1:8786"), a `distributed.Client`, or a cluster such as `dask_jobqueue.SLURMCluster`; they
+            see `store` under the same path, and `device` is theirs.
+        shard: "i/N" runs part i of N, and returns that part's rows: N processes that know nothing of each other, such
+            as a Slurm array, share a plan and a store.
         options: what the measurement takes: `samples`, and for spectra `part`.
 
     Returns:
         A tidy frame: every field of the cell, its key `cell`, and what was measured, in the order of the plan.
 
     Raises:
-        ValueError, TypeError: a plan, measurement, option or device that cannot be run; nothing is computed then.
+        ValueError, TypeError: a plan, measurement, option, device or engine that cannot be used; nothing is computed.
+        StoreError: the store's folder is full or cannot be written to.
+        SweepError: some cells failed; its `failures` say how, its `rows` are those of all others.
     """
     cells = check_plan(cells)
     options = check_options(measure, options)
-    place = check_device(device)
-    table = f"{measure}-{digest(options)}"
-    results = Store(store)
-    missing = set(results.missing(cells, table))
-    load_once = functools.lru_cache(maxsize=1)(load)  # groups of one data set follow each other
-    with tqdm(total=sum(map(work, missing)), desc=measure, unit="net", disable=not progress or not missing) as bar:
-        for group in groups(cells, nets_at_once):
-            todo = [cell for cell in group if cell in missing]
-            if todo:
-                started = time.perf_counter()
-                data = load_once(todo[0].dataset, todo[0].train_samples, place)
-                rows = MEASUREMENTS[measure](todo, data, bar.update, **options)
-                bar.update(sum(cell.epochs == 0 for cell in todo))
-                results.append(table, todo, rows, provenance(place, time.perf_counter() - started))
-    return results.load(cells, table)
+    check_engine(engine)
+    mine = cells if shard is None else shard_of(cells, *check_shard(shard))
+    if engine == "local":
+        check_device(device)
+    table, results = f"{measure}-{digest(options)}", Store(store)
+    missing = set(results.missing(mine, table))
+    failures: list[Failure] = []
+    if missing:
+        results.prepare(table)
+        remember_plan(results.root, measure, options, table, cells)
+        todo = [Task(tuple(cell for cell in group if cell in missing), table, Path(store).absolute(),
+                     MEASUREMENTS[measure], options, device)
+                for group in groups(mine, nets_at_once) if not missing.isdisjoint(group)]
+        with tqdm(total=sum(task.work for task in todo), desc=measure, unit="net", disable=not progress) as bar:
+            for _task, failed in execute(todo, engine, results, bar):
+                failures += failed
+    failed = {failure.key for failure in failures}
+    done = [cell for cell in mine if cell.key not in failed]
+    rows = results.load(done, table) if done else None
+    raise_for(failures, len(set(mine)), results.root, table, rows)
+    return rows
 
 
-def groups(cells: Sequence[Cell], size: int) -> list[list[Cell]]:
-    """Cells of equal structure, at most `size` together, in the order of the plan."""
-    by_structure: dict[tuple, list[Cell]] = {}
-    for cell in dict.fromkeys(cells):
-        by_structure.setdefault(cell.structure, []).append(cell)
-    return [group[i:i + size] for group in by_structure.values() for i in range(0, len(group), size)]
+def execute(tasks: Sequence[Task], engine: object, store: Store, bar: tqdm) -> Iterator[Done]:
+    """Each task with the failures in it, as they end."""
+    if engine != "local":
+        yield from counted(run_on_dask(tasks, engine, store), bar)
+    elif len(devices := local_devices(tasks[0].device)) > 1:
+        yield from counted(run_in_processes(tasks, devices), bar)
+    else:
+        yield from run_here(tasks, store, bar.update)
 
 
-def work(cell: Cell) -> int:
-    """Units of the progress bar: net-epochs, or 1 for a net that is measured as it starts."""
-    return max(cell.epochs, 1)
+def counted(done: Iterator[Done], bar: tqdm) -> Iterator[Done]:
+    """Workers elsewhere move the bar by whole tasks."""
+    for task, failed in done:
+        bar.update(task.work)
+        yield task, failed
 
 
-def load(name: str, train_samples: int | None, device: torch.device) -> Dataset:
-    data = load_dataset(name).flat().to(device)
-    return data if train_samples is None else data.subset(train_samples)
-
-
-def provenance(device: torch.device, seconds: float) -> dict:
-    """Where numbers come from; stored beside them."""
-    return {
-        "flowstudy": version("flowstudy"), "torch": torch.__version__, "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "seconds": round(seconds, 3), "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def check_plan(cells: Sequence[Cell]) -> list[Cell]:
-    if isinstance(cells, Cell):
-        raise TypeError("run: `cells` must be a sequence of Cell, got one Cell. Pass [cell].")
-    cells = list(cells)
-    if not cells:
-        raise ValueError("run: `cells` must hold at least one Cell, got none. Make a plan with flowstudy.grid(...).")
-    for i, cell in enumerate(cells):
-        if not isinstance(cell, Cell):
-            raise TypeError(f"run: `cells` must be a sequence of Cell, got {type(cell).__name__} at {i}.")
-    return cells
-
-
-def check_options(measure: str, options: dict) -> dict:
-    """The measurement's options with its defaults filled in, so that a default spelt out is the same table."""
-    if measure not in MEASUREMENTS:
-        raise ValueError(f"run: `measure` must be one of {', '.join(MEASUREMENTS)}, got {measure!r}.")
-    known = {name: p.default for name, p in inspect.signature(MEASUREMENTS[measure]).parameters.items()
-             if p.default is not p.empty}
-    for name in options:
-        if name not in known:
-            raise TypeError(f"run: {measure} takes {', '.join(known) or 'no options'}, got `{name}`.")
-    return known | options
-
-
-def check_device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"run: `device` must be 'auto' or a device that torch sees, got {device!r}: "
-                         f"{str(error).splitlines()[0]}") from None
-    return place
+def local_devices(device: str) -> list[str]:
+    several = device in ("auto", "cuda") and torch.cuda.device_count() > 1
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count())] if several else [device]

@@ -1,0 +1,111 @@
+"""A plan before it runs: what is refused, what is trained together, and which part is whose."""
+
+import difflib
+import inspect
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from .cells import Cell
+from .measurements import MEASUREMENTS
+from .tasks import work
+
+Shard = str | tuple[int, int] | None
+
+
+def check_plan(cells: Sequence[Cell]) -> list[Cell]:
+    if isinstance(cells, Cell):
+        raise TypeError("run: `cells` must be a sequence of Cell, got one Cell. Pass [cell].")
+    cells = list(cells)
+    if not cells:
+        raise ValueError("run: `cells` must hold at least one Cell, got none. Make a plan with flowstudy.grid(...).")
+    for i, cell in enumerate(cells):
+        if not isinstance(cell, Cell):
+            raise TypeError(f"run: `cells` must be a sequence of Cell, got {type(cell).__name__} at {i}.")
+    return cells
+
+
+def check_options(measure: str, options: Mapping[str, object]) -> dict[str, object]:
+    """The measurement's options with its defaults filled in, so that a default spelt out is the same table."""
+    if measure not in MEASUREMENTS:
+        raise ValueError(f"run: `measure` must be one of {', '.join(MEASUREMENTS)}, got {measure!r}."
+                         + did_you_mean(measure, MEASUREMENTS))
+    known = {name: p.default for name, p in inspect.signature(MEASUREMENTS[measure]).parameters.items()
+             if p.default is not p.empty}
+    for name in options:
+        if name not in known:
+            raise TypeError(f"run: {measure} takes {', '.join(known) or 'no options'}, got `{name}`."
+                            + did_you_mean(name, known))
+    samples = options.get("samples", 1)  # the one option that needs no data set to be found wrong
+    if not isinstance(samples, int | np.integer) or isinstance(samples, bool) or samples < 1:
+        raise ValueError(f"run: `samples` must be between 1 and the training set's size, got {samples!r}.")
+    return known | dict(options)
+
+
+def check_device(device: str) -> str:
+    if device != "auto":
+        try:
+            torch.empty(0, device=torch.device(device))
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"run: `device` must be 'auto' or a device that torch sees, got {device!r}: "
+                             f"{str(error).splitlines()[0]}") from None
+    return device
+
+
+def groups(cells: Sequence[Cell], size: int) -> list[list[Cell]]:
+    """Cells of equal structure, at most `size` together, in the order of the plan."""
+    return [group[i:i + size] for group in by_structure(cells).values() for i in range(0, len(group), size)]
+
+
+def by_structure(cells: Iterable[Cell]) -> dict[tuple, list[Cell]]:
+    found: dict[tuple, list[Cell]] = {}
+    for cell in dict.fromkeys(cells):
+        found.setdefault(cell.structure, []).append(cell)
+    return found
+
+
+# --- shards ----------------------------------------------------------------------------------------------------------
+
+
+def check_shard(shard: Shard) -> tuple[int, int]:
+    """(which, of how many), counted from 1."""
+    try:
+        which, parts = map(int, shard.split("/")) if isinstance(shard, str) else shard
+    except ValueError:
+        which, parts = 0, 0
+    if not 1 <= which <= parts:
+        raise ValueError(f"run: `shard` must be 'i/N' with i from 1 to N, got {shard!r}.")
+    return which, parts
+
+
+def shard_of(cells: Sequence[Cell], which: int, parts: int) -> list[Cell]:
+    """Part `which` of `parts`: disjoint, together the whole plan, of about equal cost, stacks kept together.
+
+    It depends on the plan's cells alone: not on their order, on the device, or on what is stored already.
+    """
+    pieces = []
+    total = sum(map(cost, set(cells)))
+    for group in by_structure(cells).values():
+        group = sorted(group, key=lambda cell: cell.key)
+        count = min(len(group), math.ceil(cost(group[0]) * len(group) * parts / total))
+        pieces += [[group[i] for i in share] for share in np.array_split(np.arange(len(group)), count)]
+    pieces.sort(key=lambda piece: (-cost(piece[0]) * len(piece), piece[0].key))  # the costliest are dealt out first
+    load, mine = [0] * parts, set()
+    for piece in pieces:
+        idlest = load.index(min(load))
+        load[idlest] += cost(piece[0]) * len(piece)
+        if idlest == which - 1:
+            mine |= set(piece)
+    return [cell for cell in cells if cell in mine]
+
+
+def cost(cell: Cell) -> int:
+    """Time that a cell takes, in units of its own: cells of one structure cost the same."""
+    return work(cell) * cell.depth
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(name), list(known), 1)
+    return f" Did you mean {near[0]!r}?" if near else ""

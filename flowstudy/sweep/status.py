@@ -1,0 +1,61 @@
+"""How far a store's plans have come, and how long the rest will take."""
+
+import os
+from collections.abc import Sequence
+from datetime import datetime
+
+import pandas as pd
+
+from .cells import Cell
+from .failures import failed_keys
+from .plan import cost
+from .records import remembered_plans
+from .store import Store
+
+LATEST = 100  # files that tell the pace: an earlier machine or fewer workers are then forgotten
+
+
+def status(store: str | os.PathLike) -> pd.DataFrame:
+    """Every plan that `run` was asked for with this store, in the order of their first run; reads only.
+
+    Returns:
+        A row per plan: `plan`, `measure`, `options`, `cells`, `done`, `failed` (a later run tries these again),
+        `missing` (the rest), `seconds_left` at the pace of the latest files (0 when all are done, nan before the
+        first), `asked`, and `table`, whose rows are in the folder <store>/<table>.
+    """
+    results, rows = Store(store), []
+    for name, plan in remembered_plans(results.root).items():
+        stored = results.stored(plan.table)
+        failed = failed_keys(results.root, plan.table) - stored.keys()
+        left = [cell for cell in plan.cells if cell.key not in stored]
+        done = [cell for cell in plan.cells if cell.key in stored]
+        broken = sum(cell.key in failed for cell in left)
+        rows.append({"plan": name, "measure": plan.measure,
+                     "options": ", ".join(f"{name}={value}" for name, value in plan.options.items()),
+                     "cells": len(plan.cells), "done": len(done), "failed": broken, "missing": len(left) - broken,
+                     "seconds_left": seconds_left(results, plan.table, done, left), "asked": plan.asked,
+                     "table": plan.table})
+    return pd.DataFrame(rows, columns=["plan", "measure", "options", "cells", "done", "failed", "missing",
+                                       "seconds_left", "asked", "table"])
+
+
+def seconds_left(store: Store, table: str, done: Sequence[Cell], left: Sequence[Cell]) -> float:
+    """The cost that is left over the pace: cost done in the time in which at least one worker was busy."""
+    if not left:
+        return 0.0
+    costs = {cell.key: cost(cell) for cell in done}
+    files = sorted((footer["provenance"]["finished"], footer["provenance"]["seconds"],
+                    sum(costs.get(key, 0) for key in footer["cells"])) for footer in store.footers(table))[-LATEST:]
+    files = [(datetime.fromisoformat(finished).timestamp(), seconds, paid) for finished, seconds, paid in files if paid]
+    paid = sum(paid for *_, paid in files)
+    return busy_seconds([(end - seconds, end) for end, seconds, _ in files]) / paid * sum(map(cost, left)) if paid \
+        else float("nan")
+
+
+def busy_seconds(spans: Sequence[tuple[float, float]]) -> float:
+    """Length of the union of intervals: workers side by side count once, nights between two runs not at all."""
+    busy, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        busy += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return busy
