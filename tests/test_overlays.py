@@ -7,90 +7,263 @@ import pandas as pd
 import pytest
 
 import flowstudy as fs
-from flowstudy import plots
-from flowstudy.predictions import (
-    layer_gains,
-    predicted_error_signal,
+from flowstudy import plots, theory
+from flowstudy.predictions import layer_gains, weight_var
+from flowstudy.predictions_gradients import (
+    exact_step,
     predicted_slope,
-    weight_var,
+    slope_weights,
+    with_predicted_norms,
     with_predicted_slopes,
 )
+from flowstudy.predictions_spectra import spectrum_statistics, with_predicted_spectra, with_predicted_statistics
 
+LARGEST_Z = 4.5
+NATS = 2 * math.log(10)
+ERROR, WEIGHT = "log10_error_signal_norm", "log10_weight_gradient_norm"
+MANY = dict(net="plain", width=16, seed=range(60))
 PLAN = [
-    *fs.grid(net="plain", activation="relu", init=["he_normal", "glorot_normal"], depth=[5, 20], width=100,
-             seed=range(6)),
-    *fs.grid(net="plain", activation="tanh", init="orthogonal", gain=0.9, depth=20, width=100, seed=range(6)),
-    *fs.grid(net="highway", activation="tanh", init="glorot_normal", gate_bias=[-3.0, -40.0], depth=20, width=100,
-             seed=range(6)),
+    *fs.grid(activation="relu", init=["he_normal", "glorot_normal", "he_uniform"], depth=[5, 20], **MANY),
+    *fs.grid(activation="relu", init="orthogonal", gain=2**0.5, depth=[5, 20], **MANY),
+    *fs.grid(activation="linear", init=["lecun_normal", "orthogonal"], depth=[5, 20], **MANY),
 ]
+WIDE = [
+    *fs.grid(net="plain", activation="tanh", init="orthogonal", gain=0.9, depth=20, width=100, seed=range(6)),
+    *fs.grid(net="highway", activation=["tanh", "relu"], init="glorot_normal", gate_bias=[-3.0, -40.0], depth=20,
+             width=100, seed=range(6)),
+]
+KIND = ["net", "activation", "init", "gate_bias", "depth"]
 
 
 @pytest.fixture(scope="module")
-def flow(tmp_path_factory) -> pd.DataFrame:
-    return fs.run(PLAN, measure="gradient_flow", samples=1, store=tmp_path_factory.mktemp("store"), device="cpu",
-                  progress=False)
+def run(tmp_path_factory):
+    store = tmp_path_factory.mktemp("store")
+    return lambda cells, **options: fs.run(cells, store=store, device="cpu", progress=False, **options)
 
 
-def test_predictions_of_known_nets(flow):
-    """He ReLU 0 and Glorot ReLU ln 1/2 exactly at infinite width; closed gates 0; measured nets within finite width's.
+@pytest.fixture(scope="module")
+def flow(run) -> pd.DataFrame:
+    return run(PLAN, measure="gradient_flow", samples=1)
 
-    A layer of width n takes off up to 5 / (2 n) (Hanin & Nica 2018); |z| then counts what is left: below 4.5.
+
+@pytest.fixture(scope="module")
+def wide(run) -> pd.DataFrame:
+    return run(WIDE, measure="gradient_flow", samples=1)
+
+
+# --- gradients -------------------------------------------------------------------------------------------------------
+
+
+def test_slopes_of_narrow_nets_follow_the_finite_width_law(flow):
+    """Mean and spread of width-16 nets' slopes: |z| < 4.5, and the limit of infinite width is off for ReLU.
+
+    The variance's z has the normal law's sqrt(2 / nets) for standard error.
     """
-    rows = with_predicted_slopes(plots.backward_slopes(flow), flow)
-    assert len(rows) == len(PLAN)
-    predicted = rows.groupby(["net", "init", "gate_bias"], dropna=False)["predicted"].first()
-    assert predicted["plain", "he_normal"].item() == pytest.approx(0, abs=1e-12)
-    assert predicted["plain", "glorot_normal"].item() == pytest.approx(math.log(1 / 2), abs=1e-12)
-    assert predicted["highway", "glorot_normal", -40.0] == pytest.approx(0, abs=1e-12)
-    assert -0.3 < predicted["highway", "glorot_normal", -3.0] < -0.05
-    assert predicted["plain", "orthogonal"].item() < 2 * math.log(0.9)  # tanh's slope is below 1
-    for _, nets in rows.groupby(["net", "init", "gate_bias", "depth"], dropna=False):
-        gap, error = nets["slope"].mean() - nets["predicted"].iloc[0], nets["slope"].sem()
-        assert abs(gap) < 4.5 * error + 5 / 200 + 1e-9
-        if error > 1e-9:
-            assert nets["z"].iloc[0] == pytest.approx(gap / error)
+    slopes = with_predicted_slopes(plots.backward_slopes(flow), flow)
+    assert len(slopes) == len(PLAN) and np.abs(slopes["z"]).max() < LARGEST_Z
+    for (_, activation, init, _, depth), nets in slopes.groupby(KIND, dropna=False):
+        std = nets["predicted_std"].iloc[0]
+        if std > 1e-9:
+            assert abs(nets["slope"].var() / std**2 - 1) < LARGEST_Z * math.sqrt(2 / len(nets))
+        if activation == "relu" and depth == 20 and init != "orthogonal":
+            assert nets["predicted"].iloc[0] - nets["limit"].iloc[0] == pytest.approx(-0.176397324)  # n = 16
+            assert (nets["slope"].mean() - nets["limit"].iloc[0]) < -LARGEST_Z * nets["slope"].sem()
+
+
+def test_slopes_of_a_batch_are_held_to_the_limit_of_infinite_width(run):
+    """No finite-width law is claimed for several samples at once: He ReLU 0, Glorot ReLU ln 1/2, sample errors."""
+    batch = run(PLAN[:300], measure="gradient_flow", samples=3)
+    slopes = with_predicted_slopes(plots.backward_slopes(batch), batch)
+    assert slopes["predicted_std"].isna().all() and (slopes["predicted"] == slopes["limit"]).all()
+    predicted = slopes.groupby("init")["predicted"].agg(["min", "max"])
+    assert predicted.loc["he_normal"].tolist() == pytest.approx([0, 0], abs=1e-12)
+    assert predicted.loc["glorot_normal"].tolist() == pytest.approx([math.log(1 / 2)] * 2, abs=1e-12)
+    one = slopes[(slopes["init"] == "he_normal") & (slopes["depth"] == 20)]
+    assert one["z"].iloc[0] == pytest.approx(one["slope"].mean() / one["slope"].sem())
+    assert with_predicted_norms(batch, WEIGHT)["predicted"].isna().all()
+
+
+def test_wide_nets_are_near_the_limit(wide):
+    """Closed gates keep all; tanh and highway nets of width 100 are within a layer's 5 / (2 n) of the limit."""
+    slopes = with_predicted_slopes(plots.backward_slopes(wide), wide)
+    shut = slopes[slopes["gate_bias"] == -40]
+    assert shut["limit"].to_numpy() == pytest.approx(0, abs=1e-12)
+    assert shut["slope"].to_numpy() == pytest.approx(0, abs=1e-12)
+    for _, nets in slopes.groupby(KIND, dropna=False):
+        assert abs(nets["slope"].mean() - nets["limit"].iloc[0]) < 4.5 * nets["slope"].sem() + 5 / 200
+
+
+@pytest.mark.parametrize("quantity", [ERROR, WEIGHT])
+def test_norms_by_layer_follow_the_finite_width_law(flow, quantity):
+    """Every layer's mean from the last layer's, and the spread of the norms themselves: |z| < 4.5 at width 16."""
+    rows = with_predicted_norms(flow, quantity)
+    known = rows[(rows["layer"] > 1) | (quantity == ERROR)]
+    assert known["predicted"].notna().all() and np.abs(known["z"]).max() < LARGEST_Z
+    layer_2 = known[(known["layer"] == 2) & (known["init"] != "orthogonal")]
+    for (_, _, _, _, depth), nets in layer_2.groupby(KIND, dropna=False):
+        excess = nets[quantity].var() / nets["predicted_std"].iloc[0] ** 2 - 1
+        assert excess < LARGEST_Z * math.sqrt(2 / len(nets)) + 2 / depth  # the loss's own size varies too
+        assert excess > -LARGEST_Z * math.sqrt(2 / len(nets))
+
+
+def test_weight_gradients_of_highway_nets_follow_the_limit(wide):
+    """Layer 2 from layer 20: the residual size of O(1 / n) a layer, 20 layers, is half of what is allowed."""
+    rows = with_predicted_norms(wide[wide["gate_bias"] == -3], WEIGHT)
+    for _, nets in rows[rows["layer"] == 2].groupby(KIND, dropna=False):
+        gap = NATS * (nets[WEIGHT] - nets["predicted"])
+        assert abs(gap.mean()) < LARGEST_Z * gap.sem() + 20 * 2 / 100
+        assert gap.notna().all()
+
+
+def test_linear_orthogonal_nets_have_no_gap(flow):
+    """Isometries: the slope and every norm are what theory says, to the rounding of 20 layers of float32 weights."""
+    nets = flow[(flow["activation"] == "linear") & (flow["init"] == "orthogonal")]
+    slopes = with_predicted_slopes(plots.backward_slopes(nets), nets)
+    assert np.abs(slopes["slope"] - slopes["predicted"]).max() < 1e-6
+    for quantity in (ERROR, WEIGHT):
+        rows = with_predicted_norms(nets, quantity)
+        assert np.abs(rows[quantity] - rows["predicted"]).max() < 1e-6
+
+
+def test_nets_scaled_by_a_known_factor_show_that_gap(flow):
+    """ln 3 a layer added to He ReLU nets: the gap grows by it, z by it in standard errors."""
+    nets = flow[(flow["init"] == "he_normal") & (flow["depth"] == 20)]
+    scaled = nets.assign(**{ERROR: nets[ERROR] + (20 - nets["layer"]) * math.log(3) / NATS})
+    before, after = (with_predicted_slopes(plots.backward_slopes(frame), frame) for frame in (nets, scaled))
+    assert (after["slope"] - after["predicted"] - before["slope"] + before["predicted"]).to_numpy() == pytest.approx(
+        math.log(3))
+    error = before["predicted_std"].iloc[0] / math.sqrt(60)
+    assert (after["z"] - before["z"]).iloc[0] == pytest.approx(math.log(3) / error, rel=1e-6)
+    gaps = [NATS * (rows[ERROR] - rows["predicted"]) for rows in map(with_predicted_norms, (nets, scaled))]
+    assert (gaps[1] - gaps[0]).to_numpy() == pytest.approx((20 - nets["layer"].to_numpy()) * math.log(3))
 
 
 def test_predicted_slope_is_the_mean_where_layers_are_alike_and_weighs_the_middle_where_not():
-    """Equal chi: its logarithm. By hand for two layers' steps: least squares over three points is the mean step."""
+    """Equal chi: its logarithm. The weights are numpy's polyfit of the sum of the steps, and add up to 1."""
     assert predicted_slope(np.full(9, 0.7)) == pytest.approx(math.log(0.7))
-    assert predicted_slope(np.array([0.5, 0.25])) == pytest.approx((math.log(0.5) + math.log(0.25)) / 2)
     assert math.isnan(predicted_slope(np.array([])))
-
-
-def test_predicted_curve_starts_from_the_last_layer_and_has_the_predicted_slope(flow):
-    """Glorot ReLU: half the squared norm a layer; in general the least-squares slope of the curve is the prediction."""
-    for (_, init), nets in flow[flow["depth"] == 20].groupby(["net", "init"]):
-        nets = nets[nets["gate_bias"].isna() | (nets["gate_bias"] == -3)]
-        curve = predicted_error_signal(nets)
-        last = nets[nets["layer"] == 20]["log10_error_signal_norm"].median()
-        assert curve.index.tolist() == list(range(1, 21)) and curve[20] == pytest.approx(last)
-        slope = -2 * math.log(10) * np.polyfit(curve.index, curve, 1)[0]
-        rows = with_predicted_slopes(plots.backward_slopes(nets), nets)
-        assert slope == pytest.approx(rows["predicted"].iloc[0], abs=1e-9)
-        if init == "glorot_normal" and nets["net"].iloc[0] == "plain":
-            assert curve.diff().dropna().to_numpy() == pytest.approx(math.log10(2) / 2)
+    steps = np.random.default_rng(0).normal(size=6)
+    polynomial = np.polyfit(np.arange(7), np.append(0, np.cumsum(steps)), 1)
+    assert slope_weights(7) @ steps == pytest.approx(polynomial[0])
+    assert slope_weights(7).sum() == pytest.approx(1)
 
 
 def test_schemes_that_theory_cannot_place_have_no_prediction():
     """An unknown scheme or a dead first layer is nan, not a number; a gain replaces the scheme's own."""
     cell = {"net": "plain", "init": "critical", "gain": math.nan, "activation": "tanh", "width": 9, "depth": 4,
-            "activation_mean_square": 1.0, "activation_mean": 0.0}
+            "activation_mean_square": 1.0, "activation_mean": 0.0, "bias_var": 0.0}
     assert np.isnan(layer_gains(pd.Series(cell))).all() and len(layer_gains(pd.Series(cell))) == 3
     dead = pd.Series(cell | {"init": "he_normal", "activation_mean_square": 0.0})
     assert np.isnan(layer_gains(dead)).all()
     assert weight_var("critical", 3.0, "tanh", 9) == 9.0
     assert weight_var("he_normal", None, "relu", 9) == pytest.approx(2)
+    biased = cell | {"init": "he_normal", "activation": "relu"}
+    assert tuple(exact_step(pd.Series(biased))) == pytest.approx(tuple(theory.log_jacobian_norm(9, 1, "relu")))
+    assert all(map(math.isnan, exact_step(pd.Series(biased | {"bias_var": 0.1}))))
 
 
-def test_slope_figure_draws_the_prediction_dashed(flow):
-    """One dashed line per family, through the predicted values; the gap stands in the legend."""
-    figure = plots.slope_by_depth(flow)
-    relu = figure.axes[0]
+def test_an_unknown_quantity_is_refused(flow):
+    with pytest.raises(ValueError, match=r"`quantity` must be log10_error_signal_norm or .*, got 'loss'"):
+        with_predicted_norms(flow, "loss")
+
+
+def test_slope_figures_draw_the_prediction(flow):
+    """Dashed, through the predicted values, with gap and z in the legend; the finite-width law of the gap as a line."""
+    relu = next(ax for ax in plots.slope_by_depth(flow).axes if ax.get_title() == "plain relu")
     dashed = [line for line in relu.lines if line.get_linestyle() == "--"]
-    assert len(dashed) == 2
-    assert list(dashed[0].get_ydata()) == pytest.approx([0, 0], abs=1e-12)
-    assert "±" in relu.get_legend().get_texts()[0].get_text()
+    assert list(dashed[0].get_ydata()) == pytest.approx([-0.176397324] * 2)
+    assert "±" in relu.get_legend().get_texts()[0].get_text() and ", z " in relu.get_legend().get_texts()[0].get_text()
+    gaps = next(ax for ax in plots.slope_gap_by_depth(flow).axes if ax.get_title().startswith("plain relu"))
+    exact = {line.get_label(): list(line.get_ydata()) for line in gaps.lines if "exact" in line.get_label()}
+    assert exact["exact, Gaussian"] == pytest.approx([-0.176397324] * 2)
+    assert exact["exact, orthogonal"] == pytest.approx([theory.log_jacobian_norm(16, 1, "relu", "orthogonal").mean] * 2)
+
+
+def test_norm_figure_draws_line_and_band(flow):
+    """He ReLU: the dashed line is the median prediction, the dotted ones 1.28 exact standard deviations beside it."""
+    nets = flow[(flow["init"] == "he_normal") & (flow["depth"] == 20)]
+    rows = with_predicted_norms(nets).groupby("layer")[["predicted", "predicted_std"]].median()
+    _, middle, below, above = plots.gradient_by_layer(nets).axes[0].lines
+    assert list(middle.get_ydata()) == pytest.approx(rows["predicted"].tolist())
+    width = (np.asarray(above.get_ydata()) - np.asarray(below.get_ydata())) / 2
+    assert width == pytest.approx(1.2816 * rows["predicted_std"].to_numpy())
+
+
+# --- spectra ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def spectra(run) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Spectra and gradient flow of the same nets and sample."""
+    cells = [*PLAN, *fs.grid(net="highway", activation=["tanh", "relu"], init="glorot_normal", gate_bias=-3.0,
+                             depth=[2, 20], width=64, seed=range(6))]
+    return (run(cells, measure="jacobian_spectrum", part="body", samples=1),
+            run(cells, measure="gradient_flow", samples=1))
+
+
+def test_rank_and_log_volume_are_exact(spectra):
+    """Of width-16 ReLU and linear nets, 60 a kind; orthogonal linear nets are isometries."""
+    statistics = with_predicted_statistics(*spectra)
+    exact = statistics[(statistics["net"] == "plain")].set_index(["activation", "statistic"])
+    for which in (("relu", "rank"), ("linear", "mean_log")):
+        rows = exact.loc[which]
+        assert rows["predicted"].notna().all() and np.abs(rows["z"]).max() < LARGEST_Z
+    isometries = exact[exact["init"] == "orthogonal"].loc["linear"]
+    known = isometries[isometries["predicted"].notna()]
+    assert set(known.index) == {"mean_log", "log_mean_square", "relative_variance"}
+    assert np.abs(known["measured"] - known["predicted"]).max() < 1e-6  # float32 weights
+
+
+def test_statistics_of_highway_nets_are_near_the_limit(spectra):
+    """Width 64: within 4.5 standard errors and O(1 / n) per layer, the relative variance within a tenth of itself."""
+    statistics = with_predicted_statistics(*spectra)
+    for (statistic, depth, activation), nets in statistics[statistics["net"] == "highway"].groupby(
+            ["statistic", "depth", "activation"]):
+        if statistic == "rank" or (activation == "relu" and statistic == "relative_variance"):  # the mean mode
+            continue
+        predicted = nets["predicted"].iloc[0]
+        allowed = 0.1 * predicted if statistic == "relative_variance" else (depth - 1) / 64
+        assert abs(nets["measured"].mean() - predicted) < LARGEST_Z * nets["measured"].sem() + allowed
+
+
+def test_spectra_of_highway_nets_follow_the_free_law(spectra):
+    """All ranks but ReLU's first, of the mean over nets of width 64: within n^(-2/3), as edges are, of the law's
+    spread, and twice that at most; plain ReLU nets have no prediction."""
+    rows = with_predicted_spectra(*spectra)
+    assert rows[(rows["net"] == "plain") & (rows["activation"] == "relu")]["predicted"].isna().all()
+    for activation, nets in rows[(rows["net"] == "highway") & (rows["depth"] == 20)].groupby("activation"):
+        means = nets.groupby("rank")[["log_singular_value", "predicted"]].mean()
+        assert means["predicted"].isna().tolist() == [activation == "relu"] + [False] * 63
+        means = means.dropna()
+        distance = np.abs(means["log_singular_value"] - means["predicted"]).max()
+        assert distance < 2 * 64 ** (-2 / 3) * np.ptp(means["predicted"])
+
+
+def test_statistics_of_a_known_spectrum():
+    """By hand, of s = e, 1 / e, and beyond float64's range; a zero has a rank, and no mean logarithm."""
+    for shift in (0.0, -1000.0):
+        found = spectrum_statistics(np.array([1.0, -1.0]) + shift)
+        square = math.cosh(2)
+        assert found == pytest.approx({"rank": 2, "mean_log": shift, "log_mean_square": 2 * shift + math.log(square),
+                                       "relative_variance": math.cosh(4) / square**2 - 1})
+    found = spectrum_statistics(np.array([0.0, -np.inf]))
+    assert (found["rank"], found["log_mean_square"]) == (1, pytest.approx(math.log(1 / 2)))
+    assert math.isnan(found["mean_log"])
+    assert found["relative_variance"] == pytest.approx(1)
+
+
+def test_spectrum_figures_draw_the_prediction(spectra):
+    """The free law dashed, ReLU's mean rank as triangles, and the condition number that the law has."""
+    statistics, rows = with_predicted_statistics(*spectra), with_predicted_spectra(*spectra)
+    highway = rows[(rows["net"] == "highway") & (rows["activation"] == "tanh") & (rows["depth"] == 20)]
+    law = highway.groupby("rank")["predicted"].first() / math.log(10)
+    _, dashed = plots.spectrum_by_depth(highway, statistics).axes[0].lines
+    assert list(dashed.get_ydata()) == pytest.approx(law.tolist())
+    _, dashed = plots.condition_by_depth(highway).axes[0].lines
+    assert list(dashed.get_ydata()) == pytest.approx([law.iloc[0] - law.iloc[-1]])
+    relu = rows[(rows["init"] == "he_normal") & (rows["depth"] == 20)]
+    triangle = plots.spectrum_by_depth(relu, statistics).axes[0].lines[-1]
+    assert triangle.get_xdata()[0] == pytest.approx(theory.expected_rank(16, 19) / 16)
 
 
 # --- the trainability map --------------------------------------------------------------------------------------------

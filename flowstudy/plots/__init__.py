@@ -3,19 +3,26 @@
 Lines are medians over seeds, bands go from the 10th to the 90th percentile.
 """
 
-from .gradients import backward_slopes, gradient_by_layer, slope_by_depth
-from .highway import highway_recursion, highway_spectrum
+from .gradients import backward_slopes, gradient_by_layer, slope_by_depth, slope_gap_by_depth
 from .heat_map import TRAINING_PANELS, training_heat_map
+from .highway import highway_recursion, highway_spectrum
 from .results import gradient_flow, spectrum
 from .save import each, save, write_whole
 from .shattering import gradient_around_circle, gradient_correlation, gradient_correlation_by_depth
-from .spectra import condition_by_depth, lyapunov_exponents, spectrum_by_depth, spectrum_by_route
+from .spectra import (
+    condition_by_depth,
+    lyapunov_exponents,
+    spectrum_by_depth,
+    spectrum_by_route,
+    spectrum_statistic_by_depth,
+)
 from .training import figure_1, trainability_map
 
 __all__ = [
     # many nets
-    "figure_1", "gradient_by_layer", "slope_by_depth", "backward_slopes", "spectrum_by_depth", "condition_by_depth",
-    "spectrum_by_route", "lyapunov_exponents", "trainability_map", "highway_recursion", "highway_spectrum",
+    "figure_1", "gradient_by_layer", "slope_by_depth", "slope_gap_by_depth", "backward_slopes", "spectrum_by_depth",
+    "spectrum_statistic_by_depth", "condition_by_depth", "spectrum_by_route", "lyapunov_exponents", "trainability_map",
+    "highway_recursion", "highway_spectrum",
     "gradient_correlation", "gradient_correlation_by_depth", "gradient_around_circle",
     # one model, one run
     "gradient_flow", "spectrum", "training_heat_map", "TRAINING_PANELS",

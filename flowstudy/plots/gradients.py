@@ -5,76 +5,133 @@ import math
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flowstudy.predictions import predicted_error_signal, with_predicted_slopes
+from flowstudy.predictions_gradients import with_predicted_norms, with_predicted_slopes
 
 from .style import (
     LABELS,
     STYLE,
+    TEN_TO_NINETY,
     depth_axis,
     depth_colors,
     finish,
+    gap_in_words,
     grid_of_axes,
     legend,
+    legend_below,
     line_styles,
     median_and_band,
     title_of,
     with_family,
 )
 
+EXACT_NETS = "plain ReLU and linear"
+THIN = {"color": "black", "lw": 0.7}
+
 
 def gradient_by_layer(frame: pd.DataFrame, quantity: str = "log10_error_signal_norm") -> Figure:
     """The norm of `quantity` against layer, a panel per initialiser or gate bias (and activation), a line per depth;
-    of the error signal, dashed, what infinitely wide nets of the same last norm would show."""
-    frame = with_family(frame)
+    dashed, what theory says of nets of the same last norm, and dotted, the band in which it has most nets; under the
+    title, how far the deepest nets are from it where it is farthest from its start."""
+    frame = with_family(with_predicted_norms(frame, quantity))
     panels = frame[["panel", "family"]].drop_duplicates()
     columns = 4 if frame["panel"].nunique() == 1 else frame["family"].nunique()
     with mpl.rc_context(STYLE):
-        figure, axes = grid_of_axes(len(panels), columns)
+        figure, axes = grid_of_axes(len(panels), columns, height=2.5)
         colors = depth_colors(frame)
         for ax, (_, (panel, family)) in zip(axes, panels.iterrows(), strict=False):
             rows = frame[(frame["panel"] == panel) & (frame["family"] == family)]
             for depth, part in rows.groupby("depth"):
                 median_and_band(ax, part, "layer", quantity, color=colors[depth])
-                if quantity == "log10_error_signal_norm":
-                    predicted = predicted_error_signal(part)
-                    ax.plot(predicted.index, predicted, color="black", ls=(0, (2, 2)), lw=0.7)
-            ax.set_title(title_of(panels, panel, family))
-        words = " (dashed: theory, infinite width)" if quantity == "log10_error_signal_norm" else ""
-        finish(figure, axes, len(panels), f"layer (1 is next to the input){words}", LABELS[quantity])
+                draw_theory(ax, part, band=bool(depth == rows["depth"].max()))
+            ax.set_title(f"{title_of(panels, panel, family)}{farthest_in_words(rows, quantity)}", fontsize=9)
+        finish(figure, axes, len(panels), f"layer (1 is next to the input){theory_in_words(frame)}", LABELS[quantity])
         legend(figure, {f"{depth}": color for depth, color in colors.items()}, frame)
     return figure
 
 
+def draw_theory(ax: Axes, nets: pd.DataFrame, band: bool) -> None:
+    middle = nets.groupby("layer")["predicted"].median()
+    spread = nets.groupby("layer")["predicted_std"].first()
+    ax.plot(middle.index, middle, ls=(0, (2, 2)), **THIN)
+    for side in (-1, 1) if band and spread.notna().any() else ():
+        ax.plot(middle.index, middle + side * TEN_TO_NINETY * spread, ls=":", **THIN)
+
+
+def farthest_in_words(nets: pd.DataFrame, quantity: str) -> str:
+    known = nets[(nets["depth"] == nets["depth"].max()) & nets["predicted"].notna()]
+    nearest = known[known["layer"] == known["layer"].min()]
+    return f"\nlayer {nearest['layer'].iloc[0]}{gap_in_words(nearest, quantity)}" if len(nearest) else ""
+
+
+def theory_in_words(frame: pd.DataFrame) -> str:
+    if frame["predicted"].isna().all():
+        return ""
+    if frame["predicted_std"].isna().all():
+        return "; dashed: theory, infinite width"
+    return "; dashed: theory, dotted: its exact 10-90 % band at the largest depth"
+
+
 def slope_by_depth(frame: pd.DataFrame) -> Figure:
     """Change of ln ||error signal||^2 per layer on the way back, against depth, a line per initialiser or gate bias;
-    dashed what infinitely wide nets would show, in the legend how far the deepest nets are from that."""
+    dashed what theory says, in the legend how far the deepest nets are from it."""
     slopes = with_family(with_predicted_slopes(backward_slopes(frame), frame))
     panels = slopes["panel"].unique()
     with mpl.rc_context(STYLE):
-        figure, axes = grid_of_axes(len(panels), min(len(panels), 2), height=3.7, width=4.6)
+        figure, axes = grid_of_axes(len(panels), min(len(panels), 2), height=4.0, width=4.6)
         for ax, panel in zip(axes, panels, strict=False):
             rows = slopes[slopes["panel"] == panel]
             for (family, part), style in zip(rows.groupby("family", sort=False), line_styles(), strict=False):
-                median_and_band(ax, part, "depth", "slope", label=f"{family}{gap_in_words(part)}", **style)
+                label = f"{family}{gap_in_words(part[part['depth'] == part['depth'].max()], 'slope')}"
+                median_and_band(ax, part, "depth", "slope", label=label, **style)
                 predicted = part.groupby("depth")["predicted"].first()
                 ax.plot(predicted.index, predicted, color=style["color"], ls="--", lw=1)
             ax.axhline(0, color="0.3", lw=0.8)
             ax.set_title(panel)
             depth_axis(ax, rows["depth"])
-            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, fontsize=7, frameon=False)
+            legend_below(ax)
         finish(figure, axes, len(panels), "depth (hidden layers)", "Δ ln ‖∂L/∂h‖² per layer towards the input")
-        figure.suptitle("dashed: theory at infinite width; in brackets: mean less theory ± s.e. at the largest depth",
-                        fontsize=9)
+        exact = f" (exact at this width for {EXACT_NETS} nets)" if slopes["predicted_std"].notna().any() else ""
+        figure.suptitle(f"dashed: theory at infinite width{exact}\n"
+                        "in brackets: mean less theory ± s.e. and z at the largest depth", fontsize=9)
     return figure
 
 
-def gap_in_words(slopes: pd.DataFrame) -> str:
-    """Mean slope less the prediction, with its standard error, of the deepest nets."""
-    deepest = slopes[slopes["depth"] == slopes["depth"].max()]
-    gap, error = (deepest["slope"] - deepest["predicted"]).mean(), deepest["slope"].sem()
-    return f" ({gap:+.2g} ± {error:.1g})" if np.isfinite(gap) and np.isfinite(error) else ""
+def slope_gap_by_depth(frame: pd.DataFrame) -> Figure:
+    """What finite width does: mean slope less its limit of infinite width, a mark per initialiser or gate bias with
+    its standard error; the black line is the exact finite-width law, the band its standard error for so many nets."""
+    slopes = with_family(with_predicted_slopes(backward_slopes(frame), frame))
+    slopes["gap"] = slopes["slope"] - slopes["limit"]
+    panels = slopes["panel"].unique()
+    with mpl.rc_context(STYLE):
+        figure, axes = grid_of_axes(len(panels), min(len(panels), 2), height=3.4, width=4.6, share_y="row")
+        for ax, panel in zip(axes, panels, strict=False):
+            rows = slopes[slopes["panel"] == panel]
+            families = rows.groupby("family", sort=False)
+            places = np.linspace(-0.1, 0.1, max(len(families), 2))  # side by side, in ln depth
+            for (family, part), style, place in zip(families, line_styles(), places, strict=False):
+                gap = part.groupby("depth")["gap"].agg(["mean", "sem"])
+                ax.errorbar(gap.index * np.exp(place), gap["mean"], gap["sem"], ls="", lw=1, label=family, **style)
+            draw_finite_width(ax, rows)
+            ax.axhline(0, color="0.3", lw=0.8, ls="--")
+            ax.set_title(f"{panel}, width {rows['width'].iloc[0]}")
+            depth_axis(ax, rows["depth"])
+            legend_below(ax)
+        finish(figure, axes, len(panels), "depth (hidden layers)", "slope less its limit of infinite width ± s.e.")
+    return figure
+
+
+def draw_finite_width(ax: Axes, slopes: pd.DataFrame) -> None:
+    """A line and band for Gaussian weights, one for orthogonal ones."""
+    exact = slopes[slopes["predicted_std"].notna()].assign(law=lambda rows: rows["predicted"] - rows["limit"])
+    for orthogonal, rows in exact.groupby(exact["init"] == "orthogonal"):
+        by_depth = rows.groupby("depth").agg(law=("law", "mean"), std=("predicted_std", "first"))
+        error = by_depth["std"] / np.sqrt(rows.groupby(["depth", "family"]).size().groupby("depth").max())
+        ax.plot(by_depth.index, by_depth["law"], color="black", lw=1, ls="-." if orthogonal else "-",
+                label=f"exact, {'orthogonal' if orthogonal else 'Gaussian'}")
+        ax.fill_between(by_depth.index, by_depth["law"] - error, by_depth["law"] + error, color="0.4", alpha=0.2, lw=0)
 
 
 def backward_slopes(frame: pd.DataFrame) -> pd.DataFrame:

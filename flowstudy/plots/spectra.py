@@ -5,17 +5,22 @@ import math
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flowstudy import theory
+from flowstudy.predictions_gradients import KIND, z_of
+from flowstudy.predictions_spectra import STATISTICS
 
 from .style import (
     STYLE,
     depth_axis,
     depth_colors,
     finish,
+    gap_in_words,
     grid_of_axes,
     legend,
+    legend_below,
     line_styles,
     median_and_band,
     title_of,
@@ -23,47 +28,125 @@ from .style import (
 )
 
 
-def spectrum_by_depth(frame: pd.DataFrame) -> Figure:
+def spectrum_by_depth(frame: pd.DataFrame, statistics: pd.DataFrame | None = None) -> Figure:
     """log10 singular values of the Jacobian by rank, a panel per family, a line per depth; a rank that most nets of a
-    family lack is not drawn."""
+    family lack is not drawn.
+
+    Of a frame from `with_predicted_spectra`, dashed, the limit law of infinite width where it is known.  Given
+    `statistics` from `with_predicted_statistics`: triangles, the exact mean rank of ReLU nets, and under the title how
+    far the deepest nets are from theory.
+    """
     frame = with_family(frame)
     frame = frame.assign(
         quantile=(frame["rank"] - 0.5) / frame["width"],
         log10_s=frame["log_singular_value"] / math.log(10),
+        predicted=frame.get("predicted", np.nan) / math.log(10),
     )
+    statistics = None if statistics is None else with_family(statistics)
     panels = frame[["panel", "family"]].drop_duplicates()
     columns = 4 if frame["panel"].nunique() == 1 else frame["family"].nunique()
     with mpl.rc_context(STYLE):
-        figure, axes = grid_of_axes(len(panels), columns)
+        figure, axes = grid_of_axes(len(panels), columns, height=2.3 if statistics is None else 2.5)
         colors = depth_colors(frame)
         for ax, (_, (panel, family)) in zip(axes, panels.iterrows(), strict=False):
             rows = frame[(frame["panel"] == panel) & (frame["family"] == family)]
             for depth, part in rows.groupby("depth"):
                 median_and_band(ax, part, "quantile", "log10_s", color=colors[depth])
-            ax.set_title(title_of(panels, panel, family))
-        finish(figure, axes, len(panels), "rank / width (largest first)", "log$_{10}$ singular value")
+                predicted = part.groupby("quantile")["predicted"].first()
+                ax.plot(predicted.index, predicted, color="black", ls=(0, (2, 2)), lw=0.7)
+            words = ""
+            if statistics is not None:
+                of_panel = statistics[(statistics["panel"] == panel) & (statistics["family"] == family)]
+                mark_ranks(ax, of_panel, colors)
+                words = deepest_in_words(of_panel)
+            ax.set_title(f"{title_of(panels, panel, family)}{words}", fontsize=9)
+        known = "; dashed: theory, infinite width" if frame["predicted"].notna().any() else ""
+        finish(figure, axes, len(panels), f"rank / width (largest first){known}", "log$_{10}$ singular value")
         legend(figure, {f"{depth}": color for depth, color in colors.items()}, frame)
     return figure
 
 
+def mark_ranks(ax: Axes, statistics: pd.DataFrame, colors: dict[int, tuple]) -> None:
+    ranks = statistics[(statistics["statistic"] == "rank") & statistics["predicted"].notna()]
+    for depth, part in ranks[ranks["depth"].isin(colors)].groupby("depth"):
+        ax.plot(part["predicted"].iloc[0] / part["width"].iloc[0], 0.04, "^", ms=5, color=colors[depth],
+                transform=ax.get_xaxis_transform())
+
+
+def deepest_in_words(statistics: pd.DataFrame) -> str:
+    """Of the deepest nets: rank (where some singular values are 0) or mean ln s, measured less predicted."""
+    deepest = statistics[statistics["depth"] == statistics["depth"].max()]
+    lines = ""
+    for statistic, name in (("rank", "▲ rank"), ("mean_log", "mean ln s")):
+        words = gap_in_words(deepest[deepest["statistic"] == statistic], "measured")
+        lines += f"\n{name}{words}" if words else ""
+    return lines
+
+
+def spectrum_statistic_by_depth(statistics: pd.DataFrame, statistic: str) -> Figure:
+    """One number of each spectrum against depth, from `with_predicted_statistics` (logs per layer of the body), dashed
+    what theory says, in the legend how far the shallowest nets are from it, whose width is largest beside depth."""
+    rows = with_family(statistics[(statistics["statistic"] == statistic) & (statistics["depth"] > 1)])
+    per_layer = statistic in ("mean_log", "log_mean_square")
+    for name in ("measured", "predicted"):
+        rows[name] = rows[name] / (rows["depth"] - 1 if per_layer else 1)
+    rows = rows[rows.groupby("panel")["measured"].transform("count") > 0]
+    panels = rows["panel"].unique()
+    with mpl.rc_context(STYLE):
+        figure, axes = grid_of_axes(len(panels), min(len(panels), 2), height=3.6, width=4.6)
+        for ax, panel in zip(axes, panels, strict=False):
+            of_panel = rows[rows["panel"] == panel]
+            for (family, part), style in zip(of_panel.groupby("family", sort=False), line_styles(), strict=False):
+                label = f"{family}{gap_in_words(part[part['depth'] == part['depth'].min()], 'measured')}"
+                median_and_band(ax, part, "depth", "measured", label=label, **style)
+                dashed(ax, part.groupby("depth")["predicted"].first(), style)
+            ax.set(title=panel, yscale="log" if statistic == "relative_variance" else "linear")
+            depth_axis(ax, of_panel["depth"])
+            legend_below(ax)
+        finish(figure, axes, len(panels), "depth (hidden layers)", STATISTICS[statistic] + ", per layer" * per_layer)
+        figure.suptitle("dashed: theory; in brackets: mean less theory ± s.e. and z at the smallest depth", fontsize=9)
+    return figure
+
+
+def dashed(ax: Axes, predicted: pd.Series, style: dict) -> None:
+    ax.plot(predicted.index, predicted, color=style["color"], ls="--", lw=1)
+
+
 def condition_by_depth(frame: pd.DataFrame) -> Figure:
-    """log10 of the ratio of the largest to the smallest non-zero singular value against depth."""
-    by_sample = [name for name in frame.columns if name not in ("rank", "log_singular_value")]
-    finite = frame[np.isfinite(frame["log_singular_value"])]
-    spread = finite.groupby(by_sample, dropna=False, sort=False)["log_singular_value"].agg(np.ptp) / math.log(10)
-    spread = with_family(spread.rename("log10_condition").reset_index())
+    """log10 of the ratio of the largest to the smallest non-zero singular value against depth; of a frame from
+    `with_predicted_spectra`, dashed, what the limit law of infinite width makes of it."""
+    spread = with_family(conditions(frame))
     panels = spread["panel"].unique()
     with mpl.rc_context(STYLE):
-        figure, axes = grid_of_axes(len(panels), min(len(panels), 2), height=3.2, width=4.6)
+        figure, axes = grid_of_axes(len(panels), min(len(panels), 2), height=3.4, width=4.6)
         for ax, panel in zip(axes, panels, strict=False):
             rows = spread[spread["panel"] == panel]
             for (family, part), style in zip(rows.groupby("family", sort=False), line_styles(), strict=False):
-                median_and_band(ax, part, "depth", "log10_condition", label=family, **style)
+                label = f"{family}{gap_in_words(part[part['depth'] == part['depth'].max()], 'log10_condition')}"
+                median_and_band(ax, part, "depth", "log10_condition", label=label, **style)
+                dashed(ax, part.groupby("depth")["predicted"].first(), style)
             ax.set(title=panel, yscale="log")
             depth_axis(ax, rows["depth"])
-            ax.legend(loc="best")
+            legend_below(ax)
         finish(figure, axes, len(panels), "depth (hidden layers)", "log$_{10}$ condition number (non-zero part)")
+        if spread["predicted"].notna().any():
+            figure.suptitle("dashed: theory at infinite width, where known; in brackets: mean less theory ± s.e. and z "
+                            "at the largest depth", fontsize=9)
     return figure
+
+
+def conditions(spectra: pd.DataFrame) -> pd.DataFrame:
+    """A row per net: `log10_condition`, the mean over samples, `predicted` and `z`."""
+    finite = spectra[np.isfinite(spectra["log_singular_value"])].assign(predicted=spectra.get("predicted", np.nan))
+    by_sample = finite.groupby(["cell", "sample"], sort=False)[["log_singular_value", "predicted"]]
+    spread = by_sample.agg(np.ptp).groupby("cell", sort=False).mean() / math.log(10)  # nan where one is not predicted
+    spread = spread.rename(columns={"log_singular_value": "log10_condition"}).reset_index()
+    cells = spectra.drop_duplicates("cell").drop(columns=["rank", "sample", "log_singular_value", "predicted", "z"],
+                                                 errors="ignore")
+    rows = cells.merge(spread, on="cell")
+    groups = rows.groupby(KIND, dropna=False, sort=False)["log10_condition"]
+    gap = groups.transform("mean") - rows["predicted"]
+    return rows.assign(z=z_of(gap, groups.transform("std"), groups.transform("count")))
 
 
 def spectrum_by_route(frame: pd.DataFrame) -> Figure:

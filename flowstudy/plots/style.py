@@ -15,6 +15,7 @@ STYLE = sns.axes_style("whitegrid") | {
     "legend.title_fontsize": 9, "figure.titlesize": 12, "grid.color": "0.9", "axes.edgecolor": "0.6",
 }
 BAND = (0.1, 0.9)  # quantiles over seeds
+TEN_TO_NINETY = 1.2816  # half that band of a normal law, in standard deviations
 LABELS = {
     "log10_error_signal_norm": "log$_{10}$ ‖∂L/∂h‖  [nats per unit]",
     "log10_weight_gradient_norm": "log$_{10}$ ‖∂L/∂W‖  [nats per unit weight]",
@@ -47,6 +48,12 @@ def median_and_band(ax: Axes, rows: pd.DataFrame, x: str, y: str, **style: objec
     ax.fill_between(middle.index[shown], low[shown], high[shown], color=style["color"], alpha=0.2, lw=0)
 
 
+def gap_in_words(nets: pd.DataFrame, measured: str) -> str:
+    """Mean of `measured` less `predicted` over nets of one kind, its standard error, and z."""
+    gap, error, z = (nets[measured] - nets["predicted"]).mean(), nets[measured].sem(), nets["z"].iloc[0]
+    return f" ({gap:+.2g} ± {error:.1g}, z {z:+.1f})" if np.isfinite([gap, error, z]).all() else ""
+
+
 def title_of(panels: pd.DataFrame, panel: str, family: str) -> str:
     return family if panels["panel"].nunique() == 1 else f"{family}, {panel}"
 
@@ -62,11 +69,12 @@ def line_styles() -> list[dict]:
             for color, marker in zip(sns.color_palette("colorblind"), "osD^vP*X<>", strict=False)]
 
 
-def grid_of_axes(panels: int, columns: int, height: float = 2.3, width: float = 2.7) -> tuple[Figure, list[Axes]]:
+def grid_of_axes(panels: int, columns: int, height: float = 2.3, width: float = 2.7, *,
+                 share_y: bool | str = True) -> tuple[Figure, list[Axes]]:
     columns = min(columns, panels)
     rows = math.ceil(panels / columns)
     figure = Figure(figsize=(max(columns * width, 5.4), rows * height + 0.5), layout="constrained")
-    return figure, list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
+    return figure, list(figure.subplots(rows, columns, sharex=True, sharey=share_y, squeeze=False).flat)
 
 
 def finish(figure: Figure, axes: list[Axes], used: int, x_label: str, y_label: str) -> None:
@@ -93,6 +101,13 @@ def legend(figure: Figure, colors: Mapping[str, tuple], frame: pd.DataFrame) -> 
     figure.legend(lines, colors.keys(), title="depth", loc="outside right center", frameon=False)
     if frame["panel"].nunique() == 1:
         figure.suptitle(frame["panel"].iloc[0])
+
+
+def legend_below(ax: Axes) -> None:
+    """Two columns under the axes, one where labels tell gaps: they are long."""
+    labels = ax.get_legend_handles_labels()[1]
+    columns = 1 if max(map(len, labels), default=0) > 30 else 2
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=columns, fontsize=7, frameon=False)
 
 
 def widen(ax: Axes, decades: float) -> None:

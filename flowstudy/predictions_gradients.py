@@ -1,0 +1,173 @@
+"""Theory beside measured gradients: norms by layer and their slopes, in the limit of width and exactly at finite width.
+
+The limit of width holds for a batch as for one sample.  What finite width does to it is known exactly for one sample,
+plain linear and ReLU nets, Gaussian or orthogonal weights, no biases, where the read-out's error signal is isotropic:
+every layer multiplies ||error signal||^2 by an independent factor (`theory.log_jacobian_norm`).  Uniform weights obey
+it to O(1 / width^2).  A cross-entropy's error signal is isotropic up to what the softmax knows of the last layer's
+output, which lies on live units alone: that touches the first of the depth - 1 steps, by O(1 / width).
+"""
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from flowstudy import theory
+from flowstudy.predictions import layer_theory, weight_var
+from flowstudy.theory.fluctuations import LIVE
+from flowstudy.theory.highway import Gate
+
+KIND = ["net", "init", "gain", "gate_bias", "bias_var", "activation", "depth", "width"]  # all but the seed
+START = ["activation_mean_square", "activation_mean"]  # of layer 1: where theory sets out
+NATS = 2 * math.log(10)   # log10 of a norm -> ln of its square
+ROUNDING = 1e-6           # what float32 weights leave of a gap that is exactly 0
+NOT_KNOWN = theory.Moments(math.nan, math.nan)
+
+
+# --- slopes over the layers ------------------------------------------------------------------------------------------
+
+
+def with_predicted_slopes(slopes: pd.DataFrame, flow: pd.DataFrame) -> pd.DataFrame:
+    """Theory beside the measured `slope` of ln ||error signal||^2 per layer towards the input, a row per net.
+
+    Returns:
+        `limit`: at infinite width, from the measured mean square of the nets' first hidden layer.  `predicted`: exact
+        at the nets' own width where that is known (see the module), else the limit.  `predicted_std`: of one net's
+        slope, exact, nan where not known.  `z`: mean over nets of one kind, less `predicted`, in standard errors of
+        that mean, exact ones where known.
+    """
+    one = one_sample(flow)
+    kinds = kinds_of(flow)
+    laws = pd.DataFrame([slope_law(cell, one) for _, cell in kinds.iterrows()], index=kinds.index)
+    rows = slopes.merge(pd.concat([kinds[KIND], laws], axis=1), how="left", on=KIND)
+    groups = rows.groupby(KIND, dropna=False, sort=False)["slope"]
+    gap = groups.transform("mean") - rows["predicted"]
+    return rows.assign(z=z_of(gap, rows["predicted_std"].fillna(groups.transform("std")), groups.transform("count")))
+
+
+def slope_law(cell: pd.Series, one: bool) -> dict[str, float]:
+    limit = predicted_slope(layer_theory(cell)["chi"].to_numpy())
+    step = exact_step(cell) if one and cell["depth"] > 1 else NOT_KNOWN
+    spread = math.sqrt(step.variance * np.square(slope_weights(cell["depth"])).sum())
+    return {"limit": limit, "predicted": limit if math.isnan(step.mean) else step.mean, "predicted_std": spread}
+
+
+def predicted_slope(chi: np.ndarray) -> float:
+    """Least-squares slope of ln ||error signal||^2 towards the input, where layers 2, 3, ... multiply it by chi."""
+    return float(slope_weights(len(chi) + 1) @ np.log(chi)) if len(chi) else math.nan
+
+
+def slope_weights(depth: int) -> np.ndarray:
+    """How a least-squares slope over `depth` points weighs the steps between them: 6 j (depth - j) / (depth^3 - depth).
+
+    They add up to 1; the middle counts most.
+    """
+    j = np.arange(1, depth)
+    return 6 * j * (depth - j) / (depth**3 - depth) if depth > 1 else np.zeros(0)
+
+
+# --- norms by layer --------------------------------------------------------------------------------------------------
+
+
+def with_predicted_norms(flow: pd.DataFrame, quantity: str = "log10_error_signal_norm") -> pd.DataFrame:
+    """Theory beside the norms by layer of `quantity`, a row per net and layer: from the net's own norm at the last.
+
+    Error signal: layer l multiplies its square by chi_l on the way back, at finite width by the exact mean step.
+    Weight gradient, from layer 2 on: for one sample ||dL/dW_l|| = ||dL/dh_l|| ||x_(l-1)||, h_l = W_l x_(l-1), both
+    factors known.  ReLU and linear nets: the same in all layers, at any width, since forwards and backwards a layer
+    multiplies by factors of one law.  For a batch it is the root of sum_st (dL/dh_s . dL/dh_t) (x_s . x_t), in which
+    the samples' labels decide the signs: pairs of one class add up, pairs of two cancel all the more the more alike
+    depth makes them, and theory that knows no labels has nothing to say.
+
+    Returns:
+        `predicted`, nan where not known.  `predicted_std`: of the norm from net to net, exact but for what the loss
+        itself varies, nan where not known.
+        `z`: mean over nets of one kind and layer, less `predicted`, in standard errors of that mean.
+    """
+    one = one_sample(flow)
+    kinds = kinds_of(flow)
+    laws = pd.concat([norm_law(cell, quantity, one).assign(**cell[KIND]) for _, cell in kinds.iterrows()])
+    rows = flow.merge(laws.astype(flow[KIND].dtypes), how="left", on=[*KIND, "layer"])
+    last = rows[rows["layer"] == rows["depth"]].set_index("cell")[quantity]
+    rows["predicted"] = rows["cell"].map(last) + rows.pop("drift")
+    rows["gap"] = (rows[quantity] - rows["predicted"]).replace([np.inf, -np.inf], np.nan)
+    groups = rows.groupby([*KIND, "layer"], dropna=False, sort=False)["gap"]
+    spread = rows.pop("gap_std").fillna(groups.transform("std"))
+    return rows.assign(z=z_of(groups.transform("mean"), spread, groups.transform("count"))).drop(columns="gap")
+
+
+def norm_law(cell: pd.Series, quantity: str, one: bool) -> pd.DataFrame:
+    """By `layer`, in log10 of the norm: `drift` from the last layer, `gap_std` of a net's own drift and
+    `predicted_std` of the norm itself; nan where not known."""
+    layers = np.arange(1, cell["depth"] + 1)
+    step = exact_step(cell) if one else NOT_KNOWN
+    if quantity == "log10_error_signal_norm":
+        steps = cell["depth"] - layers
+        drift = steps * step.mean if math.isfinite(step.mean) else backward(layer_theory(cell)["chi"])
+        variance = steps * step.variance
+        spread = variance + theory.log_jacobian_norm(cell["width"], 1, "linear").variance  # a Gaussian read-out's part
+    elif quantity == "log10_weight_gradient_norm":
+        drift = weight_gradient_drift(cell) if one else np.full(len(layers), np.nan)
+        variance = np.full(len(layers), np.nan)
+        spread = np.full(len(layers), len(layers) * step.variance)  # x_(l-1) and h_l share no weights
+    else:
+        raise ValueError("with_predicted_norms: `quantity` must be log10_error_signal_norm or "
+                         f"log10_weight_gradient_norm, got {quantity!r}.")
+    if cell["init"] == "orthogonal":  # of first layer and read-out, which are not square
+        spread = np.full(len(layers), np.nan)
+    return pd.DataFrame({"layer": layers, "drift": drift / NATS, "gap_std": np.sqrt(variance) / NATS,
+                         "predicted_std": np.sqrt(spread) / NATS})
+
+
+def backward(chi: pd.Series) -> np.ndarray:
+    """ln ||error signal||^2 at layers 1..depth less that at the last."""
+    return np.append(np.cumsum(np.log(chi.to_numpy())[::-1])[::-1], 0.0)
+
+
+def weight_gradient_drift(cell: pd.Series) -> np.ndarray:
+    """ln ||dL/dW_l||^2 less that at the last layer, infinite width; nan at layer 1, whose inputs are the data.
+
+    ||dL/dW_l||^2 = width q_(l-1) (chi_l - carried_l) ||dL/d(layer's output)||^2 / weight_var, where `carried` is the
+    part of chi that does not pass through the weights: E (1-T)^2 of a highway layer, 1 of a residual one.
+    """
+    layers = layer_theory(cell)
+    q = np.append(cell["activation_mean_square"], layers["q"].to_numpy()[:-1])  # of the inputs of layers 2..depth
+    renewed = layers["chi"].to_numpy() - carried(cell, q)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        logs = np.append(np.nan, backward(layers["chi"])[1:] + np.log(q) + np.log(renewed))
+    return logs - logs[-1]
+
+
+def carried(cell: pd.Series, q: np.ndarray) -> np.ndarray | float:
+    if cell["net"] != "highway":
+        return float(cell["net"] == "residual")
+    variance = weight_var(cell["init"], cell["gain"], cell["activation"], cell["width"])
+    return np.array([Gate(cell["gate_bias"], variance * mean_square).moments[0, 2] for mean_square in q])
+
+
+# --- shared ----------------------------------------------------------------------------------------------------------
+
+
+def exact_step(cell: pd.Series) -> theory.Moments:
+    """Of ln ||error signal||^2 from one layer's output to that of the layer before: see the module."""
+    variance = weight_var(cell["init"], cell["gain"], cell["activation"], cell["width"])
+    if cell["net"] != "plain" or cell["activation"] not in LIVE or cell["bias_var"] or not math.isfinite(variance):
+        return NOT_KNOWN
+    weights = "orthogonal" if cell["init"] == "orthogonal" else "gaussian"
+    return theory.Moments(*map(float, theory.log_jacobian_norm(cell["width"], 1, cell["activation"], weights,
+                                                               variance)))
+
+
+def one_sample(flow: pd.DataFrame) -> bool:
+    """Whether the norms are of one sample: two inputs' correlation is then not known anywhere."""
+    return bool(flow["activation_correlation"].isna().all())
+
+
+def kinds_of(flow: pd.DataFrame) -> pd.DataFrame:
+    """A row per kind of net, with the medians over nets at which theory starts."""
+    first = flow[flow["layer"] == 1]
+    return first.groupby(KIND, dropna=False, sort=False)[START].median().reset_index()
+
+
+def z_of(gap: pd.Series, spread: pd.Series, count: pd.Series) -> pd.Series:
+    return gap / np.hypot(spread / np.sqrt(count), ROUNDING)

@@ -1,0 +1,157 @@
+"""Theory beside measured spectra of the body Jacobian, J: what its singular values amount to, and their whole law."""
+
+import math
+
+import numpy as np
+import pandas as pd
+from scipy.interpolate import PchipInterpolator
+from scipy.special import logsumexp
+
+from flowstudy import theory
+from flowstudy.predictions import layer_theory, weight_var
+from flowstudy.predictions_gradients import KIND, START, carried, kinds_of, z_of
+from flowstudy.theory.activations import activation_named
+from flowstudy.theory.free_product import product_log_singular_values
+
+STATISTICS = {
+    "rank": "singular values that are not 0",
+    "mean_log": "mean of ln s, where none is 0",
+    "log_mean_square": "ln of the mean of s²",
+    "relative_variance": "variance of s² over its mean squared",
+}
+NONE_LIVE = (-math.inf, math.nan)
+NODES = 24  # layers at which a highway layer's volume is worked out; it is smooth in the logarithm of the layer
+
+
+def with_predicted_statistics(spectra: pd.DataFrame, flow: pd.DataFrame) -> pd.DataFrame:
+    """Theory beside what each net's spectra amount to, a row per net and statistic.
+
+    `rank` of plain ReLU nets is exact at any width (`theory.expected_rank`), and so is `mean_log` of plain linear
+    Gaussian ones.  All else is for infinite width, from the measured mean square of the first hidden layer: width must
+    be large beside depth, the more so the higher the moment.  `mean_log` of plain nets takes the weights' part at the
+    nets' own width and the slopes' part at infinite width.
+
+    Args:
+        spectra: rows of the measurement "jacobian_spectrum", part "body".
+        flow: rows of "gradient_flow" of the same cells, on the same samples.
+    Returns:
+        `statistic` (see `STATISTICS`), its mean over samples `measured`, `predicted`, and `z`: mean over nets of one
+        kind, less `predicted`, in standard errors of that mean (of few nets, Student's t); nan where theory or
+        measurement says nothing.
+    Of few nets it is Student's t.
+    """
+    nets = net_statistics(spectra)
+    kinds = kinds_of(flow)
+    laws = [pd.DataFrame({"statistic": list(STATISTICS), "predicted": statistics_law(cell)}).assign(**cell[KIND])
+            for _, cell in kinds.iterrows()]
+    rows = nets.merge(pd.concat(laws).astype(flow[KIND].dtypes), how="left", on=[*KIND, "statistic"])
+    groups = rows.groupby([*KIND, "statistic"], dropna=False, sort=False)["measured"]
+    gap = groups.transform("mean") - rows["predicted"]
+    return rows.assign(z=z_of(gap, groups.transform("std"), groups.transform("count")))
+
+
+def net_statistics(spectra: pd.DataFrame) -> pd.DataFrame:
+    """A row per cell and statistic: `measured`, the mean over the samples."""
+    by_sample = spectra.groupby(["cell", "sample"], sort=False)["log_singular_value"]
+    statistics = by_sample.apply(lambda s: pd.Series(spectrum_statistics(s.to_numpy()))).unstack()
+    means = statistics.groupby("cell", sort=False).mean()
+    long = means.melt(ignore_index=False, var_name="statistic", value_name="measured").reset_index()
+    cells = spectra.drop(columns=["sample", "rank", "log_singular_value"]).drop_duplicates("cell")
+    return cells.merge(long, on="cell")
+
+
+def spectrum_statistics(log_s: np.ndarray) -> dict[str, float]:
+    """`STATISTICS` of one spectrum, in logs: squares of what is far below 1 count."""
+    live = np.isfinite(log_s)
+    with np.errstate(divide="ignore"):
+        square, fourth = (logsumexp(k * log_s) - math.log(len(log_s)) for k in (2, 4)) if live.any() else NONE_LIVE
+    return {"rank": float(live.sum()), "mean_log": log_s.mean() if live.all() else math.nan, "log_mean_square": square,
+            "relative_variance": math.expm1(fourth - 2 * square)}
+
+
+def statistics_law(cell: pd.Series) -> list[float]:
+    if cell["depth"] < 2:
+        return [math.nan] * len(STATISTICS)
+    layers = layer_theory(cell)
+    return [rank_law(cell), mean_log_law(cell, layers), np.log(layers["chi"]).sum(skipna=False),
+            relative_variance_law(cell, layers)]
+
+
+def rank_law(cell: pd.Series) -> float:
+    if cell["net"] != "plain" or cell["activation"] != "relu" or cell["bias_var"]:
+        return math.nan
+    return float(theory.expected_rank(cell["width"], cell["depth"] - 1))
+
+
+def mean_log_law(cell: pd.Series, layers: pd.DataFrame) -> float:
+    variance, depth = cell_weight_var(cell), cell["depth"] - 1
+    plain_relu = cell["net"] == "plain" and cell["activation"] == "relu"  # some s are 0
+    if layers["chi"].isna().any() or cell["net"] == "residual" or plain_relu:
+        return math.nan
+    if cell["net"] == "highway":
+        return highway_mean_log(cell, layers)
+    if cell["init"] == "orthogonal":
+        weights = depth * math.log(variance) / 2
+    else:
+        weights = float(theory.sum_log_singular_values(cell["width"], depth, variance).mean) / cell["width"]
+    phi = activation_named("mean_log_law", cell["activation"])
+    return weights + sum(float(phi.mean(lambda h: np.log(np.abs(phi.slope(h))), length)) for length in layers["length"])
+
+
+def highway_mean_log(cell: pd.Series, layers: pd.DataFrame) -> float:
+    variance, depth = cell_weight_var(cell), len(layers)
+    q, m = (np.append(cell[start], layers[name].to_numpy()[:-1]) for start, name in zip(START, "qm", strict=True))
+    nodes = np.unique(np.geomspace(1, depth, NODES).astype(int))
+    volumes = [theory.highway_log_volume(cell["activation"], cell["gate_bias"], variance, variance, q[i - 1], m[i - 1])
+               for i in nodes]
+    if len(nodes) < 2:
+        return float(np.sum(volumes))
+    return float(PchipInterpolator(np.log(nodes), volumes)(np.log(np.arange(1, depth + 1))).sum())
+
+
+def relative_variance_law(cell: pd.Series, layers: pd.DataFrame) -> float:
+    if layers["chi"].isna().any() or cell["net"] == "residual":
+        return math.nan
+    if cell["net"] == "highway":
+        return float(layers["P"].iloc[-1]) - 1
+    weights = "orthogonal" if cell["init"] == "orthogonal" else "gaussian"
+    by_layer = theory.spectrum_variance(cell["activation"], 1, weights, layers["length"].to_numpy())
+    return float(np.broadcast_to(by_layer, len(layers)).sum())  # one number where it depends on no q
+
+
+def predicted_spectrum(cell: pd.Series) -> np.ndarray:
+    """ln singular values of J by rank, infinite width; nan where the law is not known in closed form.
+
+    Highway, residual and plain linear Gaussian nets, as products of carry_l I + gain_l G with the layers' own mean
+    squared carry and gain: close where these vary little from unit to unit (`free_product`).  The largest value of ReLU
+    nets, their mean mode, has no prediction.
+    """
+    width = cell["width"]
+    layers = layer_theory(cell)
+    plain = cell["net"] == "plain" and (cell["activation"] != "linear" or cell["init"] == "orthogonal")
+    if plain or cell["depth"] < 2 or layers["chi"].isna().any():
+        return np.full(width, math.nan)
+    chi = layers["chi"].to_numpy()
+    carry = np.broadcast_to(carried(cell, np.append(cell["activation_mean_square"], layers["q"].to_numpy()[:-1])),
+                            chi.shape)
+    quantiles = (width - np.arange(1, width + 1) + 0.5) / width
+    law = product_log_singular_values(quantiles, np.sqrt(carry), np.sqrt(chi - carry))
+    return np.where((quantiles > 1 - 1 / width) & (cell["activation"] == "relu"), math.nan, law)  # the mean mode
+
+
+def with_predicted_spectra(spectra: pd.DataFrame, flow: pd.DataFrame) -> pd.DataFrame:
+    """`predicted` beside each `log_singular_value`, and `z`: mean over nets of one kind and rank, less `predicted`, in
+    standard errors of that mean.  `flow` as in `with_predicted_statistics`."""
+    laws = [pd.DataFrame({"rank": range(1, cell["width"] + 1), "predicted": predicted_spectrum(cell)}
+                         ).assign(**cell[KIND]) for _, cell in kinds_of(flow).iterrows()]
+    rows = spectra.merge(pd.concat(laws).astype(flow[KIND].dtypes), how="left", on=[*KIND, "rank"])
+    by_net = rows.groupby([*KIND, "rank", "cell"], dropna=False, sort=False)["log_singular_value"].mean()
+    groups = by_net.groupby([*KIND, "rank"], dropna=False, sort=False)
+    of_kind = groups.agg(["mean", "std", "count"]).reset_index()
+    rows = rows.merge(of_kind, how="left", on=[*KIND, "rank"])
+    return rows.assign(z=z_of(rows["mean"] - rows["predicted"], rows["std"], rows["count"])).drop(
+        columns=["mean", "std", "count"])
+
+
+def cell_weight_var(cell: pd.Series) -> float:
+    return weight_var(cell["init"], cell["gain"], cell["activation"], cell["width"])
