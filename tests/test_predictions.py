@@ -84,6 +84,26 @@ def test_weight_gradient_norms(case):
         assert np.abs(z_scores(sample, predicted)).max() < LARGEST_Z
 
 
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_weight_gradients_of_two_inputs(activation):
+    """||dL/dW_l||^2 of a batch is sum_st (dL/dh_s . dL/dh_t) (x_s . x_t). Two inputs that one read-out asks alike have
+    (1 + c gc) / 2 of what either alone would have: c the cosine of the layer's inputs, gc that of what comes back from
+    the read-out to the layer's preactivations. Wide nets: |z| < 4.5 and O(1 / width) a layer."""
+    width, depth, many = 128, 6, 40
+    stacked, _ = nets(activation, "he_normal", width, depth, many)
+    a, b = np.linalg.qr(np.random.default_rng(1).standard_normal((width, 2)))[0].T * math.sqrt(width)
+    pair = torch.from_numpy(np.stack([a, 0.6 * a + 0.8 * b]))
+    both, one, other = (10 ** (2 * stacked_gradient_flow(stacked.template, stacked.state, x, None,
+                                                         loss=lambda output, _: output.mean())
+                               ["log10_weight_gradient_norm"].numpy()) for x in (pair, pair[:1], pair[1:]))
+    ratio = both / ((one + other) / 2)
+    theirs = theory.plain(activation, depth, 2.0, q0=1.0, c0=0.6)
+    inputs = np.append(0.6, theirs["c"][:-1])
+    back = theirs["gradient_correlation"].iloc[-1] / np.append(1.0, theirs["gradient_correlation"][:-1])
+    error = ratio.std(0) / math.sqrt(many)
+    assert np.all(np.abs(ratio.mean(0) - (1 + inputs * back) / 2) < LARGEST_Z * error + depth / width)
+
+
 @pytest.mark.parametrize("activation", ["linear", "relu"])
 def test_random_walk_exact_has_no_drift(activation):
     """Weights of `random_walk_exact`: the error signal's log norm keeps its mean from the last layer to the first."""

@@ -49,9 +49,9 @@ def median_and_band(ax: Axes, rows: pd.DataFrame, x: str, y: str, **style: objec
 
 
 def gap_in_words(nets: pd.DataFrame, measured: str) -> str:
-    """Mean of `measured` less `predicted` over nets of one kind, its standard error, and z."""
-    gap, error, z = (nets[measured] - nets["predicted"]).mean(), nets[measured].sem(), nets["z"].iloc[0]
-    return f" ({gap:+.2g} ± {error:.1g}, z {z:+.1f})" if np.isfinite([gap, error, z]).all() else ""
+    """Mean of `measured` less `predicted` over nets of one kind, the standard error that `z` has, and z."""
+    gap, z = (nets[measured] - nets["predicted"]).mean(), nets["z"].iloc[0]
+    return f" ({gap:+.2g} ± {abs(gap / z):.1g}, z {z:+.1f})" if np.isfinite([gap, z]).all() and z else ""
 
 
 def title_of(panels: pd.DataFrame, panel: str, family: str) -> str:
