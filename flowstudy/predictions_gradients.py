@@ -3,8 +3,10 @@
 The limit of width holds for a batch as for one sample.  What finite width does to it is known exactly for one sample,
 plain linear and ReLU nets, Gaussian or orthogonal weights, no biases, where the read-out's error signal is isotropic:
 every layer multiplies ||error signal||^2 by an independent factor (`theory.log_jacobian_norm`).  Uniform weights obey
-it to O(1 / width^2).  A cross-entropy's error signal is isotropic up to what the softmax knows of the last layer's
-output, which lies on live units alone: that touches the first of the depth - 1 steps, by O(1 / width).
+it to O(1 / width^2).  Of other plain nets the mean is known to first order in 1 / width (`mean_steps`).
+
+A cross-entropy's error signal is isotropic up to what the softmax knows of the last layer's output, which lies on live
+units alone: that touches the first of the depth - 1 steps, by O(1 / width).
 """
 
 import math
@@ -31,9 +33,9 @@ def with_predicted_slopes(slopes: pd.DataFrame, flow: pd.DataFrame) -> pd.DataFr
     """Theory beside the measured `slope` of ln ||error signal||^2 per layer towards the input, a row per net.
 
     Returns:
-        `limit`: at infinite width, from the measured mean square of the nets' first hidden layer.  `predicted`: exact
-        at the nets' own width where that is known (see the module), else the limit.  `predicted_std`: of one net's
-        slope, exact, nan where not known.  `z`: mean over nets of one kind, less `predicted`, in standard errors of
+        `limit`: at infinite width, from the measured mean square of the nets' first hidden layer.  `predicted`: at the
+        nets' own width as far as that is known (see the module), else the limit.  `predicted_std`: of one net's slope,
+        exact, nan where not known.  `z`: mean over nets of one kind, less `predicted`, in standard errors of
         that mean, exact ones where known.
     """
     one = one_sample(flow)
@@ -46,10 +48,12 @@ def with_predicted_slopes(slopes: pd.DataFrame, flow: pd.DataFrame) -> pd.DataFr
 
 
 def slope_law(cell: pd.Series, one: bool) -> dict[str, float]:
-    limit = predicted_slope(layer_theory(cell)["chi"].to_numpy())
-    step = exact_step(cell) if one and cell["depth"] > 1 else NOT_KNOWN
-    spread = math.sqrt(step.variance * np.square(slope_weights(cell["depth"])).sum())
-    return {"limit": limit, "predicted": limit if math.isnan(step.mean) else step.mean, "predicted_std": spread}
+    chi, weights = layer_theory(cell)["chi"].to_numpy(), slope_weights(cell["depth"])
+    if not len(chi):
+        return dict.fromkeys(("limit", "predicted", "predicted_std"), math.nan)
+    spread = math.sqrt(exact_step(cell).variance * np.square(weights).sum()) if one else math.nan
+    predicted = float(weights @ mean_steps(cell)) if one else predicted_slope(chi)
+    return {"limit": predicted_slope(chi), "predicted": predicted, "predicted_std": spread}
 
 
 def predicted_slope(chi: np.ndarray) -> float:
@@ -72,7 +76,8 @@ def slope_weights(depth: int) -> np.ndarray:
 def with_predicted_norms(flow: pd.DataFrame, quantity: str = "log10_error_signal_norm") -> pd.DataFrame:
     """Theory beside the norms by layer of `quantity`, a row per net and layer: from the net's own norm at the last.
 
-    Error signal: layer l multiplies its square by chi_l on the way back, at finite width by the exact mean step.
+    Error signal: layer l multiplies its square by chi_l on the way back; of one sample, what finite width does to the
+    mean logarithm is counted as far as it is known (see the module).
     Weight gradient, from layer 2 on: for one sample ||dL/dW_l|| = ||dL/dh_l|| ||x_(l-1)||, h_l = W_l x_(l-1), both
     factors known.  ReLU and linear nets: the same in all layers, at any width, since forwards and backwards a layer
     multiplies by factors of one law.  For a batch it is the root of sum_st (dL/dh_s . dL/dh_t) (x_s . x_t), in which
@@ -103,7 +108,7 @@ def norm_law(cell: pd.Series, quantity: str, one: bool) -> pd.DataFrame:
     step = exact_step(cell) if one else NOT_KNOWN
     if quantity == "log10_error_signal_norm":
         steps = cell["depth"] - layers
-        drift = steps * step.mean if math.isfinite(step.mean) else backward(layer_theory(cell)["chi"])
+        drift = backward(mean_steps(cell) if one else np.log(layer_theory(cell)["chi"].to_numpy()))
         variance = steps * step.variance
         spread = variance + theory.log_jacobian_norm(cell["width"], 1, "linear").variance  # a Gaussian read-out's part
     elif quantity == "log10_weight_gradient_norm":
@@ -119,9 +124,9 @@ def norm_law(cell: pd.Series, quantity: str, one: bool) -> pd.DataFrame:
                          "predicted_std": np.sqrt(spread) / NATS})
 
 
-def backward(chi: pd.Series) -> np.ndarray:
-    """ln ||error signal||^2 at layers 1..depth less that at the last."""
-    return np.append(np.cumsum(np.log(chi.to_numpy())[::-1])[::-1], 0.0)
+def backward(log_gains: np.ndarray) -> np.ndarray:
+    """ln ||error signal||^2 at layers 1..depth less that at the last, from the gains of layers 2..depth."""
+    return np.append(np.cumsum(log_gains[::-1])[::-1], 0.0)
 
 
 def weight_gradient_drift(cell: pd.Series) -> np.ndarray:
@@ -134,7 +139,7 @@ def weight_gradient_drift(cell: pd.Series) -> np.ndarray:
     q = np.append(cell["activation_mean_square"], layers["q"].to_numpy()[:-1])  # of the inputs of layers 2..depth
     renewed = layers["chi"].to_numpy() - carried(cell, q)
     with np.errstate(invalid="ignore", divide="ignore"):
-        logs = np.append(np.nan, backward(layers["chi"])[1:] + np.log(q) + np.log(renewed))
+        logs = np.append(np.nan, backward(np.log(layers["chi"].to_numpy()))[1:] + np.log(q) + np.log(renewed))
     return logs - logs[-1]
 
 
@@ -146,6 +151,23 @@ def carried(cell: pd.Series, q: np.ndarray) -> np.ndarray | float:
 
 
 # --- shared ----------------------------------------------------------------------------------------------------------
+
+
+def mean_steps(cell: pd.Series) -> np.ndarray:
+    """Mean over nets of ln ||error signal||^2 at layer l - 1 less that at l, for l = 2..depth and one sample.
+
+    Exact where `exact_step` is.  Else ln chi, of plain nets less half the relative variance of the layer's factor: with
+    mu_k = E phi'^2k, (3 mu_2 / mu_1^2 - 1) / width for Gaussian weights, 3 (mu_2 / mu_1^2 - 1) / width for orthogonal
+    ones.  E ln X = ln E X - Var X / (2 (E X)^2) is then right to O(1 / width^2).
+    """
+    layers, step = layer_theory(cell), exact_step(cell)
+    if math.isfinite(step.mean):
+        return np.full(len(layers), step.mean)
+    steps = np.log(layers["chi"].to_numpy())
+    if cell["net"] != "plain" or not np.isfinite(steps).all() or not len(steps):
+        return steps
+    spread = theory.spectrum_variance(cell["activation"], 1, "orthogonal", layers["length"].to_numpy())
+    return steps - (3 * spread + 2 * (cell["init"] != "orthogonal")) / (2 * cell["width"])
 
 
 def exact_step(cell: pd.Series) -> theory.Moments:

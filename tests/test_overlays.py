@@ -70,6 +70,22 @@ def test_slopes_of_narrow_nets_follow_the_finite_width_law(flow):
             assert (nets["slope"].mean() - nets["limit"].iloc[0]) < -LARGEST_Z * nets["slope"].sem()
 
 
+def test_slopes_of_tanh_nets_follow_the_first_order_in_width(run):
+    """Width 40: |z| < 4.5, where the limit is off by more; the second order, below 6 / width^2, is allowed for."""
+    tanh = run(fs.grid(net="plain", activation="tanh", init=["he_normal", "lecun_normal", "orthogonal"], depth=60,
+                       width=40, seed=range(40)), measure="gradient_flow", samples=1)
+    slopes = with_predicted_slopes(plots.backward_slopes(tanh), tanh)
+    for init, nets in slopes.groupby("init"):
+        gap, error = nets["slope"].mean() - nets["predicted"].iloc[0], nets["slope"].sem()
+        assert abs(gap) < LARGEST_Z * error + 6 / 40**2
+        if init != "orthogonal":
+            assert nets["slope"].mean() - nets["limit"].iloc[0] < -LARGEST_Z * error
+    rows = with_predicted_norms(tanh)
+    first = rows[rows["layer"] == 1].groupby("init")
+    gap, error = first.apply(lambda nets: (nets[ERROR] - nets["predicted"]).agg(["mean", "sem"])).T.to_numpy() * NATS
+    assert np.all(np.abs(gap) < LARGEST_Z * error + 59 * 6 / 40**2)
+
+
 def test_slopes_of_a_batch_are_held_to_the_limit_of_infinite_width(run):
     """No finite-width law is claimed for several samples at once: He ReLU 0, Glorot ReLU ln 1/2, sample errors."""
     batch = run(PLAN[:300], measure="gradient_flow", samples=3)

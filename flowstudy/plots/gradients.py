@@ -27,7 +27,6 @@ from .style import (
     with_family,
 )
 
-EXACT_NETS = "plain ReLU and linear"
 THIN = {"color": "black", "lw": 0.7}
 
 
@@ -70,7 +69,7 @@ def theory_in_words(frame: pd.DataFrame) -> str:
     if frame["predicted"].isna().all():
         return ""
     if frame["predicted_std"].isna().all():
-        return "; dashed: theory, infinite width"
+        return "; dashed: theory"
     return "; dashed: theory, dotted: its exact 10-90 % band at the largest depth"
 
 
@@ -93,15 +92,16 @@ def slope_by_depth(frame: pd.DataFrame) -> Figure:
             depth_axis(ax, rows["depth"])
             legend_below(ax)
         finish(figure, axes, len(panels), "depth (hidden layers)", "Δ ln ‖∂L/∂h‖² per layer towards the input")
-        exact = f" (exact at this width for {EXACT_NETS} nets)" if slopes["predicted_std"].notna().any() else ""
-        figure.suptitle(f"dashed: theory at infinite width{exact}\n"
+        own = slopes["predicted"].ne(slopes["limit"]).any()
+        figure.suptitle(f"dashed: theory at infinite width{', of plain nets at their own' if own else ''}\n"
                         "in brackets: mean less theory ± s.e. and z at the largest depth", fontsize=9)
     return figure
 
 
 def slope_gap_by_depth(frame: pd.DataFrame) -> Figure:
     """What finite width does: mean slope less its limit of infinite width, a mark per initialiser or gate bias with
-    its standard error; the black line is the exact finite-width law, the band its standard error for so many nets."""
+    its standard error; black lines are the exact finite-width law, with its standard error for so many nets, dashed
+    ones its first order in 1 / width."""
     slopes = with_family(with_predicted_slopes(backward_slopes(frame), frame))
     slopes["gap"] = slopes["slope"] - slopes["limit"]
     panels = slopes["panel"].unique()
@@ -114,12 +114,17 @@ def slope_gap_by_depth(frame: pd.DataFrame) -> Figure:
             for (family, part), style, place in zip(families, line_styles(), places, strict=False):
                 gap = part.groupby("depth")["gap"].agg(["mean", "sem"])
                 ax.errorbar(gap.index * np.exp(place), gap["mean"], gap["sem"], ls="", lw=1, label=family, **style)
+                if part["predicted_std"].isna().all():
+                    law = (part["predicted"] - part["limit"]).groupby(part["depth"]).first()
+                    ax.plot(law.index, law, color=style["color"], ls="--", lw=1)
             draw_finite_width(ax, rows)
             ax.axhline(0, color="0.3", lw=0.8, ls="--")
             ax.set_title(f"{panel}, width {rows['width'].iloc[0]}")
             depth_axis(ax, rows["depth"])
             legend_below(ax)
         finish(figure, axes, len(panels), "depth (hidden layers)", "slope less its limit of infinite width ± s.e.")
+        figure.suptitle("lines: theory at this width, black where exact, dashed to first order in 1 / width",
+                        fontsize=9)
     return figure
 
 
