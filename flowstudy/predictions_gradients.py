@@ -85,8 +85,8 @@ def with_predicted_norms(flow: pd.DataFrame, quantity: str = "log10_error_signal
     depth makes them, and theory that knows no labels has nothing to say.
 
     Returns:
-        `predicted`, nan where not known.  `predicted_std`: of the norm from net to net, exact but for what the loss
-        itself varies, nan where not known.
+        `predicted`, nan where not known, and `law`, what it holds for.  `predicted_std`: of the norm from net to net,
+        exact but for what the loss itself varies, nan where not known.
         `z`: mean over nets of one kind and layer, less `predicted`, in standard errors of that mean.
     """
     one = one_sample(flow)
@@ -120,7 +120,8 @@ def norm_law(cell: pd.Series, quantity: str, one: bool) -> pd.DataFrame:
                          f"log10_weight_gradient_norm, got {quantity!r}.")
     if cell["init"] == "orthogonal":  # of first layer and read-out, which are not square
         spread = np.full(len(layers), np.nan)
-    return pd.DataFrame({"layer": layers, "drift": drift / NATS, "gap_std": np.sqrt(variance) / NATS,
+    law = law_in_words(cell, one, quantity)
+    return pd.DataFrame({"layer": layers, "law": law, "drift": drift / NATS, "gap_std": np.sqrt(variance) / NATS,
                          "predicted_std": np.sqrt(spread) / NATS})
 
 
@@ -151,6 +152,13 @@ def carried(cell: pd.Series, q: np.ndarray) -> np.ndarray | float:
 
 
 # --- shared ----------------------------------------------------------------------------------------------------------
+
+
+def law_in_words(cell: pd.Series, one: bool, quantity: str = "log10_error_signal_norm") -> str:
+    if one and math.isfinite(exact_step(cell).mean):
+        return "exact"
+    first_order = one and cell["net"] == "plain" and quantity == "log10_error_signal_norm"
+    return "first order in 1 / width" if first_order else "infinite width"
 
 
 def mean_steps(cell: pd.Series) -> np.ndarray:

@@ -81,6 +81,7 @@ def test_slopes_of_tanh_nets_follow_the_first_order_in_width(run):
         if init != "orthogonal":
             assert nets["slope"].mean() - nets["limit"].iloc[0] < -LARGEST_Z * error
     rows = with_predicted_norms(tanh)
+    assert set(rows["law"]) == {"first order in 1 / width"}
     first = rows[rows["layer"] == 1].groupby("init")
     gap, error = first.apply(lambda nets: (nets[ERROR] - nets["predicted"]).agg(["mean", "sem"])).T.to_numpy() * NATS
     assert np.all(np.abs(gap) < LARGEST_Z * error + 59 * 6 / 40**2)
@@ -97,6 +98,7 @@ def test_slopes_of_a_batch_are_held_to_the_limit_of_infinite_width(run):
     one = slopes[(slopes["init"] == "he_normal") & (slopes["depth"] == 20)]
     assert one["z"].iloc[0] == pytest.approx(one["slope"].mean() / one["slope"].sem())
     assert with_predicted_norms(batch, WEIGHT)["predicted"].isna().all()
+    assert set(with_predicted_norms(batch)["law"]) == {"infinite width"}
 
 
 def test_wide_nets_are_near_the_limit(wide):

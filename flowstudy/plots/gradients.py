@@ -66,11 +66,11 @@ def farthest_in_words(nets: pd.DataFrame, quantity: str) -> str:
 
 
 def theory_in_words(frame: pd.DataFrame) -> str:
-    if frame["predicted"].isna().all():
+    known = frame[frame["predicted"].notna()]
+    if known.empty:
         return ""
-    if frame["predicted_std"].isna().all():
-        return "; dashed: theory"
-    return "; dashed: theory, dotted: its exact 10-90 % band at the largest depth"
+    dotted = "; dotted: 10-90 % band at the largest depth" if known["predicted_std"].notna().any() else ""
+    return f"; dashed: theory ({', '.join(known['law'].unique())}){dotted}"
 
 
 def slope_by_depth(frame: pd.DataFrame) -> Figure:
@@ -114,7 +114,7 @@ def slope_gap_by_depth(frame: pd.DataFrame) -> Figure:
             for (family, part), style, place in zip(families, line_styles(), places, strict=False):
                 gap = part.groupby("depth")["gap"].agg(["mean", "sem"])
                 ax.errorbar(gap.index * np.exp(place), gap["mean"], gap["sem"], ls="", lw=1, label=family, **style)
-                if part["predicted_std"].isna().all():
+                if part["predicted_std"].isna().all() and part["predicted"].ne(part["limit"]).any():
                     law = (part["predicted"] - part["limit"]).groupby(part["depth"]).first()
                     ax.plot(law.index, law, color=style["color"], ls="--", lw=1)
             draw_finite_width(ax, rows)
