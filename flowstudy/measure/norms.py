@@ -14,7 +14,8 @@ Layout = list[tuple[str, Sequence[int]]]  # the kind and the positions of consec
 # SMALL entries, to 1e-7 over a row (the rows are summed in float64), and where the norm is between these bounds:
 # squares that underflow, below 1e-38 each, do not count beside 1e-24, and none overflows.
 SMALL, ROW = 2**14, 1024
-FLOAT32_IS_SAFE = 1e-12, 1e18
+LOWEST_SAFE, HIGHEST_SAFE = 1e-12, 1e18
+vector_norm = torch.linalg.vector_norm  # looked up once: a record takes dozens
 NOWHERE = -1   # a position that is left out on the host
 
 
@@ -82,12 +83,12 @@ class Norms:
 def norm(tensor: Tensor) -> float | Tensor:
     """l2 norm; a number on a CPU, a float64 tensor elsewhere."""
     if not tensor.is_cpu:
-        return torch.linalg.vector_norm(tensor, dtype=torch.float64)
+        return vector_norm(tensor, dtype=torch.float64)
     if tensor.dtype == torch.float32:
-        quick = torch.linalg.vector_norm(tensor).item() if tensor.numel() <= SMALL else norm_by_rows(tensor)
-        if FLOAT32_IS_SAFE[0] < quick < FLOAT32_IS_SAFE[1]:
+        quick = vector_norm(tensor).item() if tensor.numel() <= SMALL else norm_by_rows(tensor)
+        if LOWEST_SAFE < quick < HIGHEST_SAFE:
             return quick
-    return torch.linalg.vector_norm(tensor, dtype=torch.float64).item()
+    return vector_norm(tensor, dtype=torch.float64).item()
 
 
 def norm_by_rows(tensor: Tensor) -> float:
@@ -95,9 +96,9 @@ def norm_by_rows(tensor: Tensor) -> float:
         tensor = tensor.permute(0, 2, 3, 1)  # as it lies in memory: reshape need not copy
     flat = tensor.reshape(-1)
     whole = flat.numel() // ROW * ROW
-    rows = torch.linalg.vector_norm(flat[:whole].view(-1, ROW), dim=1)
-    rest = torch.linalg.vector_norm(flat[whole:], dtype=torch.float64).item()
-    return math.hypot(torch.linalg.vector_norm(rows, dtype=torch.float64).item(), rest)
+    rows = vector_norm(flat[:whole].view(-1, ROW), dim=1)
+    rest = vector_norm(flat[whole:], dtype=torch.float64).item()
+    return math.hypot(vector_norm(rows, dtype=torch.float64).item(), rest)
 
 
 def norms(tensors: Sequence[Tensor]) -> Values:
@@ -110,10 +111,8 @@ def norms(tensors: Sequence[Tensor]) -> Values:
         return norms([torch.view_as_real(tensor) for tensor in tensors])
     if not first.is_cpu:
         return torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float64))
-    if first.dtype == torch.float32 and first.numel() <= SMALL:
-        quick = [value.item() for value in torch._foreach_norm(tensors, 2)]
-        if all_safe(quick):
-            return quick
+    if first.dtype == torch.float32 and first.numel() <= SMALL and len(tensors) > 1:
+        return norms_of_rows(torch.stack(tensors))  # side by side they take half the time of a norm each
     return [norm(tensor) for tensor in tensors]
 
 
@@ -123,14 +122,13 @@ def norms_of_rows(stacked: Tensor) -> Values:
     if rows.is_complex():
         return norms_of_rows(torch.view_as_real(rows))
     if not rows.is_cpu:
-        return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+        return vector_norm(rows, dim=1, dtype=torch.float64)
     if rows.dtype == torch.float32 and rows.shape[1] <= SMALL:
-        quick = torch.linalg.vector_norm(rows, dim=1).tolist()
+        quick = vector_norm(rows, dim=1).tolist()
         if all_safe(quick):
             return quick
     return [norm(row) for row in rows]
 
 
 def all_safe(quick: list[float]) -> bool:
-    low, high = FLOAT32_IS_SAFE
-    return low < min(quick) and max(quick) < high  # a nan that this passes is one in float64 too
+    return LOWEST_SAFE < min(quick) and max(quick) < HIGHEST_SAFE  # a nan that this passes is one in float64 too

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .norms import NOWHERE, Layout, Norms, norms_of_rows
+from .norms import NOWHERE, SMALL, Layout, Norms, norms_of_rows
 from .probes import Probes, measure_gradients
 from .watched import Groups, Watched
 
@@ -49,9 +49,16 @@ class StepRecord:
             self.measure_gradients(*self.postponed)
             self.postponed = None
         for group, stacked in self.before:
-            torch._foreach_sub_(stacked.unbind(), [self.watched.weights[i] for i in group])
-            self.norms.put("update", group, norms_of_rows(stacked))
+            self.norms.put("update", group, norms_of_rows(self.change(group, stacked)))
         self.before = []
+
+    def change(self, group: list[int], before: Tensor) -> Tensor:
+        """Of weights since they were `before`; up to its sign."""
+        now = [self.watched.weights[i] for i in group]
+        if before[0].numel() <= SMALL:
+            return before.sub_(torch.stack(now))  # one call for all; large ones are not copied for that
+        torch._foreach_sub_(before.unbind(), now)
+        return before
 
     def measure_gradients(self, held: Groups, probes: Probes, optimizer: Optimizer | None,
                           scaler: torch.amp.GradScaler | None) -> None:
