@@ -12,7 +12,7 @@ from pandas.testing import assert_frame_equal
 from flowstudy.measure import gradient_flow, jacobian_spectrum
 from flowstudy.measure.gradients import STATISTICS
 from flowstudy.nets import HighwayNet, PlainNet, initialize
-from flowstudy.sweep import Cell, engine, grid, measurements, run
+from flowstudy.sweep import Cell, engine, grid, in_training, measurements, run
 from flowstudy.sweep.cells import CELL_FIELDS
 from flowstudy.train import load_dataset
 
@@ -186,7 +186,7 @@ WRONG = {
     "nothing": (ValueError, [], {}, r"`cells` must hold at least one Cell, got none"),
     "not a cell": (TypeError, [Cell(), "plain"], {}, r"`cells` must be a sequence of Cell, got str at 1"),
     "measure": (ValueError, [Cell()], {"measure": "loss"}, r"`measure` must be one of training_loss, .*, got 'loss'"),
-    "option": (TypeError, [Cell()], {"samples": 3}, r"training_loss takes no options, got `samples`"),
+    "option": (TypeError, [Cell()], {"samples": 3}, r"training_loss takes precision, got `samples`"),
     "options": (TypeError, [Cell()], {"measure": "jacobian_spectrum", "sample": 3}, r".* takes .*, got `sample`"),
     "samples": (ValueError, [Cell()], {"measure": "gradient_flow", "samples": 0}, r"`samples` must be between 1 and"),
     "device": (ValueError, [Cell()], {"device": "abacus"}, r"`device` must be 'auto' or a device that torch sees"),
@@ -199,7 +199,7 @@ WRONG = {
 def test_wrong_plans_are_refused_before_work_starts(call, tmp_path, monkeypatch, case):
     """One readable line; no net is built or trained, and no folder made."""
     kind, cells, options, message = WRONG[case]
-    monkeypatch.setattr(measurements, "build", lambda *_: pytest.fail("a net was built"))
+    monkeypatch.setattr(in_training, "build", lambda *_: pytest.fail("a net was built"))
     with pytest.raises(kind, match=f"^run: {message}") as caught:
         call(cells, **options)
     assert "\n" not in str(caught.value)

@@ -8,22 +8,22 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from .cells import Cell, digest
+from .cells import Cell
 from .dask_engine import check_engine, run_on_dask
 from .failures import Failure, raise_for
 from .local import Done, run_here, run_in_processes
 from .measurements import MEASUREMENTS
-from .plan import Shard, check_device, check_options, check_plan, check_shard, groups, shard_of
+from .plan import Shard, check_device, check_options, check_plan, check_shard, groups, shard_of, table_of
 from .records import remember_plan
 from .store import Store
-from .tasks import Task
+from .tasks import VERSION, Task, sweep_checkpoints
 
 NETS_AT_ONCE = 20  # on the CPU, larger stacks fall out of the cache; memory grows with nets x depth
 
 
 def run(cells: Sequence[Cell], *, measure: str = "training_loss", store: str | os.PathLike = "results",
         device: str = "auto", progress: bool = True, nets_at_once: int = NETS_AT_ONCE, engine: object = "local",
-        shard: Shard = None, **options: object) -> pd.DataFrame:
+        shard: Shard = None, checkpoint_every: float = 60.0, **options: object) -> pd.DataFrame:
     """Train and measure every cell that the store does not hold yet, then return the rows of all of them.
 
     Safe to kill at any moment: a later call goes on where this one stopped, and computes nothing twice.  A cell that
@@ -44,7 +44,10 @@ def run(cells: Sequence[Cell], *, measure: str = "training_loss", store: str | o
             see `store` under the same path, and `device` is theirs.
         shard: "i/N" runs part i of N, and returns that part's rows: N processes that know nothing of each other, such
             as a Slurm array, share a plan and a store.
-        options: what the measurement takes: `samples`, and for spectra `part`.
+        checkpoint_every: seconds of training between two checkpoints, where a killed run goes on, to the same numbers.
+        options: what the measurement takes: `samples`, and for spectra `part`.  For nets in training also `at`, a
+            `RecordAt`: measured at those epochs and updates, with columns `epoch` and `step`; without it once, after
+            the last epoch.  And `precision`, "tf32" for CUDA's faster products.
 
     Returns:
         A tidy frame: every field of the cell, its key `cell`, and what was measured, in the order of the plan.
@@ -60,21 +63,21 @@ def run(cells: Sequence[Cell], *, measure: str = "training_loss", store: str | o
     mine = cells if shard is None else shard_of(cells, *check_shard(shard))
     if engine == "local":
         check_device(device)
-    table, results = f"{measure}-{digest(options)}", Store(store)
+    table, results = table_of(measure, options), Store(store)
     missing = set(results.missing(mine, table))
     failures: list[Failure] = []
     if missing:
         results.prepare(table)
         remember_plan(results.root, measure, options, table, cells)
         todo = [Task(tuple(cell for cell in group if cell in missing), table, Path(store).absolute(),
-                     MEASUREMENTS[measure], options, device)
+                     MEASUREMENTS[measure], options, device, VERSION, checkpoint_every)
                 for group in groups(mine, nets_at_once) if not missing.isdisjoint(group)]
         with tqdm(total=sum(task.work for task in todo), desc=measure, unit="net", disable=not progress) as bar:
             for _task, failed in execute(todo, engine, results, bar):
                 failures += failed
+        sweep_checkpoints(results, table)
     failed = {failure.key for failure in failures}
-    done = [cell for cell in mine if cell.key not in failed]
-    rows = results.load(done, table) if done else None
+    rows = results.load([cell for cell in mine if cell.key not in failed], table)
     raise_for(failures, len(set(mine)), results.root, table, rows)
     return rows
 

@@ -4,11 +4,13 @@ import difflib
 import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 
 import numpy as np
 import torch
 
-from .cells import Cell
+from .cells import Cell, digest
+from .in_training import OF_TRAINING, as_record_at
 from .measurements import MEASUREMENTS
 from .tasks import work
 
@@ -28,7 +30,10 @@ def check_plan(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def check_options(measure: str, options: Mapping[str, object]) -> dict[str, object]:
-    """The measurement's options with its defaults filled in, so that a default spelt out is the same table."""
+    """The measurement's options with its defaults filled in, so that a default spelt out is the same table.
+
+    What every measurement in training can be told came later: left out at its defaults, older tables keep their names.
+    """
     if measure not in MEASUREMENTS:
         raise ValueError(f"run: `measure` must be one of {', '.join(MEASUREMENTS)}, got {measure!r}."
                          + did_you_mean(measure, MEASUREMENTS))
@@ -41,7 +46,15 @@ def check_options(measure: str, options: Mapping[str, object]) -> dict[str, obje
     samples = options.get("samples", 1)  # the one option that needs no data set to be found wrong
     if not isinstance(samples, int | np.integer) or isinstance(samples, bool) or samples < 1:
         raise ValueError(f"run: `samples` must be between 1 and the training set's size, got {samples!r}.")
-    return known | dict(options)
+    full = known | dict(options)
+    if full.get("at") is not None:
+        full["at"] = asdict(as_record_at(full["at"]))  # plain data: it goes into files
+    return {name: value for name, value in full.items() if name not in OF_TRAINING or value != OF_TRAINING[name]}
+
+
+def table_of(measure: str, options: Mapping[str, object]) -> str:
+    """The store's table of these results: the same measurement with other options is another one."""
+    return f"{measure}-{digest(check_options(measure, options))}"
 
 
 def check_device(device: str) -> str:

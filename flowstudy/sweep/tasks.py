@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,12 +15,14 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from flowstudy.train import Dataset, load_dataset
+from flowstudy.train import Checkpoint, Dataset, load_dataset
 
 from .cells import Cell, digest
 from .failures import Failure, failure, forget, is_refusal, remember
+from .in_training import InTraining
 from .store import Store
 
+VERSION = version("flowstudy")
 Measurement = Callable[..., pd.DataFrame]
 Load = Callable[[str, int | None, torch.device], Dataset]
 
@@ -34,6 +36,7 @@ class Task:
         table: of the store at `store`, an absolute path that every worker sees.
         measurement: from `MEASUREMENTS`, with its `options`.
         device: "auto" or torch's name of it, where the task runs.
+        checkpoint_every: seconds of training between two checkpoints.
         flowstudy: version that planned it; a worker of another version refuses.
     """
 
@@ -43,7 +46,8 @@ class Task:
     measurement: Measurement
     options: dict
     device: str
-    flowstudy: str = version("flowstudy")
+    flowstudy: str
+    checkpoint_every: float = 60.0
 
     @property
     def key(self) -> str:
@@ -103,21 +107,49 @@ def attempt(task: Task, cells: Sequence[Cell], data: Dataset, tick: Callable[[in
         ticked += units
         tick(units)
 
+    checkpoint = checkpoint_of(task, cells)
     try:
-        rows = task.measurement(list(cells), data, count, **task.options)
+        rows = task.measurement(list(cells), data, count, **({"checkpoint": checkpoint} if checkpoint else {}),
+                                **task.options)
     except Exception as error:
         if is_refusal(error):
             raise
+        if checkpoint:
+            checkpoint.remove()
         tick(-ticked)
         failed = failure(cells[0], error)
     else:
         count(sum(map(work, cells)) - ticked)
         store.append(task.table, cells, rows, provenance(device, time.perf_counter() - started))
         forget(task.store, task.table, cells)
+        if checkpoint:
+            checkpoint.remove()
         return None
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return failed
+
+
+def checkpoint_of(task: Task, cells: Sequence[Cell]) -> Checkpoint | None:
+    """Where training goes on if it is killed; None for what does not train."""
+    if not isinstance(task.measurement, InTraining) or not cells[0].epochs:
+        return None
+    key = replace(task, cells=tuple(cells)).key
+    return Checkpoint(checkpoint_folder(task.store, task.table) / f"{key}.pt", task.checkpoint_every,
+                      [cell.key for cell in cells])
+
+
+def checkpoint_folder(root: Path, table: str) -> Path:
+    return root / "checkpoints" / table
+
+
+def sweep_checkpoints(store: Store, table: str) -> None:
+    """Remove those of groups whose cells have all been stored since, in other groups."""
+    paths = list(checkpoint_folder(store.root, table).glob("*.pt"))
+    stored = store.stored(table) if paths else {}
+    for path in paths:
+        if all(key in stored for key in Checkpoint.key_of(path) or [""]):
+            path.unlink(missing_ok=True)
 
 
 def halves(cells: Sequence[Cell]) -> list[Sequence[Cell]]:
@@ -134,7 +166,7 @@ def found_device(device: str) -> str:
 def provenance(device: torch.device, seconds: float) -> dict:
     """Where numbers come from; stored beside them."""
     return {
-        "flowstudy": version("flowstudy"), "torch": torch.__version__, "python": platform.python_version(),
+        "flowstudy": VERSION, "torch": torch.__version__, "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "worker": f"{socket.gethostname()}:{os.getpid()}", "seconds": round(seconds, 3),
         "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -150,8 +182,8 @@ worker_store = functools.lru_cache(maxsize=8)(Store)
 
 def serve_task(task: Task) -> list[Failure]:
     """`run_task` on a worker, which keeps its data set from task to task."""
-    if task.flowstudy != version("flowstudy"):
+    if task.flowstudy != VERSION:
         raise ValueError(f"run: workers must have flowstudy {task.flowstudy}, as the process that calls `run`, got "
-                         f"{version('flowstudy')} on {socket.gethostname()}. Install the same version.")
+                         f"{VERSION} on {socket.gethostname()}. Install the same version.")
     with ONE_AT_A_TIME:
         return run_task(task, lambda _units: None, worker_store(task.store), worker_load)

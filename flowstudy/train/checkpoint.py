@@ -14,10 +14,10 @@ class Checkpoint:
     Args:
         path: of the file; its folder is made when there is something to write.
         seconds: the least time between two writes; 0 writes whenever asked.
-        key: what the run is. A file of another run is set aside, never loaded.
+        key: what the run is, a string or a list of them. A file of another run is set aside, never loaded.
     """
 
-    def __init__(self, path: str | os.PathLike, seconds: float = 60.0, key: str = ""):
+    def __init__(self, path: str | os.PathLike, seconds: float = 60.0, key: str | list[str] = ""):
         self.path, self.seconds, self.key = Path(path), seconds, key
         self.written = time.monotonic()
 
@@ -42,13 +42,21 @@ class Checkpoint:
         try:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
             if saved["key"] != self.key:
-                raise ValueError(f"it belongs to the run {saved['key']}, not to {self.key}")
+                raise ValueError("it belongs to another run")
             return saved["state"]
         except Exception as error:  # whatever a damaged file makes torch.load raise
             aside = self.path.with_name(self.path.name + ".unreadable")
             self.path.replace(aside)
             warnings.warn(f"Checkpoint: {self.path} cannot be used ({error}); set aside as {aside.name}, its run "
                           "starts again.", stacklevel=2)
+            return None
+
+    @staticmethod
+    def key_of(path: Path) -> str | list[str] | None:
+        """What the run of this file is; None where it cannot be read."""
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["key"]
+        except Exception:  # whatever a damaged file makes torch.load raise; `load` sets it aside when its run comes
             return None
 
     def remove(self) -> None:

@@ -71,13 +71,13 @@ class Moment(NamedTuple):
         step: updates before it.
         epoch: passes over the training set before it, a fraction within one.
         stack: all nets; one that diverged as it was when that was found out.
-        loss: (net,) after the last whole epoch, nan for nets that diverged.
+        loss: (net,) after the last whole epoch, nan for nets that diverged; None where nothing was trained.
     """
 
     step: int
     epoch: float
     stack: Stack
-    loss: Tensor
+    loss: Tensor | None
 
 
 @runtime_checkable
@@ -152,6 +152,12 @@ def train(nets: Stack, data: Dataset, settings: Settings, tick: Callable[[int], 
         for epoch in range(run.progress.done // run.per_epoch, settings.epochs):
             run.epoch(epoch, marks)
     return run.history()
+
+
+def mean_loss(nets: Stack, data: Dataset) -> Float[Tensor, " net"]:
+    """Mean cross-entropy [nats per sample] over the training set, float64, on the CPU."""
+    rest = torch.zeros(len(nets), dtype=torch.float64, device=data.x_train.device)
+    return Group(nets.template, nets.state, rest, data.x_train, data.y_train, padded_size(1)).loss().cpu()
 
 
 class Run:

@@ -1,0 +1,79 @@
+"""Looking at nets while they train: the same nets as in shorter runs, trained once, and nothing lost by a kill."""
+
+import pandas as pd
+import pytest
+from pandas.testing import assert_frame_equal
+
+from flowstudy.sweep import grid, run
+from flowstudy.train import Checkpoint, RecordAt, loop
+from flowstudy.train.fully_connected import StackedFullyConnected
+
+SMALL = {"width": 5, "depth": 3, "train_samples": 120, "batch_size": 40, "learning_rate": 0.3}
+PLAN = {**SMALL, "net": ["plain", "highway"], "seed": range(3)}
+
+
+def compared(rows: pd.DataFrame, measured: str) -> pd.DataFrame:
+    order = [name for name in ("net", "seed", "layer") if name in rows]
+    return rows.sort_values(order)[measured].reset_index(drop=True)
+
+
+@pytest.mark.parametrize("measure, column", [("gradient_flow", "log10_error_signal_norm"),
+                                             ("accuracy", "train_accuracy")])
+def test_a_moment_of_a_run_is_the_end_of_a_shorter_one(measure, column, tmp_path):
+    """Rows at epochs 0, 1, 3 and update 2 say so; those at an epoch are a shorter run's, to the last bit."""
+    at = RecordAt(epochs=[0, 1, -1], steps=[2])
+    rows = run(grid(**PLAN, epochs=3), measure=measure, at=at, store=tmp_path, progress=False)
+    assert sorted(set(zip(rows["step"], rows["epoch"], strict=True))) == [(0, 0), (2, 2 / 3), (3, 1), (9, 3)]
+    for epochs in (0, 1, 3):
+        alone = run(grid(**PLAN, epochs=epochs), measure=measure, store=tmp_path, progress=False)
+        assert "step" not in alone
+        then = rows[rows["epoch"] == epochs]
+        assert compared(then, column).notna().any()
+        assert compared(then, column).equals(compared(alone, column))
+
+
+def test_a_mapping_says_when_as_well(tmp_path):
+    """What a YAML file can hold is the same table as a RecordAt."""
+    cells = grid(**SMALL, epochs=2)
+    rows = run(cells, measure="accuracy", at=RecordAt(epochs=[0, 2]), store=tmp_path, progress=False)
+    assert_frame_equal(run(cells, measure="accuracy", at={"epochs": [0, 2]}, store=tmp_path, progress=False), rows)
+    assert len(list(tmp_path.glob("accuracy-*"))) == 1
+    with pytest.raises(ValueError, match=r"^run: `at` must be a RecordAt"):
+        run(cells, measure="accuracy", at=3, store=tmp_path)
+
+
+class Stopped(BaseException):
+    """As a signal would: no `except Exception` holds it up."""
+
+
+@pytest.mark.parametrize("nets_at_once", [20, 1])
+@pytest.mark.parametrize("measure, at", [("training_loss", None), ("gradient_flow", RecordAt(epochs=[0, 1, 2, 3]))])
+def test_a_stopped_run_goes_on_in_the_middle_of_a_group(measure, at, nets_at_once, tmp_path, monkeypatch):
+    """Rows are those of a run that was not stopped, fewer updates are made again than had been made, no checkpoint is
+    left: also where the second run groups the cells otherwise, and cannot use it."""
+    monkeypatch.setattr(loop, "SEGMENT", 0.0)
+    monkeypatch.setattr(loop.Run, "first_segment", 1)
+    options = {"measure": measure, "progress": False} | ({"at": at} if at else {})
+    cells = grid(**PLAN, epochs=3)
+    whole = run(cells, store=tmp_path / "whole", **options)
+    save, saves = Checkpoint.save, []
+
+    def save_and_stop(checkpoint: Checkpoint, state: dict) -> None:
+        save(checkpoint, state)
+        saves.append(state["done"])
+        if len(saves) == 7:
+            raise Stopped
+
+    monkeypatch.setattr(Checkpoint, "save", save_and_stop)
+    with pytest.raises(Stopped):
+        run(cells, store=tmp_path / "cut", checkpoint_every=0.0, **options)
+    assert [path.suffix for path in (tmp_path / "cut" / "checkpoints").glob("*/*")] == [".pt"]
+    steps, step = [], StackedFullyConnected.step
+    monkeypatch.setattr(StackedFullyConnected, "step", lambda nets, *batch: (steps.append(1), step(nets, *batch)))
+    monkeypatch.setattr(Checkpoint, "save", save)
+    again = run(cells, store=tmp_path / "cut", nets_at_once=nets_at_once, **options)
+    assert_frame_equal(again, whole)
+    assert not list((tmp_path / "cut" / "checkpoints").glob("*/*"))
+    if nets_at_once == 20:
+        chunks = 2 * 1  # of the two groups; the first was stopped after 7 of its 9 updates
+        assert len(steps) <= chunks * 2 * 9 - 7
