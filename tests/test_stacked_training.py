@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 from cases import CLASSES, FEATURES, assert_same
-from test_loop import data, nets_of, settings, weights_and_loss
+from conftest import HAVE_CUDA
+from test_loop import SAMPLES, data, nets_of, settings, weights_and_loss
 from torch import nn
 from torch.testing import assert_close
 
@@ -13,7 +14,8 @@ from flowstudy import ACTIVATIONS, HighwayNet, PlainNet, ResidualNet, initialize
 from flowstudy.train import Checkpoint, Moment, RecordAt, group, loop, stack, train
 from flowstudy.train.activations import STACKED
 from flowstudy.train.any_module import StackedModules
-from flowstudy.train.batches import batches
+from flowstudy.train.batches import Batches, batches
+from flowstudy.train.cuda_graph import GraphedSteps
 from flowstudy.train.fully_connected import StackedFullyConnected
 
 KINDS = [PlainNet, HighwayNet, ResidualNet]
@@ -125,6 +127,33 @@ def test_denormals_are_flushed_in_training_alone():
     chunk = StackedFullyConnected(many.template, many.state, torch.zeros(2), samples.x_train, samples.y_train, 8)
     assert group.in_threads(lambda _: (tiny * 1.0).item(), [chunk]) == [0.0]
     assert (tiny * 1.0).item() > 0
+
+
+@HAVE_CUDA
+@pytest.mark.parametrize("kind", KINDS)
+def test_replayed_steps_are_steps(kind, device="cuda"):
+    """100 steps of a captured graph, whole replays and the rest of them, are 100 steps one by one; and a net alone is
+    that net in the stack: float32 over 100 tame steps, to 1e-3 of how far the weights have moved."""
+    samples, made = data(device=device), nets(kind, "tanh", 13, 5, 3, torch.float32)
+    plan = batches(SAMPLES, 3, 0, 0)
+    plan = Batches(plan.index.repeat(10, 1), plan.weight.repeat(10, 1))
+    ends = []
+    for graphed, which in ((True, slice(0, 3)), (False, slice(0, 3)), (True, slice(1, 2))):
+        many = stack(made[which], device)
+        chunk = StackedFullyConnected(many.template, many.state, torch.full((len(many),), 0.9, device=device),
+                                      samples.x_train, samples.y_train, plan.index.shape[1])
+        chunk.set_rate(torch.full((len(many),), 0.01, device=device))
+        if graphed:
+            GraphedSteps(chunk).run(plan.part(0, 100))
+        else:
+            for index, weight in zip(*plan.part(0, 100), strict=True):
+                chunk.step(index.to(device), weight.to(device))
+        ends.append({name: value - many.state[name] for name, value in chunk.parameters().items()})
+    replayed, stepped, alone = ends
+    for name, moved in stepped.items():
+        far = moved.abs().amax().item()
+        assert_close(replayed[name], moved, rtol=0, atol=1e-3 * far)
+        assert_close(alone[name][0], moved[1], rtol=0, atol=1e-3 * far)
 
 
 # --- looking, and being killed ---------------------------------------------------------------------------------------

@@ -2,16 +2,22 @@
 
 import torch
 
+from .any_module import StackedModules
 from .batches import Batches
+from .fully_connected import StackedFullyConnected
 
 STEPS = 8    # in one replay
 WARM_UP = 3  # steps before the capture, as torch asks
 
 
 class GraphedSteps:
-    """A stack of nets whose steps are replayed; the nets' own otherwise."""
+    """A stack of nets whose steps are replayed; the nets' own otherwise.
 
-    def __init__(self, nets):
+    Args:
+        nets: their `step(index, weight)` runs on the device alone: no sizes, branches or copies that the host decides.
+    """
+
+    def __init__(self, nets: StackedFullyConnected | StackedModules):
         self.nets = nets
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Batches]] = {}
 
