@@ -3,8 +3,8 @@
     python -m benchmarks.training [--device cuda] [--depth 50] [--nets 40] [--batch 20] [--compile] [--json FILE]
 
 Highway nets of width 50 on made-up MNIST (784 features), SGD with momentum, no evaluation.  `net-steps/s` is steps per
-second x nets; the ratio is to the loop of the same depth and batch size, which runs on one thread and on all, the better
-one counting.  `of product rate` is the share of the machine's measured rate of float32 matrix products, arithmetic
+second x nets; the ratio is to the loop of the same depth and batch size, on one thread or on all, whichever is
+better.  `of product rate` is the share of the machine's measured rate of float32 matrix products, arithmetic
 counted as 6 operations per weight and sample.  MB: on CUDA the peak; on a CPU the tensors of the nets in training.
 Set-up (capture, compilation, first step) is apart.  On a machine that does something else the ratios mean nothing.
 """
@@ -19,7 +19,9 @@ import typer
 from torch import nn
 
 from flowstudy import HighwayNet
+from flowstudy.nets import HighwayBlock, PlainBlock
 from flowstudy.train import stack
+from flowstudy.train.any_module import StackedModules
 from flowstudy.train.batches import batches, padded_size
 from flowstudy.train.group import Group
 
@@ -34,11 +36,17 @@ def main(device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
          depth: Annotated[list[int], typer.Option(help="hidden layers; may be given several times")] = (10, 50, 100),
          nets: Annotated[list[int], typer.Option(help="stack sizes")] = (1, 8, 40, 100),
          batch: Annotated[list[int], typer.Option(help="samples a step")] = (20, 100),
+         conv: Annotated[bool, typer.Option("--conv", help="convolutional nets instead: stacked or one by one")] = False,
          compile: Annotated[bool, typer.Option("--compile", help="the loop under torch.compile too (minutes)")] = False,
          rounds: Annotated[int, typer.Option(help="the best of so many")] = 5,
          json: Annotated[Path | None, typer.Option(help="keep the table here")] = None) -> None:
     place = torch.device(device)
     about = machine(place)
+    if conv:
+        rows = [row for width in (16, 32) for count in (1, 4, 8)
+                for row in compare_convolutional(place, width, count, rounds)]
+        report("Training steps, convolutional highway nets, batch 100, one thread", rows, about, json)
+        return
     rate = product_rate(place, torch.float32)
     rows = [row for layers in depth for size in batch
             for row in compare(place, layers, size, nets, compile, rounds, rate)]
@@ -66,6 +74,36 @@ def compare(device: torch.device, depth: int, batch: int, nets: list[int], compi
                      "MB": made["bytes"]() / 1e6, "set-up [s]": made["set-up"]})
     base = rows[0]["net-steps/s"]
     return [row | {"ratio": row["net-steps/s"] / base} for row in rows]
+
+
+def compare_convolutional(device: torch.device, width: int, nets: int, rounds: int) -> list[dict]:
+    """One thread for all: on a CPU, nets one by one have a core each."""
+    torch.set_num_threads(1)
+    x, y = torch.randn(200, 1, 28, 28, device=device), torch.randint(CLASSES, (200,), device=device)
+    many = stack([conv_net(width) for _ in range(nets)], device)
+    index, weight = torch.arange(100, device=device), torch.full((100,), 0.01, dtype=torch.float64, device=device)
+
+    def part(of: slice) -> StackedModules:
+        state = {name: value[of] for name, value in many.state.items()}
+        return StackedModules(many.template, state, torch.full((len(range(nets)[of]),), 0.9), x, y)
+
+    stacked, single = part(slice(nets)), [part(slice(i, i + 1)) for i in range(nets)]
+    seconds = seconds_of({"stacked": lambda: stacked.step(index, weight),
+                          "one by one": lambda: [one.step(index, weight) for one in single]}, device, rounds)
+    return [{"width": width, "nets": nets, "how": name, "ms a net-step": 1e3 * value / nets,
+             "ratio": value / seconds["one by one"]} for name, value in seconds.items()]
+
+
+def conv_net(width: int) -> nn.Module:
+    """The paper's MNIST net without dropout."""
+    def layers(count: int) -> list[nn.Module]:
+        return [HighwayBlock(nn.Conv2d(width, 2 * width, 3, padding=1), "relu", -1.0) for _ in range(count)]
+
+    def pool() -> nn.Module:
+        return nn.MaxPool2d(3, 2, ceil_mode=True)
+
+    return nn.Sequential(PlainBlock(nn.Conv2d(1, width, 5), "relu"), *layers(2), pool(), *layers(3), pool(), *layers(3),
+                         nn.MaxPool2d(2, 2), nn.Flatten(), nn.Linear(9 * width, CLASSES))
 
 
 def best_threads(contenders: dict[str, Steps], device: torch.device, rounds: int) -> dict[str, float]:

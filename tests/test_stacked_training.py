@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import CLASSES, FEATURES, assert_same
 from conftest import HAVE_CUDA
-from test_loop import SAMPLES, data, nets_of, settings, weights_and_loss
+from test_loop import SAMPLES, data, nets_of, settings, slow_training, weights_and_loss
 from torch import nn
 from torch.testing import assert_close
 
@@ -89,6 +89,23 @@ def test_what_a_net_becomes_does_not_depend_on_its_group(kind, activation, width
         alone = train(stack(made[i:i + 1]), samples, settings(rates[i:i + 1], [0.9], batch_size=batch_size))
         assert_same(weights_and_loss(together, i), weights_and_loss(alone, 0))
         assert_same(weights_and_loss(together, i), weights_and_loss(apart, i))
+
+
+def test_convolutional_nets_train_together_as_alone():
+    """Any module stacks; on a CPU, where convolutions are faster one net at a time, to the last bit as alone."""
+    def conv_net(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Unflatten(1, (1, FEATURES)), nn.Conv1d(1, 4, 3, padding=1), nn.Tanh(), nn.Flatten(),
+                             nn.Linear(4 * FEATURES, CLASSES))
+
+    made, rates = [conv_net(seed) for seed in range(3)], [0.1, 0.2, 1e6]
+    together = train(stack(made), data(), settings(rates, batch_size=7))
+    for i in range(3):
+        alone = train(stack(made[i:i + 1]), data(), settings(rates[i:i + 1], batch_size=7))
+        assert_close(weights_and_loss(together, i), weights_and_loss(alone, 0), rtol=0, atol=0, equal_nan=True)
+    losses = slow_training(made[0].double(), data(torch.float64), 0.1, 0.0, 1.0, 3)
+    whole_batches = train(stack([conv_net(0).double()]), data(torch.float64), settings([0.1])).loss[0]
+    assert_close(whole_batches, torch.tensor(losses, dtype=torch.float64), rtol=1e-12, atol=0)
 
 
 def test_one_wild_net_among_forty(monkeypatch):
