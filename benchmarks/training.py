@@ -36,7 +36,7 @@ def main(device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
          depth: Annotated[list[int], typer.Option(help="hidden layers; may be given several times")] = (10, 50, 100),
          nets: Annotated[list[int], typer.Option(help="stack sizes")] = (1, 8, 40, 100),
          batch: Annotated[list[int], typer.Option(help="samples a step")] = (20, 100),
-         conv: Annotated[bool, typer.Option("--conv", help="convolutional nets instead: stacked or one by one")] = False,
+         conv: Annotated[bool, typer.Option("--conv", help="convolutional nets: stacked or one by one")] = False,
          compile: Annotated[bool, typer.Option("--compile", help="the loop under torch.compile too (minutes)")] = False,
          rounds: Annotated[int, typer.Option(help="the best of so many")] = 5,
          json: Annotated[Path | None, typer.Option(help="keep the table here")] = None) -> None:

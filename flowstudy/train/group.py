@@ -39,8 +39,8 @@ class Group:
     def __init__(self, template: nn.Module, state: dict[str, Tensor], momentum: Float[Tensor, " net"], x: Tensor,
                  y: Int[Tensor, " sample"], samples: int):
         self.build: Callable[[dict, Tensor], Nets] = builder(template, x, y, samples)
-        # On a CPU grouped convolutions of 8 nets take 1.7 to 2.1 times as long as the nets one by one, of 4 nets 1.2 to
-        # 1.4 times (benchmarks/training.py --conv; the MNIST net of width 16 and 32, batch 100, one thread).
+        # On a CPU grouped convolutions of 8 nets take 1.4 to 2.1 times as long as the nets one by one, of 4 nets 1.2 to
+        # 1.5 times (benchmarks/training.py --conv; the MNIST net of width 16 and 32, batch 100, one thread).
         self.convolves = any(isinstance(module, CONVOLUTIONS) for module in template.modules())
         self.device, self.on_gpu = x.device, x.device.type == "cuda"
         self.fill(state, momentum)
