@@ -23,6 +23,7 @@ import typer
 import yaml
 from gallery import write_gallery
 from nbconvert import HTMLExporter
+from replication import keep_record, write_report
 from tqdm import tqdm
 from traitlets.config import Config
 
@@ -40,9 +41,12 @@ def main(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     out: Annotated[Path, typer.Option(help="where the figures go")] = ROOT / "figures",
     results: Annotated[Path, typer.Option(help="the store")] = ROOT / "results",
+    records: Annotated[Path | None, typer.Option(
+        help="where REPLICATION.md and its records go; without, here, but nowhere if --out is another folder")] = None,
 ) -> None:
     """Run the studies through papermill and write figures/index.html."""
     out, results = out.resolve(), results.resolve()
+    records = records.resolve() if records is not None else ROOT if out == ROOT / "figures" else None
     plan = plan_of(profile, only)
     common = {"device": device, "results": str(results)}
     failed = []
@@ -52,10 +56,12 @@ def main(
         parameters = parameters | common | {"figures": str(out / study)}
         if is_unchanged(study, parameters, out / study):
             tqdm.write(f"{study}: unchanged, skipped")
-        elif not regenerate(study, profile, parameters, out / study):
+        elif not regenerate(study, profile, parameters, out / study, records):
             failed.append(study)
     write_gallery(out, [study for study in order(plan_of(profile, None)) if (out / study / "stamp.json").exists()])
     print(f"gallery: {out / 'index.html'}")
+    if records is not None:
+        write_report(records)
     if failed:
         sys.exit(f"regenerate: failed: {', '.join(failed)}. The other studies are done.")
 
@@ -84,7 +90,7 @@ def order(studies: dict) -> list[str]:
     return [study for study in ORDER if study in studies] + sorted(set(studies) - set(ORDER))
 
 
-def regenerate(study: str, profile: str, parameters: dict, folder: Path) -> bool:
+def regenerate(study: str, profile: str, parameters: dict, folder: Path, records: Path | None) -> bool:
     """Run one study; its stamp is written last, so that a run cut short is not taken for a finished one."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "stamp.json").unlink(missing_ok=True)
@@ -106,6 +112,8 @@ def regenerate(study: str, profile: str, parameters: dict, folder: Path) -> bool
         "files": {path.name: digest(path.read_bytes()) for path in outputs(folder)},
     }
     write_whole(folder / "stamp.json", json.dumps(stamp, indent=1).encode())
+    if records is not None:
+        keep_record(records, stamp, folder)
     tqdm.write(f"{study}: {seconds:.0f} s, {len(list(folder.glob('*.png')))} figures")
     return True
 

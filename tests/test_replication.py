@@ -1,0 +1,51 @@
+"""REPLICATION.md says what was measured, where, and what was not."""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "studies"))
+from replication import ITEMS, keep_record, write_report
+
+
+def stamp(profile: str, seconds: float = 12.0) -> dict:
+    return {"study": "lesions", "profile": profile, "parameters": {"depth": 50, "results": "/somewhere"},
+            "seconds": seconds, "finished": "2026-01-01 00:00 UTC", "device": "CPU, 2 cores",
+            "versions": {"torch": "2.13.0"}, "files": {}}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    rows = pd.DataFrame({"item": ["figure 4", "figure 4"], "quantity": ["idle layers, share", "shape"],
+                         "paper": [0.6, None], "ours": [0.55, 0.1], "note": ["", "no number published"]})
+    (tmp_path / "study").mkdir()
+    rows.to_parquet(tmp_path / "study" / "replication.parquet")
+    return tmp_path / "study"
+
+
+def test_every_item_is_there_with_what_is_known(folder, tmp_path):
+    """Ours beside theirs and the difference, from every profile; what was not run at the paper's scale says so."""
+    for profile in ("quick", "laptop"):
+        keep_record(tmp_path, stamp(profile), folder)
+    write_report(tmp_path)
+    report = (tmp_path / "REPLICATION.md").read_text()
+    assert report.count("Not run at the paper's scale") == len(ITEMS)
+    assert report.count("| idle layers, share | 0.6 | 0.55 | -0.05 |  |") == 2
+    assert "| shape | - | 0.1 |  | no number published |" in report
+    assert report.index("Profile laptop") < report.index("Profile quick")
+    assert "CPU, 2 cores, 12 s" in report and "depth 50" in report and "/somewhere" not in report
+    keep_record(tmp_path, stamp("paper"), folder)
+    write_report(tmp_path)
+    assert (tmp_path / "REPLICATION.md").read_text().count("Not run at the paper's scale") == len(ITEMS) - 1
+
+
+def test_a_later_run_takes_the_place_of_an_earlier_one_and_trials_leave_nothing(folder, tmp_path):
+    keep_record(tmp_path, stamp("quick", 12.0), folder)
+    keep_record(tmp_path, stamp("quick", 99.0), folder)
+    keep_record(tmp_path, stamp("smoke"), folder)
+    assert [path.parent.name for path in (tmp_path / "replication").glob("*/*")] == ["quick"]
+    write_report(tmp_path)
+    report = (tmp_path / "REPLICATION.md").read_text()
+    assert "99 s" in report and "12 s" not in report
