@@ -13,7 +13,7 @@ from flowstudy.nets.residual import ResidualBlock
 
 from .activations import STACKED
 from .batches import in_batches, padded_size
-from .stacked_layers import Affine, HighwayLayer, Kept, PlainLayer, ResidualLayer, Scratch
+from .stacked_layers import Affine, Biases, HighwayLayer, Kept, PlainLayer, ResidualLayer, Scratch, scratch_of
 
 LAYERS = {PlainBlock: PlainLayer, HighwayBlock: HighwayLayer, ResidualBlock: ResidualLayer}
 EVALUATION_BATCH = 512  # samples: what an evaluation keeps stays in the cache
@@ -35,8 +35,12 @@ class StackedFullyConnected:
         self.x, self.y = x, y
         first = state["input.affine.weight"]
         self.momentum = momentum.to(first).view(-1, 1, 1)
-        self.affines = {name: Affine(copy_of(state[f"{name}.weight"]), copy_of(state[f"{name}.bias"]), self.momentum)
-                        for name in affine_names(template)}
+        names = affine_names(template)
+        self.biases = [Biases(torch.stack([state[f"{name}.bias"].detach() for name in alike]), self.momentum)
+                       for alike in (names[:1], names[1:-1], names[-1:]) if alike]
+        places = [(biases, i) for biases in self.biases for i in range(len(biases.values))]
+        self.affines = {name: Affine(copy_of(state[f"{name}.weight"]), *place, self.momentum)
+                        for name, place in zip(names, places, strict=True)}
         self.scale = torch.zeros_like(self.momentum)
         self.layers = [LAYERS[type(layer)](affine, STACKED[layer.activation]) for layer, affine in
                        zip([template.input, *template.blocks], self.affines.values(), strict=False)]
@@ -56,15 +60,18 @@ class StackedFullyConnected:
     def step(self, index: Int[Tensor, " sample"], weight: Float[Tensor, " sample"]) -> None:
         """Every net takes a step on the mean loss of these samples; `weight` is each one's part in the mean."""
         x = self.inputs(index)
-        outputs = [x, *self.forward(x, self.kept, self.scratch, self.logits)]
+        for _ in self.forward(x, self.kept, self.scratch, self.logits):
+            pass
+        inputs = [(x, x.mT), *((kept.out, kept.out_transposed) for kept in self.kept)]  # of the layers and the read-out
         # Scaled here, at the few outputs, every gradient that follows is the step itself.
         delta = torch.softmax(self.logits, 1).sub_(self.targets[index].mT).mul_(weight.to(x.dtype)).mul_(self.scale)
-        torch.bmm(self.readout.weight.mT, delta, out=self.gradient)
-        self.readout.update(delta, outputs[-1])
+        torch.bmm(self.readout.transposed, delta, out=self.gradient)
+        self.readout.update(delta, inputs[-1][1])
         for i in range(len(self.layers) - 1, 0, -1):
-            self.layers[i].backward(self.gradient, outputs[i], self.kept[i], self.scratch)
-        first = Scratch(self.scratch.pre[:, :self.width], self.scratch.unit)  # the first layer is plain in every net
-        self.layers[0].backward(self.gradient, x, self.kept[0], first, to_input=False)
+            self.layers[i].backward(self.gradient, *inputs[i], self.kept[i], self.scratch)
+        self.layers[0].backward(self.gradient, *inputs[0], self.kept[0], self.scratch, to_input=False)
+        for biases in self.biases:
+            biases.update()
 
     @torch.no_grad()
     def loss(self) -> Float[Tensor, " net"]:
@@ -88,11 +95,12 @@ class StackedFullyConnected:
 
     def velocities(self) -> dict[str, Tensor]:
         return {f"{name}.{part}": value for name, affine in self.affines.items()
-                for part, value in (("weight", affine.weight_velocity), ("bias", affine.bias_velocity.squeeze(-1)))}
+                for part, value in (("weight", affine.velocity), ("bias", affine.bias_velocity.squeeze(-1)))}
 
     def bytes(self) -> int:
         """Of weights, velocities and the buffers of a step."""
-        buffers = [self.logits, self.gradient, *self.scratch, *(tensor for kept in self.kept for tensor in kept)]
+        buffers = [self.logits, self.gradient, self.scratch.pre, self.scratch.unit,
+                   *(tensor for kept in self.kept for tensor in (kept.pre, kept.h, kept.out))]
         storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
                     for tensor in (*buffers, *self.parameters().values(), *self.velocities().values())}
         return sum(storages.values())
@@ -120,7 +128,8 @@ class StackedFullyConnected:
         unit = self.readout.weight.new_empty(len(self), self.width, samples)
         rows = max(layer.pre_rows for layer in self.layers) * self.width
         logits = unit.new_empty(len(self), self.readout.weight.shape[1], samples)
-        return Scratch(unit.new_empty(len(self), rows, samples), unit), logits, torch.empty_like(unit)
+        scratch = scratch_of(unit.new_empty(len(self), rows, samples), self.width, unit)
+        return scratch, logits, torch.empty_like(unit)
 
     def two_of_each(self, samples: int) -> list[Kept]:
         """A forward pass that nobody goes back: a layer's input and output are all that is kept."""

@@ -15,37 +15,70 @@ from .activations import Activation
 aten = torch.ops.aten
 
 
-class Affine:
-    """W x + b of every net, and how they learn: v = m v + g, W += v, with g scaled by minus the learning rate."""
+class Biases:
+    """Of layers of one shape, and how they learn: v = m v + g, b += v; all in three calls.
 
-    def __init__(self, weight: Tensor, bias: Tensor, momentum: Tensor):
-        self.weight, self.bias, self.momentum = weight, bias.unsqueeze(-1), momentum
-        self.weight_velocity, self.bias_velocity = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
+    Args:
+        values: (layer, net, unit).
+        momentum: (net, 1, 1).
+    """
+
+    def __init__(self, values: Tensor, momentum: Tensor):
+        self.values, self.momentum = values.unsqueeze(-1), momentum
+        self.velocity, self.gradient = torch.zeros_like(self.values), torch.empty_like(self.values)
+
+    def update(self) -> None:
+        self.velocity.mul_(self.momentum).add_(self.gradient)
+        self.values.add_(self.velocity)
+
+
+class Affine:
+    """W x + b of every net, and how W learns: v = m v + g, W += v, with g scaled by minus the learning rate.
+
+    Args:
+        weight: (net, unit, input).
+        biases: `layer` is this one's place among them.
+        momentum: (net, 1, 1).
+    """
+
+    def __init__(self, weight: Tensor, biases: Biases, layer: int, momentum: Tensor):
+        self.weight, self.momentum, self.velocity = weight, momentum, torch.zeros_like(weight)
+        self.bias, self.bias_velocity = biases.values[layer], biases.velocity[layer]
+        self.bias_gradient = biases.gradient[layer]
+        self.transposed = weight.mT  # views are kept: a step makes hundreds of calls, each waiting for Python
 
     def forward(self, x: Tensor, out: Tensor) -> None:
         torch.baddbmm(self.bias, self.weight, x, out=out)
 
-    def update(self, delta: Tensor, x: Tensor) -> None:
-        """`delta` is the scaled gradient of the output, `x` was the input."""
-        self.weight_velocity.mul_(self.momentum).baddbmm_(delta, x.mT)
-        self.weight.add_(self.weight_velocity)
-        self.bias_velocity.mul_(self.momentum).add_(delta.sum(-1, keepdim=True))
-        self.bias.add_(self.bias_velocity)
+    def update(self, delta: Tensor, x_transposed: Tensor) -> None:
+        """`delta` is the scaled gradient of the output; the bias waits for `Biases.update`."""
+        self.velocity.mul_(self.momentum).baddbmm_(delta, x_transposed)
+        self.weight.add_(self.velocity)
+        torch.sum(delta, -1, keepdim=True, out=self.bias_gradient)
 
 
 class Kept(NamedTuple):
-    """What a layer keeps of its forward pass: pre-activations (gates included), H, and the output."""
+    """What a layer keeps of its forward pass: all pre-activations, those of H, H itself, the gate, the output."""
 
     pre: Tensor
+    pre_h: Tensor
     h: Tensor
+    gate: Tensor | None
     out: Tensor
+    out_transposed: Tensor
 
 
 class Scratch(NamedTuple):
-    """What all layers share: `pre` of a layer's pre-activations' shape, `unit` of its output's."""
+    """What all layers share: `pre` of the pre-activations' shape, its parts for H and the gate; `unit` of a unit's."""
 
     pre: Tensor
+    pre_h: Tensor
+    gate: Tensor | None
     unit: Tensor
+
+
+def scratch_of(pre: Tensor, width: int, unit: Tensor) -> Scratch:
+    return Scratch(pre, pre[:, :width], pre[:, width:] if pre.shape[1] > width else None, unit)
 
 
 class PlainLayer:
@@ -59,20 +92,41 @@ class PlainLayer:
     def keep(self, nets: int, width: int, samples: int) -> Kept:
         pre = self.affine.weight.new_empty(nets, width, samples)
         h = torch.empty_like(pre) if self.activation.keeps_input else pre
-        return Kept(pre, h, h)
+        return Kept(pre, pre, h, None, h, h.mT)
 
     def forward(self, x: Tensor, kept: Kept, scratch: Scratch) -> Tensor:
         self.affine.forward(x, kept.pre)
         self.activation.forward(kept.pre, kept.h, scratch.unit)
         return kept.out
 
-    def backward(self, gradient: Tensor, x: Tensor, kept: Kept, scratch: Scratch, to_input: bool = True) -> None:
+    def backward(self, gradient: Tensor, x: Tensor, x_transposed: Tensor, kept: Kept, scratch: Scratch,
+                 to_input: bool = True) -> None:
         """Update the layer; `gradient`, of the output, becomes that of the input."""
-        delta = scratch.pre
+        delta = scratch.pre_h
         self.activation.backward(gradient, kept.pre if self.activation.keeps_input else kept.h, delta)
         if to_input:
-            torch.bmm(self.affine.weight.mT, delta, out=gradient)
-        self.affine.update(delta, x)
+            torch.bmm(self.affine.transposed, delta, out=gradient)
+        self.affine.update(delta, x_transposed)
+
+
+class ResidualLayer(PlainLayer):
+    """y = x + f(W x + b)."""
+
+    def keep(self, nets: int, width: int, samples: int) -> Kept:
+        kept = super().keep(nets, width, samples)
+        out = torch.empty_like(kept.h)
+        return kept._replace(out=out, out_transposed=out.mT)
+
+    def forward(self, x: Tensor, kept: Kept, scratch: Scratch) -> Tensor:
+        self.affine.forward(x, kept.pre)
+        self.activation.forward(kept.pre, kept.h, scratch.unit)
+        return torch.add(x, kept.h, out=kept.out)
+
+    def backward(self, gradient: Tensor, x: Tensor, x_transposed: Tensor, kept: Kept, scratch: Scratch) -> None:
+        """Update the layer; `gradient`, of the output, becomes that of the input."""
+        self.activation.backward(gradient, kept.pre if self.activation.keeps_input else kept.h, scratch.pre)
+        gradient.baddbmm_(self.affine.transposed, scratch.pre)
+        self.affine.update(scratch.pre, x_transposed)
 
 
 class HighwayLayer:
@@ -86,42 +140,21 @@ class HighwayLayer:
     def keep(self, nets: int, width: int, samples: int) -> Kept:
         pre = self.affine.weight.new_empty(nets, 2 * width, samples)
         out = self.affine.weight.new_empty(nets, width, samples)
-        return Kept(pre, torch.empty_like(out) if self.activation.keeps_input else pre[:, :width], out)
+        pre_h, gate = pre.chunk(2, 1)
+        return Kept(pre, pre_h, torch.empty_like(out) if self.activation.keeps_input else pre_h, gate, out, out.mT)
 
     def forward(self, x: Tensor, kept: Kept, scratch: Scratch) -> Tensor:
         self.affine.forward(x, kept.pre)
-        pre, t = kept.pre.chunk(2, 1)
-        self.activation.forward(pre, kept.h, scratch.unit)
+        self.activation.forward(kept.pre_h, kept.h, scratch.unit)
         # In place on half of each net's rows: torch's kernel then goes net by net, as activations.py asks.
-        t.sigmoid_()
-        return torch.lerp(x, kept.h, t, out=kept.out)
+        kept.gate.sigmoid_()
+        return torch.lerp(x, kept.h, kept.gate, out=kept.out)
 
-    def backward(self, gradient: Tensor, x: Tensor, kept: Kept, scratch: Scratch) -> None:
+    def backward(self, gradient: Tensor, x: Tensor, x_transposed: Tensor, kept: Kept, scratch: Scratch) -> None:
         """Update the layer; `gradient`, of the output, becomes that of the input."""
-        pre, t = kept.pre.chunk(2, 1)
-        delta_h, delta_t = scratch.pre.chunk(2, 1)
-        torch.sub(kept.h, x, out=delta_t).mul_(gradient)
-        aten.sigmoid_backward.grad_input(delta_t, t, grad_input=delta_t)
-        torch.mul(gradient, t, out=scratch.unit)
-        self.activation.backward(scratch.unit, pre if self.activation.keeps_input else kept.h, delta_h)
-        gradient.sub_(scratch.unit).baddbmm_(self.affine.weight.mT, scratch.pre)
-        self.affine.update(scratch.pre, x)
-
-
-class ResidualLayer(PlainLayer):
-    """y = x + f(W x + b)."""
-
-    def keep(self, nets: int, width: int, samples: int) -> Kept:
-        pre, h, _ = super().keep(nets, width, samples)
-        return Kept(pre, h, torch.empty_like(h))
-
-    def forward(self, x: Tensor, kept: Kept, scratch: Scratch) -> Tensor:
-        self.affine.forward(x, kept.pre)
-        self.activation.forward(kept.pre, kept.h, scratch.unit)
-        return torch.add(x, kept.h, out=kept.out)
-
-    def backward(self, gradient: Tensor, x: Tensor, kept: Kept, scratch: Scratch) -> None:
-        """Update the layer; `gradient`, of the output, becomes that of the input."""
-        self.activation.backward(gradient, kept.pre if self.activation.keeps_input else kept.h, scratch.pre)
-        gradient.baddbmm_(self.affine.weight.mT, scratch.pre)
-        self.affine.update(scratch.pre, x)
+        torch.sub(kept.h, x, out=scratch.gate).mul_(gradient)
+        aten.sigmoid_backward.grad_input(scratch.gate, kept.gate, grad_input=scratch.gate)
+        torch.mul(gradient, kept.gate, out=scratch.unit)
+        self.activation.backward(scratch.unit, kept.pre_h if self.activation.keeps_input else kept.h, scratch.pre_h)
+        gradient.sub_(scratch.unit).baddbmm_(self.affine.transposed, scratch.pre)
+        self.affine.update(scratch.pre, x_transposed)
