@@ -2,9 +2,10 @@
 
 import pandas as pd
 import pytest
+import torch
 from pandas.testing import assert_frame_equal
 
-from flowstudy.sweep import grid, run
+from flowstudy.sweep import grid, in_training, memory, run, tasks
 from flowstudy.train import Checkpoint, RecordAt, loop
 from flowstudy.train.fully_connected import StackedFullyConnected
 
@@ -40,6 +41,47 @@ def test_a_mapping_says_when_as_well(tmp_path):
     assert len(list(tmp_path.glob("accuracy-*"))) == 1
     with pytest.raises(ValueError, match=r"^run: `at` must be a RecordAt"):
         run(cells, measure="accuracy", at=3, store=tmp_path)
+
+
+def test_several_measurements_share_one_training(tmp_path, monkeypatch):
+    """Each frame is that of a run of its own; every net makes its updates once; what is stored is not made again."""
+    steps, step = [], StackedFullyConnected.step
+    monkeypatch.setattr(StackedFullyConnected, "step",
+                        lambda nets, *batch: (steps.append(len(nets)), step(nets, *batch)))
+    cells, at = grid(**PLAN, epochs=2), RecordAt(epochs=[0, 2])
+    measures = ["training_loss", "gradient_flow", "jacobian_spectrum"]
+    frames = run(cells, measure=measures, at=at, samples=3, store=tmp_path / "one", progress=False)
+    assert sum(steps) == 6 * 2 * 3 and list(frames) == measures
+    for measure, frame in frames.items():
+        options = {} if measure == "training_loss" else {"at": at, "samples": 3}
+        assert_frame_equal(run(cells, measure=measure, store=tmp_path / "own", progress=False, **options), frame)
+    steps.clear()
+    for measure in measures[1:]:
+        assert_frame_equal(run(cells, measure=measure, at=at, samples=3, store=tmp_path / "one", progress=False),
+                           frames[measure])
+    assert not steps
+
+
+@pytest.mark.parametrize("measure, options, message", [
+    (["training_loss", "body_moments"], {}, "must be of nets in training .*, got 'body_moments'"),
+    (["training_loss", "accuracy"], {"samples": 3}, "none of training_loss, accuracy takes `samples`"),
+    ([], {}, "must name at least one")])
+def test_measurements_that_cannot_share_are_refused(measure, options, message, tmp_path):
+    with pytest.raises((ValueError, TypeError), match=f"^run: .*{message}"):
+        run(grid(**SMALL), measure=measure, store=tmp_path, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_stacks_are_as_large_as_memory_allows(tmp_path, monkeypatch):
+    """With room for two nets, groups of five train in parts, and the rows are the same."""
+    cells = grid(**SMALL, seed=range(5), epochs=2)
+    whole = run(cells, store=tmp_path / "whole", progress=False)
+    one = memory.bytes_per_net(in_training.build(cells[:1], tasks.load("digits", 120, torch.device("cpu"))),
+                               tasks.load("digits", 120, torch.device("cpu")), 40)
+    monkeypatch.setattr(memory, "free_bytes", lambda _device: 2.5 * one / memory.SHARE)
+    assert_frame_equal(run(cells, store=tmp_path / "parts", progress=False), whole)
+    assert len(list((tmp_path / "parts").glob("training_loss-*/*.parquet"))) == 3
+    assert len(list((tmp_path / "whole").glob("training_loss-*/*.parquet"))) == 1
 
 
 class Stopped(BaseException):

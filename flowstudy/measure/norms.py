@@ -131,4 +131,4 @@ def norms_of_rows(stacked: Tensor) -> Values:
 
 
 def all_safe(quick: list[float]) -> bool:
-    return LOWEST_SAFE < min(quick) and max(quick) < HIGHEST_SAFE  # a nan that this passes is one in float64 too
+    return min(quick) > LOWEST_SAFE and max(quick) < HIGHEST_SAFE  # a nan that this passes is one in float64 too

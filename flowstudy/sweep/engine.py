@@ -13,17 +13,18 @@ from .dask_engine import check_engine, run_on_dask
 from .failures import Failure, raise_for
 from .local import Done, run_here, run_in_processes
 from .measurements import MEASUREMENTS
-from .plan import Shard, check_device, check_options, check_plan, check_shard, groups, shard_of, table_of
+from .plan import Shard, check_device, check_measures, check_plan, check_shard, groups, shard_of, table_of
 from .records import remember_plan
 from .store import Store
 from .tasks import VERSION, Task, sweep_checkpoints
 
-NETS_AT_ONCE = 20  # on the CPU, larger stacks fall out of the cache; memory grows with nets x depth
+NETS_AT_ONCE = {"as they start": 20, "trained here": 200, "trained by workers": 50}
 
 
-def run(cells: Sequence[Cell], *, measure: str = "training_loss", store: str | os.PathLike = "results",
-        device: str = "auto", progress: bool = True, nets_at_once: int = NETS_AT_ONCE, engine: object = "local",
-        shard: Shard = None, checkpoint_every: float = 60.0, **options: object) -> pd.DataFrame:
+def run(cells: Sequence[Cell], *, measure: str | Sequence[str] = "training_loss",
+        store: str | os.PathLike = "results", device: str = "auto", progress: bool = True,
+        nets_at_once: int | None = None, engine: object = "local", shard: Shard = None,
+        checkpoint_every: float = 60.0, **options: object) -> pd.DataFrame | dict[str, pd.DataFrame]:
     """Train and measure every cell that the store does not hold yet, then return the rows of all of them.
 
     Safe to kill at any moment: a later call goes on where this one stopped, and computes nothing twice.  A cell that
@@ -33,11 +34,13 @@ def run(cells: Sequence[Cell], *, measure: str = "training_loss", store: str | o
         cells: the plan, from `grid` and `random_search`.
         measure: "training_loss" (a row per epoch), "accuracy", "gradient_flow" (per layer), "jacobian_spectrum" (per
             singular value); all but the first are measured after the cell's epochs, so at initialisation where epochs
-            is 0.
+            is 0.  A list measures all of them in one training, and a dict of their frames comes back.
         store: folder of the results.
         device: "auto" is the GPU where there is one, else the CPU; or any name that torch knows.
         progress: show a progress bar with rate and time left.
-        nets_at_once: the largest number of nets trained as one stack; one that does not fit into memory is halved.
+        nets_at_once: the largest number of nets trained as one stack; None is 200 (50 where workers share them out, 20
+            that are not trained).  Fewer where memory is short: one net's tensors are counted first, and a stack that
+            does not fit all the same is halved.
         engine: "local" is this process; with several GPUs one worker process for each (a script then needs the usual
             `if __name__ == "__main__":`).  Or workers elsewhere: the address of a Dask scheduler
             ("tcp://127.0.0.1:8786"), a `distributed.Client`, or a cluster such as `dask_jobqueue.SLURMCluster`; they
@@ -58,28 +61,40 @@ def run(cells: Sequence[Cell], *, measure: str = "training_loss", store: str | o
         SweepError: some cells failed; its `failures` say how, its `rows` are those of all others.
     """
     cells = check_plan(cells)
-    options = check_options(measure, options)
+    wanted = {name: (table_of(name, own), own) for name, own in check_measures(measure, options).items()}
     check_engine(engine)
     mine = cells if shard is None else shard_of(cells, *check_shard(shard))
     if engine == "local":
         check_device(device)
-    table, results = table_of(measure, options), Store(store)
-    missing = set(results.missing(mine, table))
+    results, tables = Store(store), [table for table, _ in wanted.values()]
+    missing = {cell for table in tables for cell in results.missing(mine, table)}
     failures: list[Failure] = []
     if missing:
-        results.prepare(table)
-        remember_plan(results.root, measure, options, table, cells)
-        todo = [Task(tuple(cell for cell in group if cell in missing), table, Path(store).absolute(),
-                     MEASUREMENTS[measure], options, device, VERSION, checkpoint_every)
-                for group in groups(mine, nets_at_once) if not missing.isdisjoint(group)]
-        with tqdm(total=sum(task.work for task in todo), desc=measure, unit="net", disable=not progress) as bar:
+        for name, (table, own) in wanted.items():
+            results.prepare(table)
+            remember_plan(results.root, name, own, table, cells)
+        first, *others = ((table, MEASUREMENTS[name], own) for name, (table, own) in wanted.items())
+        size = nets_at_once or default_size(cells, engine)
+        todo = [Task(tuple(cell for cell in group if cell in missing), first[0], Path(store).absolute(), *first[1:],
+                     device, VERSION, checkpoint_every, tuple(others))
+                for group in groups(mine, size) if not missing.isdisjoint(group)]
+        units = sum(task.work for task in todo)
+        with tqdm(total=units, desc=", ".join(wanted), unit="net", disable=not progress) as bar:
             for _task, failed in execute(todo, engine, results, bar):
                 failures += failed
-        sweep_checkpoints(results, table)
+        sweep_checkpoints(results, tables[0])
     failed = {failure.key for failure in failures}
-    rows = results.load([cell for cell in mine if cell.key not in failed], table)
-    raise_for(failures, len(set(mine)), results.root, table, rows)
-    return rows
+    rows = {name: results.load([cell for cell in mine if cell.key not in failed], table)
+            for name, (table, _) in wanted.items()}
+    answer = rows[measure] if isinstance(measure, str) else rows
+    raise_for(failures, len(set(mine)), results.root, tables[0], answer)
+    return answer
+
+
+def default_size(cells: Sequence[Cell], engine: object) -> int:
+    if not any(cell.epochs for cell in cells):
+        return NETS_AT_ONCE["as they start"]
+    return NETS_AT_ONCE["trained here" if engine == "local" else "trained by workers"]
 
 
 def execute(tasks: Sequence[Task], engine: object, store: Store, bar: tqdm) -> Iterator[Done]:

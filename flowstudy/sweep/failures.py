@@ -40,10 +40,11 @@ class SweepError(RuntimeError):
 
     Attributes:
         failures: one `Failure` a cell.
-        rows: the frame that `run` would have returned, without the failed cells; None where all failed.
+        rows: the frame that `run` would have returned, without the failed cells.
     """
 
-    def __init__(self, message: str, failures: Sequence[Failure] = (), rows: pd.DataFrame | None = None):
+    def __init__(self, message: str, failures: Sequence[Failure],
+                 rows: pd.DataFrame | dict[str, pd.DataFrame]):
         super().__init__(message)
         self.failures, self.rows = list(failures), rows
 
@@ -85,7 +86,8 @@ def is_refusal(error: Exception) -> bool:
     return isinstance(error, ValueError | TypeError) and str(error).startswith("run: ")
 
 
-def raise_for(failures: Sequence[Failure], cells: int, root: Path, table: str, rows: pd.DataFrame | None) -> None:
+def raise_for(failures: Sequence[Failure], cells: int, root: Path, table: str,
+              rows: pd.DataFrame | dict[str, pd.DataFrame]) -> None:
     """One error for all."""
     if failures:
         raise SweepError(f"run: {len(failures)} of {cells} cells failed, the first with `{failures[0].error}`. "

@@ -13,6 +13,7 @@ from .cells import NETS, Cell
 
 Tick = Callable[[int], object]
 Look = Callable[..., pd.DataFrame]  # (moment, data, **options) -> rows with `cell`, the position in the stack
+LOOKED_AT_ONCE = 20  # nets
 AT_THE_END = RecordAt(epochs=(-1,))
 OF_TRAINING = {"at": None, "precision": "float32"}  # options of every measurement here; at these values not in its name
 
@@ -72,7 +73,7 @@ class Observer:
     def __call__(self, moment: Moment) -> None:
         for name, (look, options, dated, steps) in self.looks.items():
             if moment.step in steps:
-                rows = look(moment, self.data, **options)
+                rows = in_parts(look, moment, self.data, options)
                 if dated:
                     rows = rows.assign(epoch=moment.epoch, step=moment.step)
                 self.kept[name].append(rows.to_dict("list"))
@@ -85,6 +86,18 @@ class Observer:
 
     def rows(self, name: str) -> pd.DataFrame:
         return pd.concat([pd.DataFrame(rows) for rows in self.kept[name]], ignore_index=True)
+
+
+def in_parts(look: Look, moment: Moment, data: Dataset, options: dict) -> pd.DataFrame:
+    """Nets trained together are looked at a few at a time: a look may take far more memory than a step."""
+    frames = []
+    for first in range(0, len(moment.stack), LOOKED_AT_ONCE):
+        part = slice(first, first + LOOKED_AT_ONCE)
+        stack = Stack(moment.stack.template, {name: value[part] for name, value in moment.stack.state.items()})
+        rows = look(moment._replace(stack=stack, loss=None if moment.loss is None else moment.loss[part]), data,
+                    **options)
+        frames.append(rows.assign(cell=rows["cell"] + first))
+    return pd.concat(frames, ignore_index=True)
 
 
 def as_record_at(at: object) -> RecordAt:

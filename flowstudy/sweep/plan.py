@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from .cells import Cell, digest
-from .in_training import OF_TRAINING, as_record_at
+from .in_training import OF_TRAINING, InTraining, as_record_at
 from .measurements import MEASUREMENTS
 from .tasks import work
 
@@ -50,6 +50,25 @@ def check_options(measure: str, options: Mapping[str, object]) -> dict[str, obje
     if full.get("at") is not None:
         full["at"] = asdict(as_record_at(full["at"]))  # plain data: it goes into files
     return {name: value for name, value in full.items() if name not in OF_TRAINING or value != OF_TRAINING[name]}
+
+
+def check_measures(measure: str | Sequence[str], options: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    """The options of each measurement that is wanted: of several, each takes those that it knows."""
+    names = [measure] if isinstance(measure, str) else list(measure)
+    if len(names) == 1 and isinstance(measure, str):
+        return {measure: check_options(measure, options)}
+    for name in names:
+        if not isinstance(MEASUREMENTS.get(name), InTraining):
+            known = ", ".join(name for name, one in MEASUREMENTS.items() if isinstance(one, InTraining))
+            raise ValueError(f"run: several of `measure` must be of nets in training ({known}), got {name!r}.")
+    takes = {name: inspect.signature(MEASUREMENTS[name]).parameters for name in names}
+    for option in options:
+        if not any(option in known for known in takes.values()):
+            raise TypeError(f"run: none of {', '.join(names)} takes `{option}`.")
+    if not names:
+        raise ValueError("run: `measure` must name at least one measurement, got an empty list.")
+    return {name: check_options(name, {key: value for key, value in options.items() if key in known})
+            for name, known in takes.items()}
 
 
 def table_of(measure: str, options: Mapping[str, object]) -> str:

@@ -19,7 +19,8 @@ from flowstudy.train import Checkpoint, Dataset, load_dataset
 
 from .cells import Cell, digest
 from .failures import Failure, failure, forget, is_refusal, remember
-from .in_training import InTraining
+from .in_training import InTraining, measure_together
+from .memory import nets_that_fit
 from .store import Store
 
 VERSION = version("flowstudy")
@@ -37,6 +38,7 @@ class Task:
         measurement: from `MEASUREMENTS`, with its `options`.
         device: "auto" or torch's name of it, where the task runs.
         checkpoint_every: seconds of training between two checkpoints.
+        beside: further measurements of the same training: (table, measurement, options) each.
         flowstudy: version that planned it; a worker of another version refuses.
     """
 
@@ -48,11 +50,16 @@ class Task:
     device: str
     flowstudy: str
     checkpoint_every: float = 60.0
+    beside: tuple[tuple[str, InTraining, dict], ...] = ()
 
     @property
     def key(self) -> str:
         """The same group for the same table is the same task."""
-        return digest([self.table, *(cell.key for cell in self.cells)])
+        return digest([*self.tables, *(cell.key for cell in self.cells)])
+
+    @property
+    def tables(self) -> list[str]:
+        return [self.table, *(table for table, *_ in self.beside)]
 
     @property
     def work(self) -> int:
@@ -81,10 +88,11 @@ def run_task(task: Task, tick: Callable[[int], object], store: Store, load: Load
     device = torch.device(found_device(task.device))
     data = load(task.cells[0].dataset, task.cells[0].train_samples, device)
     failures: list[Failure] = []
-    waiting = [task.cells]
+    waiting = pieces(task, data)
     while waiting:
         cells = waiting.pop(0)
-        if store.holds(cells, task.table):  # computed by another process since, or before this one was lost
+        if all(store.holds(cells, table) for table in task.tables):
+            # computed by another process since, or before this one was lost
             tick(sum(map(work, cells)))
             continue
         error = attempt(task, cells, data, tick, store, device)
@@ -109,8 +117,7 @@ def attempt(task: Task, cells: Sequence[Cell], data: Dataset, tick: Callable[[in
 
     checkpoint = checkpoint_of(task, cells)
     try:
-        rows = task.measurement(list(cells), data, count, **({"checkpoint": checkpoint} if checkpoint else {}),
-                                **task.options)
+        rows = measure(task, cells, data, count, checkpoint)
     except Exception as error:
         if is_refusal(error):
             raise
@@ -120,7 +127,8 @@ def attempt(task: Task, cells: Sequence[Cell], data: Dataset, tick: Callable[[in
         failed = failure(cells[0], error)
     else:
         count(sum(map(work, cells)) - ticked)
-        store.append(task.table, cells, rows, provenance(device, time.perf_counter() - started))
+        for table, part in rows.items():
+            store.append(table, cells, part, provenance(device, time.perf_counter() - started))
         forget(task.store, task.table, cells)
         if checkpoint:
             checkpoint.remove()
@@ -128,6 +136,23 @@ def attempt(task: Task, cells: Sequence[Cell], data: Dataset, tick: Callable[[in
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return failed
+
+
+def measure(task: Task, cells: Sequence[Cell], data: Dataset, tick: Callable[[int], object],
+            checkpoint: Checkpoint | None) -> dict[str, pd.DataFrame]:
+    """Rows by table."""
+    if not isinstance(task.measurement, InTraining):
+        return {task.table: task.measurement(list(cells), data, tick, **task.options)}
+    wanted = {table: (measurement, options)
+              for table, measurement, options in ((task.table, task.measurement, task.options), *task.beside)}
+    return measure_together(wanted, cells, data, tick, checkpoint)
+
+
+def pieces(task: Task, data: Dataset) -> list[Sequence[Cell]]:
+    """The task's cells in parts that fit into the memory of where it runs."""
+    first = task.cells[0]
+    size = nets_that_fit(first, data) if isinstance(task.measurement, InTraining) and first.epochs else len(task.cells)
+    return [task.cells[i:i + size] for i in range(0, len(task.cells), size)]
 
 
 def checkpoint_of(task: Task, cells: Sequence[Cell]) -> Checkpoint | None:

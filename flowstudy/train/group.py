@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from flowstudy.nets.fully_connected import FullyConnected
 
 from .any_module import StackedModules
-from .batches import Batches
+from .batches import Batches, padded_size
 from .cuda_graph import GraphedSteps
+from .datasets import Dataset
+from .ensemble import Stack
 from .fully_connected import StackedFullyConnected
 
 Nets = StackedFullyConnected | StackedModules
@@ -101,6 +103,17 @@ class Group:
 
     def velocity(self) -> dict[str, Tensor]:
         return joined([chunk.velocities() for chunk in self.chunks])
+
+
+def bytes_per_net(nets: Stack, data: Dataset, batch_size: int) -> int:
+    """What each net of a stack takes while it trains: on a CPU the buffers of a step are those of a few chunks only."""
+    samples = padded_size(min(batch_size, len(data.x_train)))
+    state = {name: value[:1] for name, value in nets.state.items()}
+    momentum = torch.zeros(1, device=data.x_train.device)
+    weights = sum(value.nbytes for value in state.values())
+    if data.x_train.device.type == "cpu":
+        return 5 * weights  # with its velocity, and the copies that are taken in, handed out and checkpointed
+    return 3 * weights + builder(nets.template, data.x_train, data.y_train, samples)(state, momentum).bytes()
 
 
 def builder(template: nn.Module, x: Tensor, y: Tensor, samples: int) -> Callable[[dict, Tensor], Nets]:
