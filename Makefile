@@ -37,8 +37,8 @@ figures: .venv/.core ## every study's figures, real data, into figures/ (PROFILE
 test: .venv/.dev ## the tests (PYTEST_ARGS=)
 	@$(PY) -m pytest $(PYTEST_ARGS)
 
-test-integrations: .venv/.integrations ## the Lightning and Hugging Face callbacks, against the real packages
-	@$(PY) -m pytest tests/test_integrations.py $(PYTEST_ARGS)
+test-integrations: .venv/.integrations ## Lightning, Hugging Face, Dask and Optuna: against the real packages
+	@$(PY) -m pytest tests/test_integrations.py tests/test_dask.py tests/test_optuna.py $(PYTEST_ARGS)
 
 lab: .venv/.lab ## JupyterLab on studies/, paths as from here
 	@$(PY) -m jupyterlab studies --MappingKernelManager.root_dir="$(CURDIR)"
@@ -78,8 +78,8 @@ clean: ## remove .venv and caches; results and figures stay
 	@touch $@
 
 .venv/.integrations: .venv/.dev
-	@echo "Installing Lightning and Hugging Face transformers"
-	@$(PIP) -e '.[integrations]'
+	@echo "Installing Lightning, Hugging Face transformers, Dask and Optuna"
+	@$(PIP) -e '.[integrations,cluster]'
 	@touch $@
 
 # A folder that was copied or moved must not run the code of the old one, nor a Python that has gone.

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from flowstudy import sweep_cli
 from flowstudy.measure import gradient_flow, jacobian_spectrum
 from flowstudy.measure.drawn import Drawn
 from flowstudy.measure.layers import input_features
@@ -184,6 +185,9 @@ def keep(result: Drawn, picture: Path | None, csv: Path | None) -> None:
             write(path)
             typer.echo(f"wrote {path}")
 
+
+app.command()(sweep_cli.sweep)
+app.command()(sweep_cli.status)
 
 if __name__ == "__main__":
     app()

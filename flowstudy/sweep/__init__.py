@@ -4,6 +4,7 @@ from .cells import Cell, grid, random_search
 from .engine import run
 from .failures import SweepError
 from .files import StoreError
+from .search import best, top
 from .store import Store
 
-__all__ = ["Cell", "Store", "StoreError", "SweepError", "grid", "random_search", "run"]
+__all__ = ["Cell", "Store", "StoreError", "SweepError", "best", "grid", "random_search", "run", "top"]

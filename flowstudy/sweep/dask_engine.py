@@ -1,6 +1,7 @@
 """Workers on a Dask cluster: one Dask task for each group; the rows go to the store, not over the network."""
 
 import contextlib
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 
@@ -32,30 +33,54 @@ def is_client(engine: object) -> bool:
 
 
 def run_on_dask(tasks: Sequence[Task], engine: object, store: Store) -> Iterator[Done]:
-    """Each task with its failures, as it ends; a task whose worker is lost runs again on another."""
-    from distributed import as_completed
+    """Each task with its failures, as it ends; a task whose worker is lost runs again on another.
+
+    A group that has lost four workers is tried once more when the others are done, by itself: Dask blames all that a
+    worker had in hand when it died, and most were only waiting.  If that fails too, its cells have failed.
+    """
+    from distributed import KilledWorker
 
     with client_of(engine) as client:
-        todo = {client.submit(serve_task, task, key=f"flowstudy-{task.key}", pure=False, retries=RETRIES): task
-                for task in tasks}
-        try:
-            for future in as_completed(list(todo)):
-                task = todo[future]
+        suspects = []
+        for task, future in ended(client, tasks, "flowstudy"):
+            if isinstance(future.exception(), KilledWorker):
+                suspects.append(task)
+            else:
                 yield task, outcome(task, future, store)
-        finally:
-            client.cancel(list(todo))  # of those that have ended nothing is left to cancel
+        for suspect in suspects:
+            for task, future in ended(client, [suspect], "flowstudy-again"):
+                yield task, outcome(task, future, store)
+
+
+def ended(client: object, tasks: Sequence[Task], prefix: str) -> Iterator[tuple[Task, object]]:
+    """Tasks and their futures in the order in which they end; none is left on the cluster."""
+    from distributed import as_completed
+
+    # Named by its hash, and by the call: what another run of the same plan cancels is its own.
+    call = secrets.token_hex(4)
+    todo = {client.submit(serve_task, task, key=f"{prefix}-{task.key}-{call}", pure=False, retries=RETRIES): task
+            for task in tasks}
+    try:
+        completed = as_completed(list(todo), loop=client.loop, raise_errors=False)
+        for future in completed:
+            if future.status in ("pending", "lost"):  # its worker died with the outcome: the scheduler has it made anew
+                completed.add(future)
+                continue
+            if future.status == "cancelled":
+                raise RuntimeError("run: the Dask scheduler is gone or has cancelled the tasks. What was computed is "
+                                   "stored: run again to go on.")
+            yield todo[future], future
+    finally:
+        client.cancel(list(todo))  # of those that have ended nothing is left to cancel
 
 
 def outcome(task: Task, future: object, store: Store) -> list[Failure]:
     from distributed import KilledWorker
 
-    if future.status == "finished":
+    error = future.exception()
+    if error is None:
         check_arrived(task, future.result(), store)
         return future.result()
-    if future.status != "error":
-        raise RuntimeError("run: the Dask scheduler is gone or has cancelled the tasks. What was computed is stored: "
-                           "run again to go on.")
-    error = future.exception()
     if not isinstance(error, KilledWorker):
         raise error
     failed = [failure(cell, error) for cell in task.cells]

@@ -48,8 +48,8 @@ def seconds_left(store: Store, table: str, done: Sequence[Cell], left: Sequence[
                     sum(costs.get(key, 0) for key in footer["cells"])) for footer in store.footers(table))[-LATEST:]
     files = [(datetime.fromisoformat(finished).timestamp(), seconds, paid) for finished, seconds, paid in files if paid]
     paid = sum(paid for *_, paid in files)
-    return busy_seconds([(end - seconds, end) for end, seconds, _ in files]) / paid * sum(map(cost, left)) if paid \
-        else float("nan")
+    busy = busy_seconds([(end - seconds, end) for end, seconds, _ in files])
+    return busy / paid * sum(map(cost, left)) if paid else float("nan")
 
 
 def busy_seconds(spans: Sequence[tuple[float, float]]) -> float:

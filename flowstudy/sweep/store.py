@@ -95,6 +95,8 @@ class Store:
         if absent:
             raise KeyError(f"Store.load: {len(absent)} of {len(order)} cells are not in {self.root / table}. "
                            "Run them first.")
+        if not order:
+            return pd.DataFrame(columns=["cell", *CELL_FIELDS])
         files = list(dict.fromkeys(stored[key] for key in order))
         tables = [self._read(path) for path in files]
         if any(read is None for read in tables):

@@ -1,0 +1,69 @@
+"""`flowstudy sweep` and `flowstudy status`: run a plan from a file, and see how far a store's plans have come."""
+
+import contextlib
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+
+from flowstudy.sweep import StoreError, SweepError, run
+from flowstudy.sweep.plan import table_of
+from flowstudy.sweep.plan_file import read_plan
+from flowstudy.sweep.status import status as status_of
+
+StoreOption = Annotated[Path, typer.Option(help="folder of the results")]
+
+
+def sweep(
+    plan: Annotated[Path, typer.Argument(help="YAML with `grid:` or `random_search:`, `measure:` and `options:`")],
+    store: StoreOption = Path("results"),
+    measure: Annotated[str | None, typer.Option(help="instead of the plan's: training_loss, accuracy, ...")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    shard: Annotated[str | None, typer.Option(help="i/N: part i of N, as for a Slurm array")] = None,
+    engine: Annotated[str, typer.Option(help="local, or a Dask scheduler such as tcp://127.0.0.1:8786")] = "local",
+    nets_at_once: Annotated[int | None, typer.Option(help="the largest stack", min=1)] = None,
+    progress: Annotated[bool, typer.Option(help="a progress bar")] = True,
+) -> None:
+    """Train and measure what the store lacks of a plan.  Exit status: 0 all done, 1 some cells failed, 2 refused."""
+    with one_line():
+        asked = read_plan(plan, measure)
+        rows = run(asked.cells, measure=asked.measure, store=store, device=device, shard=shard, engine=engine,
+                   nets_at_once=nets_at_once, progress=progress, **asked.options)
+    typer.echo(f"{rows['cell'].nunique()} cells, {len(rows)} rows, in {store / table_of(asked.measure, asked.options)}")
+
+
+def status(store: Annotated[Path, typer.Argument(help="folder of the results")] = Path("results")) -> None:
+    """Done, failed and missing cells of every plan, and the time left at the latest pace."""
+    plans = status_of(store)
+    if plans.empty:
+        typer.echo(f"status: no plan has been run in {store}.", err=True)
+        raise typer.Exit(2)
+    shown = plans.assign(left=plans["seconds_left"].map(in_words)).drop(columns=["seconds_left", "asked", "table"])
+    typer.echo(shown.to_string(index=False))
+    for table in plans.loc[plans["failed"] > 0, "table"].unique():
+        typer.echo(f"tracebacks: {store / 'failed' / table}")
+
+
+def in_words(seconds: float) -> str:
+    return "?" if pd.isna(seconds) else str(timedelta(seconds=round(seconds)))
+
+
+@contextlib.contextmanager
+def one_line() -> Iterator[None]:
+    """What the user can mend is one line and no traceback."""
+    try:
+        yield
+    except SweepError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+    except StoreError as error:
+        typer.echo(error.strerror, err=True)
+        raise typer.Exit(2) from None
+    except (ValueError, TypeError, ModuleNotFoundError) as error:
+        if not str(error).startswith(("sweep: ", "run: ", "grid: ", "random_search: ")):
+            raise
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None

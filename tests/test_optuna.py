@@ -1,0 +1,65 @@
+"""Optuna asks and is told: every trial's value is its cell's own, a group at a time, diverged nets as failed."""
+
+import pytest
+
+from flowstudy.sweep import Cell, grid, run
+from flowstudy.sweep.measurements import MEASUREMENTS, training_loss
+
+optuna = pytest.importorskip("optuna", reason="Optuna is not installed: `make test-integrations` installs it")
+
+from flowstudy.sweep.optuna_search import optuna_search  # noqa: E402
+
+SETTINGS = {"net": "plain", "activation": "linear", "depth": 3, "width": 5, "train_samples": 20, "batch_size": 10,
+            "epochs": 2}
+STATE = optuna.trial.TrialState
+OPTIONS = {"device": "cpu", "progress": False}
+
+
+@pytest.fixture
+def study():
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+
+
+def space(trial) -> dict:
+    return SETTINGS | {"learning_rate": trial.suggest_float("learning_rate", 1e-3, 1e6, log=True),
+                       "momentum": trial.suggest_categorical("momentum", [0.0, 0.9])}
+
+
+def test_each_trial_is_told_its_own_nets_loss(tmp_path, study):
+    """The value is the final loss of the cell that the trial's parameters describe; a diverged net failed."""
+    optuna_search(study, space, trials=12, group=5, store=tmp_path / "search", **OPTIONS)
+    assert len(study.trials) == 12
+    cells = [Cell(**SETTINGS, **trial.params) for trial in study.trials]
+    frame = run(cells, store=tmp_path / "again", **OPTIONS)
+    final = frame[frame["epoch"] == 2].set_index("cell")["loss"]
+    for trial, cell in zip(study.trials, cells, strict=True):
+        diverged = final[cell.key] != final[cell.key]
+        assert trial.state == (STATE.FAIL if diverged else STATE.COMPLETE)
+        assert diverged or trial.value == final[cell.key]
+    assert {trial.state for trial in study.trials} == {STATE.FAIL, STATE.COMPLETE}
+    assert study.best_value == final.min()
+
+
+def test_a_group_is_one_stack(tmp_path, study, monkeypatch):
+    """Trials of one structure are trained together, in groups of the asked size, the last one smaller."""
+    sizes = []
+    monkeypatch.setitem(MEASUREMENTS, "training_loss",
+                        lambda cells, data, tick: sizes.append(len(cells)) or training_loss(cells, data, tick))
+    optuna_search(study, space, trials=12, group=5, store=tmp_path, **OPTIONS)
+    assert sizes == [5, 5, 2]
+
+
+def test_equal_trials_and_failed_cells(tmp_path, study, monkeypatch):
+    """Trials that ask for one and the same net are all told its value; a cell that raises is told as failed."""
+    def seven_fails(cells, data, tick):
+        if any(cell.seed == 7 for cell in cells):
+            raise ZeroDivisionError
+        return training_loss(cells, data, tick)
+
+    monkeypatch.setitem(MEASUREMENTS, "training_loss", seven_fails)
+    optuna_search(study, lambda trial: SETTINGS | {"seed": trial.suggest_categorical("seed", [7, 8])}, trials=8,
+                  group=8, store=tmp_path, **OPTIONS)
+    told = {(trial.params["seed"], trial.state, trial.value) for trial in study.trials}
+    value = run(grid(**SETTINGS, seed=8), store=tmp_path, **OPTIONS)["loss"].iloc[-1]
+    assert told == {(7, STATE.FAIL, None), (8, STATE.COMPLETE, value)}

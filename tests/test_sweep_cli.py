@@ -1,0 +1,202 @@
+"""Plans as files, `flowstudy sweep` and `flowstudy status`: they run what `run` runs, and refuse what is wrong."""
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from pandas.testing import assert_frame_equal
+from typer.testing import CliRunner
+
+from flowstudy import cli
+from flowstudy.sweep import Store, grid, random_search, run
+from flowstudy.sweep.measurements import MEASUREMENTS, training_loss
+from flowstudy.sweep.plan import table_of
+from flowstudy.sweep.plan_file import read_plan
+from flowstudy.sweep.status import busy_seconds, status
+
+SMALL = {"width": 5, "train_samples": 20, "batch_size": 10, "epochs": 2}
+PLAN = """
+measure: accuracy
+grid:
+  net: [plain, highway]
+  depth: 3
+  seed: {range: 3}
+  learning_rate: [1e-2, 0.1]
+  width: 5
+  train_samples: 20
+  batch_size: 10
+  epochs: 2
+random_search:
+  - {n: 2, net: highway, depth: 2, width: 5, train_samples: 20}
+  - {n: 1, depth: [2, 4], width: 5, train_samples: 20, ranges: {learning_rate: [1e-3, 0.1]}, seed: 1}
+"""
+TINY = {"width": 5, "train_samples": 20}
+CELLS = [*grid(net=["plain", "highway"], depth=3, seed=range(3), learning_rate=[0.01, 0.1], **SMALL),
+         *random_search(2, net="highway", depth=2, **TINY),
+         *random_search(1, depth=[2, 4], ranges={"learning_rate": [1e-3, 0.1]}, seed=1, **TINY)]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plan.yaml").write_text(PLAN)
+    return tmp_path
+
+
+def call(*arguments: object):
+    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
+
+
+def sweep(*arguments: object):
+    return call("sweep", "plan.yaml", "--device", "cpu", "--no-progress", *arguments)
+
+
+# --- sweep -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_file_is_the_same_plan(here):
+    """The cells are those of `grid` and `random_search` called with the same arguments, 1e-2 being a number."""
+    plan = read_plan(here / "plan.yaml")
+    assert plan.cells == CELLS and plan.measure == "accuracy" and plan.options == {}
+    assert read_plan(here / "plan.yaml", "gradient_flow").measure == "gradient_flow"
+
+
+def test_sweep_stores_what_run_stores(here):
+    """Its folder, which it prints, holds the rows that `run` gives for the same cells."""
+    result = sweep("--store", "out")
+    assert result.exit_code == 0, result.output
+    folder = result.output.strip().rpartition(" ")[2]
+    assert f"{len(CELLS)} cells, {len(CELLS)} rows, in {folder}" in result.output
+    expected = run(CELLS, measure="accuracy", store=here / "other", device="cpu", progress=False)
+    stored = pd.read_parquet(folder).set_index("cell").loc[expected["cell"]].reset_index()
+    assert_frame_equal(stored[list(expected)], expected, check_dtype=False)
+
+
+def test_measure_options_and_shards(here):
+    """--measure takes the place of the file's, `options:` go to it, and two shards are the whole."""
+    (here / "plan.yaml").write_text(PLAN.replace("measure: accuracy", "options: {samples: 2}"))
+    for shard in ("1/2", "2/2"):
+        result = sweep("--measure", "gradient_flow", "--shard", shard)
+        assert result.exit_code == 0, result.output
+    assert Store("results").missing(CELLS, table_of("gradient_flow", {"samples": 2})) == []
+
+
+def test_a_process_of_its_own(here):
+    """As a user calls it, `-m flowstudy.cli`: the status of a killed or finished sweep is that of the store."""
+    done = subprocess.run([sys.executable, "-m", "flowstudy.cli", "sweep", "plan.yaml", "--device", "cpu"],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(CELLS)} cells" in done.stdout and "accuracy" in done.stderr  # the progress bar
+    assert status("results")["done"].tolist() == [len(CELLS)]
+
+
+WRONG = {
+    "section": (PLAN.replace("grid:", "gird:"), "unknown key `gird`; .* Did you mean 'grid'"),
+    "axis": (PLAN.replace("  depth: 3", "  dept: 3"), "grid: unknown key `dept`; .* Did you mean 'depth'"),
+    "argument": (PLAN.replace("ranges", "range_s"), "random_search: unknown key `range_s`; .* Did you mean 'ranges'"),
+    "range": (PLAN.replace("{learning_rate: [1e-3", "{learnin_rate: [1e-3"), "may hold .* got 'learnin_rate'"),
+    "value": (PLAN.replace("highway]", "higway]"), "`net` must be one of .* Did you mean 'highway'"),
+    "measure": (PLAN.replace("accuracy", "acuracy"), "`measure` must be one of .* Did you mean 'accuracy'"),
+    "option": (PLAN + "options: {samples: 3}", "accuracy takes at, precision, got `samples`"),
+    "misspelt option": (PLAN.replace("accuracy", "gradient_flow") + "options: {sample: 3}", "Did you mean 'samples'"),
+    "no plan": ("measure: accuracy", "must have a section `grid` or `random_search`, got measure"),
+    "no mapping": ("- 1", "must be a mapping of names to values"),
+    "no yaml": ("grid: [", "`plan` must be a YAML file that can be read"),
+    "list of words": (PLAN.replace("{range: 3}", "{range: abc}"), "`range` must be a whole number or two, got 'abc'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_plans_are_refused_before_anything_runs(here, case):
+    """One line that names the place and what was probably meant, exit status 2, no store."""
+    text, message = WRONG[case]
+    (here / "plan.yaml").write_text(text)
+    result = sweep()
+    assert result.exit_code == 2
+    with pytest.raises((ValueError, TypeError), match=message):
+        read_plan(here / "plan.yaml")
+    assert len(result.output.strip().splitlines()) == 1
+    assert not (here / "results").exists()
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--shard", "3/2"], "`shard` must be 'i/N'"), (["--engine", "dask"], "`engine` must be 'local'"),
+    (["--device", "abacus"], "`device` must be 'auto' or"), (["--measure", "acuracy"], "Did you mean 'accuracy'")])
+def test_wrong_options_are_refused(here, arguments, message):
+    result = call("sweep", "plan.yaml", "--no-progress", *arguments)
+    assert result.exit_code == 2 and message in result.output and len(result.output.strip().splitlines()) == 1
+    assert not (here / "results").exists()
+
+
+def test_a_missing_plan_is_one_line(here):
+    result = call("sweep", "plam.yaml")
+    assert result.exit_code == 2 and "got plam.yaml" in result.output
+
+
+# --- status ----------------------------------------------------------------------------------------------------------
+
+
+def fails_at_seed_2(cells, data, tick):
+    if any(cell.seed == 2 for cell in cells):
+        raise ZeroDivisionError("bad")
+    return training_loss(cells, data, tick)
+
+
+def test_status_tells_done_failed_and_missing(here, monkeypatch):
+    """A shard is done, a cell of it failed, the rest is missing; exit status 1 where cells fail, tracebacks named."""
+    monkeypatch.setitem(MEASUREMENTS, "accuracy", fails_at_seed_2)
+    result = sweep("--shard", "1/2")
+    assert result.exit_code == 1 and "cells failed, the first with `ZeroDivisionError: bad`" in result.output
+    row = status("results").iloc[0]
+    failed = len(list(Path("results").glob("failed/*/*.json")))
+    assert failed == row["failed"] > 0 and row["done"] > 0
+    assert row["done"] + row["failed"] + row["missing"] == row["cells"] == len(CELLS)
+    assert row["seconds_left"] > 0
+    shown = call("status", "results")
+    assert shown.exit_code == 0 and f"tracebacks: results/failed/{row['table']}" in shown.output
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    assert sweep().exit_code == 0
+    assert status("results")[["done", "failed", "missing", "seconds_left"]].iloc[0].tolist() == [len(CELLS), 0, 0, 0]
+    assert "0:00:00" in call("status", "results").output
+
+
+def test_time_left_is_cost_left_over_pace(tmp_path):
+    """Two workers of 10 s each, side by side for 5 s, did 4 cells of cost 10 in 15 s: 6 more take 22.5 s."""
+    cells = grid(depth=10, seed=range(10))
+    run(cells[:1], store=tmp_path, measure="gradient_flow", samples=1, device="cpu", progress=False)
+    table = table_of("gradient_flow", {"samples": 1})
+    for path in (tmp_path / table).glob("*.parquet"):
+        path.unlink()
+    plan = next((tmp_path / "plans").glob("*.json"))
+    plan.write_text(json.dumps(json.loads(plan.read_text()) | {"cells": [{"seed": cell.seed} for cell in cells]}))
+    assert pd.isna(status(tmp_path)["seconds_left"].iloc[0])
+    for start, end in ((0, 100), (2, 105)):
+        moment = datetime.fromtimestamp(1e9 + end, UTC).isoformat(timespec="milliseconds")
+        Store(tmp_path).append(table, cells[start:start + 2], pd.DataFrame({"cell": [0, 1]}),
+                               {"seconds": 10.0, "finished": moment})
+    assert status(tmp_path)["seconds_left"].iloc[0] == pytest.approx(22.5)
+
+
+def test_busy_seconds_is_the_length_of_the_union():
+    """Overlaps once, gaps not at all."""
+    assert busy_seconds([(0.0, 2.0), (1.0, 3.0), (10.0, 11.0), (10.2, 10.4)]) == 4.0
+    assert busy_seconds([]) == 0
+
+
+def test_status_of_a_folder_without_plans(here):
+    result = call("status", "nothing")
+    assert result.exit_code == 2 and "no plan has been run in nothing" in result.output
+    assert not Path("nothing").exists()
+
+
+def test_a_plan_that_cannot_be_read_is_left_out(here):
+    """With a warning: a later version's, or half a file of another program's."""
+    sweep()
+    (here / "results" / "plans" / "later.json").write_text('{"cells": [{"future": 1}]}')
+    with pytest.warns(UserWarning, match=r"later\.json is not a plan that this version"):
+        assert len(status("results")) == 1

@@ -1,0 +1,223 @@
+"""Tasks: one bad cell fails alone, wherever it runs; a group that does not fit is halved; a dead worker is replaced."""
+
+import json
+import os
+import signal
+import time
+
+import pandas as pd
+import pytest
+import torch
+from pandas.testing import assert_frame_equal
+
+from flowstudy.sweep import Cell, Store, StoreError, SweepError, engine, grid, local, run
+from flowstudy.sweep.measurements import MEASUREMENTS
+from flowstudy.sweep.tasks import Task
+
+SMALL = {"width": 5, "train_samples": 20}
+PLAN = grid(net=["plain", "highway"], depth=3, seed=range(6), **SMALL)
+BAD = 4  # a seed
+
+
+def seeds(cells, data, tick):
+    """Three rows a cell, known in advance."""
+    return pd.DataFrame({"cell": [i for i in range(len(cells)) for _ in range(3)],
+                         "x": [cell.seed + 0.1 * j for cell in cells for j in range(3)]})
+
+
+def bad_seed(cells, data, tick):
+    if any(cell.seed == BAD for cell in cells):
+        raise ZeroDivisionError("a bad\ncell")
+    return seeds(cells, data, tick)
+
+
+def fatal_seed(cells, data, tick):
+    """As a crash below Python does, or the system's out-of-memory killer."""
+    if any(cell.seed == BAD for cell in cells):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return seeds(cells, data, tick)
+
+
+def refused(cells, data, tick):
+    raise ValueError("run: `this` must be something else, got that.")
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """`run` with a measurement of this file."""
+    def small_run(measurement, cells=PLAN, **options):
+        monkeypatch.setitem(MEASUREMENTS, "small", measurement)
+        return run(cells, **({"measure": "small", "store": tmp_path, "device": "cpu", "progress": False} | options))
+
+    return small_run
+
+
+@pytest.fixture
+def two_workers(monkeypatch):
+    """Two processes, as with two GPUs."""
+    monkeypatch.setattr(engine, "local_devices", lambda _device: ["cpu", "cpu"])
+
+
+def failed_files(root) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(root.glob("failed/*/*.json"))]
+
+
+def check_two_bad_cells(caught, root, call, **options) -> None:
+    """The two cells with the bad seed failed, the ten others are stored; a run without the fault does the two."""
+    bad = [cell for cell in PLAN if cell.seed == BAD]
+    error = caught.value
+    assert "\n" not in str(error) and "2 of 12 cells failed" in str(error) and str(root / "failed") in str(error)
+    assert sorted(failure.key for failure in error.failures) == sorted(cell.key for cell in bad)
+    assert sorted(kept["key"] for kept in failed_files(root)) == sorted(cell.key for cell in bad)
+    assert all(Cell(**kept["cell"]) in bad and kept["host"] and kept["when"] for kept in failed_files(root))
+    assert error.rows["seed"].tolist() == [cell.seed for cell in PLAN if cell.seed != BAD for _ in range(3)]
+    asked = []
+    whole = call(lambda cells, data, tick: asked.extend(cells) or seeds(cells, data, tick), **options)
+    assert asked == bad
+    assert whole["x"].tolist() == [cell.seed + 0.1 * j for cell in PLAN for j in range(3)]
+    assert failed_files(root) == []
+
+
+def test_a_bad_cell_fails_alone(tmp_path, call):
+    """Its traceback is kept, the rows of its whole group are stored; a later run tries it again and forgets it."""
+    with pytest.raises(SweepError, match=r"the first with `ZeroDivisionError: a bad`") as caught:
+        call(bad_seed)
+    assert all("in bad_seed" in kept["traceback"] for kept in failed_files(tmp_path))
+    check_two_bad_cells(caught, tmp_path, call)
+
+
+def test_all_cells_bad(call):
+    """Nothing is stored, and the error says so."""
+    with pytest.raises(SweepError, match="3 of 3 cells failed") as caught:
+        call(bad_seed, grid(depth=[2, 3, 4], seed=BAD, **SMALL))
+    assert caught.value.rows.empty
+
+
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory")],
+    ids=["cuda", "python", "cpu"])
+def test_a_group_that_does_not_fit_is_halved(tmp_path, call, error):
+    """Until it fits: nothing counts as failed, and each cell is measured once in a group that fits."""
+    sizes = []
+
+    def fits_two(cells, data, tick):
+        sizes.append(len(cells))
+        if len(cells) > 2:
+            raise error
+        return seeds(cells, data, tick)
+
+    assert_frame_equal(call(fits_two, store=tmp_path / "halved"), call(seeds, store=tmp_path / "whole"))
+    assert sizes == [6, 3, 2, 1, 3, 2, 1] * 2
+    assert not (tmp_path / "halved" / "failed").exists()
+
+
+def test_progress_counts_no_failed_attempt(call, monkeypatch):
+    """The bar ends at its total whatever was tried twice."""
+    bars = []
+
+    class Bar(engine.tqdm):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            bars.append(self)
+
+    def ticks_then_fails(cells, data, tick):
+        tick(len(cells))
+        return bad_seed(cells, data, tick)
+
+    monkeypatch.setattr(engine, "tqdm", Bar)
+    with pytest.raises(SweepError):
+        call(ticks_then_fails, progress=True)
+    assert [(bar.n, bar.total) for bar in bars] == [(12, 12)]
+
+
+def test_keyboard_interrupt_stops_at_once(tmp_path, call):
+    """It is no failure of a cell."""
+    def interrupted(cells, data, tick):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        call(interrupted)
+    assert failed_files(tmp_path) == []
+
+
+def test_a_wrong_call_is_no_failure_of_cells(tmp_path, call):
+    """What `run` refuses when it sees the data is raised as it is, and nothing is tried in halves."""
+    with pytest.raises(ValueError, match=r"^run: `this` must be"):
+        call(refused)
+    assert failed_files(tmp_path) == []
+
+
+# --- folders that take nothing ---------------------------------------------------------------------------------------
+
+
+def test_read_only_store(tmp_path, call, monkeypatch):
+    """What is stored is returned without a write; a missing cell is refused before anything is computed."""
+    whole = call(seeds)
+
+    def refuse(*_arguments, **_options):
+        raise OSError(30, "Read-only file system")
+
+    for name in ("mkdir", "touch", "replace", "rename", "unlink"):
+        monkeypatch.setattr(f"flowstudy.sweep.files.Path.{name}", refuse)
+    assert_frame_equal(call(seeds), whole)
+    with pytest.raises(StoreError, match=r"must be a folder that can be written to, got .*pass another `store`"):
+        call(lambda *_: pytest.fail("something was computed"), grid(depth=9, **SMALL))
+
+
+def test_full_disk_stops_the_run(tmp_path, call, monkeypatch):
+    """It is no failure of a cell: one clear error, what is stored stays, and a later run goes on."""
+    monkeypatch.setattr("flowstudy.sweep.files.NO_SPACE", (28,))
+    written = []
+
+    def full_at_second(file):
+        written.append(file)
+        if len(written) > 2:  # the plan, the first group
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("flowstudy.sweep.files.os.fsync", full_at_second)
+    with pytest.raises(StoreError, match=r"must have space .* free some space and run again"):
+        call(seeds)
+    assert Store(tmp_path).missing(PLAN, next(tmp_path.glob("small-*")).name) == PLAN[6:]
+    assert failed_files(tmp_path) == []
+    monkeypatch.undo()
+    assert len(call(seeds)) == 12 * 3
+
+
+# --- a process for each device ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("two_workers")
+def test_processes_give_the_same_frame(tmp_path, call):
+    """Two processes train and measure what one does, bit for bit, and both have had their share."""
+    plan = grid(net=["plain", "highway"], depth=[2, 3], seed=range(2), epochs=2, batch_size=10, **SMALL)
+    both = run(plan, store=tmp_path / "two", device="cpu", progress=False)
+    workers = {one["worker"] for path in (tmp_path / "two").glob("training_loss-*")
+               for one in Store(tmp_path / "two").provenance(path.name)}
+    assert 1 <= len(workers) <= 2 and not any(worker.endswith(f":{os.getpid()}") for worker in workers)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "local_devices", lambda device: [device])
+        assert_frame_equal(run(plan, store=tmp_path / "one", device="cpu", progress=False), both, check_exact=True)
+
+
+@pytest.mark.usefixtures("two_workers")
+def test_a_cell_that_kills_its_process_fails_alone(tmp_path, call, monkeypatch):
+    """The process is replaced, its group halved, and the record says how it died."""
+    with pytest.raises(SweepError, match=r"worker process died, exit code -9") as caught:
+        call(fatal_seed)
+    monkeypatch.setattr(engine, "local_devices", lambda device: [device])
+    check_two_bad_cells(caught, tmp_path, call)
+
+
+@pytest.mark.usefixtures("two_workers")
+def test_a_refusal_comes_through_from_a_process(call):
+    with pytest.raises(ValueError, match=r"^run: `this` must be"):
+        call(refused)
+
+
+def test_a_worker_that_cannot_start_is_an_error(tmp_path, monkeypatch):
+    """And not a failure of every cell: scripts without a main guard end here."""
+    monkeypatch.setattr(local, "serve", time.sleep)  # which a connection is no argument of: the process dies
+    task = Task((Cell(),), "table", tmp_path, seeds, {}, "auto", "0.1.0")
+    with pytest.raises(RuntimeError, match=r"worker processes could not start.*__main__"):
+        next(local.run_in_processes([task], ["cpu"]))
