@@ -1,5 +1,7 @@
 """Sweeps killed with SIGKILL at random moments, run again, and compared, every bit, with one that was left alone.
 
+They train, and write a table or a checkpoint every few milliseconds, so that kills meet all of it.
+
     python -m benchmarks.kill_sweep [--kills 30] [--seed 0]
 
 Exit status 0: every resumed frame is the same, and no file is left but tables and plans.
@@ -22,7 +24,7 @@ import torch
 from flowstudy.sweep import grid, run
 from flowstudy.train import load_dataset
 
-PLAN = grid(net=["plain", "highway"], depth=[3, 5], seed=range(6), epochs=8, width=8, train_samples=200, batch_size=20)
+PLAN = grid(net=["plain", "highway"], depth=[3, 5], seed=range(6), epochs=40, width=8, train_samples=200, batch_size=20)
 
 
 def main() -> None:
@@ -54,7 +56,8 @@ def kill_and_compare(folder: Path, kills: int, rng: np.random.Generator) -> bool
         same = pd.read_pickle(folder / f"{kill}.frame").equals(whole)
         unexplained = [name for name in files_of(store) if not is_explained(name)]
         wrong += not same or bool(unexplained)
-        print(f"killed after {moment:.2f} s, with {sum(name.endswith('.parquet') for name in left)} tables"
+        print(f"killed after {moment:.2f} s, with {sum(name.endswith('.parquet') for name in left)} tables, "
+              f"{sum(name.endswith('.pt') for name in left)} checkpoints"
               f"{' and a half-written file' * any(name.endswith('.tmp') for name in left)}: "
               f"{'same frame' if same else 'ANOTHER FRAME'}{f', left: {unexplained}' if unexplained else ''}")
     print(f"{kills} kills, {alive} of a sweep that was still running, {wrong} wrong")
@@ -62,7 +65,8 @@ def kill_and_compare(folder: Path, kills: int, rng: np.random.Generator) -> bool
 
 
 def sweep(store: Path) -> None:
-    run(PLAN, store=store, device="cpu", progress=False, nets_at_once=2).to_pickle(f"{store}.frame")
+    run(PLAN, store=store, device="cpu", progress=False, nets_at_once=3,
+        checkpoint_every=0.0).to_pickle(f"{store}.frame")
 
 
 def finish(store: Path) -> None:

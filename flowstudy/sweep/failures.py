@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from .cells import Cell
-from .files import write_whole
+from .files import StoreError, write_whole
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,9 @@ def failed_keys(root: Path, table: str) -> set[str]:
 
 
 def is_refusal(error: Exception) -> bool:
-    """The call was wrong, not a cell: `run`'s own one-line messages, which no smaller group would change."""
-    return isinstance(error, ValueError | TypeError) and str(error).startswith("run: ")
+    """The call or the disk is wrong, not a cell: one-line messages of our own, which no smaller group would change."""
+    refused = isinstance(error, ValueError | TypeError) and str(error).startswith("run: ")
+    return refused or isinstance(error, StoreError)
 
 
 def raise_for(failures: Sequence[Failure], cells: int, root: Path, table: str,

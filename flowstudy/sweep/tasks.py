@@ -19,6 +19,7 @@ from flowstudy.train import Checkpoint, Dataset, load_dataset
 
 from .cells import Cell, digest
 from .failures import Failure, failure, forget, is_refusal, remember
+from .files import sweep_leftovers, write_whole
 from .in_training import InTraining, measure_together
 from .memory import nets_that_fit
 from .store import Store
@@ -161,7 +162,7 @@ def checkpoint_of(task: Task, cells: Sequence[Cell]) -> Checkpoint | None:
         return None
     key = replace(task, cells=tuple(cells)).key
     return Checkpoint(checkpoint_folder(task.store, task.table) / f"{key}.pt", task.checkpoint_every,
-                      [cell.key for cell in cells])
+                      [cell.key for cell in cells], write_whole)
 
 
 def checkpoint_folder(root: Path, table: str) -> Path:
@@ -170,6 +171,7 @@ def checkpoint_folder(root: Path, table: str) -> Path:
 
 def sweep_checkpoints(store: Store, table: str) -> None:
     """Remove those of groups whose cells have all been stored since, in other groups."""
+    sweep_leftovers(checkpoint_folder(store.root, table))
     paths = list(checkpoint_folder(store.root, table).glob("*.pt"))
     stored = store.stored(table) if paths else {}
     for path in paths:

@@ -1,8 +1,10 @@
 """Where a run goes on after it was killed: one file, whole or not there."""
 
+import io
 import os
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,10 +17,12 @@ class Checkpoint:
         path: of the file; its folder is made when there is something to write.
         seconds: the least time between two writes; 0 writes whenever asked.
         key: what the run is, a string or a list of them. A file of another run is set aside, never loaded.
+        write: (path, content) into a file that appears whole or not at all.
     """
 
-    def __init__(self, path: str | os.PathLike, seconds: float = 60.0, key: str | list[str] = ""):
-        self.path, self.seconds, self.key = Path(path), seconds, key
+    def __init__(self, path: str | os.PathLike, seconds: float = 60.0, key: str | list[str] = "",
+                 write: Callable[[Path, bytes], object] | None = None):
+        self.path, self.seconds, self.key, self.write = Path(path), seconds, key, write or write_whole
         self.written = time.monotonic()
 
     def due(self) -> bool:
@@ -26,13 +30,9 @@ class Checkpoint:
 
     def save(self, state: dict) -> None:
         """Tensors, numbers, strings, and lists and dicts of them."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        try:
-            torch.save({"key": self.key, "state": state}, unfinished)
-            unfinished.replace(self.path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        content = io.BytesIO()
+        torch.save({"key": self.key, "state": state}, content)
+        self.write(self.path, content.getvalue())
         self.written = time.monotonic()
 
     def load(self) -> dict | None:
@@ -61,3 +61,13 @@ class Checkpoint:
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
