@@ -14,7 +14,17 @@ from .measure import (
     layer_jacobian_spectra,
     lesion,
 )
-from .nets import ACTIVATIONS, HighwayNet, PlainNet, ResidualNet, initialize
+from .nets import (
+    ACTIVATIONS,
+    HighwayNet,
+    PlainNet,
+    ResidualNet,
+    cifar_conv_net,
+    fitnet,
+    initialize,
+    initialize_as_authors,
+    mnist_conv_net,
+)
 from .sweep import Cell, Store, grid, random_search, run
 from .train import Dataset, load_dataset, read_mnist
 
@@ -22,7 +32,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     # build
-    "ACTIVATIONS", "HighwayNet", "PlainNet", "ResidualNet", "initialize",
+    "ACTIVATIONS", "HighwayNet", "PlainNet", "ResidualNet", "cifar_conv_net", "fitnet", "initialize",
+    "initialize_as_authors", "mnist_conv_net",
     # measure
     "GateActivity", "GradientFlow", "GradientMonitor", "JacobianSpectrum", "UntrainableError", "assert_trainable",
     "compare", "gate_activity", "gradient_flow", "jacobian_spectrum", "layer_jacobian_spectra", "lesion",
