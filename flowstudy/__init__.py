@@ -25,8 +25,8 @@ from .nets import (
     initialize_as_authors,
     mnist_conv_net,
 )
-from .sweep import Cell, Store, grid, random_search, run
-from .train import Dataset, load_dataset, read_mnist
+from .sweep import Cell, Store, StoreError, SweepError, best, grid, random_search, run, top
+from .train import Dataset, RecordAt, load_dataset, read_mnist
 
 __version__ = "0.1.0"
 
@@ -38,7 +38,7 @@ __all__ = [
     "GateActivity", "GradientFlow", "GradientMonitor", "JacobianSpectrum", "UntrainableError", "assert_trainable",
     "compare", "gate_activity", "gradient_flow", "jacobian_spectrum", "layer_jacobian_spectra", "lesion",
     # plan, run, keep
-    "Cell", "Store", "grid", "random_search", "run",
+    "Cell", "RecordAt", "Store", "StoreError", "SweepError", "best", "grid", "random_search", "run", "top",
     # data
     "Dataset", "load_dataset", "read_mnist",
 ]
