@@ -13,7 +13,7 @@ import flowstudy as fs
 from flowstudy import plots, theory
 from flowstudy.measure.body_moments import body_moments, one_thread, two_inputs
 from flowstudy.nets import HighwayBlock, PlainBlock
-from flowstudy.predictions_body import with_predicted_moments
+from flowstudy.predictions.body import with_predicted_moments
 
 MOMENTS = ["q", "m", "c", "chi", "mean_squared", "P", "mean_squared_without_largest", "P_without_largest",
            "gradient_correlation"]

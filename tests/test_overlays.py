@@ -9,14 +9,14 @@ import pytest
 import flowstudy as fs
 from flowstudy import plots, theory
 from flowstudy.predictions import layer_gains, weight_var
-from flowstudy.predictions_gradients import (
+from flowstudy.predictions.gradients import (
     exact_step,
     predicted_slope,
     slope_weights,
     with_predicted_norms,
     with_predicted_slopes,
 )
-from flowstudy.predictions_spectra import spectrum_statistics, with_predicted_spectra, with_predicted_statistics
+from flowstudy.predictions.spectra import spectrum_statistics, with_predicted_spectra, with_predicted_statistics
 
 LARGEST_Z = 4.5
 NATS = 2 * math.log(10)

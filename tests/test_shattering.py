@@ -13,7 +13,7 @@ import flowstudy as fs
 from flowstudy import plots
 from flowstudy.measure.shattering import READOUTS, circle, cosine_by_lag, input_gradients
 from flowstudy.nets import HighwayNet, PlainNet, ResidualNet, initialize
-from flowstudy.predictions_shattering import with_predicted_correlations
+from flowstudy.predictions.shattering import with_predicted_correlations
 
 
 def around(points: int, features: int = 12) -> torch.Tensor:

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flowstudy.predictions_gradients import with_predicted_norms, with_predicted_slopes
+from flowstudy.predictions.gradients import with_predicted_norms, with_predicted_slopes
 
 from .style import (
     LABELS,

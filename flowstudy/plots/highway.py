@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from flowstudy.predictions import layer_gains
-from flowstudy.predictions_body import KIND, WITHOUT, has_mean_mode, predictions_of, with_predicted_moments
+from flowstudy.predictions.body import KIND, WITHOUT, has_mean_mode, predictions_of, with_predicted_moments
 
 from .style import LABELS, STYLE, median_and_band, with_family
 

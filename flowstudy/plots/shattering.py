@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from flowstudy.predictions_shattering import with_predicted_correlations
+from flowstudy.predictions.shattering import with_predicted_correlations
 
 from .style import STYLE, depth_axis, depth_colors, grid_of_axes, line_styles
 

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flowstudy import theory
-from flowstudy.predictions_gradients import KIND, z_of
-from flowstudy.predictions_spectra import STATISTICS
+from flowstudy.predictions.gradients import KIND, z_of
+from flowstudy.predictions.spectra import STATISTICS
 
 from .style import (
     STYLE,

@@ -8,6 +8,7 @@ from .fluctuations import (
     log_weight_gradient_norm,
     squared_jacobian_norm,
 )
+from .free_product import product_log_singular_values
 from .fuss_catalan import fuss_catalan_density, fuss_catalan_edge, fuss_catalan_moment
 from .highway import highway
 from .highway_limits import highway_limit, highway_log_volume, suggest_gate_bias
@@ -38,5 +39,6 @@ __all__ = [
     "sum_log_singular_values",
     # spectra: infinite width
     "fuss_catalan_density", "fuss_catalan_edge", "fuss_catalan_moment", "spectrum_edge", "spectrum_variance",
-    "residual_edge", "residual_largest_exponent", "residual_lyapunov_exponents", "residual_squared_gain",
+    "product_log_singular_values", "residual_edge", "residual_largest_exponent", "residual_lyapunov_exponents",
+    "residual_squared_gain",
 ]

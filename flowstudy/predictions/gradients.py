@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 
 from flowstudy import theory
-from flowstudy.predictions import layer_theory, weight_var
 from flowstudy.theory.fluctuations import LIVE
 from flowstudy.theory.highway import Gate
+
+from .layers import layer_theory, weight_var
 
 KIND = ["net", "init", "gain", "gate_bias", "bias_var", "activation", "depth", "width"]  # all but the seed
 START = ["activation_mean_square", "activation_mean"]  # of layer 1: where theory sets out

@@ -7,7 +7,7 @@ import pandas as pd
 
 from flowstudy import theory
 
-from .predictions import weight_var
+from .layers import weight_var
 
 KIND = ["net", "init", "gain", "gate_bias", "activation", "depth", "width", "bias_var"]  # all but the seed
 FAN_IN = ("he_normal", "lecun_normal")  # Gaussian, and of one weight_var in the first layer too, which is not square

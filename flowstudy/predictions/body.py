@@ -7,7 +7,7 @@ import pandas as pd
 
 from flowstudy import theory
 
-from .predictions import weight_var
+from .layers import weight_var
 
 KIND = ["net", "init", "gain", "gate_bias", "activation", "depth", "width", "bias_var", "q0", "m0", "c0"]
 WITHOUT = "_without_largest"

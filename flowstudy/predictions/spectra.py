@@ -8,10 +8,11 @@ from scipy.interpolate import PchipInterpolator
 from scipy.special import logsumexp
 
 from flowstudy import theory
-from flowstudy.predictions import layer_theory, weight_var
-from flowstudy.predictions_gradients import KIND, START, carried, kinds_of, z_of
 from flowstudy.theory.activations import activation_named
 from flowstudy.theory.free_product import product_log_singular_values
+
+from .gradients import KIND, START, carried, kinds_of, z_of
+from .layers import layer_theory, weight_var
 
 STATISTICS = {
     "rank": "singular values that are not 0",

@@ -1,0 +1,10 @@
+"""Theory beside measured frames: the joins that add `predicted` and `z`, a file for each kind of measurement."""
+
+from .body import with_predicted_moments
+from .gradients import with_predicted_norms, with_predicted_slopes
+from .layers import layer_gains, layer_theory, weight_var
+from .shattering import with_predicted_correlations
+from .spectra import with_predicted_spectra, with_predicted_statistics
+
+__all__ = ["layer_gains", "layer_theory", "weight_var", "with_predicted_correlations", "with_predicted_moments",
+           "with_predicted_norms", "with_predicted_slopes", "with_predicted_spectra", "with_predicted_statistics"]
