@@ -8,6 +8,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from flowstudy.whole_file import write_whole
+
 
 def each(frames: Mapping[str, pd.DataFrame], name: str, plot: Callable[..., Figure],
          *args: object) -> dict[str, Figure]:
@@ -30,12 +32,3 @@ def save(figures: Mapping[str, Figure], frames: Mapping[str, pd.DataFrame], fold
     for name, frame in frames.items():
         write_whole(folder / f"{name}.parquet", frame.to_parquet(index=False))
 
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write under another name, then rename: nobody ever sees half a file."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -5,6 +5,9 @@ import os
 import socket
 from pathlib import Path
 
+from flowstudy import whole_file
+from flowstudy.whole_file import temporary
+
 
 class StoreError(OSError):
     """The store's folder cannot take what is to be written; what it held before is untouched."""
@@ -15,22 +18,13 @@ NO_PERMISSION = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write under another name, then rename: nobody ever sees half a file, and after a power cut neither.
+    """As `flowstudy.whole_file.write_whole`.
 
     Raises:
         StoreError: no space, no permission, or the system's own reason; the temporary file is gone.
     """
-    unfinished = temporary(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with unfinished.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        whole_file.write_whole(path, content)
     except OSError as error:
         raise explained(error, path.parent) from error
 
@@ -56,10 +50,6 @@ def check_writable(folder: Path) -> None:
         temporary(folder / "writable").unlink()
     except OSError as error:
         raise explained(error, folder) from error
-
-
-def temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
 
 
 def set_aside(path: Path) -> Path | None:

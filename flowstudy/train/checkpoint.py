@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from flowstudy.whole_file import write_whole
+
 
 class Checkpoint:
     """A file that is written anew every so many seconds, and gone when the run is done.
@@ -21,8 +23,8 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | os.PathLike, seconds: float = 60.0, key: str | list[str] = "",
-                 write: Callable[[Path, bytes], object] | None = None):
-        self.path, self.seconds, self.key, self.write = Path(path), seconds, key, write or write_whole
+                 write: Callable[[Path, bytes], object] = write_whole):
+        self.path, self.seconds, self.key, self.write = Path(path), seconds, key, write
         self.written = time.monotonic()
 
     def due(self) -> bool:
@@ -62,12 +64,3 @@ class Checkpoint:
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
 
-
-def write_whole(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
