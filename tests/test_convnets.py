@@ -3,14 +3,28 @@
 import math
 from dataclasses import replace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.nn import functional as F
 
 from flowstudy.nets import ConvNet, initialize_as_authors, mnist_conv_net
-from flowstudy.train import Dataset
+from flowstudy.plots import conv_table, conv_training
+from flowstudy.plots.convolutional import PUBLISHED
+from flowstudy.train import (
+    CIFAR_RECIPE,
+    MNIST_RECIPE,
+    Dataset,
+    Recipe,
+    conv_grid,
+    load_dataset,
+    load_images,
+    train_conv,
+    train_conv_nets,
+)
 from flowstudy.train.augment import INPUTS
-from flowstudy.train.convnets import CIFAR_RECIPE, MNIST_RECIPE, Recipe, accuracy, train_conv, train_conv_seeds
+from flowstudy.train.convnets import accuracy
 from flowstudy.train.sgd import nesterov_sgd
 
 RECIPE = replace(MNIST_RECIPE, epochs=4, drops=(2,), batch_size=20, crop=True)
@@ -107,13 +121,58 @@ def test_a_diverged_net_is_a_result(tmp_path):
         assert not math.isfinite(history.loss[-1]) and math.isnan(history.test_accuracy[-1])
 
 
-def test_it_learns_and_seeds_are_runs_of_their_own(tmp_path):
-    """Rows per seed and epoch; a second call reads what the first has kept; losses fall."""
-    recipe = Recipe("pixels_over_256", 0.02, (), 12, batch_size=10)
-    frame = train_conv_seeds(lambda: mnist_conv_net(8), data(), recipe, [0, 3], tmp_path)
-    assert frame.groupby("seed")["epoch"].max().to_dict() == {0: 12, 3: 12}
-    first, last = (frame.groupby("seed")["loss"].nth(i).to_numpy() for i in (0, -1))
-    assert (last < first).all()
-    ticks: list[int] = []
-    again = train_conv_seeds(lambda: mnist_conv_net(8), data(), recipe, [0, 3], tmp_path, tick=lambda: ticks.append(1))
-    assert again.equals(frame) and not ticks
+def test_runs_are_kept_and_do_not_depend_on_each_other(tmp_path):
+    """A run alone is the same run among others; what the store has is not trained again; losses fall."""
+    recipe = Recipe("pixels_over_256", 0.02, (), 8, batch_size=10)
+    runs = conv_grid(["mnist_16"], ["highway", "plain"], [0, 3])
+    frame = train_conv_nets(runs, data(), recipe, store=tmp_path, progress=False)
+    ends = frame.groupby(["net", "block", "seed"])["loss"]
+    assert list(ends.groups) == sorted(runs) and (ends.last() < ends.first()).all()
+    alone = train_conv_nets(runs[-1:], data(), recipe, progress=False)
+    assert alone.equals(frame.tail(8).reset_index(drop=True))
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt")}
+    assert len(written) == len(runs)
+    assert train_conv_nets(runs, data(), recipe, store=tmp_path, progress=False).equals(frame)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt")} == written
+
+
+def test_enlarged_digits_are_the_same_images():
+    """8 x 8 to 28 x 28: linear between the pixels' centres, first along rows, then along columns (numpy's interp)."""
+    small, large = load_dataset("digits"), load_images("digits", 28, train_samples=5, device="cpu")
+    assert large.x_train.shape == (5, 1, 28, 28) and large.x_test.shape == (len(small.x_test), 1, 28, 28)
+    centres = (np.arange(28) + 0.5) * 8 / 28 - 0.5
+    slow = small.x_train[:5].numpy()
+    for axis in (2, 3):
+        slow = np.apply_along_axis(lambda line: np.interp(centres, np.arange(8), line), axis, slow)
+    np.testing.assert_allclose(large.x_train, slow, rtol=0, atol=1e-6)
+
+
+def results(dataset: str = "mnist") -> pd.DataFrame:
+    """Two seeds of a highway net, and a plain one that diverged."""
+    rows = [("mnist_16", "highway", seed, 38_986, epoch, 1 / epoch, accuracy)
+            for seed, last in ((0, 0.993), (1, 0.995)) for epoch, accuracy in ((1, 0.9), (2, last))]
+    rows.append(("mnist_16", "plain", 0, 37_586, 1, math.nan, math.nan))
+    columns = ["net", "block", "seed", "parameters", "epoch", "loss", "test_accuracy"]
+    return pd.DataFrame(rows, columns=columns).assign(dataset=dataset)
+
+
+def test_table_has_the_last_epoch_beside_the_paper():
+    """Mean and standard deviation of the last epoch; nothing published for plain nets, nor for other data."""
+    highway, plain = conv_table(results()).to_dict("records")
+    assert highway["ours"] == pytest.approx(99.4) and highway["paper"] == 99.4 and highway["item"] == "table 1"
+    assert "mean of 2 seeds, standard deviation 0.14, after epoch 2" in highway["note"]
+    assert math.isnan(plain["ours"]) and math.isnan(plain["paper"]) and "1 diverged" in plain["note"]
+    assert conv_table(results("digits"))["paper"].isna().all()
+
+
+def test_figure_shows_every_run_and_the_papers_error():
+    """Solid and dashed by block, and the published error of that net as a line."""
+    loss, error = conv_training(results()).axes
+    assert [line.get_linestyle() for line in loss.lines[:3]] == ["-", "-", "--"]
+    assert 100 - PUBLISHED["table 1", "mnist", "mnist_16"] in [line.get_ydata()[0] for line in error.lines]
+    assert len(conv_training(results("digits")).axes[1].lines) == 3
+
+
+def test_unknown_nets_are_refused():
+    with pytest.raises(ValueError, match=r"conv_grid: `net` must be of mnist_16, .*, got mnist_64\."):
+        conv_grid(["mnist_64"], ["plain"], [0])

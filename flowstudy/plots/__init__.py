@@ -3,6 +3,7 @@
 Lines are medians over seeds, bands go from the 10th to the 90th percentile.
 """
 
+from .convolutional import conv_table, conv_training
 from .gradients import backward_slopes, gradient_by_layer, slope_by_depth, slope_gap_by_depth
 from .heat_map import TRAINING_PANELS, training_heat_map
 from .highway import highway_recursion, highway_spectrum
@@ -22,7 +23,7 @@ __all__ = [
     # many nets
     "figure_1", "gradient_by_layer", "slope_by_depth", "slope_gap_by_depth", "backward_slopes", "spectrum_by_depth",
     "spectrum_statistic_by_depth", "condition_by_depth", "spectrum_by_route", "lyapunov_exponents", "trainability_map",
-    "highway_recursion", "highway_spectrum",
+    "highway_recursion", "highway_spectrum", "conv_training", "conv_table",
     "gradient_correlation", "gradient_correlation_by_depth", "gradient_around_circle",
     # one model, one run
     "gradient_flow", "spectrum", "training_heat_map", "TRAINING_PANELS",

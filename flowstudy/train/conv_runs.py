@@ -1,0 +1,88 @@
+"""Several convolutional nets, one after another: the paper's, by name, and their plain twins."""
+
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from flowstudy.nets import ConvNet, cifar_conv_net, fitnet, initialize_as_authors, mnist_conv_net
+
+from .convnets import Recipe, train_conv
+from .datasets import Dataset, load_dataset
+
+CONV_NETS: dict[str, Callable[..., ConvNet]] = {
+    "mnist_16": partial(mnist_conv_net, 16), "mnist_32": partial(mnist_conv_net, 32),
+    "cifar_10": partial(cifar_conv_net, 10), "cifar_100": partial(cifar_conv_net, 100),
+    "A": partial(fitnet, "A"), "B": partial(fitnet, "B"), "C": partial(fitnet, "C"),
+}
+
+
+class ConvRun(NamedTuple):
+    """A net of `CONV_NETS`, "highway" or "plain", and the seed of its weights, order of samples, crops and dropout."""
+
+    net: str
+    block: str
+    seed: int
+
+
+def conv_grid(net: Sequence[str], block: Sequence[str], seed: Iterable[int]) -> list[ConvRun]:
+    """All combinations.
+
+    >>> conv_grid(["mnist_16"], ["highway", "plain"], range(1))
+    [ConvRun(net='mnist_16', block='highway', seed=0), ConvRun(net='mnist_16', block='plain', seed=0)]
+    """
+    unknown = sorted(set(net) - set(CONV_NETS))
+    if unknown:
+        raise ValueError(f"conv_grid: `net` must be of {', '.join(CONV_NETS)}, got {', '.join(unknown)}.")
+    return [ConvRun(*values) for values in itertools.product(net, block, seed)]
+
+
+def load_images(name: str, size: int, *, train_samples: int | None = None,
+                device: str | torch.device = "auto") -> Dataset:
+    """A data set with images of size x size pixels, enlarged bilinearly where they are smaller, as the digits are."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    data = load_dataset(name, device=device)
+    if train_samples is not None:
+        data = data.subset(train=train_samples)
+    if data.x_train.shape[-1] == size:
+        return data
+    return replace(data, x_train=F.interpolate(data.x_train, (size, size), mode="bilinear"),
+                   x_test=F.interpolate(data.x_test, (size, size), mode="bilinear"))
+
+
+def train_conv_nets(runs: Sequence[ConvRun], data: Dataset, recipe: Recipe, *,
+                    store: str | os.PathLike | None = None, progress: bool = True) -> pd.DataFrame:
+    """Train each net from the authors' initial weights, on the device of `data`.
+
+    Args:
+        runs: `conv_grid`'s.
+        store: a folder; conv_nets/ in it keeps a file for each run, which goes on from there after a kill, and once
+            finished is not computed again. `torch.load` finds the trained weights in it.
+    Returns:
+        `net`, `block`, `seed`, `dataset`, `parameters`, `epoch` (from 1), `loss` (training, nats), `test_accuracy`.
+        A net that diverged has fewer rows, the last of them with nan.
+    """
+    frames = []
+    with tqdm(total=len(runs) * recipe.epochs, desc="train_conv_nets", unit="epoch", disable=not progress) as bar:
+        for run in runs:
+            net = initialize_as_authors(CONV_NETS[run.net](block=run.block), run.seed).to(data.x_train.device)
+            name = hashlib.sha256(f"{run} {data.name} {len(data.x_train)} {recipe}".encode()).hexdigest()[:16]
+            file = None if store is None else Path(store) / "conv_nets" / f"{name}.pt"
+            done = bar.n
+            history = train_conv(net, data, recipe, seed=run.seed, checkpoint=file, tick=lambda: bar.update())
+            bar.update(done + recipe.epochs - bar.n)  # what was there, or was not needed
+            parameters = sum(p.numel() for p in net.parameters())
+            frames.append(pd.DataFrame(run._asdict() | {
+                "dataset": data.name, "parameters": parameters, "epoch": range(1, len(history.loss) + 1),
+                "loss": history.loss, "test_accuracy": history.test_accuracy}))
+    return pd.concat(frames, ignore_index=True)
