@@ -34,7 +34,8 @@ def test_halving_the_mean_square_per_layer_has_slope_minus_ln_2():
 
 
 def loss_frame(losses: dict[str, list[float]], net: str = "plain") -> pd.DataFrame:
-    return pd.DataFrame([{"cell": cell, "net": net, "depth": 10, "epoch": epoch, "loss": loss}
+    common = {"net": net, "depth": 10, "dataset": "digits"}
+    return pd.DataFrame([common | {"cell": cell, "epoch": epoch, "loss": loss}
                          for cell, curve in losses.items() for epoch, loss in enumerate(curve)])
 
 

@@ -8,7 +8,9 @@ from .gradients import backward_slopes, gradient_by_layer, slope_by_depth, slope
 from .heat_map import TRAINING_PANELS, training_heat_map
 from .highway import highway_recursion, highway_spectrum
 from .results import gradient_flow, spectrum
+from .routing import gate_routing, gate_routing_by_class, lesions
 from .save import each, save, write_whole
+from .search import training_curve, which_runs_train
 from .shattering import gradient_around_circle, gradient_correlation, gradient_correlation_by_depth
 from .spectra import (
     condition_by_depth,
@@ -21,10 +23,11 @@ from .training import figure_1, trainability_map
 
 __all__ = [
     # many nets
-    "figure_1", "gradient_by_layer", "slope_by_depth", "slope_gap_by_depth", "backward_slopes", "spectrum_by_depth",
-    "spectrum_statistic_by_depth", "condition_by_depth", "spectrum_by_route", "lyapunov_exponents", "trainability_map",
-    "highway_recursion", "highway_spectrum", "conv_training", "conv_table",
-    "gradient_correlation", "gradient_correlation_by_depth", "gradient_around_circle",
+    "figure_1", "which_runs_train", "training_curve", "trainability_map", "conv_training", "conv_table",
+    "gradient_by_layer", "slope_by_depth", "slope_gap_by_depth", "backward_slopes", "spectrum_by_depth",
+    "spectrum_statistic_by_depth", "condition_by_depth", "spectrum_by_route", "lyapunov_exponents",
+    "highway_recursion", "highway_spectrum", "gradient_correlation", "gradient_correlation_by_depth",
+    "gradient_around_circle", "gate_routing", "gate_routing_by_class", "lesions",
     # one model, one run
     "gradient_flow", "spectrum", "training_heat_map", "TRAINING_PANELS",
     # keeping

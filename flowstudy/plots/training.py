@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from flowstudy import theory
+from flowstudy.published import FIGURE_1
 
 from .style import STYLE, depth_axis, depth_colors
 
@@ -59,7 +60,7 @@ def allowed_depth(frame: pd.DataFrame, axis: str) -> tuple[np.ndarray, np.ndarra
 def figure_1(frame: pd.DataFrame, top: int = 10) -> Figure:
     """The paper's figure 1: best training curves of plain | highway nets by depth | mean of the `top` settings.
 
-    In the mean, a run that diverged counts as chance.
+    In the mean, a run that diverged counts as chance.  On MNIST the published means stand beside ours, hollow.
 
     Source: Srivastava et al. 2015, figure 1.
     """
@@ -82,6 +83,10 @@ def figure_1(frame: pd.DataFrame, top: int = 10) -> Figure:
             mean = rows.groupby("depth")["final"].apply(lambda losses: losses.nsmallest(top).mean())
             color = sns.color_palette("colorblind")[net == "plain"]
             summary.plot(mean.index, mean, marker=marker, label=net, color=color)
+            if (frame["dataset"] == "mnist").all():
+                paper = FIGURE_1[FIGURE_1["net"] == net]
+                summary.plot(paper["depth"], paper["mean_of_top"], marker=marker, mfc="white", ls=":", color=color,
+                             label=f"{net}, paper: best 10 of 100, 400 epochs")
         depth_axis(summary, frame["depth"])
         summary.set(title=f"mean of the best {top} settings", xlabel="depth (hidden layers)", yscale="log")
         for ax in (plain, highway, summary):

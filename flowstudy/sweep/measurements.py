@@ -12,6 +12,7 @@ from flowstudy.train.loop import mean_loss
 
 from .body_moments import body_moments_rows
 from .in_training import InTraining
+from .routing import gate_routing, gate_routing_by_class, lesions
 from .shattering import gradient_around_circle_rows, gradient_correlation_rows
 
 
@@ -93,6 +94,9 @@ MEASUREMENTS = {
     "training_loss": training_loss, "accuracy": InTraining(accuracy),
     "gradient_flow": InTraining(gradient_flow_rows), "jacobian_spectrum": InTraining(jacobian_spectrum_rows),
     "spectrum_by_route": InTraining(spectrum_by_route),
+    # of highway nets
+    "gate_routing": InTraining(gate_routing), "gate_routing_by_class": InTraining(gate_routing_by_class),
+    "lesions": InTraining(lesions),
     # of nets as they start
     "body_moments": body_moments_rows, "gradient_correlation": gradient_correlation_rows,
     "gradient_around_circle": gradient_around_circle_rows,

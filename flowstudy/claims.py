@@ -1,0 +1,108 @@
+"""What the paper's section 4 says of a trained highway net, each claim as a number beside the paper's.
+
+Rows are `item` (the figure), `quantity`, `paper` and `ours` (numbers, None where none is published), `note` (the
+verdict, and what it means): what REPLICATION.md is made of.  A frame of several nets gives their mean.
+
+Source: Srivastava, Greff, Schmidhuber 2015 (arXiv:1507.06228), sections 4.1 and 4.2.
+"""
+
+import math
+
+import numpy as np
+import pandas as pd
+
+OPEN = 0.5      # a gate that lets more of H through than of x
+MOST = 0.9      # of the way from the first block's output to the last's
+EARLY = 15      # layers: where the paper sees most change and most difference between classes, on MNIST
+LATE = 45       # layers 15 to 45 hardly matter, on MNIST
+
+
+def routing_claims(routing: pd.DataFrame) -> pd.DataFrame:
+    """Of frames of `gate_routing`."""
+    change = routing["trained_gate_bias"] - routing["gate_bias"]
+    by_layer = routing.groupby("layer")[["trained_gate_bias", "activity"]].mean()
+    outputs = routing.pivot_table(index="layer", columns=["cell", "unit"], values="single_output").to_numpy()
+    sparse = float((routing["single_activity"] > OPEN).mean())
+    reached = layer_of_most_change(outputs) + int(routing["layer"].min())
+    depth_slope = correlation(by_layer.index.to_numpy(), by_layer["trained_gate_bias"].to_numpy())
+    biased = correlation(by_layer["trained_gate_bias"].to_numpy(), by_layer["activity"].to_numpy())
+    return claims([
+        ("figure 2", "share of gate biases that fell in training", None, float((change < 0).mean()),
+         verdict(bool((change < 0).mean() > 0.5), "most biases decrease further")),
+        ("figure 2", "mean change of the gate biases", None, float(change.mean()), ""),
+        ("figure 2", "share of one sample's gates above 0.5", None, sparse,
+         verdict(sparse < 0.25, "single-sample gate activity is sparse (below a quarter)")),
+        ("figure 2", f"layer by which {MOST:.0%} of the change of one sample's block outputs has happened", EARLY,
+         reached, verdict(reached <= 1.5 * EARLY, "outputs form stripes: most change comes early")),
+        ("figure 2", "rank correlation over layers of depth and mean gate bias", None, depth_slope,
+         "positive in the paper's CIFAR-100 net; it says nothing of MNIST"),
+        ("figure 2", "rank correlation over layers of mean gate bias and mean activity", None, biased,
+         "negative in the paper's CIFAR-100 net; it says nothing of MNIST"),
+    ])
+
+
+def class_claims(by_class: pd.DataFrame) -> pd.DataFrame:
+    """Of frames of `gate_routing_by_class`."""
+    size = by_class["difference"].abs()
+    early = float(size[by_class["layer"] <= EARLY].sum() / size.sum())
+    even = (EARLY - 1) / (by_class["layer"].max() - 1)  # if it were the same in every layer
+    return claims([("figure 3", f"share of the difference between classes in the first {EARLY} layers", None, early,
+                    verdict(bool(early > even), f"mostly early: evenly spread it would be {even:.2f}"))])
+
+
+def lesion_claims(lesions: pd.DataFrame, samples: int) -> pd.DataFrame:
+    """Of frames of `lesions`, of nets of one depth and a training set of so many samples."""
+    by_layer = lesions.groupby("layer")["error"].mean()
+    intact, cut = by_layer.loc[0], by_layer.drop(0)
+    early, middle = cut[cut.index <= EARLY].mean(), cut[(cut.index > EARLY) & (cut.index <= LATE)].mean()
+    idle = float((cut <= intact + idle_margin(float(intact), samples)).mean())
+    return claims([
+        ("figure 4", "training error of the intact net", None, float(intact), ""),
+        ("figure 4", f"mean error without one of layers 2 to {EARLY}", None, float(early), ""),
+        ("figure 4", f"mean error without one of layers {EARLY + 1} to {LATE}", None, float(middle),
+         verdict(bool(middle - intact < (early - intact) / 2), "early layers matter much, these hardly")),
+        ("figure 4", "share of layers that contribute nothing", 0.6, idle,
+         "error within two binomial standard errors of the intact net's, or within 0.1 % of the samples"),
+    ])
+
+
+def training_claims(training_loss: pd.DataFrame, accuracy: pd.DataFrame, item: str) -> pd.DataFrame:
+    """Whether the net that is looked at has learnt, of frames of `training_loss` and `accuracy`."""
+    last = training_loss[training_loss["epoch"] == training_loss["epoch"].max()]["loss"].mean()
+    return claims([(item, "training loss of the net  [nats]", None, float(last), ""),
+                   (item, "test accuracy of the net", None, float(accuracy["test_accuracy"].mean()), "")])
+
+
+def concat(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(frames, ignore_index=True)
+
+
+def idle_margin(error: float, samples: int) -> float:
+    """Two standard errors of a share: more would show in another sample of the data; and one in a thousand at least."""
+    return max(2 * math.sqrt(error * (1 - error) / samples), 1e-3)
+
+
+def layer_of_most_change(outputs: np.ndarray) -> int:
+    """The block, from 0, by whose output (layer, ...) the way from the first output to the last is `MOST` done.
+
+    The way is the sum over units of |change| from block to block: what goes to and fro counts.
+    """
+    steps = np.abs(np.diff(outputs, axis=0)).sum(axis=1)
+    if not steps.sum() > 0:
+        return 0
+    return int(np.searchsorted(np.cumsum(steps) / steps.sum(), MOST)) + 1
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's; nan where one of the two does not vary."""
+    ranks = pd.DataFrame({"a": a, "b": b}).rank()
+    return float(ranks["a"].corr(ranks["b"])) if ranks.nunique().min() > 1 else math.nan
+
+
+def verdict(holds: bool, claim: str) -> str:
+    return f"{'holds' if holds else 'does not hold'}: {claim}"
+
+
+def claims(rows: list[tuple]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=["item", "quantity", "paper", "ours", "note"])
+    return frame.astype({"paper": float, "ours": float})

@@ -1,0 +1,124 @@
+"""How trained gates route: lesions in one pass are lesions one by one, and each claim is the number it says."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from cases import CLASSES, FEATURES
+from torch import nn
+from torch.testing import assert_close
+
+from flowstudy import claims, plots
+from flowstudy.measure import gate_activity, lesion, lesion_losses
+from flowstudy.nets import HighwayNet, initialize
+from flowstudy.sweep import grid, run
+
+SAMPLES = 1203  # more than one chunk, and an uneven last one
+
+
+def trained_like(activation: str = "tanh", depth: int = 7) -> tuple[HighwayNet, torch.Tensor, torch.Tensor]:
+    """A net whose layers all matter: open gates, large weights."""
+    net = initialize(HighwayNet(FEATURES, 9, depth, CLASSES, activation, gate_bias=0.0), "he_normal", seed=1, gain=2.0)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(SAMPLES, FEATURES, generator=generator)
+    return net, x, torch.randint(CLASSES, (SAMPLES,), generator=generator)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("depth", [2, 7])
+def test_all_lesions_in_one_pass_are_lesions_one_by_one(activation, depth):
+    """The same errors, to the sample, and the same loss to float64's rounding, as closing one layer after the other."""
+    net, x, y = trained_like(activation, depth)
+    net, x = net.double(), x.double()
+    error, loss = lesion_losses(net, x, y)
+    assert len(error) == depth
+    for row, layer in enumerate([None, *range(2, depth + 1)]):
+        with lesion(net, [] if layer is None else layer), torch.no_grad():
+            logits = net(x)
+        assert error[row].item() == (logits.argmax(-1) != y).double().mean().item()
+        assert loss[row].item() == pytest.approx(nn.functional.cross_entropy(logits, y).item(), rel=1e-12)
+    assert loss.unique().numel() == depth
+
+
+def test_closed_layers_are_not_missed():
+    """Where all gates are closed every lesion leaves the net as it is; where one is, that lesion: to rounding, as
+    neighbours in one product may be summed in another order."""
+    net, x, y = trained_like()
+    net.blocks[2].set_gate_bias(-torch.inf)  # layer 4
+    _, loss = lesion_losses(net.double(), x.double(), y)
+    assert_close(loss[3], loss[0], rtol=1e-13, atol=0)
+    assert ((loss[[1, 2, 4, 5, 6]] - loss[0]).abs() > 1e-6 * loss[0]).all()
+    net.set_gate_bias(-torch.inf)
+    _, loss = lesion_losses(net, x.double(), y)
+    assert_close(loss, loss[:1].expand(7), rtol=1e-13, atol=0)
+
+
+def test_rows_are_the_measurements_of_each_net(tmp_path):
+    """What `run` stores after training is gate_activity's and lesion_losses' of the net as it is then."""
+    cells = grid(net="highway", depth=4, width=6, gate_bias=[-1.0, -3.0], seed=range(2), epochs=1, train_samples=50)
+    wanted = ["gate_routing", "gate_routing_by_class", "lesions"]
+    frames = run(cells, measure=wanted, store=tmp_path, progress=False)
+    untrained = run(grid(net="highway", depth=4, width=6, gate_bias=-1.0, train_samples=50), measure="gate_routing",
+                    store=tmp_path, progress=False)
+    assert (untrained["trained_gate_bias"] == untrained["gate_bias"]).all()
+    routing = frames["gate_routing"]
+    assert (routing["trained_gate_bias"] != routing["gate_bias"]).any()
+    assert routing.groupby("cell").size().unique() == [3 * 6]
+    assert frames["gate_routing_by_class"].groupby(["cell", "layer", "unit"]).size().unique() == [10]
+    assert frames["lesions"].groupby("cell")["layer"].apply(list).map(tuple).unique().tolist() == [(0, 2, 3, 4)]
+    with pytest.raises(ValueError, match=r"^run: `net` must be 'highway' .* to measure lesions, got PlainNet"):
+        run(grid(net="plain", depth=4, width=6), measure="lesions", store=tmp_path, progress=False)
+
+
+def routing_frame(layers: int = 20, units: int = 4) -> pd.DataFrame:
+    places = pd.MultiIndex.from_product([range(2, layers + 2), range(units)], names=["layer", "unit"])
+    rows = places.to_frame(index=False)
+    return rows.assign(cell="a", gate_bias=-2.0, trained_gate_bias=-2.0 - 0.1 * rows["layer"], activity=0.3,
+                       single_activity=np.where(rows["unit"] == 0, 0.9, 0.1),
+                       single_output=np.minimum(rows["layer"], 6))
+
+
+def test_claims_are_the_numbers_they_say():
+    """All biases fell by a tenth of the layer's number; one unit in four is open; outputs stop at layer 6."""
+    found = claims.routing_claims(routing_frame()).set_index("quantity")["ours"]
+    assert found["share of gate biases that fell in training"] == 1
+    assert found["mean change of the gate biases"] == pytest.approx(-0.1 * np.mean(range(2, 22)))
+    assert found["share of one sample's gates above 0.5"] == 0.25
+    assert found["layer by which 90% of the change of one sample's block outputs has happened"] == 6
+    assert found["rank correlation over layers of depth and mean gate bias"] == pytest.approx(-1)
+    assert np.isnan(found["rank correlation over layers of mean gate bias and mean activity"])
+
+
+def test_lesion_and_class_claims():
+    layers = [0, *range(2, 51)]
+    error = [0.01 if layer == 0 else 0.5 if layer <= 15 else 0.0101 for layer in layers]
+    found = claims.lesion_claims(pd.DataFrame({"cell": "a", "layer": layers, "error": error}), 60_000)
+    ours = found.set_index("quantity")["ours"]
+    assert ours["share of layers that contribute nothing"] == pytest.approx(35 / 49)
+    assert ours["mean error without one of layers 2 to 15"] == pytest.approx(0.5)
+    assert found["note"].str.startswith("holds").sum() == 1
+    by_class = pd.DataFrame({"layer": layers[1:], "difference": [1.0 if layer <= 15 else 0.1 for layer in layers[1:]]})
+    assert claims.class_claims(by_class)["ours"].item() == pytest.approx(14 / (14 + 3.5))
+
+
+def test_pictures_show_every_layer_and_unit():
+    routing = routing_frame()
+    figure = plots.gate_routing(routing)
+    assert [ax.get_title() for ax in figure.axes[:4]] == [title for title, _ in plots.routing.ROUTING.values()]
+    drawn = figure.axes[0].collections[0].get_array()
+    assert_close(torch.tensor(np.asarray(drawn)), torch.tensor(routing.pivot(
+        index="layer", columns="unit", values="trained_gate_bias").to_numpy()))
+    frame = pd.DataFrame({"cell": "a", "depth": 4, "activation": "tanh", "gate_bias": -2.0, "layer": [0, 2, 3, 4],
+                          "error": [0.1, 0.5, 0.2, 0.1]})
+    line, intact = plots.lesions(frame).axes[0].lines
+    assert line.get_xdata().tolist() == [2, 3, 4] and line.get_ydata().tolist() == pytest.approx([50, 20, 10])
+    assert intact.get_ydata()[0] == pytest.approx(10)
+
+
+def test_gates_of_a_class_differ_from_all():
+    """The differences, weighted by the size of the classes, add up to nothing: float64 rounding."""
+    net, x, y = trained_like()
+    by_class = gate_activity(net, x, y).by_class
+    weight = by_class["class"].map(pd.Series(y.numpy()).value_counts())
+    sums = (by_class["difference"] * weight).groupby([by_class["layer"], by_class["unit"]]).sum()
+    assert sums.abs().max() < 1e-10

@@ -1,0 +1,60 @@
+"""A random search beside the paper: intervals in closed form, panels that hold the runs, published numbers in place."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.testing import assert_allclose
+
+from flowstudy import plots, published
+from flowstudy.plots.search import Z, wilson
+
+
+def test_wilson_intervals_solve_their_equation():
+    """Both ends e satisfy |share - e| = z sqrt(e (1 - e) / n); none of n goes up to z^2 / (n + z^2)."""
+    successes, runs = np.array([0.0, 3.0, 10.0, 50.0]), np.array([10.0, 10.0, 10.0, 100.0])
+    for ends in wilson(successes, runs):
+        inside = (ends > 0) & (ends < 1)
+        gap = np.abs(successes / runs - ends)
+        assert_allclose(gap[inside], (Z * np.sqrt(ends * (1 - ends) / runs))[inside], rtol=1e-12)
+    low, high = wilson(successes, runs)
+    assert low[0] == 0 and high[0] == pytest.approx(Z**2 / (10 + Z**2)) and high[2] == 1
+
+
+def search(dataset: str = "mnist") -> pd.DataFrame:
+    """Three runs of each net at depths 10 and 50; the second highway run of depth 50 diverged."""
+    rows = []
+    for net in ("plain", "highway"):
+        for depth in (10, 50):
+            for run, final in enumerate([1e-4, 1e-2, 2.0]):
+                died = (net, depth, run) == ("highway", 50, 1)
+                common = {"cell": f"{net}{depth}{run}", "net": net, "depth": depth, "dataset": dataset, "epochs": 1,
+                          "gate_bias": -2.0 - run if net == "highway" else np.nan}
+                rows += [common | {"epoch": 0, "loss": 2.3}, common | {"epoch": 1, "loss": np.nan if died else final}]
+    return pd.DataFrame(rows)
+
+
+def test_panels_hold_the_runs():
+    """A third of the runs trains; every highway run is a dot at its depth and bias, the diverged one a cross."""
+    share, bias = plots.which_runs_train(search(), 1e-3).axes[:2]
+    assert len(share.containers) == 2
+    for bars in share.containers:
+        assert_allclose(bars.lines[0].get_ydata(), 1 / 3)
+    dots, crosses = bias.collections[:2]
+    assert len(dots.get_offsets()) == 5 and len(crosses.get_offsets()) == 1
+    assert crosses.get_offsets()[0][1] == -3
+    assert sorted(dots.get_array().tolist()) == pytest.approx(sorted(np.log10([1e-4, 1e-4, 1e-2, 2.0, 2.0])))
+
+
+def test_published_numbers_stand_beside_ours():
+    """On MNIST as published, with ours best and mean; a diverged run counts as chance; elsewhere the note says so."""
+    found = published.figure_1_claims(search(), top=2).set_index("quantity")
+    assert found.loc["highway 50: best of 3 runs, 1 epochs", "paper"] == 6.8e-6
+    assert found.loc["highway 50: best of 3 runs, 1 epochs", "ours"] == 1e-4
+    assert found.loc["highway 50: mean of the best 2", "ours"] == pytest.approx((1e-4 + 2.0) / 2)
+    assert found.loc["plain 10: mean of the best 2", "ours"] == pytest.approx((1e-4 + 1e-2) / 2)
+    assert found.loc["plain 10: mean of the best 2", "paper"] == 2.6e-5
+    assert (found["note"] == "").all()
+    assert published.figure_1_claims(search("digits"), 2)["note"].str.contains("not MNIST").all()
+    for dataset in ("mnist", "digits"):
+        words = [text.get_text() for text in plots.figure_1(search(dataset), top=2).axes[2].get_legend().get_texts()]
+        assert any("paper" in text for text in words) == (dataset == "mnist")
