@@ -104,7 +104,9 @@ def cifar_conv_net(classes: int = 10, block: str = "highway") -> ConvNet:
     As in the authors' cifar10_network.prototxt and cifar100_network.prototxt: the first layer of a stage is plain, a
     1 x 1 layer of 100 channels and the mean over positions come before the read-out; dropout 0.2 on the input, after
     both pools and before the read-out. The read-out starts at N(0, 0.05^2) for 10 classes, as the rest for 100, and the
-    first layer at N(0, 1): the files give 0.05 as its `value`, which Caffe's Gaussian filler does not read.
+    first layer at N(0, 1): the files give 0.05 as its `value`, which Caffe's Gaussian filler does not read. The loss
+    before training in their log, 2.497 on the test set, agrees: ours is 2.41 to 3.04 (six seeds, contrast-normalised to
+    norm 55), and from He's first layer 2.30 to 2.37.
 
     >>> sum(p.numel() for p in cifar_conv_net().parameters()), sum(p.numel() for p in cifar_conv_net(100).parameters())
     (2256838, 2265928)
