@@ -84,7 +84,7 @@ def test_claims_are_the_numbers_they_say():
     assert found["share of gate biases that fell in training"] == 1
     assert found["mean change of the gate biases"] == pytest.approx(-0.1 * np.mean(range(2, 22)))
     assert found["share of one sample's gates above 0.5"] == 0.25
-    assert found["layer by which 90% of the change of one sample's block outputs has happened"] == 6
+    assert found["layer by which 90% of the squared change of a sample's block outputs has happened"] == 6
     assert found["rank correlation over layers of depth and mean gate bias"] == pytest.approx(-1)
     assert np.isnan(found["rank correlation over layers of mean gate bias and mean activity"])
 

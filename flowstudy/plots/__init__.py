@@ -19,11 +19,13 @@ from .spectra import (
     spectrum_by_route,
     spectrum_statistic_by_depth,
 )
+from .through_training import spectra_through_training, training_curves
 from .training import figure_1, trainability_map
 
 __all__ = [
     # many nets
     "figure_1", "which_runs_train", "training_curve", "trainability_map", "conv_training", "conv_table",
+    "spectra_through_training", "training_curves",
     "gradient_by_layer", "slope_by_depth", "slope_gap_by_depth", "backward_slopes", "spectrum_by_depth",
     "spectrum_statistic_by_depth", "condition_by_depth", "spectrum_by_route", "lyapunov_exponents",
     "highway_recursion", "highway_spectrum", "gradient_correlation", "gradient_correlation_by_depth",

@@ -86,14 +86,14 @@ def figure_1(frame: pd.DataFrame, top: int = 10) -> Figure:
             if (frame["dataset"] == "mnist").all():
                 paper = FIGURE_1[FIGURE_1["net"] == net]
                 summary.plot(paper["depth"], paper["mean_of_top"], marker=marker, mfc="white", ls=":", color=color,
-                             label=f"{net}, paper: best 10 of 100, 400 epochs")
+                             label=f"{net}, paper (10 of 100)")
         depth_axis(summary, frame["depth"])
         summary.set(title=f"mean of the best {top} settings", xlabel="depth (hidden layers)", yscale="log")
         for ax in (plain, highway, summary):
             ax.axhline(CHANCE, color="0.4", lw=0.8, ls=":")
         summary.annotate("chance", (1, CHANCE), xycoords=("axes fraction", "data"), xytext=(-4, -3),
                          textcoords="offset points", ha="right", va="top", color="0.35", fontsize=9)
-        summary.legend(loc="best")
+        summary.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=7.5, frameon=False)
         plain.set_ylabel("mean training cross-entropy  [nats]")
     return figure
 

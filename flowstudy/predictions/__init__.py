@@ -5,6 +5,10 @@ from .gradients import with_predicted_norms, with_predicted_slopes
 from .layers import layer_gains, layer_theory, weight_var
 from .shattering import with_predicted_correlations
 from .spectra import with_predicted_spectra, with_predicted_statistics
+from .through_training import through_training
 
-__all__ = ["layer_gains", "layer_theory", "weight_var", "with_predicted_correlations", "with_predicted_moments",
-           "with_predicted_norms", "with_predicted_slopes", "with_predicted_spectra", "with_predicted_statistics"]
+__all__ = [
+    "layer_gains", "layer_theory", "through_training", "weight_var", "with_predicted_correlations",
+    "with_predicted_moments", "with_predicted_norms", "with_predicted_slopes", "with_predicted_spectra",
+    "with_predicted_statistics",
+]

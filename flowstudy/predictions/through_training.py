@@ -1,0 +1,51 @@
+"""Spectra and gradient flow of nets at moments of their training, and theory for the first of them."""
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from .gradients import KIND
+from .spectra import net_statistics, with_predicted_statistics
+
+
+def through_training(spectra: pd.DataFrame, flow: pd.DataFrame) -> pd.DataFrame:
+    """A row per net, moment and statistic: `measured`, and `predicted` at epoch 0 where theory has it.
+
+    Besides those of `with_predicted_statistics`: `log10_condition`, the largest over the smallest singular value that
+    is not 0, mean over samples; `slope`, least squares, of ln ||error signal||^2 per layer towards the input.
+
+    Args:
+        spectra: rows of "jacobian_spectrum", part "body", measured `at` epochs.
+        flow: rows of "gradient_flow", `at` the same.
+    """
+    frames = []
+    for epoch, rows in spectra.groupby("epoch"):
+        of_flow = flow[flow["epoch"] == epoch]
+        statistics = with_predicted_statistics(rows, of_flow) if epoch == 0 else net_statistics(rows)
+        frames += [statistics, conditions(rows), slopes(of_flow)]
+    found = pd.concat([frame.drop(columns="z", errors="ignore") for frame in frames], ignore_index=True)
+    return found[["cell", *KIND, "epoch", "statistic", "measured", "predicted"]]
+
+
+def conditions(spectra: pd.DataFrame) -> pd.DataFrame:
+    finite = spectra[np.isfinite(spectra["log_singular_value"])]
+    spread = finite.groupby(["cell", "sample"], sort=False)["log_singular_value"].agg(np.ptp) / math.log(10)
+    return by_cell(spectra, spread.groupby("cell", sort=False).mean(), "log10_condition")
+
+
+def slopes(flow: pd.DataFrame) -> pd.DataFrame:
+    log_square = 2 * math.log(10) * flow["log10_error_signal_norm"]
+    rows = flow.assign(y=log_square.where(np.isfinite(log_square)))
+
+    def slope(net: pd.DataFrame) -> float:
+        known = net.dropna(subset="y")
+        return -float(np.polyfit(known["layer"], known["y"], 1)[0]) if len(known) > 1 else math.nan
+
+    return by_cell(flow, rows.groupby("cell", sort=False)[["layer", "y"]].apply(slope), "slope")
+
+
+def by_cell(rows: pd.DataFrame, measured: pd.Series, statistic: str) -> pd.DataFrame:
+    """One row a cell, with its fields."""
+    cells = rows.drop_duplicates("cell").set_index("cell")[[*KIND, "epoch"]]
+    return cells.assign(statistic=statistic, measured=measured, predicted=math.nan).reset_index()
