@@ -21,13 +21,13 @@ import papermill
 import torch
 import typer
 import yaml
-from gallery import write_gallery
 from nbconvert import HTMLExporter
-from replication import keep_record, write_report
 from tqdm import tqdm
 from traitlets.config import Config
 
 from flowstudy.plots import write_whole
+from gallery import write_gallery
+from replication import keep_record, write_report
 
 STUDIES = Path(__file__).resolve().parent
 ROOT = STUDIES.parent
