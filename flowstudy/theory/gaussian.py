@@ -100,9 +100,18 @@ def hermite_table(terms: int, halvings: int) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=8)
 def odd_hermite_table(terms: int, halvings: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that odd functions need, on z > 0."""
-    z, table = hermite_table(terms, halvings)
-    return z[z > 0], 2 * np.ascontiguousarray(table[1::2, z > 0])
+    """The rows that odd functions need, on z > 0: a quarter of the whole table, and of its time."""
+    step = SERIES_STEP / 2**halvings
+    z = step * np.arange(1, round(SERIES_REACH / step) + 1)
+    root_weight = np.exp(-(z**2) / 4) / (2 * np.pi) ** 0.25
+    rows = np.empty((terms // 2, len(z)))
+    before, row = root_weight, z * root_weight
+    for k in range(1, terms):
+        if k % 2:
+            rows[k // 2] = row
+        before, row = row, (z * row - np.sqrt(k) * before) / np.sqrt(k + 1)
+    rows *= 2 * root_weight * step
+    return z, rows
 
 
 def power_series(coefficients: np.ndarray, c: Result) -> Result:
