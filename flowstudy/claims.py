@@ -47,7 +47,7 @@ def class_claims(by_class: pd.DataFrame) -> pd.DataFrame:
     early = float(size[by_class["layer"] <= EARLY].sum() / size.sum())
     even = (EARLY - 1) / (by_class["layer"].max() - 1)  # if it were the same in every layer
     return claims([("figure 3", f"share of the difference between classes in the first {EARLY} layers", None, early,
-                    verdict(bool(early > even), f"mostly early: evenly spread it would be {even:.2f}"))])
+                    verdict(bool(early > 0.5), f"more than half is early; evenly spread it would be {even:.2f}"))])
 
 
 def lesion_claims(lesions: pd.DataFrame, samples: int) -> pd.DataFrame:

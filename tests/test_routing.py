@@ -98,7 +98,11 @@ def test_lesion_and_class_claims():
     assert ours["mean error without one of layers 2 to 15"] == pytest.approx(0.5)
     assert found["note"].str.startswith("holds").sum() == 1
     by_class = pd.DataFrame({"layer": layers[1:], "difference": [1.0 if layer <= 15 else 0.1 for layer in layers[1:]]})
-    assert claims.class_claims(by_class)["ours"].item() == pytest.approx(14 / (14 + 3.5))
+    found = claims.class_claims(by_class)
+    assert found["ours"].item() == pytest.approx(14 / (14 + 3.5))
+    assert found["note"].item().startswith("holds")
+    more_than_even = by_class.assign(difference=np.where(by_class["layer"] <= 15, 2.0, 1.0))  # 28 of 63
+    assert claims.class_claims(more_than_even)["note"].item().startswith("does not hold")
 
 
 def test_pictures_show_every_layer_and_unit():
