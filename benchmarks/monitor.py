@@ -2,8 +2,9 @@
 
     python -m benchmarks.monitor [--device cuda] [--json FILE] [--rounds 30]
 
-Every contender trains a net of its own, batch 128, plain SGD; they take turns, STEPS steps each, attaching and
-detaching included.  The ratio is to the plain step.  Cockpit and BackPACK: `make peers`.
+Every contender trains a net of its own, batch 128: the MLP with Adam and with plain SGD, the cheapest step there is,
+the conv net with plain SGD.  They take turns, STEPS steps each, attaching and detaching included.  The ratio is to the
+plain step.  Cockpit and BackPACK: `make peers`.
 On CUDA, a second table counts what the profiler saw the host wait for.
 """
 
@@ -12,6 +13,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,15 +48,16 @@ def conv_net() -> tuple[nn.Module, Tensor]:
 
 
 class Task:
-    """A net, its batch, its loss and its optimizer; `around` makes what a backward pass runs in."""
+    """A net, its batch, its loss and its optimizer."""
 
-    def __init__(self, build: Callable[[], tuple[nn.Module, Tensor]], device: torch.device):
+    def __init__(self, build: Callable[[], tuple[nn.Module, Tensor]], device: torch.device,
+                 optimizer: type[torch.optim.Optimizer] = torch.optim.SGD):
         torch.manual_seed(0)
         net, x = build()
         self.net, self.x = net.to(device), x.to(device)
         self.y = torch.randint(CLASSES, (BATCH,)).to(device)
         self.loss = nn.CrossEntropyLoss()
-        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=1e-3)
+        self.optimizer = optimizer(self.net.parameters(), lr=1e-3)
 
     def forward(self) -> Tensor:
         self.optimizer.zero_grad()
@@ -168,14 +171,17 @@ def main(device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
          rounds: Annotated[int, typer.Option(help="the best of so many; a tenth of it for the conv net")] = 30) -> None:
     warnings.filterwarnings("ignore", message="Full backward hook is firing")  # BackPACK's
     place = torch.device(device)
-    rows = (compare("MLP, 20 layers", mlp, place, rounds)
-            + compare("conv net", conv_net, place, max(1, rounds // 10)))
+    rows = [row for name, build, optimizer, repeats in (
+        ("MLP, 20 layers, Adam", mlp, torch.optim.Adam, rounds),
+        ("MLP, 20 layers, SGD", mlp, torch.optim.SGD, rounds),
+        ("conv net, SGD", conv_net, torch.optim.SGD, max(1, rounds // 10)),
+    ) for row in compare(name, partial(Task, build, place, optimizer), place, repeats)]
     report(f"A training step, batch {BATCH}", rows, machine(place), json)
 
 
-def compare(net: str, build: Callable[[], tuple[nn.Module, Tensor]], device: torch.device, rounds: int) -> list[dict]:
+def compare(net: str, task: Callable[[], Task], device: torch.device, rounds: int) -> list[dict]:
     there = {name: make for name, make in CONTENDERS.items() if name not in NEEDS or find_spec(NEEDS[name])}
-    seconds = seconds_of({name: make(Task(build, device)) for name, make in there.items()}, device, repeats=rounds)
+    seconds = seconds_of({name: make(task()) for name, make in there.items()}, device, repeats=rounds)
     rows = []
     for name in CONTENDERS:
         row = {"net": net, "contender": name}
@@ -184,15 +190,15 @@ def compare(net: str, build: Callable[[], tuple[nn.Module, Tensor]], device: tor
         else:
             row |= {"note": MISSING}
         if device.type == "cuda" and name.startswith("ours"):
-            row["waits a record"] = waits_per_record(build, device, name)
+            row["waits a record"] = waits_per_record(task, name)
         rows.append(row)
     return rows
 
 
-def waits_per_record(build: Callable[[], tuple[nn.Module, Tensor]], device: torch.device, name: str) -> float:
+def waits_per_record(task: Callable[[], Task], name: str) -> float:
     """Calls in which the host waits for the device, less those of plain training, per record."""
     def waits(name: str) -> int:
-        train = CONTENDERS[name](Task(build, device))
+        train = CONTENDERS[name](task())
         train()
         with torch.profiler.profile() as profile:
             train()

@@ -207,6 +207,8 @@ class GradientMonitor(Drawn):
         if not self.stepped and self.is_due(self.current):
             self.record = StepRecord(self.current, self.watched)
         self.stepped.add(who)
+        if self.team is None and isinstance(who, Optimizer) and self.held_by(who) is self.every_weight:
+            self.team = {who}  # nothing is left for others to step; should they all the same, the next step will tell
 
     # --- a record's way ----------------------------------------------------------------------------------------------
 

@@ -2,14 +2,17 @@
 
 import sys
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
+from torch.utils.hooks import RemovableHandle
 
 from .norms import Norms, norm, norms
 
+current_task = torch._C._current_graph_task_id  # which backward pass the caller runs in
 HELD = 2**24  # entries of error signals on a GPU, kept to be measured by one kernel; more would cost memory
 
 
@@ -44,8 +47,8 @@ class Probes:
         self.layers, self.weights, self.groups = layers, weights, groups
         self.gradients, self.errors, self.activations = gradients, errors, activations
         self.watches_layers = errors or activations
-        self.handles: list = []
-        self.switches = [Switch(layer, Probe(self, i)) for i, layer in enumerate(layers)] if self.watches_layers else []
+        self.switches: dict[int, Switch] = {}  # by layer, or by weight where no layer is watched
+        self.armed = False
         self.stance = None
         self.reset()
 
@@ -66,42 +69,37 @@ class Probes:
         return taken
 
     def arm(self) -> None:
-        if self.handles:
+        if self.armed:
             return
+        self.armed = True
         self.reset()
         if self.watches_layers:
             if "torch._dynamo" in sys.modules:  # compiled code does not call hooks that it was compiled without
                 self.stance = torch.compiler.set_stance("force_eager")
-            self.handles += self.switches
-            for switch in self.switches:
-                switch.on()
-        else:
-            self.handles += [weight.register_post_accumulate_grad_hook(self.weight_accumulated)
-                             for weight in self.weights if weight.requires_grad and self.gradients]
+            if not self.switches:
+                self.switches = {i: Switch(Layer(self, i), m.register_forward_hook) for i, m in enumerate(self.layers)}
+        elif self.gradients:  # a weight that is thawed later is watched from then on
+            self.switches |= {i: Switch(self.weight_accumulated, weight.register_post_accumulate_grad_hook)
+                              for i, weight in enumerate(self.weights)
+                              if weight.requires_grad and i not in self.switches}
+        for switch in self.switches.values():
+            switch.on()
 
     def disarm(self) -> None:
-        for handle in self.handles:
-            handle.remove()
+        self.armed = False
+        for switch in self.switches.values():
+            switch.off()
         if self.stance is not None:
             self.stance.__exit__(None, None, None)
-        self.handles, self.stance = [], None
+            self.stance = None
 
     # --- what the hooks see ------------------------------------------------------------------------------------------
 
-    def layer_ran(self, layer: int, output: object) -> None:
-        h = output[0] if isinstance(output, tuple) and output else output
-        if not (isinstance(h, Tensor) and h.is_floating_point() and torch.is_grad_enabled()):
-            return  # an evaluation in between is not part of the step
-        if self.activations:  # at once: what follows may write into the layer's output
-            self.forward.append((layer, norm(h.detach()), h.numel()))
-        node = h.grad_fn
-        if node is not None:  # which stays what it is when h is written to; a hook on h would move
-            node.register_prehook(partial(self.error_arrived, layer, h.output_nr))
-
     def error_arrived(self, layer: int, output: int, gradients: tuple[Tensor | None, ...]) -> None:
-        if not self.handles:
+        if not self.armed:
             return
-        backward, error = self.backward(), gradients[output]
+        backward = self.running.get(current_task()) or self.backward_starts()
+        error = gradients[output]
         if not self.errors or error is None:
             return
         if error.is_cpu:
@@ -113,17 +111,15 @@ class Probes:
             backward.measure_held()
 
     def weight_accumulated(self, _weight: Tensor) -> None:
-        self.backward()
+        if current_task() not in self.running:
+            self.backward_starts()
 
     # --- a backward pass ---------------------------------------------------------------------------------------------
 
-    def backward(self) -> Backward:
+    def backward_starts(self) -> Backward:
         """The pass that the calling hook runs in: a pass inside a pass, as in checkpointing, is one of its own."""
-        task = torch._C._current_graph_task_id()
-        return self.running.get(task) or self.backward_starts(task)
-
-    def backward_starts(self, task: int) -> Backward:
-        now = self.gradients_now()
+        task = current_task()
+        now = self.gradients_now() if self.watches_layers else []
         if not self.running and self.left is not None and self.left != now:
             # Not one more micro-batch: the gradients were zeroed, so the step that the earlier passes were for was
             # never made.  A GradScaler leaves it out when it finds an infinity.
@@ -138,52 +134,65 @@ class Probes:
     @torch.no_grad()
     def backward_ended(self, task: int) -> None:
         backward = self.running.pop(task, None)
-        now = self.gradients_now()
-        if backward is None or not self.handles or backward.gradients_before == now:
-            return  # nothing was accumulated: autograd.grad, which is not part of training
+        if backward is None or not self.armed:
+            return
+        if self.watches_layers:
+            now = self.gradients_now()
+            if backward.gradients_before == now:
+                return  # nothing was accumulated: autograd.grad, which is not part of training
+            self.left = now
+            self.keep(backward)
+        if self.gradients:
+            self.gradient = Norms()
+            measure_gradients(self.gradient, "gradient", self.weights, self.groups)
+
+    def keep(self, backward: Backward) -> None:
+        """What a pass found in the layers, and what the forward pass before it did."""
         backward.measure_held()
         self.passes.put_each("error", backward.errors)
         self.passes.put_each("activation", [(layer, value) for layer, value, _ in self.forward])
         for layer, _, number in self.forward:
             self.entries[layer] += number
         self.forward = []
-        if self.gradients:
-            self.gradient = Norms()
-            measure_gradients(self.gradient, "gradient", self.weights, self.groups)
-        if self.watches_layers:
-            self.left = now
 
     def gradients_now(self) -> list[tuple[int, int] | None]:
         """Changes when a gradient is zeroed, replaced or written to; looks at no number."""
         return [None if (g := weight.grad) is None else (id(g), g._version) for weight in self.weights]
 
 
-class Probe:
-    """A forward hook.  A copy of the model, in memory or in a file, has one that does nothing."""
+class Layer:
+    """A layer's forward hook.  A copy of the model, in memory or in a file, has one that does nothing."""
 
     def __init__(self, probes: Probes, layer: int):
         self.probes, self.layer = probes, layer
+        self.first_output = partial(probes.error_arrived, layer, 0)
 
     def __call__(self, _module: nn.Module, _inputs: object, output: object) -> None:
-        self.probes.layer_ran(self.layer, output)
+        h = output[0] if isinstance(output, tuple) and output else output
+        if not (isinstance(h, Tensor) and h.is_floating_point() and torch.is_grad_enabled()):
+            return  # an evaluation in between is not part of the step
+        probes, node = self.probes, h.grad_fn
+        if probes.activations:  # at once: what follows may write into the layer's output
+            probes.forward.append((self.layer, norm(h.detach()), h.numel()))
+        if node is not None:  # which stays what it is when h is written to; a hook on h would move
+            at = h.output_nr
+            node.register_prehook(partial(probes.error_arrived, self.layer, at) if at else self.first_output)
 
     def __reduce__(self) -> tuple:
         return Unwatched, ()
 
 
 class Switch:
-    """A forward hook that goes on and off where it was registered: registering one anew takes ten times as long."""
+    """A hook that goes on and off where it was registered: registering one anew takes ten times as long."""
 
-    def __init__(self, layer: nn.Module, hook: Probe):
-        self.hooks, self.hook = layer._forward_hooks, hook
-        handle = layer.register_forward_hook(hook)
-        self.key = handle.id
-        handle.remove()
+    def __init__(self, hook: Callable, register: Callable[[Callable], RemovableHandle]):
+        handle = register(hook)
+        self.hook, self.hooks, self.key = hook, handle.hooks_dict_ref(), handle.id
 
     def on(self) -> None:
         self.hooks[self.key] = self.hook
 
-    def remove(self) -> None:
+    def off(self) -> None:
         self.hooks.pop(self.key, None)
 
 
