@@ -26,6 +26,7 @@ from .step_record import StepRecord, tables, was_left_out
 from .watched import QUANTITIES, Groups, watch
 
 CALL = "GradientMonitor"
+TOGETHER = 64  # records that nobody waits for are put away together: one at a time takes three times as long
 
 
 @runtime_checkable
@@ -119,7 +120,7 @@ class GradientMonitor(Drawn):
         self.stepped: set = set()                 # who has stepped in it
         self.team: set | None = None              # who makes a step together, once that is known
         self.record: StepRecord | None = None     # of the step in progress
-        self.fetching: StepRecord | None = None   # complete; its numbers are on their way to the host
+        self.fetching: list[StepRecord] = []      # complete; their numbers are on their way to the host
         self.numbers: list[Numbers] = []
 
     # --- for users ---------------------------------------------------------------------------------------------------
@@ -162,6 +163,11 @@ class GradientMonitor(Drawn):
             self.record.taken = True
 
     @property
+    def is_written(self) -> bool:
+        """Whether records go somewhere as they come."""
+        return self.parts is not None or self.writer is not None
+
+    @property
     def records(self) -> int:
         self.deliver()
         return len(self.numbers)
@@ -198,7 +204,7 @@ class GradientMonitor(Drawn):
 
     def begin(self, who: "Optimizer | GradientMonitor") -> None:
         """Somebody is about to change weights: the first to do so opens the step's record, if it has one."""
-        if self.fetching is not None and self.fetching.norms.ready():
+        if self.fetching and self.is_written and self.fetching[-1].norms.ready():
             self.deliver()
         if who in self.stepped:  # for the second time: the step in progress was over
             self.team = self.stepped
@@ -229,27 +235,26 @@ class GradientMonitor(Drawn):
             return
         if record.before:
             record.after_step()
-        self.deliver()
         record.norms.fetch()
-        self.fetching = record
-        if record.norms.arrived is None:
-            self.deliver()
+        self.fetching.append(record)
+        behind = len(self.fetching) - (record.norms.arrived is not None)  # the latest may still be on its way
+        if behind >= (1 if self.is_written else TOGETHER):
+            self.deliver(behind)
 
-    def deliver(self) -> None:
-        """Put the record that was fetched where it belongs."""
-        record, self.fetching = self.fetching, None
-        if record is None:
-            return
-        layout, entries, values = record.norms.layout, record.entries, record.norms.read()
-        if was_left_out(layout, values):
-            return
-        if self.numbers and (layout, entries) == (self.numbers[-1].layout, self.numbers[-1].entries):
-            layout, entries = self.numbers[-1].layout, self.numbers[-1].entries  # held once; worked out together
-        self.numbers.append(Numbers(record.step, layout, entries, values))
-        if self.parts is not None:
-            self.parts.append(self.rows(self.numbers[-1:]))
-        if self.writer is not None:
-            write_curves(self.writer, self.rows(self.numbers[-1:]), self.watched.quantities)
+    def deliver(self, number: int | None = None) -> None:
+        """Put the first so many records that were fetched where they belong, or all."""
+        records, self.fetching = self.fetching[:number], [] if number is None else self.fetching[number:]
+        for record in records:
+            layout, entries, values = record.norms.layout, record.entries, record.norms.read()
+            if was_left_out(layout, values):
+                continue
+            if self.numbers and (layout, entries) == (self.numbers[-1].layout, self.numbers[-1].entries):
+                layout, entries = self.numbers[-1].layout, self.numbers[-1].entries  # held once; worked out together
+            self.numbers.append(Numbers(record.step, layout, entries, values))
+            if self.parts is not None:
+                self.parts.append(self.rows(self.numbers[-1:]))
+            if self.writer is not None:
+                write_curves(self.writer, self.rows(self.numbers[-1:]), self.watched.quantities)
 
     def rows(self, numbers: list[Numbers]) -> pd.DataFrame:
         layers, quantities = len(self.watched.names), self.watched.quantities
