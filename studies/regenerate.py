@@ -31,7 +31,6 @@ from replication import keep_record, write_report
 
 STUDIES = Path(__file__).resolve().parent
 ROOT = STUDIES.parent
-KERNELS = Config({"KernelManager": {"transport": "tcp" if os.name == "nt" else "ipc"}})  # no port is opened
 ORDER = ("loss_vs_depth", "depth_vs_gradient", "jacobian_spectra")  # of the gallery; others follow by name
 
 
@@ -95,7 +94,7 @@ def regenerate(study: str, profile: str, parameters: dict, folder: Path, records
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "stamp.json").unlink(missing_ok=True)
     executed = folder / f"{study}.ipynb"
-    started = time.perf_counter()
+    started, began = time.perf_counter(), time.time()
     try:
         execute(study, executed, parameters)
     except Exception as error:  # whatever a study dies of, the others still run
@@ -113,9 +112,14 @@ def regenerate(study: str, profile: str, parameters: dict, folder: Path, records
     }
     write_whole(folder / "stamp.json", json.dumps(stamp, indent=1).encode())
     if records is not None:
-        keep_record(records, stamp, folder)
+        keep_record(records, stamp, folder, computed=is_newer(Path(parameters["results"]), began))
     tqdm.write(f"{study}: {seconds:.0f} s, {len(list(folder.glob('*.png')))} figures")
     return True
+
+
+def is_newer(store: Path, began: float) -> bool:
+    """Whether anything was written to the store since: a study that found all its results there computed nothing."""
+    return any(path.stat().st_mtime >= began for path in store.rglob("*") if path.is_file())
 
 
 def execute(study: str, executed: Path, parameters: dict) -> None:
@@ -124,11 +128,16 @@ def execute(study: str, executed: Path, parameters: dict) -> None:
         running = Path(scratch) / executed.name
         try:
             papermill.execute_notebook(str(STUDIES / f"{study}.ipynb"), str(running), parameters, kernel_name="python3",
-                                       cwd=str(ROOT), progress_bar=False, log_output=True, config=KERNELS,
+                                       cwd=str(ROOT), progress_bar=False, log_output=True, config=kernels(scratch),
                                        shutdown_kernel="immediate")
         finally:
             if running.exists():
                 write_whole(executed, running.read_bytes())
+
+
+def kernels(scratch: str) -> Config:
+    """How to talk to the kernel: through sockets in the scratch folder, where no other run's are; no port is opened."""
+    return Config({"KernelManager": {} if os.name == "nt" else {"transport": "ipc", "ip": f"{scratch}/kernel"}})
 
 
 def is_unchanged(study: str, parameters: dict, folder: Path) -> bool:

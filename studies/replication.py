@@ -35,16 +35,24 @@ ITEMS = {  # of the paper: the study that has it, and where it deviates
 }
 
 
-def keep_record(root: Path, stamp: dict, folder: Path) -> None:
-    """What a study that was just run says of the paper's numbers, with where ours come from."""
+def keep_record(root: Path, stamp: dict, folder: Path, computed: bool = True) -> None:
+    """What a study that was just run says of the paper's numbers, with where ours come from.
+
+    A run that found all its results in the store says nothing of when, where and how fast they were `computed`: what
+    an earlier record of the same parameters says of that stays.
+    """
     path = folder / "replication.parquet"
     if stamp["profile"] not in PROFILES or not path.exists():
         return
     rows = pd.read_parquet(path)
     about = {name: stamp[name] for name in ("study", "profile", "seconds", "finished", "device", "versions")}
     about["parameters"] = {k: v for k, v in stamp["parameters"].items() if k not in ("results", "figures", "device")}
-    record = about | {"rows": json.loads(rows.to_json(orient="records"))}
     target = root / "replication" / stamp["profile"] / f"{stamp['study']}.json"
+    if not computed and target.exists():
+        earlier = json.loads(target.read_text())
+        if earlier["parameters"] == json.loads(json.dumps(about["parameters"])):
+            about |= {name: earlier[name] for name in ("seconds", "finished", "device", "versions")}
+    record = about | {"rows": json.loads(rows.to_json(orient="records"))}
     target.parent.mkdir(parents=True, exist_ok=True)
     write_whole(target, (json.dumps(record, indent=1) + "\n").encode())
 

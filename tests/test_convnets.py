@@ -147,6 +147,12 @@ def test_enlarged_digits_are_the_same_images():
     np.testing.assert_allclose(large.x_train, slow, rtol=0, atol=1e-6)
 
 
+def test_grey_images_for_nets_that_want_colours():
+    grey, coloured = (load_images("digits", 32, channels=c, train_samples=5, device="cpu") for c in (None, 3))
+    assert torch.equal(coloured.x_train, grey.x_train.repeat(1, 3, 1, 1))
+    assert torch.equal(coloured.x_test, grey.x_test.repeat(1, 3, 1, 1))
+
+
 def results(dataset: str = "mnist") -> pd.DataFrame:
     """Two seeds of a highway net, and a plain one that diverged."""
     rows = [("mnist_16", "highway", seed, 38_986, epoch, 1 / epoch, accuracy)

@@ -49,3 +49,14 @@ def test_a_later_run_takes_the_place_of_an_earlier_one_and_trials_leave_nothing(
     write_report(tmp_path)
     report = (tmp_path / "REPLICATION.md").read_text()
     assert "99 s" in report and "12 s" not in report
+
+
+def test_a_run_from_the_store_keeps_when_and_how_fast_its_results_came(folder, tmp_path):
+    """Unless the parameters are others: those results are not the earlier ones."""
+    keep_record(tmp_path, stamp("quick", 99.0), folder)
+    keep_record(tmp_path, stamp("quick", 1.0), folder, computed=False)
+    write_report(tmp_path)
+    assert "99 s" in (tmp_path / "REPLICATION.md").read_text()
+    keep_record(tmp_path, stamp("quick", 1.0) | {"parameters": {"depth": 20}}, folder, computed=False)
+    write_report(tmp_path)
+    assert "CPU, 2 cores, 1 s" in (tmp_path / "REPLICATION.md").read_text()

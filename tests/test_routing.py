@@ -84,17 +84,30 @@ def test_claims_are_the_numbers_they_say():
     assert found["share of gate biases that fell in training"] == 1
     assert found["mean change of the gate biases"] == pytest.approx(-0.1 * np.mean(range(2, 22)))
     assert found["share of one sample's gates above 0.5"] == 0.25
-    assert found["layer by which 90% of the squared change of a sample's block outputs has happened"] == 6
+    assert found["share of the change of a sample's block outputs in the first 15 layers"] == 1
     assert found["rank correlation over layers of depth and mean gate bias"] == pytest.approx(-1)
     assert np.isnan(found["rank correlation over layers of mean gate bias and mean activity"])
 
 
+@pytest.mark.parametrize("power, early", [(1, 13 * 3), (2, 13 * 9)])
+def test_share_of_change_is_of_the_steps_up_to_layer_15(power, early):
+    """Layers 2 to 21: steps of 3 to layers 3..15, of 1 to layers 16..21, the sign of no account."""
+    steps = np.array([3.0] * 13 + [-1.0] * 6)
+    rows = routing_frame().assign(single_output=np.repeat(np.cumsum([0, *steps]), 4))
+    kind = {1: "change", 2: "squared change"}[power]
+    found = claims.routing_claims(rows).set_index("quantity").loc[
+        f"share of the {kind} of a sample's block outputs in the first 15 layers"]
+    assert found["ours"] == pytest.approx(early / (early + 6))
+    assert found["note"].startswith("holds")
+
+
 def test_lesion_and_class_claims():
     layers = [0, *range(2, 51)]
-    error = [0.01 if layer == 0 else 0.5 if layer <= 15 else 0.0101 for layer in layers]
+    error = [0.01 if layer == 0 else 0.5 if layer <= 15 else 0.0101 if layer < 50 else 0.0099 for layer in layers]
     found = claims.lesion_claims(pd.DataFrame({"cell": "a", "layer": layers, "error": error}), 60_000)
     ours = found.set_index("quantity")["ours"]
-    assert ours["share of layers that contribute nothing"] == pytest.approx(35 / 49)
+    assert ours["share of layers whose lesion adds less than 0.10% to the error"] == pytest.approx(35 / 49)
+    assert ours["share of layers whose lesion adds nothing at all to the error"] == pytest.approx(1 / 49)
     assert ours["mean error without one of layers 2 to 15"] == pytest.approx(0.5)
     assert found["note"].str.startswith("holds").sum() == 1
     by_class = pd.DataFrame({"layer": layers[1:], "difference": [1.0 if layer <= 15 else 0.1 for layer in layers[1:]]})

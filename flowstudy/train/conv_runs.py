@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -46,18 +47,27 @@ def conv_grid(net: Sequence[str], block: Sequence[str], seed: Iterable[int]) -> 
     return [ConvRun(*values) for values in itertools.product(net, block, seed)]
 
 
-def load_images(name: str, size: int, *, train_samples: int | None = None,
+def load_images(name: str, size: int, *, channels: int | None = None, train_samples: int | None = None,
                 device: str | torch.device = "auto") -> Dataset:
-    """A data set with images of size x size pixels, enlarged bilinearly where they are smaller, as the digits are."""
+    """A data set with images of size x size pixels, enlarged bilinearly where they are smaller, as the digits are.
+
+    `channels` = 3 makes grey images coloured ones of three equal channels.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     data = load_dataset(name, device=device)
     if train_samples is not None:
         data = data.subset(train=train_samples)
-    if data.x_train.shape[-1] == size:
-        return data
-    return replace(data, x_train=F.interpolate(data.x_train, (size, size), mode="bilinear"),
-                   x_test=F.interpolate(data.x_test, (size, size), mode="bilinear"))
+    there = data.x_train.shape[1]
+    if channels not in (None, there) and there != 1:
+        raise ValueError(f"load_images: `channels` must be {there} for {name}, got {channels}. Only grey images have "
+                         "channels that can be repeated.")
+
+    def fitted(x: Tensor) -> Tensor:
+        x = x if x.shape[-1] == size else F.interpolate(x, (size, size), mode="bilinear")
+        return x.expand(-1, channels or there, -1, -1)
+
+    return replace(data, x_train=fitted(data.x_train), x_test=fitted(data.x_test))
 
 
 def train_conv_nets(runs: Sequence[ConvRun], data: Dataset, recipe: Recipe, *,
