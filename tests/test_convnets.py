@@ -18,10 +18,12 @@ from flowstudy.train import (
     Dataset,
     Recipe,
     conv_grid,
+    conv_runs,
     load_dataset,
     load_images,
     train_conv,
     train_conv_nets,
+    train_conv_nets_by_dataset,
 )
 from flowstudy.train.augment import INPUTS
 from flowstudy.train.convnets import accuracy
@@ -136,6 +138,27 @@ def test_runs_are_kept_and_do_not_depend_on_each_other(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt")} == written
 
 
+def test_several_data_sets_are_one_frame(tmp_path, monkeypatch):
+    """Each part is what its own call gives; a name that does not exist is found before anything trains."""
+    loaded = []
+
+    def images(name: str, size: int, **options: object) -> Dataset:
+        loaded.append(name)
+        return replace(data(), name=name)
+
+    monkeypatch.setattr(conv_runs, "load_images", images)
+    recipe = replace(RECIPE, epochs=1)
+    frame = train_conv_nets_by_dataset({"one": ["mnist_16"], "two": ["mnist_16"]}, ["plain"], [0, 1], recipe, size=28,
+                                       progress=False)
+    parts = [train_conv_nets(conv_grid(["mnist_16"], ["plain"], [0, 1]), images(name, 28), recipe, progress=False)
+             for name in ("one", "two")]
+    assert frame.equals(pd.concat(parts, ignore_index=True))
+    loaded.clear()
+    with pytest.raises(ValueError, match=r"got mnist_64"):
+        train_conv_nets_by_dataset({"one": ["mnist_16"], "two": ["mnist_64"]}, ["plain"], [0], recipe, size=28)
+    assert loaded == []
+
+
 def test_enlarged_digits_are_the_same_images():
     """8 x 8 to 28 x 28: linear between the pixels' centres, first along rows, then along columns (numpy's interp)."""
     small, large = load_dataset("digits"), load_images("digits", 28, train_samples=5, device="cpu")
@@ -177,6 +200,8 @@ def test_figure_shows_every_run_and_the_papers_error():
     assert [line.get_linestyle() for line in loss.lines[:3]] == ["-", "-", "--"]
     assert 100 - PUBLISHED["table 1", "mnist", "mnist_16"] in [line.get_ydata()[0] for line in error.lines]
     assert len(conv_training(results("digits")).axes[1].lines) == 3
+    both = conv_training(pd.concat([results(), results("digits")]))
+    assert [len(ax.lines) for ax in both.axes] == [4, 4, 4, 3] and "digits" in both.axes[3].get_title()
 
 
 def test_unknown_nets_are_refused():

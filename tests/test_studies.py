@@ -118,6 +118,19 @@ def test_a_killed_run_resumes_to_the_same_figures(checkout, tmp_path_factory):
     assert all((whole / "figures" / f).read_bytes() == (checkout / "figures" / f).read_bytes() for f in figures)
 
 
+def test_two_runs_at_once_do_not_meet(checkout):
+    """Started in the same moment from the same folder: each talks to its own kernel."""
+    tiny = {"depths": [2], "inits": ["he_normal"], "gate_biases": [-1], "width": 4, "seeds": 1, "samples": 1}
+    change_smoke(checkout, {"jacobian_spectra": tiny})
+    places = {name: ("--out", str(checkout / name), "--results", str(checkout / name / "store"))
+              for name in ("one", "two")}
+    runs = [subprocess.Popen(command(checkout, *place), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                             env=ONE_THREAD) for place in places.values()]
+    said = [run.communicate(timeout=300)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    assert all((checkout / name / "jacobian_spectra" / "stamp.json").exists() for name in places)
+
+
 def test_papermill_alone_writes_to_figures(checkout):
     """`papermill studies/<study>.ipynb` from the repository's root needs no script of ours."""
     tiny = ["-y", "depths: [2]", "-p", "seeds", "1", "-p", "width", "4", "-p", "samples", "2"]

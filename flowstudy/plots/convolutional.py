@@ -3,6 +3,7 @@
 import matplotlib as mpl
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
@@ -18,39 +19,45 @@ PUBLISHED = {
 
 
 def conv_training(frame: pd.DataFrame) -> Figure:
-    """Training loss and test error by epoch: highway nets solid, their plain twins dashed, a line for each seed; the
-    paper's highway nets after their last epoch dotted, where the data set is theirs.
+    """Training loss and test error by epoch, a row of panels for each data set: highway nets solid, their plain twins
+    dashed, a line for each seed; the paper's highway nets after their last epoch dotted, where the data set is theirs.
 
     Source: Srivastava et al. 2015, tables 1 to 3.
     """
     colors = dict(zip(frame["net"].unique(), sns.color_palette("colorblind"), strict=False))
+    datasets = frame.groupby("dataset", sort=False)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.0, 3.6), layout="constrained")
-        loss, error = figure.subplots(1, 2)
-        for (net, block, seed), rows in frame.groupby(["net", "block", "seed"], sort=False):
-            label = f"{net}, {block}" if seed == frame["seed"].min() else None
-            style = {"color": colors[net], "ls": "-" if block == "highway" else "--", "lw": 1.4}
-            loss.plot(rows["epoch"], rows["loss"], label=label, **style)
-            error.plot(rows["epoch"], 100 * (1 - rows["test_accuracy"]), **style)
-        for (_, dataset, net), accuracy in PUBLISHED.items():
-            if net in colors and dataset == frame["dataset"].iloc[0]:
-                error.axhline(100 - accuracy, color=colors[net], ls=":", lw=1.2)
-                error.annotate("paper", (1, 100 - accuracy), xycoords=("axes fraction", "data"), xytext=(-4, 2),
-                               textcoords="offset points", ha="right", color=colors[net], fontsize=9)
-        if frame["dataset"].iloc[0] != "cifar100":  # ten classes
-            loss.axhline(CHANCE, color="0.4", lw=0.8, ls=":")
-            loss.annotate("chance", (1, CHANCE), xycoords=("axes fraction", "data"), xytext=(-4, -3),
-                          textcoords="offset points", ha="right", va="top", color="0.35", fontsize=9)
-        for ax in (loss, error):
-            ax.set(xlabel="epoch", yscale="log")
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            ax.yaxis.set_minor_locator(NullLocator())
-        loss.set(title="training, with dropout", ylabel="mean cross-entropy  [nats]")
-        error.set(title=f"test set of {frame['dataset'].iloc[0]}", ylabel="test error  [%]")
-        loss.legend(loc="best")
+        figure = Figure(figsize=(9.0, 3.6 * len(datasets)), layout="constrained")
+        panels = figure.subplots(len(datasets), 2, squeeze=False)
+        for (dataset, rows), axes in zip(datasets, panels, strict=True):
+            draw_dataset(*axes, dataset, rows, colors)
     return figure
+
+
+def draw_dataset(loss: Axes, error: Axes, dataset: str, frame: pd.DataFrame, colors: dict) -> None:
+    for (net, block, seed), rows in frame.groupby(["net", "block", "seed"], sort=False):
+        label = f"{net}, {block}" if seed == frame["seed"].min() else None
+        style = {"color": colors[net], "ls": "-" if block == "highway" else "--", "lw": 1.4}
+        loss.plot(rows["epoch"], rows["loss"], label=label, **style)
+        error.plot(rows["epoch"], 100 * (1 - rows["test_accuracy"]), **style)
+    for (_, published_on, net), accuracy in PUBLISHED.items():
+        if net in set(frame["net"]) and published_on == dataset:
+            error.axhline(100 - accuracy, color=colors[net], ls=":", lw=1.2)
+            error.annotate("paper", (1, 100 - accuracy), xycoords=("axes fraction", "data"), xytext=(-4, 2),
+                           textcoords="offset points", ha="right", color=colors[net], fontsize=9)
+    if dataset != "cifar100":  # ten classes
+        loss.axhline(CHANCE, color="0.4", lw=0.8, ls=":")
+        loss.annotate("chance", (1, CHANCE), xycoords=("axes fraction", "data"), xytext=(-4, -3),
+                      textcoords="offset points", ha="right", va="top", color="0.35", fontsize=9)
+    for ax in (loss, error):
+        ax.set(xlabel="epoch", yscale="log")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ax.yaxis.set_minor_locator(NullLocator())
+    loss.set(title="training, with dropout", ylabel="mean cross-entropy  [nats]")
+    error.set(title=f"test set of {dataset}", ylabel="test error  [%]")
+    loss.legend(loc="best")
 
 
 def conv_table(frame: pd.DataFrame) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -96,3 +96,17 @@ def train_conv_nets(runs: Sequence[ConvRun], data: Dataset, recipe: Recipe, *,
                 "dataset": data.name, "parameters": parameters, "epoch": range(1, len(history.loss) + 1),
                 "loss": history.loss, "test_accuracy": history.test_accuracy}))
     return pd.concat(frames, ignore_index=True)
+
+
+def train_conv_nets_by_dataset(nets: Mapping[str, Sequence[str]], block: Sequence[str], seed: Iterable[int],
+                               recipe: Recipe, *, size: int, channels: int | None = None,
+                               train_samples: int | None = None, device: str | torch.device = "auto",
+                               store: str | os.PathLike | None = None, progress: bool = True) -> pd.DataFrame:
+    """`train_conv_nets` on several data sets: `nets` of each by its name, every combination with `block` and `seed`.
+
+    `size`, `channels`, `train_samples` and `device` as for `load_images`.
+    """
+    plans = {dataset: conv_grid(names, block, seed) for dataset, names in nets.items()}  # all refused before one trains
+    return pd.concat([train_conv_nets(runs, load_images(dataset, size, channels=channels, train_samples=train_samples,
+                                                        device=device), recipe, store=store, progress=progress)
+                      for dataset, runs in plans.items()], ignore_index=True)
