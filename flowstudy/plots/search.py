@@ -29,12 +29,12 @@ def which_runs_train(loss: pd.DataFrame, threshold: float = 1e-3) -> Figure:
             low, high = wilson(*trains.to_numpy(dtype=float).T)
             middle = (trains.iloc[:, 0] / trains.iloc[:, 1]).to_numpy()
             share.errorbar(trains.index * offset, middle, [middle - low, high - middle], marker="o", ms=4, capsize=2,
-                           label=f"{net}, {trains.iloc[:, 1].min()} runs a depth",
+                           label=f"{net}, {trains.iloc[:, 1].min()} runs each",
                            color=sns.color_palette("colorblind")[net == "plain"])
         depth_axis(share, final["depth"])
-        share.set(title=f"share of runs that train: final loss below {threshold:g}", ylim=(-0.03, 1.03),
-                  xlabel="depth (hidden layers)")
-        share.legend(loc="best")
+        share.set(title=f"share of runs that train: final loss below {threshold:g}", ylim=(-0.03, 1.2),
+                  yticks=np.linspace(0, 1, 6), xlabel="depth (hidden layers)")
+        share.legend(loc="upper center", ncols=2)  # above all intervals
         loss_by_gate_bias(bias, final[final["net"] == "highway"])
     return figure
 
