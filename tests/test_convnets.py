@@ -23,7 +23,7 @@ from flowstudy.train import (
     load_images,
     train_conv,
     train_conv_nets,
-    train_conv_nets_by_dataset,
+    train_conv_study,
 )
 from flowstudy.train.augment import INPUTS
 from flowstudy.train.convnets import accuracy
@@ -138,7 +138,7 @@ def test_runs_are_kept_and_do_not_depend_on_each_other(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt")} == written
 
 
-def test_several_data_sets_are_one_frame(tmp_path, monkeypatch):
+def test_several_data_sets_and_recipes_are_one_frame(tmp_path, monkeypatch):
     """Each part is what its own call gives; a name that does not exist is found before anything trains."""
     loaded = []
 
@@ -147,15 +147,17 @@ def test_several_data_sets_are_one_frame(tmp_path, monkeypatch):
         return replace(data(), name=name)
 
     monkeypatch.setattr(conv_runs, "load_images", images)
-    recipe = replace(RECIPE, epochs=1)
-    frame = train_conv_nets_by_dataset({"one": ["mnist_16"], "two": ["mnist_16"]}, ["plain"], [0, 1], recipe, size=28,
-                                       progress=False)
+    recipes = [replace(RECIPE, epochs=1, learning_rate=rate) for rate in (0.01, 0.001)]
+    frame = train_conv_study({"one": ["mnist_16"], "two": ["mnist_16"]}, ["plain"], [0, 1], recipes, size=28,
+                             progress=False)
+    assert loaded == ["one", "two"]
     parts = [train_conv_nets(conv_grid(["mnist_16"], ["plain"], [0, 1]), images(name, 28), recipe, progress=False)
-             for name in ("one", "two")]
+             for name in ("one", "two") for recipe in recipes]
     assert frame.equals(pd.concat(parts, ignore_index=True))
+    assert frame["learning_rate"].tolist() == [0.01, 0.01, 0.001, 0.001] * 2
     loaded.clear()
     with pytest.raises(ValueError, match=r"got mnist_64"):
-        train_conv_nets_by_dataset({"one": ["mnist_16"], "two": ["mnist_64"]}, ["plain"], [0], recipe, size=28)
+        train_conv_study({"one": ["mnist_16"], "two": ["mnist_64"]}, ["plain"], [0], recipes, size=28)
     assert loaded == []
 
 
@@ -182,7 +184,7 @@ def results(dataset: str = "mnist") -> pd.DataFrame:
             for seed, last in ((0, 0.993), (1, 0.995)) for epoch, accuracy in ((1, 0.9), (2, last))]
     rows.append(("mnist_16", "plain", 0, 37_586, 1, math.nan, math.nan))
     columns = ["net", "block", "seed", "parameters", "epoch", "loss", "test_accuracy"]
-    return pd.DataFrame(rows, columns=columns).assign(dataset=dataset)
+    return pd.DataFrame(rows, columns=columns).assign(dataset=dataset, learning_rate=0.01)
 
 
 def test_table_has_the_last_epoch_beside_the_paper():
@@ -192,6 +194,7 @@ def test_table_has_the_last_epoch_beside_the_paper():
     assert "mean of 2 seeds, standard deviation 0.14, after epoch 2" in highway["note"]
     assert math.isnan(plain["ours"]) and math.isnan(plain["paper"]) and "1 diverged" in plain["note"]
     assert conv_table(results("digits"))["paper"].isna().all()
+    assert conv_table(results().assign(learning_rate=0.001))["paper"].isna().all()
 
 
 def test_figure_shows_every_run_and_the_papers_error():

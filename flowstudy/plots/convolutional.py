@@ -16,25 +16,27 @@ PUBLISHED = {
     ("table 2", "cifar10", "A"): 89.18, ("table 2", "cifar10", "B"): 92.28, ("table 2", "cifar10", "C"): 91.20,
     ("table 3", "cifar10", "cifar_10"): 92.31, ("table 3", "cifar100", "cifar_100"): 67.61,
 }
+MNIST_RATE, CIFAR_RATE = 0.01, 0.025  # the authors' learning rates
 
 
 def conv_training(frame: pd.DataFrame) -> Figure:
-    """Training loss and test error by epoch, a row of panels for each data set: highway nets solid, their plain twins
-    dashed, a line for each seed; the paper's highway nets after their last epoch dotted, where the data set is theirs.
+    """Training loss and test error by epoch, a row of panels for each data set and learning rate: highway nets solid,
+    their plain twins dashed, a line for each seed; the paper's highway nets after their last epoch dotted, where the
+    data set is theirs.
 
     Source: Srivastava et al. 2015, tables 1 to 3.
     """
     colors = dict(zip(frame["net"].unique(), sns.color_palette("colorblind"), strict=False))
-    datasets = frame.groupby("dataset", sort=False)
+    settings = frame.groupby(["dataset", "learning_rate"], sort=False)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.0, 3.6 * len(datasets)), layout="constrained")
-        panels = figure.subplots(len(datasets), 2, squeeze=False)
-        for (dataset, rows), axes in zip(datasets, panels, strict=True):
-            draw_dataset(*axes, dataset, rows, colors)
+        figure = Figure(figsize=(9.0, 3.6 * len(settings)), layout="constrained")
+        panels = figure.subplots(len(settings), 2, squeeze=False, sharey="col")
+        for (setting, rows), axes in zip(settings, panels, strict=True):
+            draw_setting(*axes, *setting, rows, colors)
     return figure
 
 
-def draw_dataset(loss: Axes, error: Axes, dataset: str, frame: pd.DataFrame, colors: dict) -> None:
+def draw_setting(loss: Axes, error: Axes, dataset: str, rate: float, frame: pd.DataFrame, colors: dict) -> None:
     for (net, block, seed), rows in frame.groupby(["net", "block", "seed"], sort=False):
         label = f"{net}, {block}" if seed == frame["seed"].min() else None
         style = {"color": colors[net], "ls": "-" if block == "highway" else "--", "lw": 1.4}
@@ -55,7 +57,7 @@ def draw_dataset(loss: Axes, error: Axes, dataset: str, frame: pd.DataFrame, col
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         ax.yaxis.set_minor_locator(NullLocator())
-    loss.set(title="training, with dropout", ylabel="mean cross-entropy  [nats]")
+    loss.set(title=f"training, with dropout, learning rate {rate:g}", ylabel="mean cross-entropy  [nats]")
     error.set(title=f"test set of {dataset}", ylabel="test error  [%]")
     loss.legend(loc="best")
 
@@ -63,17 +65,20 @@ def draw_dataset(loss: Axes, error: Axes, dataset: str, frame: pd.DataFrame, col
 def conv_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of the last epoch [%], mean over seeds, beside the paper's: rows of REPLICATION.md.
 
-    `paper` is empty for plain nets, which the paper did not train, and for other data sets.
+    `paper` is empty for plain nets, which the paper did not train, for other data sets and other learning rates.
     """
-    runs = frame.groupby(["dataset", "net", "block", "parameters", "seed"], sort=False).last().reset_index()
+    kinds = ["dataset", "net", "block", "learning_rate", "parameters"]
+    runs = frame.groupby([*kinds, "seed"], sort=False).last().reset_index()
     items = {net: item for item, _, net in PUBLISHED}
     rows = []
-    for (dataset, net, block, parameters), group in runs.groupby(["dataset", "net", "block", "parameters"], sort=False):
+    for (dataset, net, block, rate, parameters), group in runs.groupby(kinds, sort=False):
         right = 100 * group["test_accuracy"]
+        theirs = block == "highway" and rate == (MNIST_RATE if net.startswith("mnist") else CIFAR_RATE)
         epochs = sorted(group["epoch"].unique())
         rows.append({
-            "item": items[net], "quantity": f"{net}, {block}, {parameters:,} parameters: test accuracy %",
-            "paper": PUBLISHED.get((items[net], dataset, net)) if block == "highway" else None, "ours": right.mean(),
+            "item": items[net],
+            "quantity": f"{net}, {block}, {parameters:,} parameters, learning rate {rate:g}: test accuracy %",
+            "paper": PUBLISHED.get((items[net], dataset, net)) if theirs else None, "ours": right.mean(),
             "note": dataset + (f", mean of {len(group)} seeds, standard deviation {right.std():.2f}" if len(group) > 1
                                else ", one seed")
                     + f", after epoch {', '.join(map(str, epochs))}"

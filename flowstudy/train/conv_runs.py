@@ -79,7 +79,8 @@ def train_conv_nets(runs: Sequence[ConvRun], data: Dataset, recipe: Recipe, *,
         store: a folder; conv_nets/ in it keeps a file for each run, which goes on from there after a kill, and once
             finished is not computed again. `torch.load` finds the trained weights in it.
     Returns:
-        `net`, `block`, `seed`, `dataset`, `parameters`, `epoch` (from 1), `loss` (training, nats), `test_accuracy`.
+        `net`, `block`, `seed`, `dataset`, `learning_rate` (the recipe's first), `parameters`, `epoch` (from 1),
+        `loss` (training, nats), `test_accuracy`.
         A net that diverged has fewer rows, the last of them with nan.
     """
     frames = []
@@ -93,20 +94,23 @@ def train_conv_nets(runs: Sequence[ConvRun], data: Dataset, recipe: Recipe, *,
             bar.update(done + recipe.epochs - bar.n)  # what was there, or was not needed
             parameters = sum(p.numel() for p in net.parameters())
             frames.append(pd.DataFrame(run._asdict() | {
-                "dataset": data.name, "parameters": parameters, "epoch": range(1, len(history.loss) + 1),
-                "loss": history.loss, "test_accuracy": history.test_accuracy}))
+                "dataset": data.name, "learning_rate": recipe.learning_rate, "parameters": parameters,
+                "epoch": range(1, len(history.loss) + 1), "loss": history.loss,
+                "test_accuracy": history.test_accuracy}))
     return pd.concat(frames, ignore_index=True)
 
 
-def train_conv_nets_by_dataset(nets: Mapping[str, Sequence[str]], block: Sequence[str], seed: Iterable[int],
-                               recipe: Recipe, *, size: int, channels: int | None = None,
-                               train_samples: int | None = None, device: str | torch.device = "auto",
-                               store: str | os.PathLike | None = None, progress: bool = True) -> pd.DataFrame:
-    """`train_conv_nets` on several data sets: `nets` of each by its name, every combination with `block` and `seed`.
+def train_conv_study(nets: Mapping[str, Sequence[str]], block: Sequence[str], seed: Iterable[int],
+                     recipes: Sequence[Recipe], *, size: int, channels: int | None = None,
+                     train_samples: int | None = None, device: str | torch.device = "auto",
+                     store: str | os.PathLike | None = None, progress: bool = True) -> pd.DataFrame:
+    """`train_conv_nets` on several data sets and by several recipes: the `nets` of each data set, every combination.
 
     `size`, `channels`, `train_samples` and `device` as for `load_images`.
     """
     plans = {dataset: conv_grid(names, block, seed) for dataset, names in nets.items()}  # all refused before one trains
-    return pd.concat([train_conv_nets(runs, load_images(dataset, size, channels=channels, train_samples=train_samples,
-                                                        device=device), recipe, store=store, progress=progress)
-                      for dataset, runs in plans.items()], ignore_index=True)
+    frames = []
+    for dataset, runs in plans.items():
+        data = load_images(dataset, size, channels=channels, train_samples=train_samples, device=device)
+        frames += [train_conv_nets(runs, data, recipe, store=store, progress=progress) for recipe in recipes]
+    return pd.concat(frames, ignore_index=True)
