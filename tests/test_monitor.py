@@ -514,10 +514,14 @@ def test_the_model_is_as_it_was_and_training_goes_as_without():
     assert hooks_of(model) == [] and monitor.records == 2
 
 
-def test_steps_that_are_not_recorded_have_no_hooks():
-    model, optimizer = (m := model_of("plain")), sgd(m)
+@pytest.mark.parametrize("name, held, named", [("plain", slice(None), False), ("frozen, in-place", slice(None), False),
+                                               ("plain", slice(2), True)])
+def test_steps_that_are_not_recorded_have_no_hooks(name, held, named):
+    """One optimizer with all that is to be trained, or the one that is named, is known to step alone."""
+    model = model_of(name)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad][held], lr=0.1)
     hooked = []
-    with GradientMonitor(model, every=3) as monitor:
+    with GradientMonitor(model, every=3, optimizer=optimizer if named else None) as monitor:
         for x, y in batches(8):
             optimizer.zero_grad()
             hooked.append(bool(hooks_of(model)))

@@ -53,9 +53,10 @@ class GradientMonitor(Drawn):
         monitor.plot()
 
     A step is one step of an optimizer that holds weights of the model; the optimizer's hooks tell when it comes, and
-    the micro-batches before it belong to it.  Several optimizers that take turns make one step together.  Steps that
-    are not recorded cost nothing.  Norms are taken on the model's device, in float64 (on a CPU in float32 where that is
-    as good to 1e-5), and copied to the host once a record, without waiting for the device.
+    the micro-batches before it belong to it.  Several optimizers that take turns make one step together; one that has
+    all that is to be trained makes steps by itself.  Steps that are not recorded cost nothing.  Norms are taken on the
+    model's device, in float64 (on a CPU in float32 where that is as good to 1e-5), and copied to the host once a
+    record, without waiting for the device.
 
     Args:
         model: any module; its DistributedDataParallel or torch.compile wrapper will do as well.
@@ -213,8 +214,14 @@ class GradientMonitor(Drawn):
         if not self.stepped and self.is_due(self.current):
             self.record = StepRecord(self.current, self.watched)
         self.stepped.add(who)
-        if self.team is None and isinstance(who, Optimizer) and self.held_by(who) is self.every_weight:
-            self.team = {who}  # nothing is left for others to step; should they all the same, the next step will tell
+        if self.team is None and isinstance(who, Optimizer) and self.steps_alone(who):
+            self.team = {who}
+
+    def steps_alone(self, optimizer: Optimizer) -> bool:
+        """Whether nothing is left for others to step; should they all the same, the next step will tell."""
+        held = {i for group in self.held_by(optimizer) for i in group}
+        return optimizer is self.optimizer or all(
+            i in held for i, weight in enumerate(self.watched.weights) if weight.requires_grad)
 
     # --- a record's way ----------------------------------------------------------------------------------------------
 
