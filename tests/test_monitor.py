@@ -542,6 +542,25 @@ def test_a_quantity_by_itself_is_what_it_is_among_all(quantity):
     pd.testing.assert_frame_equal(frames[0][frames[1].columns], frames[1], check_exact=True)
 
 
+def test_freezing_and_thawing_in_mid_run_is_seen():
+    """By the weights' hooks as by the layers': no number of an earlier step is left, no layer is missed."""
+    frames = []
+    for quantities in (QUANTITIES, [GRADIENT]):
+        model = model_of("plain")
+        model.hidden_layers[1].requires_grad_(False)
+        with GradientMonitor(model, quantities=quantities) as monitor:
+            optimizer = sgd(model)
+            for x, y in batches(4):
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+                for layer in model.hidden_layers:
+                    layer.requires_grad_(not layer.affine.weight.requires_grad)
+        frames.append(monitor.frame)
+    assert frames[0][GRADIENT].isna().tolist() == [False, True, True, False] * 2
+    pd.testing.assert_frame_equal(frames[1], frames[0][frames[1].columns], check_exact=True)
+
+
 def test_gradient_norms_alone_hook_no_layer():
     model = model_of("plain")
     with GradientMonitor(model, quantities=[GRADIENT, UPDATE]) as monitor:

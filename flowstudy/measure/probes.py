@@ -47,7 +47,7 @@ class Probes:
         self.layers, self.weights, self.groups = layers, weights, groups
         self.gradients, self.errors, self.activations = gradients, errors, activations
         self.watches_layers = errors or activations
-        self.switches: dict[int, Switch] = {}  # by layer, or by weight where no layer is watched
+        self.switches: list[Switch] = []
         self.armed = False
         self.stance = None
         self.reset()
@@ -73,25 +73,27 @@ class Probes:
             return
         self.armed = True
         self.reset()
-        if self.watches_layers:
-            if "torch._dynamo" in sys.modules:  # compiled code does not call hooks that it was compiled without
-                self.stance = torch.compiler.set_stance("force_eager")
-            if not self.switches:
-                self.switches = {i: Switch(Layer(self, i), m.register_forward_hook) for i, m in enumerate(self.layers)}
-        elif self.gradients:  # a weight that is thawed later is watched from then on
-            self.switches |= {i: Switch(self.weight_accumulated, weight.register_post_accumulate_grad_hook)
-                              for i, weight in enumerate(self.weights)
-                              if weight.requires_grad and i not in self.switches}
-        for switch in self.switches.values():
+        if self.watches_layers and "torch._dynamo" in sys.modules:
+            # Compiled code does not call hooks that it was compiled without.
+            self.stance = torch.compiler.set_stance("force_eager")
+        self.switches = self.switches or self.make_switches()
+        for switch in self.switches:
             switch.on()
 
     def disarm(self) -> None:
         self.armed = False
-        for switch in self.switches.values():
+        for switch in self.switches:
             switch.off()
         if self.stance is not None:
             self.stance.__exit__(None, None, None)
             self.stance = None
+
+    def make_switches(self) -> "list[Switch]":
+        """A hook for each layer; where no layer is watched, for each weight: a frozen one may be thawed at any time."""
+        if self.watches_layers:
+            return [Switch(Layer(self, i), layer.register_forward_hook) for i, layer in enumerate(self.layers)]
+        differentiable = [w for w in self.weights if w.is_floating_point() or w.is_complex()] if self.gradients else []
+        return [Switch(self.weight_accumulated, partial(register_on_weight, weight)) for weight in differentiable]
 
     # --- what the hooks see ------------------------------------------------------------------------------------------
 
@@ -180,6 +182,14 @@ class Layer:
 
     def __reduce__(self) -> tuple:
         return Unwatched, ()
+
+
+def register_on_weight(weight: Tensor, hook: Callable) -> RemovableHandle:
+    """For when its gradient has been accumulated; torch takes such a hook only where a gradient is required."""
+    required = weight.requires_grad
+    handle = weight.requires_grad_(True).register_post_accumulate_grad_hook(hook)
+    weight.requires_grad_(required)
+    return handle
 
 
 class Switch:
