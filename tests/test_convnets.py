@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from flowstudy.nets import ConvNet, initialize_as_authors, mnist_conv_net
 from flowstudy.plots import conv_table, conv_training
-from flowstudy.plots.convolutional import PUBLISHED
+from flowstudy.plots.convolutional import CIFAR_RATE, MNIST_RATE, PUBLISHED
 from flowstudy.train import (
     CIFAR_RECIPE,
     MNIST_RECIPE,
@@ -52,6 +52,7 @@ def test_schedules_are_the_papers():
     assert mnist == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4], rel=1e-12)
     assert cifar == pytest.approx([2.5e-2] * 2 + [2.5e-3] * 2 + [2.5e-4] * 2 + [2.5e-5] * 2, rel=1e-12)
     assert (MNIST_RECIPE.epochs, CIFAR_RECIPE.epochs) == (300, 400)
+    assert (MNIST_RECIPE.learning_rate, CIFAR_RECIPE.learning_rate) == (MNIST_RATE, CIFAR_RATE)
 
 
 def test_an_epoch_is_its_steps_written_out():
@@ -138,7 +139,7 @@ def test_runs_are_kept_and_do_not_depend_on_each_other(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt")} == written
 
 
-def test_several_data_sets_and_recipes_are_one_frame(tmp_path, monkeypatch):
+def test_several_data_sets_and_recipes_are_one_frame(monkeypatch):
     """Each part is what its own call gives; a name that does not exist is found before anything trains."""
     loaded = []
 
@@ -148,8 +149,8 @@ def test_several_data_sets_and_recipes_are_one_frame(tmp_path, monkeypatch):
 
     monkeypatch.setattr(conv_runs, "load_images", images)
     recipes = [replace(RECIPE, epochs=1, learning_rate=rate) for rate in (0.01, 0.001)]
-    frame = train_conv_study({"one": ["mnist_16"], "two": ["mnist_16"]}, ["plain"], [0, 1], recipes, size=28,
-                             progress=False)
+    frame = train_conv_study({"one": ["mnist_16"], "two": ["mnist_16"]}, ["plain"], iter([0, 1]), recipes,
+                             size=28, progress=False)
     assert loaded == ["one", "two"]
     parts = [train_conv_nets(conv_grid(["mnist_16"], ["plain"], [0, 1]), images(name, 28), recipe, progress=False)
              for name in ("one", "two") for recipe in recipes]
@@ -176,6 +177,14 @@ def test_grey_images_for_nets_that_want_colours():
     grey, coloured = (load_images("digits", 32, channels=c, train_samples=5, device="cpu") for c in (None, 3))
     assert torch.equal(coloured.x_train, grey.x_train.repeat(1, 3, 1, 1))
     assert torch.equal(coloured.x_test, grey.x_test.repeat(1, 3, 1, 1))
+
+
+@pytest.mark.parametrize("there, asked, rule", [(3, 1, "must be 3"), (3, 4, "must be 3"), (1, 0, "must be at least 1")])
+def test_channels_that_cannot_be_made_are_refused(monkeypatch, there, asked, rule):
+    x, y = torch.zeros(2, there, 8, 8), torch.zeros(2, dtype=torch.int64)
+    monkeypatch.setattr(conv_runs, "load_dataset", lambda name, device: Dataset(name, x, y, x, y, 10))
+    with pytest.raises(ValueError, match=rf"^load_images: `channels` {rule} for made_up, got {asked}\."):
+        load_images("made_up", 8, channels=asked, device="cpu")
 
 
 def results(dataset: str = "mnist") -> pd.DataFrame:

@@ -51,7 +51,8 @@ def load_images(name: str, size: int, *, channels: int | None = None, train_samp
                 device: str | torch.device = "auto") -> Dataset:
     """A data set with images of size x size pixels, enlarged bilinearly where they are smaller, as the digits are.
 
-    `channels` = 3 makes grey images coloured ones of three equal channels.
+    `channels` = 3 makes grey images coloured ones of three equal channels; images that have another number of channels
+    and are not grey are refused.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -59,13 +60,14 @@ def load_images(name: str, size: int, *, channels: int | None = None, train_samp
     if train_samples is not None:
         data = data.subset(train=train_samples)
     there = data.x_train.shape[1]
-    if channels not in (None, there) and there != 1:
-        raise ValueError(f"load_images: `channels` must be {there} for {name}, got {channels}. Only grey images have "
-                         "channels that can be repeated.")
+    channels = there if channels is None else channels
+    if channels < 1 or there not in (1, channels):
+        raise ValueError(f"load_images: `channels` must be {'at least 1' if there == 1 else there} for {name}, got "
+                         f"{channels}. Only the one channel of grey images can be repeated.")
 
     def fitted(x: Tensor) -> Tensor:
         x = x if x.shape[-1] == size else F.interpolate(x, (size, size), mode="bilinear")
-        return x.expand(-1, channels or there, -1, -1)
+        return x.expand(-1, channels, -1, -1)
 
     return replace(data, x_train=fitted(data.x_train), x_test=fitted(data.x_test))
 
@@ -108,8 +110,8 @@ def train_conv_study(nets: Mapping[str, Sequence[str]], block: Sequence[str], se
 
     `size`, `channels`, `train_samples` and `device` as for `load_images`.
     """
-    plans = {dataset: conv_grid(names, block, seed) for dataset, names in nets.items()}  # all refused before one trains
-    frames = []
+    seeds, frames = list(seed), []
+    plans = {dataset: conv_grid(names, block, seeds) for dataset, names in nets.items()}  # refused before one trains
     for dataset, runs in plans.items():
         data = load_images(dataset, size, channels=channels, train_samples=train_samples, device=device)
         frames += [train_conv_nets(runs, data, recipe, store=store, progress=progress) for recipe in recipes]
