@@ -23,6 +23,7 @@ def routing_claims(routing: pd.DataFrame) -> pd.DataFrame:
     outputs = routing.pivot_table(index="layer", columns=["cell", "unit"], values="single_output").to_numpy()
     sparse = float((routing["single_activity"] > OPEN).mean())
     early = by_layer.index[1:] <= EARLY  # a step leads to the layer that it is counted to
+    changes = {"change": share_of_change(outputs, early, 1), "squared change": share_of_change(outputs, early, 2)}
     depth_slope = correlation(by_layer.index.to_numpy(), by_layer["trained_gate_bias"].to_numpy())
     biased = correlation(by_layer["trained_gate_bias"].to_numpy(), by_layer["activity"].to_numpy())
     return claims([
@@ -32,9 +33,7 @@ def routing_claims(routing: pd.DataFrame) -> pd.DataFrame:
         ("figure 2", "share of one sample's gates above 0.5", None, sparse,
          verdict(sparse < 0.25, "single-sample gate activity is sparse (below a quarter)")),
         *(("figure 2", f"share of the {kind} of a sample's block outputs in the first {EARLY} layers", None, share,
-           verdict(share > 0.5, "outputs form stripes: most change comes early"))
-          for kind, power in (("change", 1), ("squared change", 2))
-          for share in [share_of_change(outputs, early, power)]),
+           verdict(share > 0.5, "outputs form stripes: most change comes early")) for kind, share in changes.items()),
         ("figure 2", "rank correlation over layers of depth and mean gate bias", None, depth_slope,
          "positive in the paper's CIFAR-100 net; it says nothing of MNIST"),
         ("figure 2", "rank correlation over layers of mean gate bias and mean activity", None, biased,
@@ -88,12 +87,12 @@ def idle_margin(error: float, samples: int) -> float:
 
 
 def share_of_change(outputs: np.ndarray, counted: np.ndarray, power: int) -> float:
-    """Of the change from block to block of outputs (layer, ...), what the counted steps (layer - 1,) make.
+    """Of the change from block to block of outputs (layer, unit), what the counted steps (layer - 1,) make.
 
     Squared, the few units that change much weigh more than the many that drift a little in every layer.  Where nothing
     changes at all, all that there is comes early.
     """
-    steps = (np.abs(np.diff(outputs, axis=0)) ** power).reshape(len(outputs) - 1, -1).sum(axis=1)
+    steps = (np.abs(np.diff(outputs, axis=0)) ** power).sum(axis=1)
     return float(steps[counted].sum() / steps.sum()) if steps.sum() > 0 else 1.0
 
 

@@ -50,7 +50,7 @@ def keep_record(root: Path, stamp: dict, folder: Path, computed: bool = True) ->
     target = root / "replication" / stamp["profile"] / f"{stamp['study']}.json"
     if not computed and target.exists():
         earlier = json.loads(target.read_text())
-        if earlier["parameters"] == json.loads(json.dumps(about["parameters"])):
+        if earlier["parameters"] == about["parameters"]:
             about |= {name: earlier[name] for name in ("seconds", "finished", "device", "versions")}
     record = about | {"rows": json.loads(rows.to_json(orient="records"))}
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -250,7 +250,8 @@ class GradientMonitor(Drawn):
 
     def deliver(self, number: int | None = None) -> None:
         """Put the first so many records that were fetched where they belong, or all."""
-        records, self.fetching = self.fetching[:number], [] if number is None else self.fetching[number:]
+        number = len(self.fetching) if number is None else number
+        records, self.fetching = self.fetching[:number], self.fetching[number:]
         for record in records:
             layout, entries, values = record.norms.layout, record.entries, record.norms.read()
             if was_left_out(layout, values):
