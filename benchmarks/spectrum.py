@@ -14,8 +14,7 @@ import torch
 import typer
 
 from flowstudy import HighwayNet, PlainNet, initialize, jacobian_spectrum
-from flowstudy.measure.chain import chain_of
-from flowstudy.measure.jacobian import factor_jacobians
+from flowstudy.measure.layer_rules import layer_rule
 
 from .timing import machine, report, seconds_of
 
@@ -69,7 +68,9 @@ def compare(name: str, kind: type, width: int, depth: int, device: torch.device,
     seconds = seconds_of(contenders, device, repeats=1 if large else 3 if width > 64 else 9, warm_up=not large)
     reference = results["ours product"]
     operations = 2 * samples * width**3 * (depth - 1) * (2 if kind is HighwayNet else 1)
-    volume = sum(log_volume(a.cpu()) for a in factor_jacobians(chain_of(body, x)))
+    volume, h = 0.0, x
+    for block in body:
+        volume, h = volume + log_volume(layer_rule(block, h).cpu()), block(h)
     rows = []
     for route, spent in seconds.items():
         rate = about[f"{'float32' if 'float32' in route else 'float64'} product [GFLOP/s]"] * 1e9

@@ -8,7 +8,7 @@ from cases import FEATURES, NETS, Awkward, assert_same, batch, fingerprint
 from torch import nn
 
 from flowstudy.measure import jacobian_spectrum, layer_jacobian_spectra
-from flowstudy.measure.copies import float64_copy, is_inert
+from flowstudy.measure.copies import float64_copy
 
 
 class Tied(nn.Module):
@@ -69,24 +69,8 @@ def test_copy_is_deepcopy_in_float64_without_gradients(name):
     assert_same(before, fingerprint(model))
 
 
-class Counted(nn.Linear):
-    """A layer with state of its own."""
-
-
-@pytest.mark.parametrize("inert, build", [
-    (True, lambda: NETS["HighwayNet-tanh-L9"]().double().requires_grad_(False)),
-    (True, lambda: nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(True)).double().requires_grad_(False)),
-    (False, lambda: NETS["HighwayNet-tanh-L9"]().double()), (False, lambda: nn.Linear(2, 2).requires_grad_(False)),
-    (False, lambda: nn.Sequential(nn.Dropout()).double()), (False, lambda: Awkward().double().requires_grad_(False)),
-    (False, lambda: Counted(2, 2).double().requires_grad_(False)),
-])
-def test_what_is_measured_without_a_copy(inert, build):
-    """Frozen float64 models of layers without state, mode and hooks; all others are copied."""
-    assert is_inert(build()) == inert
-
-
-def test_an_inert_model_is_left_as_it_was():
-    """Measured in place: parameters, modes, hooks and random states stay, and no gradient is left behind."""
+def test_a_frozen_float64_model_is_left_as_it_was():
+    """Parameters, modes, hooks and random states stay, and no gradient is left behind."""
     net = NETS["HighwayNet-tanh-L9"]().double().requires_grad_(False)
     before = fingerprint(net)
     for method in ("product", "dense", "matrix_free"):

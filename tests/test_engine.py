@@ -10,7 +10,7 @@ import torch
 from pandas.testing import assert_frame_equal
 
 from flowstudy.measure import gradient_flow, jacobian_spectrum
-from flowstudy.measure.gradients import STATISTICS
+from flowstudy.measure.layer_statistics import STATISTICS
 from flowstudy.nets import HighwayNet, PlainNet, initialize
 from flowstudy.sweep import Cell, engine, grid, in_training, measurements, run
 from flowstudy.sweep.cells import CELL_FIELDS

@@ -12,7 +12,7 @@ from slow_flow import statistics
 from torch import Tensor, nn
 
 from flowstudy.measure import gradient_flow, stacked_gradient_flow
-from flowstudy.measure.gradients import STATISTICS
+from flowstudy.measure.layer_statistics import STATISTICS
 from flowstudy.nets import HighwayBlock, PlainNet, ResidualBlock, initialize
 from flowstudy.train import stack
 
@@ -164,12 +164,16 @@ def test_a_row_per_use_and_none_for_what_is_not_used():
     assert frame.loc[4, NORMS].isna().all() and math.isfinite(frame.loc[4, "activation_mean"])
 
 
-def test_frozen_layers_are_measured_like_others():
-    """requires_grad=False changes no number."""
+def test_frozen_layers_keep_their_rows_and_have_no_gradient():
+    """As autograd says None; the error signal goes through them, and no other number changes."""
     net, (x, y) = build("PlainNet-tanh-L9"), batch()
     free = gradient_flow(net, x, y).frame
     net.blocks.requires_grad_(False)
-    assert_same_flow(gradient_flow(net, x, y).frame, free, relative=0)
+    frozen = gradient_flow(net, x, y).frame
+    assert frozen["gradient"].tolist() == ["value"] + ["none"] * 8 and (free["gradient"] == "value").all()
+    lost = ["log10_weight_gradient_norm", "gradient_zero_fraction", "gradient_subnormal_fraction", "gradient"]
+    assert frozen[lost[:3]][1:].isna().all(axis=None)
+    pd.testing.assert_frame_equal(frozen.drop(columns=lost), free.drop(columns=lost))
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowstudy.measure import gradient_flow
-from flowstudy.measure.gradients import STATISTICS
+from flowstudy.measure.layer_statistics import STATISTICS
 
 ABSOLUTE = 1e-10  # of a log10 norm, a share or a cosine, all of order one; measured 1e-13
 
@@ -127,15 +127,16 @@ def paths(model: Paths, x: Tensor) -> tuple[Tensor, list[Row]]:
     d = model.frozen(torch.tanh(c))
     e = model.unseen(torch.tanh(c))
     f = model.readout(torch.tanh(d) + e.detach())
-    return f, [("twice", a, [w]), ("twice", b, [w]), ("tied", c, [w]), ("frozen", d, [model.frozen.weight]),
+    return f, [("twice", a, [w]), ("twice", b, [w]), ("tied", c, [w]), ("frozen", d, []),
                ("unseen", e, [model.unseen.weight]), ("readout", f, [model.readout.weight])]
 
 
 def scaled(model: Scaled, x: Tensor) -> tuple[Tensor, list[Row]]:
     a = model.one(x)
-    b = model.two(torch.tanh(a @ (model.gain * model.weight).T))
-    return b, [("one", a, [model.one.weight]), ("two", b, [model.two.weight]),
-               ("", b, [model.weight, model.gain])]
+    b = a @ (model.gain * model.weight).T
+    c = model.two(torch.tanh(b))
+    return c, [("one", a, [model.one.weight]), ("weight", b, [model.weight, model.gain]),
+               ("two", c, [model.two.weight])]
 
 
 def own(model: nn.Sequential, x: Tensor) -> tuple[Tensor, list[Row]]:

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from flowstudy import theory
-from flowstudy.measure import jacobian_spectrum, product_svd, stacked_gradient_flow
-from flowstudy.measure.jacobian import stacked_jacobian_spectrum
+from flowstudy.measure import jacobian_spectrum, product_svd, stacked_gradient_flow, stacked_jacobian_spectrum
 from flowstudy.nets import PlainNet, initialize
 from flowstudy.theory.activations import ACTIVATIONS
 from flowstudy.train import stack

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from flowstudy import HighwayNet, initialize, jacobian_spectrum, layer_jacobian_spectra
-from flowstudy.measure.chain import chain_of, chain_of_graph, depth_of
+from flowstudy.measure.context import RandomState
+from flowstudy.measure.dense_jacobian import jacobian
+from flowstudy.measure.spectra import pass_and_chain
 
 
 class Residual(nn.Module):
@@ -132,19 +134,20 @@ def test_parts_of_a_chain_multiply_to_the_whole():
     assert (torch.tensor(end.to_numpy(copy=True)) - whole).abs().max() < 1e-10
 
 
-def test_a_sequential_is_cut_as_torch_fx_cuts_it():
-    """Known without tracing, the same factors: nested, a layer used twice, an in-place one, one without weights."""
+def test_a_model_is_cut_where_one_value_carries_everything_on():
+    """Nested, a layer used twice, an in-place one, one without weights; each factor is the next layers' function."""
     torch.manual_seed(0)
     shared = nn.Linear(6, 6)
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Sequential(shared, nn.Tanh(), nn.Dropout()),
                           shared, Skip(nn.Linear(6, 6)), nn.Flatten(), nn.Linear(6, 3)).double().eval()
     x = torch.randn(3, 4, dtype=torch.float64)
-    known, traced = chain_of(model, x), chain_of_graph(model, x, leaves=())
-    assert known.names == ["0", "2.0", "3", "4.branch", "6"] and depth_of(model) == len(known) == len(traced)
-    for one, other in zip(known.values, traced.values, strict=True):
-        assert torch.equal(one, other)
-    for function, other, h in zip(known.functions, traced.functions, known.values[:-1], strict=True):
-        assert torch.equal(function(h.clone()), other(h.clone()))
+    _, chain = pass_and_chain("test", model, x, RandomState(x.device))
+    assert [factor.name for factor in chain] == ["0", "2.0", "2.0", "4.branch", "6"]
+    assert [factor.rule is not None for factor in chain] == [True, True, True, False, True]
+    pieces = [model[:2], model[2], model[3], model[4:6], model[6]]
+    for factor, piece in zip(chain, pieces, strict=True):
+        assert torch.allclose(factor.jacobian(), jacobian(piece, x), rtol=1e-13, atol=1e-14)
+        x = piece(x).detach()
 
 
 def test_a_hook_on_a_nested_sequential_is_not_passed_by():

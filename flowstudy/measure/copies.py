@@ -4,39 +4,35 @@ import copy
 import functools
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from flowstudy.nets import HighwayBlock, HighwayNet, PlainBlock, PlainNet, ResidualBlock, ResidualNet
-
 IMMUTABLE = {type(None), bool, int, float, str}
 CONTAINERS = {dict, OrderedDict, list, set}
 TENSORS = {Tensor, nn.Parameter}
-INERT = {HighwayBlock, PlainBlock, ResidualBlock, HighwayNet, PlainNet, ResidualNet, nn.Sequential, nn.Linear,
-         nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU,
-         nn.Hardtanh, nn.Softplus, nn.Identity, nn.Flatten}
 
 
-def float64_copy(call: str, model: nn.Module) -> nn.Module:
-    """A float64 copy, on the model's device and in its mode, whose parameters ask for no gradient."""
+def check_module(call: str, model: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{call}: `model` must be an nn.Module, got {type(model).__name__}.")
+
+
+def float64_copy(call: str, model: nn.Module, *, frozen: bool = True) -> nn.Module:
+    """A float64 copy, on the model's device and in its mode.
+
+    Args:
+        frozen: no parameter asks for a gradient; else those do that do in the model.
+    """
+    check_module(call, model)
     copied = fast_copy(model)
     tensors = itertools.chain(model.parameters(), model.buffers())
     if any(type(tensor) not in TENSORS for tensor in tensors):  # deepcopy made these, as they were
         copied.double().requires_grad_(False)
+    if not frozen:
+        for own, original in zip(copied.parameters(), model.parameters(), strict=True):
+            own.requires_grad_(original.requires_grad)
     return copied
-
-
-def is_inert(model: nn.Module) -> bool:
-    """A frozen float64 model of layers that keep no state and know no mode: to run it is to leave it as it is."""
-    return (all(type(module) in INERT and not module._forward_hooks and not module._forward_pre_hooks
-                and not module._buffers for module in model.modules())
-            and all(type(p) is nn.Parameter and p.dtype == torch.float64 and not p.requires_grad
-                    for p in model.parameters()))
 
 
 def fast_copy(model: nn.Module) -> nn.Module:
@@ -66,7 +62,7 @@ def fast_copy(model: nn.Module) -> nn.Module:
 
 
 def float64_tensor(tensor: Tensor) -> Tensor:
-    dtype = torch.float64 if tensor.is_floating_point() else tensor.dtype
+    dtype = torch.float64 if tensor.is_floating_point() else torch.complex128 if tensor.is_complex() else tensor.dtype
     data = tensor.detach().to(dtype, copy=True)
     return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
 
@@ -97,11 +93,4 @@ def check_input(call: str, model: nn.Module, x: Tensor) -> Tensor:
     if isinstance(features, int) and x.shape[-1] != features:
         raise ValueError(f"{call}: `x` must have {features} features in its last axis, got shape {tuple(x.shape)}. "
                          "Flatten images with x.flatten(1).")
-    return x.double()
-
-
-@contextmanager
-def untouched_random_state(device: torch.device) -> Iterator[None]:
-    """The global random state is the same after as before, whatever dropout draws inside."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        yield
+    return x.detach().double().clone()   # made here: one that inference mode made cannot be differentiated

@@ -3,74 +3,98 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from .graph import Node, edge_of, largest_value, reachable, shape_of
 
 Function = Callable[[Tensor], Tensor]
 
 # Bytes of the largest gradient on the way of all rows in flight: about a CPU's cache, or enough to fill a GPU.
 CPU_BYTES, GPU_BYTES = 2**21, 2**26
-
-
-def run(function: Callable[[Tensor], object], x: Tensor) -> tuple[Tensor, object]:
-    """A leaf of `x`'s values, and the function of it."""
-    leaf = x.detach().requires_grad_()
-    with torch.enable_grad():
-        return leaf, function(leaf.clone())   # a clone: the function may begin with an in-place operation
+SEED = 0           # of the random directions by which two routes to one Jacobian are compared
+AGREEMENT = 1e-9   # relative difference between them that rounding explains
 
 
 @dataclass(frozen=True)
-class Pass:
-    """A forward pass that can be differentiated: `y` is `function(x)`, and `x` a leaf of its graph."""
+class Stretch:
+    """A stretch of the autograd graph of one forward pass, from one value (sample, *inputs) to another.
 
-    function: Function
-    x: Tensor
-    y: Tensor
+    Attributes:
+        start, end: where the gradients with respect to the two values arrive.
+        device: of the values.
+        nodes: of the graph in between, if known.
+    """
 
-    @classmethod
-    def of(cls, function: Function, x: Tensor) -> "Pass":
-        return cls(function, *run(function, x))
+    start: GradientEdge
+    end: GradientEdge
+    device: torch.device
+    nodes: tuple[Node, ...] | None = None
+
+    @property
+    def samples(self) -> int:
+        return shape_of(self.end)[0]
 
     @property
     def inputs(self) -> int:
-        return self.x[0].numel()
+        return math.prod(shape_of(self.start)[1:])
 
     @property
     def outputs(self) -> int:
-        return self.y[0].numel()
+        return math.prod(shape_of(self.end)[1:])
+
+    def back(self, row: Float[Tensor, "sample *outputs"]) -> Float[Tensor, "sample *inputs"]:
+        """The transposed Jacobian of all samples together on one row."""
+        pulled = torch.autograd.grad(self.end, self.start, row, retain_graph=True, allow_unused=True)[0]
+        return row.new_zeros(shape_of(self.start)) if pulled is None else pulled.double()
 
     def pull(self, rows: Float[Tensor, "row sample *outputs"]) -> Float[Tensor, "row sample *inputs"]:
-        """The transposed Jacobian of all samples together on each row."""
-        def back(row: Tensor) -> Tensor:
-            return torch.autograd.grad(self.y, self.x, row, retain_graph=True)[0]
-
-        return torch.func.vmap(back)(rows)   # is_grads_batched=True has no rule for tanh: a loop
+        """The same on each row, at once where every operation has a rule for that, else one by one."""
+        if len(rows) == 1:
+            return self.back(rows[0]).unsqueeze(0)
+        try:
+            with quiet_fallback():
+                return torch.func.vmap(self.back)(rows)
+        except Exception:  # the model's own derivatives run with stand-ins for tensors: anything may be raised
+            return torch.stack([self.back(row) for row in rows])
 
     def at_once(self) -> int:
         """How many rows or columns are fast and fit in memory."""
-        budget = CPU_BYTES if self.x.device.type == "cpu" else GPU_BYTES
-        return max(1, budget // (8 * len(self.x) * self.largest()))
+        budget = CPU_BYTES if self.device.type == "cpu" else GPU_BYTES
+        return max(1, budget // (8 * self.largest))
 
-    @property
-    def ends(self) -> Float[Tensor, "2 sample *outputs"]:
-        """Rows that pull back the first sample's outputs alone, and the last's."""
-        rows = torch.zeros(2, *self.y.shape, dtype=self.y.dtype, device=self.y.device)
-        rows[0, 0] = rows[1, -1] = 1.0
-        return rows
-
+    @cached_property
     def largest(self) -> int:
-        """Numbers per sample in the largest gradient of the pass: what each row in flight costs."""
-        seen, waiting = set(), [self.y.grad_fn]
-        largest = self.x.numel()
-        while waiting:
-            node = waiting.pop()
-            if node is not None and node not in seen:
-                seen.add(node)
-                largest = max(largest, *(math.prod(value.shape) for value in node._input_metadata))
-                waiting += [following for following, _ in node.next_functions]
-        return math.ceil(largest / len(self.x))
+        """Numbers in the largest gradient of the pass: what each row in flight costs."""
+        nodes = reachable(self.end) if self.nodes is None else list(self.nodes)
+        return max(largest_value(nodes), math.prod(shape_of(self.start)), math.prod(shape_of(self.end)))
+
+    def random_row(self) -> Float[Tensor, "sample *outputs"]:
+        draw = torch.randn(shape_of(self.end), generator=torch.Generator().manual_seed(SEED), dtype=torch.float64,
+                           device="cpu")
+        return draw.to(self.device)
+
+
+class quiet_fallback:
+    """vmap says in a warning that it loops over an operation that it has no rule for; that is no user's concern."""
+
+    def __enter__(self) -> None:
+        torch._C._functorch._set_vmap_fallback_warning_enabled(False)
+
+    def __exit__(self, *_: object) -> None:
+        torch._C._functorch._set_vmap_fallback_warning_enabled(True)
+
+
+def run(function: Callable[[Tensor], object], x: Tensor) -> tuple[GradientEdge, object]:
+    """Where the gradient with respect to `x` arrives, and the function of it."""
+    with torch.enable_grad():
+        value = x.detach().requires_grad_().clone()   # a clone: the function may begin with an in-place operation
+        start = edge_of(value)
+        return start, function(value)
 
 
 def jacobian(function: Function, x: Float[Tensor, "sample *inputs"], *,
@@ -81,46 +105,68 @@ def jacobian(function: Function, x: Float[Tensor, "sample *inputs"], *,
         function: of a batch, (sample, ...) to (sample, ...), that treats samples one by one.
         chunk: rows or columns computed at once; None fits a memory budget. Does not change the result.
     """
-    return jacobian_of(Pass.of(function, x), chunk)[0]
+    start, y = run(function, x)
+    return jacobian_of(Stretch(start, edge_of(y), x.device), chunk, function, x)
 
 
-def jacobian_of(passed: Pass, chunk: int | None, more: Tensor | None = None,
-                ) -> tuple[Float[Tensor, "sample outputs inputs"], Tensor | None]:
-    """The Jacobian of a pass; and what pulls `more` rows back, at next to no cost when rows are pulled anyway."""
-    size = chunk or passed.at_once()
-    if passed.outputs > passed.inputs:
+def jacobian_of(stretch: Stretch, chunk: int | None = None, function: Function | None = None, x: Tensor | None = None,
+                ) -> Float[Tensor, "sample outputs inputs"]:
+    """The Jacobian of a stretch, row by row; column by column where there are fewer and the function is given.
+
+    Columns come of forward mode, which runs the function again.  They are taken if a random combination of rows,
+    pulled back through the graph, agrees with them: not every operation has the forward derivative that belongs to
+    its backward one, and a function may be another one each time.
+    """
+    size = chunk or stretch.at_once()
+    if function is not None and stretch.outputs > stretch.inputs:
         try:
-            return forward_columns(passed, size), None if more is None else passed.pull(more)
-        except (NotImplementedError, RuntimeError):  # an operation without a forward derivative: the same by rows
-            pass
-    return reverse_rows(passed, size, more)
+            columns = forward_columns(function, x, size)
+        except Exception:  # an operation without a forward derivative: the same by rows
+            columns = None
+        if columns is not None and proves(columns, *row_and_image(stretch)):
+            return columns
+    return reverse_rows(stretch, size)
 
 
-def reverse_rows(passed: Pass, size: int, more: Tensor | None) -> tuple[Float[Tensor, "sample outputs inputs"],
-                                                                        Tensor | None]:
+def row_and_image(stretch: Stretch) -> tuple[Tensor, Tensor]:
+    row = stretch.random_row()
+    return row, stretch.back(row)
+
+
+def proves(jacobians: Float[Tensor, "sample outputs inputs"], row: Float[Tensor, "sample *outputs"],
+           image: Float[Tensor, "sample *inputs"], agreement: float = AGREEMENT) -> bool:
+    """The Jacobians take this row where autograd takes it, to rounding; nan and infinite entries do not count."""
+    row, image = row.flatten(1).unsqueeze(1).double(), image.flatten(1).double()
+    taken = (row @ jacobians).squeeze(1)
+    size = (row.abs() @ jacobians.abs()).squeeze(1)
+    finite = (taken.isfinite() & image.isfinite() & size.isfinite()).all(-1)
+    if not torch.equal(taken.isfinite().all(-1), image.isfinite().all(-1)):
+        return False
+    gap, scale = (taken - image).abs()[finite], image.abs().amax(-1, keepdim=True)[finite]
+    return bool((gap <= agreement * (scale + 1e-3 * size[finite])).all())
+
+
+def reverse_rows(stretch: Stretch, size: int) -> Float[Tensor, "sample outputs inputs"]:
     """`size` rows at a time, of all samples at once: samples do not mix, so a row of each comes out of one product."""
-    x, y = passed.x, passed.y
-    result = x.new_empty(len(x), passed.outputs, passed.inputs, requires_grad=False)
-    basis = torch.eye(passed.outputs, dtype=y.dtype, device=y.device).view(-1, 1, *y.shape[1:])
+    shape = shape_of(stretch.end)
+    result = torch.empty(stretch.samples, stretch.outputs, stretch.inputs, dtype=torch.float64, device=stretch.device)
+    basis = torch.eye(stretch.outputs, dtype=torch.float64, device=stretch.device).view(-1, 1, *shape[1:])
     for start in range(0, len(basis), size):
-        rows = basis[start:start + size].expand(-1, *y.shape)
-        last = more is not None and start + size >= len(basis)
-        pulled = passed.pull(torch.cat([rows, more]) if last else rows)
-        result[:, start:start + size] = pulled[:len(rows)].flatten(2).transpose(0, 1)
-    return result, None if more is None else pulled[len(rows):]
+        pulled = stretch.pull(basis[start:start + size].expand(-1, *shape))
+        result[:, start:start + size] = pulled.flatten(2).transpose(0, 1)
+    return result
 
 
-def forward_columns(passed: Pass, size: int) -> Float[Tensor, "sample outputs inputs"]:
+def forward_columns(function: Function, x: Tensor, size: int) -> Float[Tensor, "sample outputs inputs"]:
     """`size` columns at a time, of all samples at once."""
-    x = passed.x.detach()
-    result = x.new_empty(len(x), passed.outputs, passed.inputs)
-    basis = torch.eye(passed.inputs, dtype=x.dtype, device=x.device).view(-1, 1, *x.shape[1:])
+    x = x.detach()
+    columns = math.prod(x.shape[1:])
+    basis = torch.eye(columns, dtype=x.dtype, device=x.device).view(-1, 1, *x.shape[1:])
 
     def push(direction: Tensor) -> Tensor:
-        return torch.func.jvp(lambda x: passed.function(x.clone()), (x,), (direction,))[1].flatten(1)
+        return torch.func.jvp(lambda x: function(x.clone()), (x,), (direction,))[1].flatten(1)
 
-    with torch.no_grad():
-        for start in range(0, len(basis), size):
-            columns = basis[start:start + size].expand(-1, *x.shape)
-            result[..., start:start + size] = torch.func.vmap(push, out_dims=2, randomness="same")(columns)
-    return result
+    with torch.no_grad(), quiet_fallback():
+        parts = [torch.func.vmap(push, out_dims=2, randomness="same")(part.expand(-1, *x.shape))
+                 for part in basis.split(size)]
+    return torch.cat(parts, -1)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from flowstudy.nets import HighwayBlock
 
-from .copies import check_input, float64_copy, untouched_random_state
+from .context import RandomState
+from .copies import check_input, float64_copy
 from .layers import hooks, layers_of
 
 CHUNK = 512  # inputs that run at once: bounds the memory that 60,000 images take in a convolutional net
@@ -71,7 +72,7 @@ def gate_activity(model: nn.Module, x: Tensor, y: Tensor | None = None) -> GateA
     probe = float64_copy(call, model).eval()
     x = check_input(call, model, x)
     classes, of_class = check_classes(call, x, y)
-    with torch.no_grad(), untouched_random_state(x.device):
+    with torch.no_grad(), RandomState(x.device).replayed():
         means = means_by_use(call, probe, x, len(classes), of_class)
     return GateActivity(frame_of(probe, means), None if y is None else frame_by_class(means, classes))
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from flowstudy.nets import ACTIVATIONS, HighwayBlock, PlainBlock, ResidualBlock
 
+from .layers import is_as_written
+
 # Modules that act unit by unit, in eval mode; the derivative comes from autograd, so their options do not matter.
 UNITWISE = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Hardtanh, nn.Softplus, nn.Identity)
 
@@ -17,30 +19,26 @@ def layer_rule(function: object, x: Float[Tensor, "sample *inputs"]) -> Float[Te
 
     A plain layer phi(W x + b): phi' times the rows of W; a residual layer, I more.  A highway layer:
     T H' W_H + (H - x) T' W_T + diag(1 - T).  Known are the three blocks and `nn.Linear`, alone or followed by
-    unit-wise modules; without hooks, which may do more.
+    unit-wise modules: exactly these classes, since a subclass may compute something else, and without hooks.
     """
-    if x.ndim != 2 or not isinstance(function, nn.Module) or any(map(is_hooked, function.modules())):
+    if x.ndim != 2 or not isinstance(function, nn.Module) or not all(map(is_as_written, function.modules())):
         return None
-    if isinstance(function, HighwayBlock) and isinstance(function.affine, nn.Linear):
-        return highway_rule(function, x)
-    if isinstance(function, PlainBlock) and isinstance(function.affine, nn.Linear):
-        return plain_rule(function.affine, ACTIVATIONS[function.activation], x)
-    if isinstance(function, ResidualBlock) and isinstance(function.affine, nn.Linear):
-        return residual_rule(function, x)
-    affine, *after = function if type(function) is nn.Sequential else [function]
+    if type(function) in BLOCK_RULES:
+        return BLOCK_RULES[type(function)](function, x) if type(function.affine) is nn.Linear else None
+    affine, *after = function if type(function) is nn.Sequential and len(function) else [function]
     if type(affine) is nn.Linear and all(type(module) in UNITWISE for module in after):
         return plain_rule(affine, nn.Sequential(*after), x)
     return None
-
-
-def is_hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def plain_rule(affine: nn.Linear, activation: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     with torch.no_grad():
         h = affine(x)
     return slope(activation, h).unsqueeze(-1) * affine.weight
+
+
+def plain_block_rule(block: PlainBlock, x: Tensor) -> Tensor:
+    return plain_rule(block.affine, ACTIVATIONS[block.activation], x)
 
 
 def residual_rule(block: ResidualBlock, x: Tensor) -> Tensor:
@@ -61,6 +59,9 @@ def highway_rule(block: HighwayBlock, x: Tensor) -> Tensor:
     result.addcmul_(through_t.unsqueeze(-1), of_t)
     result.diagonal(dim1=-2, dim2=-1).add_(1 - gate)
     return result
+
+
+BLOCK_RULES = {PlainBlock: plain_block_rule, ResidualBlock: residual_rule, HighwayBlock: highway_rule}
 
 
 def slope(activation: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:

@@ -1,24 +1,61 @@
-"""Which modules of a model are its layers, in which order they run, and a way into what each puts out."""
+"""Which modules of a model are its layers, which weights belong to which, and a way into what each puts out."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from flowstudy.nets.fully_connected import FullyConnected
 
 
 def layers_of(call: str, model: nn.Module) -> dict[str, nn.Module]:
     """The layers by name: the model's `hidden_layers` where it lists them, else every module with its own weights."""
-    listed = getattr(model, "hidden_layers", None)
-    if isinstance(listed, list | tuple | nn.ModuleList) and all(isinstance(m, nn.Module) for m in listed):
-        wanted = set(listed)
-    else:
-        wanted = {m for m in model.modules() if any(p is not None for p in m._parameters.values())}
-    layers = {name: module for name, module in model.named_modules() if module in wanted}
+    layers = listed_layers(model) or {name: module for name, module in model.named_modules() if module in owners(model)}
     if not layers:
         raise ValueError(f"{call}: `model` must have layers with weights, got {type(model).__name__} without any.")
     return layers
+
+
+def listed_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules in `model.hidden_layers`, by name; empty where the model lists none."""
+    listed = getattr(model, "hidden_layers", None)
+    if not isinstance(listed, list | tuple | nn.ModuleList) or not all(isinstance(m, nn.Module) for m in listed):
+        return {}
+    wanted = set(listed)
+    return {name: module for name, module in model.named_modules() if module in wanted}
+
+
+def parts_of_own_net(model: nn.Module) -> list[nn.Module] | None:
+    """The submodules that one of flowstudy's own fully connected nets applies one after the other; None for others."""
+    kind = type(model)
+    own = (isinstance(model, FullyConnected) and kind.forward is FullyConnected.forward
+           and kind.hidden_layers is FullyConnected.hidden_layers and kind.__call__ is nn.Module.__call__
+           and type(model.blocks) is nn.Sequential)
+    if not own or not is_as_written(model) or not is_as_written(model.blocks):
+        return None
+    return [*model.hidden_layers, model.readout]
+
+
+def is_as_written(module: nn.Module) -> bool:
+    """No hook, and no forward of the instance's own, stands between the class and what is computed."""
+    return not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+                or module._backward_pre_hooks or "forward" in vars(module))
+
+
+def owners(model: nn.Module) -> set[nn.Module]:
+    """The modules with parameters of their own; a parametrized weight is the parametrized module's own."""
+    inside = {part for module in model.modules() if parametrize.is_parametrized(module)
+              for part in module.parametrizations.modules()}
+    own = {m for m in model.modules() if any(p is not None for p in m._parameters.values())}
+    return {m for m in model.modules() if m not in inside and (m in own or parametrize.is_parametrized(m))}
+
+
+def kind_of(layer: nn.Module) -> str:
+    """The class of a layer, as its author wrote it."""
+    return parametrize.type_before_parametrizations(layer).__name__
 
 
 def input_features(model: nn.Module) -> int | None:
@@ -29,27 +66,27 @@ def input_features(model: nn.Module) -> int | None:
 
 
 CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
+FEATURES_LAST = (nn.Linear, nn.Bilinear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.MultiheadAttention,
+                 nn.RNNBase)
 
 
-def describe(layers: dict[str, nn.Module], called: list[str], shapes: list[torch.Size]) -> dict[str, list]:
-    """The columns that say which layer is which, a row per call; `shapes` are those of the outputs."""
-    return {
-        "layer": list(range(1, len(called) + 1)),
-        "module": called,
-        "type": [type(layers[name]).__name__ for name in called],
-        "parameters": [sum(p.numel() for p in layers[name].parameters()) for name in called],
-        "positions": [positions(layers[name], shape) for name, shape in zip(called, shapes, strict=True)],
-    }
+def positions(layer: nn.Module | None, shape: torch.Size, samples: int) -> int:
+    """Places of one sample at which the layer's weights act: pixels, tokens; 1 in a fully connected net.
 
-
-def positions(layer: nn.Module, shape: torch.Size) -> int:
-    """Places of one sample at which the layer's weights act: pixels, tokens; 1 in a fully connected net."""
-    first = isinstance(layer, CHANNELS_FIRST) or len(shape) > 3
+    Args:
+        layer: None for a weight that is used by itself.
+        shape: of the output: (sample, ..., feature), or (sample, channel, ...) of layers that have channels; a lookup
+            that all samples share has no axis for them.
+    """
+    if len(shape) < 2 or shape[0] != samples:
+        return math.prod(shape[:-1])
+    unknown = not isinstance(layer, CHANNELS_FIRST + FEATURES_LAST)
+    first = isinstance(layer, CHANNELS_FIRST) or (unknown and len(shape) > 3)
     return math.prod(shape[2:] if first else shape[1:-1])
 
 
 @contextmanager
-def hooks(layers: dict[str, nn.Module], change: Callable[[str, Tensor], Tensor]):
+def hooks(layers: dict[str, nn.Module], change: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
     """Each layer's output goes through `change(name, output)` while the context lasts; of a tuple, its first entry."""
 
     def hook(name: str, output: Tensor | tuple) -> Tensor | tuple:
@@ -69,21 +106,70 @@ def weights_of(model: nn.Module, layers: dict[str, nn.Module], called: Iterable[
 
     A parameter belongs to the innermost called layer around it: an attention layer owns its output projection, which
     is never called by itself, but a model with a parameter of its own does not own its layers' weights.  A tied weight
-    goes by its first name.
+    goes by its first name.  A layer that has no weight (a scale and a shift of its own names) has its other parameters.
     """
     first = {id(p): name for name, p in model.named_parameters()}
     layer_at = dict(model.named_modules(remove_duplicate=False))
     name_of = {layers[name]: name for name in called}
     weights: dict[str, list[str]] = {name: [] for name in name_of.values()}
+    others: dict[str, list[str]] = {name: [] for name in name_of.values()}
     for path, p in model.named_parameters(remove_duplicate=False):
         at, _, own = path.rpartition(".")
         while at and layer_at[at] not in name_of:
             at = at.rpartition(".")[0]
         owner = name_of.get(layer_at[at])
-        if owner is not None and is_weight(own, p.ndim) and first[id(p)] not in weights[owner]:
-            weights[owner].append(first[id(p)])
-    return weights
+        if owner is None:
+            continue
+        own = path.removeprefix(f"{at}.")
+        into = weights if is_weight(own, p.ndim) else others
+        if first[id(p)] not in into[owner]:
+            into[owner].append(first[id(p)])
+    return {name: found or others[name] for name, found in weights.items()}
 
 
 def is_weight(name: str, ndim: int) -> bool:
-    return ndim >= 2 or name.rpartition(".")[2] == "weight"  # biases are left out; a norm layer's scale counts
+    """Biases are left out; a norm layer's scale counts, and so do the parts of a parametrized weight."""
+    return ndim >= 2 or "weight" in name.split(".")[-2:]
+
+
+def shared_out(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, nn.Parameter]]:
+    """The layers that are measured by what they put out, and the weights that are measured by each use of them.
+
+    A module of torch's own, or one with a single weight and no layer inside, is a layer.  Of a module that computes
+    with several weights of its own, or with weights that it keeps in a list, every use of every weight is a layer.
+    """
+    if listed := listed_layers(model):
+        return listed, {}
+    own = owners(model)
+    names = {module: name for name, module in model.named_modules()}
+    layers, loose = {}, {}
+    for module in own - containers(model):
+        weights = own_weights(module)
+        alone = len(weights) <= 1 and not any(part in own for part in module.modules() if part is not module)
+        if alone or is_torchs_own(module):
+            layers[names[module]] = module
+        else:
+            loose |= {f"{names[module]}.{name}".lstrip("."): p for name, p in weights.items()}
+    for container in containers(model):
+        loose |= {f"{names[container]}.{name}".lstrip("."): p for name, p in container._parameters.items()
+                  if p is not None}
+    order = list(names.values())
+    return dict(sorted(layers.items(), key=lambda item: order.index(item[0]))), loose
+
+
+def containers(model: nn.Module) -> set[nn.Module]:
+    return {module for module in model.modules() if isinstance(module, nn.ParameterList | nn.ParameterDict)}
+
+
+def own_weights(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The module's own weights; where it has none, all of its own parameters."""
+    own = {name: p for name, p in module._parameters.items() if p is not None}
+    if parametrize.is_parametrized(module):
+        own |= {f"parametrizations.{name}": p for name, p in module.parametrizations.named_parameters()}
+    return {name: p for name, p in own.items() if is_weight(name, p.ndim)} or own
+
+
+def is_torchs_own(module: nn.Module) -> bool:
+    """Computes as a class of torch.nn does: it is one layer, however many weights it has."""
+    kind = parametrize.type_before_parametrizations(module)
+    return kind.forward.__module__.startswith("torch.nn.") and "forward" not in vars(module)

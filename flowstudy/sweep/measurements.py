@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from flowstudy.measure import jacobian_spectrum, stacked_gradient_flow, stacked_jacobian_spectrum
-from flowstudy.measure.gradients import STATISTICS
+from flowstudy.measure.layer_statistics import STATISTICS
 from flowstudy.train import Dataset, Moment, Stack
 from flowstudy.train.any_module import EVALUATION_BATCH
 from flowstudy.train.loop import mean_loss

@@ -1,0 +1,86 @@
+"""Where measuring happens: whatever context the caller is in, the numbers are the same, and nobody else notices."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+def in_own_context(measurement: Callable[P, R]) -> Callable[P, R]:
+    """The measurement of a model, in a context of its own.
+
+    Gradients are on, inference mode and autocast are off, and what the model makes without naming a device is made on
+    the device of its parameters, whatever the caller's context says.  All of these are settings of the calling thread.
+    """
+    @functools.wraps(measurement)
+    def measured(*args: P.args, **kwargs: P.kwargs) -> R:
+        model = args[0] if args else kwargs.get("model")
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(torch.device(device_of(model)))
+            for kind in {"cpu", device_of(model).type}:
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            return measurement(*args, **kwargs)
+
+    return measured
+
+
+def device_of(model: object) -> torch.device:
+    """The device of the model's first parameter or buffer; the CPU where there is none."""
+    if isinstance(model, nn.Module):
+        for tensor in (*model.parameters(), *model.buffers()):
+            if not isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+                return tensor.device
+    return torch.device("cpu")
+
+
+class Draws(TorchDispatchMode):
+    """Notices whether the calling thread draws random numbers; what other threads draw does not count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.any = False
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.any = self.any or torch.Tag.nondeterministic_seeded in operation.tags
+        return operation(*args, **(kwargs or {}))
+
+
+class RandomState:
+    """The global random state as it was when the measurement began.
+
+    Every pass of one measurement draws from this state again, so that dropout has one mask in all of them, and
+    afterwards the state is as it was.  A model that draws nothing leaves the generators alone altogether: another
+    thread may be drawing from them.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.cpu = torch.get_rng_state()
+        self.cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        self.drew = False
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda, self.device)
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """A pass that draws what the first pass drew."""
+        if self.drew:
+            self.restore()
+        try:
+            with Draws() as draws:
+                yield
+        finally:
+            self.drew = self.drew or draws.any
+            if self.drew:
+                self.restore()

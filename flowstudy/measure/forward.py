@@ -1,0 +1,145 @@
+"""One untouched forward pass of a model, and what its layers put out: hooks look on, and change nothing."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from .graph import edge_of
+
+ACTIVATION_STATISTICS = ("activation_mean", "activation_mean_square", "zero_fraction", "activation_correlation")
+current_backward_pass = torch._C._current_graph_task_id  # -1 outside of backward passes
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of a layer, or of a weight that is used by itself.
+
+    Attributes:
+        name: the module's, or the weight's.
+        module: None for a weight that is used by itself.
+        weights: of such a weight, its name and those of the weights that it was combined with; else empty.
+        shape: of the output.
+        edge: where the error signal arrives; None where the output asks for no gradient.
+        statistics: see ACTIVATION_STATISTICS; of a stack, (net,) each.
+    """
+
+    name: str
+    module: nn.Module | None
+    weights: tuple[str, ...]
+    shape: torch.Size
+    edge: GradientEdge | None
+    statistics: tuple[Float[Tensor, "*net"], ...]
+
+
+def watched_pass(model: nn.Module, x: Tensor, layers: Mapping[str, nn.Module], loose: Mapping[str, Tensor],
+                 ) -> tuple[object, list[Use]]:
+    """The model's output, and the uses of its layers and loose weights in order of execution.
+
+    A layer's output may have any structure: the first real or complex tensor in it counts.  Calls from within a
+    backward pass, where a checkpointed part of the model is computed again, do not.
+    """
+    uses: list[Use] = []
+
+    def seen(name: str, module: nn.Module | None, weights: tuple[str, ...], output: object) -> None:
+        h = next(numbers_in(output), None)
+        if h is None or current_backward_pass() != -1:
+            return
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            statistics = activation_statistics(h.detach(), 0, len(x))
+        uses.append(Use(name, module, weights, h.shape, edge_of(h), statistics))
+
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            handle = layer.register_forward_hook(
+                lambda module, _args, output, name=name: seen(name, module, (), output))
+            stack.callback(handle.remove)
+        stack.enter_context(LooseWeights(loose, x, seen) if loose else nullcontext())
+        output = model(x)
+    return output, uses
+
+
+def numbers_in(value: object) -> Iterator[Tensor]:
+    """The real and complex tensors in a structure, in order."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point() or value.is_complex():
+            yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from numbers_in(part)
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from numbers_in(part)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from numbers_in(getattr(value, field.name))
+
+
+def activation_statistics(h: Tensor, lead: int, samples: int) -> tuple[Float[Tensor, "*net"], ...]:
+    """Mean, mean square, share of exact zeros, and mean cosine between samples; of complex values |h|^2 = h conj(h)."""
+    zeros = (h == 0).flatten(lead).double().mean(-1)
+    h = h.to(torch.complex128) if h.is_complex() else h.double()
+    mean = h.flatten(lead).mean(-1).real if h.is_complex() else h.flatten(lead).mean(-1)
+    parts = torch.view_as_real(h) if h.is_complex() else h
+    square = parts.flatten(lead).square().sum(-1) / max(1, h.flatten(lead).shape[-1])
+    return mean, square, zeros, correlation(parts, lead, samples)
+
+
+def correlation(h: Tensor, lead: int, samples: int) -> Float[Tensor, "*net"]:
+    """Mean cosine between two samples: |sum of unit vectors|^2 holds every pair twice and each sample once."""
+    if samples < 2 or h.ndim <= lead + 1 or h.shape[lead] != samples:
+        return torch.full(h.shape[:lead], torch.nan, dtype=h.dtype, device=h.device)
+    unit = nn.functional.normalize(h.flatten(lead + 1), dim=-1, eps=0.0)
+    return (unit.sum(-2).square().sum(-1) - unit.square().sum((-2, -1))) / (samples * (samples - 1))
+
+
+class LooseWeights(TorchFunctionMode):
+    """Sees every operation in which one of the weights meets what was computed from the input.
+
+    What is computed from weights alone (a transpose, a product with a scale) still stands for them.
+    """
+
+    def __init__(self, loose: Mapping[str, Tensor], x: Tensor, seen: Callable):
+        super().__init__()
+        self.seen = seen
+        self.size = {name: weight.numel() for name, weight in loose.items()}
+        self.weights, self.moving = WeakIdKeyDictionary(), WeakIdKeyDictionary()
+        self.moving[x] = True
+        for name, weight in loose.items():
+            self.weights[weight] = (name,)
+
+    def __torch_function__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        made = list(tensors_in(result))
+        if not made:
+            return result
+        given = list(tensors_in([args, kwargs or {}]))
+        names = tuple(dict.fromkeys(name for t in given for name in self.weights.get(t, ())))
+        if any(t in self.moving for t in given):
+            for t in made:
+                self.moving[t] = True
+            if names:
+                largest = max(names, key=self.size.__getitem__)
+                self.seen(largest, None, names, result)
+        elif names:
+            for t in made:
+                self.weights[t] = names
+        return result
+
+
+def tensors_in(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from tensors_in(part)
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from tensors_in(part)

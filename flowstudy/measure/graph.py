@@ -1,0 +1,145 @@
+"""The autograd graph of one forward pass, and where it can be cut: at values that alone carry the computation on.
+
+Autograd's own graph is what is cut, not the program: whatever the model does in Python (branches, hooks, blocks without
+gradients, functions with derivatives of their own, recomputation), the graph is what its backward pass runs through.
+
+An edge (node, output number) stands for one tensor of the forward pass, the gradient with respect to which flows along
+it.  A cut is an edge that every path from the end to the start runs through.
+"""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+Key = tuple[Node, int]
+
+
+def key_of(edge: GradientEdge) -> Key:
+    return edge.node, edge.output_nr
+
+
+def edge_of(value: Tensor) -> GradientEdge | None:
+    """Where the gradient with respect to this tensor arrives; None where it asks for none."""
+    return get_gradient_edge(value) if value.requires_grad else None
+
+
+@dataclass
+class Segment:
+    """What lies between one cut and the next, towards the start.
+
+    Attributes:
+        after: the cut at its output, where its backward pass begins.
+        before: the cut at its input; None where the start is not reached.
+        nodes: of the path between the two, in the order in which a backward pass meets them.
+        side: nodes that feed into the path from the side: weights, and what is computed from them alone.
+    """
+
+    after: GradientEdge
+    before: GradientEdge | None
+    nodes: list[Node]
+    side: set[Node] = field(default_factory=set)
+
+    @cached_property
+    def nodes_met(self) -> set[Node]:
+        return set(self.nodes)
+
+
+def below(node: Node) -> list[Key]:
+    """The values that a node's output was computed from."""
+    return [(n, number) for n, number in node.next_functions if n is not None]
+
+
+def reachable(edge: GradientEdge) -> list[Node]:
+    """Every node that a backward pass from this edge meets, each after all that lead to it."""
+    waiting: dict[Node, int] = defaultdict(int)
+    seen, stack = {edge.node}, [edge.node]
+    while stack:
+        for n, _ in below(stack.pop()):
+            waiting[n] += 1
+            if n not in seen:
+                seen.add(n)
+                stack.append(n)
+    order, ready = [], [edge.node]
+    while ready:
+        node = ready.pop()
+        order.append(node)
+        for n, _ in below(node):
+            waiting[n] -= 1
+            if not waiting[n]:
+                ready.append(n)
+    return order
+
+
+def segments_between(end: GradientEdge, start: GradientEdge | None) -> list[Segment]:
+    """The graph from the end to the start, cut wherever it can be; one segment where `start` is not in it."""
+    order = reachable(end)
+    moving: set[Node] = set()
+    if start is not None:
+        for node in reversed(order):   # the start's own node, and all that its value flows into
+            if node is start.node or any(n in moving for n, _ in below(node)):
+                moving.add(node)
+    if end.node not in moving:
+        return [Segment(end, None, [], set(order))]
+    segments, inside, open_edges = [], [], {key_of(end)}
+    after = end
+    for node in order:
+        if node not in moving:
+            continue
+        if len(open_edges) == 1:
+            (only,) = open_edges
+            if only != key_of(after):
+                segments.append(Segment(after, GradientEdge(*only), inside))
+                after, inside = GradientEdge(*only), []
+        if node is start.node:
+            break
+        inside.append(node)
+        open_edges = {key for key in open_edges if key[0] is not node}
+        open_edges |= {(n, number) for n, number in below(node) if n in moving}
+    for segment in segments:
+        segment.side.update(side_of(segment.nodes, moving))
+    return segments or [Segment(end, start, [], set())]
+
+
+def side_of(nodes: list[Node], moving: set[Node]) -> set[Node]:
+    found: set[Node] = set()
+    waiting = [n for node in nodes for n, _ in below(node) if n not in moving]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += [n for n, _ in below(node)]
+    return found
+
+
+def leaves_in(nodes: set[Node] | list[Node]) -> dict[int, Tensor]:
+    """The leaves whose gradients these nodes accumulate, by identity."""
+    return {id(node.variable): node.variable for node in nodes if hasattr(node, "variable")}
+
+
+def shape_of(edge: GradientEdge) -> torch.Size:
+    return torch.Size(edge.node._input_metadata[edge.output_nr].shape)
+
+
+def dtype_of(edge: GradientEdge) -> torch.dtype:
+    return edge.node._input_metadata[edge.output_nr].dtype
+
+
+COARSE = {torch.float32: "float32", torch.complex64: "float32", torch.float16: "float16",
+          torch.bfloat16: "bfloat16"}
+
+
+def coarsest(nodes: list[Node]) -> torch.dtype:
+    """The real dtype of fewest digits in which a backward pass through these nodes computes."""
+    found = {value.dtype for node in nodes for value in node._input_metadata}
+    present = [dtype for dtype in COARSE if dtype in found]
+    return getattr(torch, COARSE[max(present, key=lambda d: torch.finfo(d).eps)]) if present else torch.float64
+
+
+def largest_value(nodes: list[Node]) -> int:
+    """Numbers in the largest gradient that passes through these nodes: what each row in flight costs."""
+    return max((math.prod(value.shape) for node in nodes for value in node._input_metadata), default=0)

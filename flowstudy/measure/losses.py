@@ -1,0 +1,45 @@
+"""What is differentiated: a loss of the output and the targets, or a fixed random read-out where there are none."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Loss = Callable[[Tensor, Tensor | None], Tensor]
+LOSSES: dict[str, Loss] = {"cross_entropy": F.cross_entropy, "mse": F.mse_loss}
+
+
+def check_loss(call: str, loss: str | Loss, y: Tensor | None) -> Loss:
+    if callable(loss):
+        return loss
+    if loss not in LOSSES:
+        raise ValueError(f"{call}: `loss` must be one of {', '.join(LOSSES)} or a function (output, y), got {loss!r}.")
+    return random_readout if y is None else LOSSES[loss]
+
+
+def random_readout(output: Tensor, _y: None) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    flat = output.flatten(1)
+    weights = torch.randn(flat.shape[1], generator=generator, dtype=torch.float64) / flat.shape[1] ** 0.5
+    return (flat @ weights.to(flat.device)).mean()
+
+
+def check_labels(call: str, output: object, y: object, loss: str | Loss) -> None:
+    """One tensor which the labels fit, or whatever a loss of the user's own takes."""
+    if callable(loss):
+        return
+    if not isinstance(output, Tensor):
+        raise ValueError(f"{call}: `model` must return one tensor, got {type(output).__name__}. "
+                         "Pass `loss=`, a function (output, y) -> scalar that takes what it returns.")
+    if y is None:
+        return
+    if not isinstance(y, Tensor):
+        raise TypeError(f"{call}: `y` must be a tensor of targets, got {type(y).__name__}. Use torch.as_tensor.")
+    if loss != "cross_entropy":
+        return
+    if len(y) != len(output):
+        raise ValueError(f"{call}: `y` must have one label per sample, got {len(y)} labels for {len(output)} samples.")
+    if not y.is_floating_point() and (y.min() < 0 or y.max() >= output.shape[1]):
+        raise ValueError(f"{call}: `y` must hold labels from 0 to {output.shape[1] - 1}, the model's outputs, "
+                         f"got {int(y.min())} to {int(y.max())}.")

@@ -1,0 +1,150 @@
+"""The routes to the singular values of a stretch of a pass, what each costs, and which is taken when."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .chain import Factor, proved_jacobians
+from .dense_jacobian import AGREEMENT, Function, Stretch, jacobian_of
+from .graph import coarsest, reachable, shape_of
+from .matrix_free import jacobian_map, largest_singular_values
+from .product_svd import product_svd
+from .spectrum_result import JacobianSpectrum
+from .stochastic_spectrum import mean_squared_singular_value, spectral_density
+
+MEMORY_BUDGET = 2**30  # bytes, beside the model's own: a quarter for the Jacobians held at once, the rest for their svd
+WIDEST = 2048  # units: "auto" takes the product route up to here; its cost goes with the cube
+TOP = 10  # singular values that the matrix-free route finds where `k` does not say
+# Multiplications of matrices of the factors' width that a step costs, measured on a CPU at widths 64 to 512: each
+# factor's QR and update, the Jacobi sweeps at the end, and LAPACK's singular values.
+QR_STEPS, JACOBI_STEPS, SVD_STEPS = 8, 150, 12
+DENSE_FIRST = 3.0      # times as cheap as the product route must the dense one be to be tried before it ...
+WORTH_CHOOSING = 5e9   # ... where the product route takes more multiplications than this, a second or so
+RESOLVED = 1e-6        # largest error of a log value with which a dense spectrum is kept
+
+
+def dtype_name(stretch: Stretch) -> str:
+    """The coarsest dtype that the pass computes in between the two ends."""
+    nodes = reachable(stretch.end) if stretch.nodes is None else list(stretch.nodes)
+    return str(coarsest(nodes)).removeprefix("torch.")
+
+
+def eps_of(dtype: str) -> float:
+    return torch.finfo(getattr(torch, dtype)).eps
+
+
+def agreement_of(dtype: str) -> float:
+    """By how much two routes may differ: rounding of thousands of operations in this dtype."""
+    return max(AGREEMENT, 1e4 * eps_of(dtype))
+
+
+# --- product ---------------------------------------------------------------------------------------------------------
+
+
+def product_spectrum(chain: list[Factor], dtype: str) -> JacobianSpectrum:
+    """Raises NotProvedError where a factor is not what autograd makes of it."""
+    spectrum = product_svd(proved_jacobians(chain, agreement_of(dtype)), eps=eps_of(dtype))
+    return JacobianSpectrum(*logs_of(spectrum), len(chain), chain[0].inputs, "product", dtype)
+
+
+def logs_of(spectrum: object) -> tuple[Tensor, Tensor, Tensor]:
+    return spectrum.log_singular_values.cpu(), spectrum.log_error.cpu(), spectrum.below_floor.cpu()
+
+
+# --- dense -----------------------------------------------------------------------------------------------------------
+
+
+def dense_spectrum(stretch: Stretch, factors: int, chunk: int | None, dtype: str, function: Function | None = None,
+                   x: Tensor | None = None) -> JacobianSpectrum:
+    return spectrum_of(jacobian_of(stretch, chunk, function, x), factors, dtype)
+
+
+def spectrum_of(jacobians: Float[Tensor, "sample outputs inputs"], factors: int, dtype: str) -> JacobianSpectrum:
+    """Of matrices that are written out."""
+    wild = ~jacobians.flatten(1).sum(-1).isfinite()
+    if wild.any():   # or a sum that overflowed
+        wild = ~jacobians.isfinite().flatten(1).all(-1)
+        jacobians = torch.where(wild[:, None, None], 0.0, jacobians)
+    s = torch.linalg.svdvals(jacobians).cpu()
+    noise = s[:, :1] * dense_error(jacobians.shape, factors) * eps_of(dtype)
+    below = s <= noise
+    return JacobianSpectrum(
+        log_singular_values=s.log().masked_fill(below | wild[:, None].cpu(), math.nan),
+        log_error=noise / s,
+        below_floor=below.sum(-1),
+        factors=factors, inputs=jacobians.shape[-1], method="dense", dtype=dtype,
+    )
+
+
+def dense_error(shape: torch.Size, factors: int) -> float:
+    """In units of eps times the largest singular value: LAPACK's backward error, and the rounding of the product."""
+    return float(max(shape[1:]))
+
+
+# --- matrix-free -----------------------------------------------------------------------------------------------------
+
+
+def matrix_free_spectrum(function: Function, x: Tensor, factors: int, k: int, seed: int, dtype: str,
+                         ) -> JacobianSpectrum:
+    """Sample by sample, from products with the Jacobian and its transpose."""
+    maps = [jacobian_map(lambda h: function(h.unsqueeze(0)).squeeze(0), sample) for sample in x]
+    extremes = [largest_singular_values(linear_map, k, seed=seed) for linear_map in maps]
+    estimates = tuple((mean_squared_singular_value(m, seed=seed), spectral_density(m, seed=seed)) for m in maps)
+    log_s = torch.stack([e.log_values for e in extremes])
+    error = torch.stack([e.residuals for e in extremes]) * (log_s[:, :1] - log_s).exp()  # ds / s
+    return JacobianSpectrum(log_s, error, log_s.isnan().sum(-1), factors, x[0].numel(), "matrix_free", dtype, estimates)
+
+
+# --- which -----------------------------------------------------------------------------------------------------------
+
+
+def choose(method: str, chain: list[Factor], whole: Stretch) -> str:
+    """"product", "dense", "matrix_free", or "dense first": dense, unless it leaves values that are not resolved."""
+    if method != "auto":
+        return method
+    widest = max(factor.outputs for factor in chain)
+    dense_fits = 8 * whole.inputs * whole.outputs <= MEMORY_BUDGET // 4
+    if len(chain) > 1 and widest <= WIDEST and product_bytes(chain) <= MEMORY_BUDGET:
+        product, dense = product_cost(chain), dense_cost(chain, whole)
+        return "dense first" if dense_fits and product > max(DENSE_FIRST * dense, WORTH_CHOOSING) else "product"
+    return "dense" if dense_fits else "matrix_free"
+
+
+def product_bytes(chain: list[Factor]) -> int:
+    """For one sample: the largest factor's Jacobian, and the product's running state with what is made on the way."""
+    running, largest = chain[0].inputs, 0
+    for factor in chain:
+        largest = max(largest, 3 * factor.inputs * factor.outputs + 8 * factor.outputs * min(running, factor.outputs))
+        running = min(running, factor.outputs)
+    return 8 * largest
+
+
+def samples_at_once(route: str, chain: list[Factor], whole: Stretch) -> int:
+    """Of which the memory budget holds what the route needs."""
+    dense = 4 * 8 * whole.inputs * whole.outputs
+    needed = {"product": product_bytes(chain), "dense first": max(dense, product_bytes(chain))}.get(route, dense)
+    return max(1, MEMORY_BUDGET // needed)
+
+
+def product_cost(chain: list[Factor]) -> float:
+    """Multiplications, for all samples."""
+    running, cost = chain[0].inputs, 0.0
+    for factor in chain:
+        rows = 0 if factor.rule is not None else factor.outputs * pass_cost(factor)
+        running = min(running, factor.outputs)
+        cost += rows + factor.samples * QR_STEPS * factor.outputs * factor.inputs * running
+    return cost + chain[0].samples * JACOBI_STEPS * running**3
+
+
+def dense_cost(chain: list[Factor], whole: Stretch) -> float:
+    """Multiplications, for all samples."""
+    small, large = sorted((whole.inputs, whole.outputs))
+    return whole.outputs * sum(map(pass_cost, chain)) + whole.samples * SVD_STEPS * large * small**2
+
+
+def pass_cost(factor: Factor) -> float:
+    """Multiplications of a backward pass of all samples: every weight at every position, and a few for every value."""
+    values = math.prod(shape_of(factor.end))
+    return 4.0 * values + sum(p.numel() / p.shape[0] * values for p in factor.weights if p.ndim > 1)
