@@ -206,7 +206,7 @@ ONE = {
     "called": lambda w, tree: Called(lambda tree, x: tree(x), tree),
 }
 TWO = {
-    "after": lambda w, one, two: nn.Sequential(one, two),
+    "chain": lambda w, *trees: nn.Sequential(*trees),
     "sum": lambda w, one, two: Of(lambda one, two, x: one(x) + two(x), one, two),
     "gated": lambda w, one, two: Of(lambda one, two, x: torch.sigmoid(one(x)) * two(x), one, two),
     "concatenated": lambda w, one, two: Of(lambda one, two, a, x: a(torch.cat([one(x), two(x)], 1)),
@@ -216,8 +216,9 @@ TWO = {
 TREES = st.recursive(
     st.sampled_from(sorted(LEAVES)),
     lambda tree: st.tuples(st.sampled_from(sorted(ONE)), tree) | st.tuples(st.sampled_from(sorted(TWO)), tree, tree),
-    max_leaves=8)
-RECIPES = st.tuples(TREES, st.integers(2, 6), st.integers(2, 4), st.integers(0, 99))
+    max_leaves=4)
+CHAINS = st.lists(TREES, min_size=1, max_size=6).map(lambda trees: ("chain", *trees))
+RECIPES = st.tuples(CHAINS, st.integers(2, 6), st.integers(2, 4), st.integers(0, 99))  # width, samples, seed
 
 
 def grown(tree, width: int) -> nn.Module:
@@ -301,7 +302,7 @@ EACH = [*LEAVES, *((join, "wide") for join in ONE), *((join, "residual", "wide")
 @pytest.mark.parametrize("tree", EACH, ids=str)
 def test_each_part_by_itself(tree, call):
     """Nothing is refused here: each leaf and each join alone, and in the midst of a chain."""
-    for recipe in ((tree, 3, 2, 0), (("after", "relu", ("after", tree, "linear")), 4, 3, 1)):
+    for recipe in ((tree, 3, 2, 0), (("chain", "relu", tree, "linear"), 4, 3, 1)):
         assert outcome(call, recipe) == "right"
 
 
