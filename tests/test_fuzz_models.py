@@ -137,7 +137,7 @@ LEAVES = {
     "linear": linear,
     "relu": lambda w: nn.Sequential(linear(w), nn.ReLU()),
     "wide": lambda w: nn.Sequential(linear(w, w + 2), nn.Tanh(), linear(w + 2, w)),
-    "layer norm": lambda w: nn.Sequential(linear(w), nn.LayerNorm(w), nn.GELU()),
+    "layer norm": lambda w: nn.Sequential(linear(w), nn.LayerNorm(w, eps=0.1), nn.GELU()),  # 1e-5: of two a step
     "elementwise": lambda w: Of(lambda x: x.sin() + F.leaky_relu(x, 0.2).square() / 4),
     "functional": Weights,
     "frozen": lambda w: linear(w).requires_grad_(False),
