@@ -74,7 +74,7 @@ class Uses(TorchFunctionMode):
 def flow_of(model: nn.Module, x: Tensor, y: Tensor | None, loss) -> Flow:
     """Every layer's use in order of execution, layers being modules with weights of their own.
 
-    A module of the tests' own with two or more weights is not a layer: each product with one of them is a row.
+    A list of weights is not a layer, nor a module of the tests' own with more than one: each product is a row.
     """
     model, x, flow = copy.deepcopy(model).double(), x.detach().double().requires_grad_(), Flow()
     model.zero_grad(set_to_none=True)
@@ -82,7 +82,8 @@ def flow_of(model: nn.Module, x: Tensor, y: Tensor | None, loss) -> Flow:
     for at, module in model.named_modules():
         own = [(name, p) for name, p in module.named_parameters(at, recurse=False)
                if p.ndim > 1 or name.rpartition(".")[2] == "weight"]
-        if len(own) > 1 and not type(module).__module__.startswith("torch.nn.modules"):
+        lists = isinstance(module, nn.ParameterList | nn.ParameterDict)
+        if lists or (len(own) > 1 and not type(module).__module__.startswith("torch.nn.modules")):
             functional |= {id(p): (name, p) for name, p in own}
         elif own or any(True for _ in module.parameters(recurse=False)):
             if isinstance(module, nn.MultiheadAttention):
