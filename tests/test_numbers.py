@@ -6,9 +6,9 @@ laws that need a test of their own: contexts, threads, weights without layers, p
 
 import math
 import threading
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import mp_reference
@@ -365,3 +365,327 @@ def test_no_spectrum_where_samples_have_no_jacobian(name, method):
     with pytest.raises(ValueError, match=f"^jacobian_spectrum: {case.refused}") as caught:
         jacobian_spectrum(model, x, method=method)
     assert "\n" not in str(caught.value)
+
+
+# --- which rows there are --------------------------------------------------------------------------------------------
+
+
+class Sight(nn.Module):
+    """One layer of each kind: under no_grad, detached, frozen, behind a dead ReLU, times zero, and trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.under, self.detached, self.frozen, self.dead, self.times_zero, self.trained = (
+            nn.Linear(4, 4) for _ in range(6))
+        self.frozen.requires_grad_(False)
+        nn.init.constant_(self.dead.bias, -1e3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = self.frozen(x) * (1 + without_gradient(self.under, x) + self.detached(x).detach())
+        return self.trained(seen + torch.relu(self.dead(x)) + 0.0 * self.times_zero(x))
+
+
+def test_a_layer_without_gradient_is_not_one_with_a_gradient_of_zero():
+    """Each layer that ran has a row; `gradient` says none, zero or value, the norm nan, -inf or a number."""
+    torch.manual_seed(0)
+    frame = gradient_flow(Sight(), torch.randn(3, 4), torch.arange(3)).frame.set_index("module")
+    norm, error = frame["log10_weight_gradient_norm"], frame["log10_error_signal_norm"]
+    assert frame["gradient"].to_dict() == {"frozen": "none", "under": "none", "detached": "none", "dead": "zero",
+                                           "times_zero": "zero", "trained": "value"}
+    assert norm[["frozen", "under", "detached"]].isna().all() and (norm[["dead", "times_zero"]] == -math.inf).all()
+    assert np.isfinite(norm["trained"]) and np.isfinite(error["frozen"]) and error[["under", "detached"]].isna().all()
+    assert np.isfinite(frame[["activation_mean", "activation_mean_square"]]).all(axis=None)
+
+
+@pytest.mark.parametrize("model, rows", [
+    (lambda: Listed(50, 16, nn.Linear(16, 3)), [*(f"w.{i}" for i in range(50)), "out"]),
+    (lambda: Listed(50, 16, nn.Identity()), [f"w.{i}" for i in range(50)]),
+    (lambda: Named(30, 16), [f"w{i}" for i in range(30)]),
+])
+def test_weights_without_layers_are_rows(model, rows):
+    """A row per use, named as the weight, with autograd's norms over 10 decades and more: the gradient vanishes."""
+    torch.manual_seed(0)
+    model, x, y = model(), torch.randn(8, 16), torch.arange(8) % 3
+    flow = gradient_flow(model, x, y)
+    assert flow.frame["module"].tolist() == rows
+    assert_flow_right(flow, flow_of(model, x, y, F.cross_entropy))
+    assert flow.verdict.kind == "vanishing"
+    assert_spectrum_right(jacobian_spectrum(model, x[:2]), jacobians_of(model, x[:2]))
+
+
+PARAMETRIZED = {
+    "weight norm": parametrizations.weight_norm,
+    "spectral norm": parametrizations.spectral_norm,
+    "orthogonal": parametrizations.orthogonal,
+    "orthogonal by Cayley": lambda layer: parametrizations.orthogonal(layer, orthogonal_map="cayley"),
+    "of one's own": lambda layer: nn.utils.parametrize.register_parametrization(layer, "weight", Of(torch.tanh)),
+}
+
+
+@pytest.mark.parametrize("name", PARAMETRIZED)
+def test_a_parametrization_is_no_layer(name):
+    """The layers, error signals, verdict and spectrum are those of the net of the weights that it makes."""
+    torch.manual_seed(0)
+    wrap = PARAMETRIZED[name]
+    model = nn.Sequential(wrap(nn.Linear(4, 6)), nn.Tanh(), wrap(nn.Linear(6, 6)), nn.ReLU(), nn.Linear(6, 3))
+    model.double().eval()
+    plain = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+    for one, other in zip(plain[::2], model[::2], strict=True):
+        one.weight.data, one.bias.data = other.weight.detach().clone(), other.bias.detach().clone()
+    x, y = 100 * torch.randn(8, 4), torch.arange(8) % 3
+    found, true = gradient_flow(model, x, y), gradient_flow(plain, x, y)
+    columns = ["layer", "module", "gradient", "log10_error_signal_norm", "activation_mean_square"]
+    np.testing.assert_allclose(found.frame[columns[3:]], true.frame[columns[3:]], rtol=1e-10, atol=1e-10)
+    assert found.frame[columns[:3]].equals(true.frame[columns[:3]])
+    assert found.verdict.kind == true.verdict.kind
+    assert_spectrum_right(jacobian_spectrum(model, x), jacobians_of(plain, x))
+
+
+def test_a_norm_that_iterates_is_measured_at_its_next_step():
+    """spectral_norm moves its vectors at each forward pass in train mode: the loss is the next one's, and no move."""
+    torch.manual_seed(0)
+    model = nn.Sequential(parametrizations.spectral_norm(nn.Linear(4, 6)), nn.Tanh(), nn.Linear(6, 3)).double()
+    x, before = torch.randn(5, 4), fingerprint(model)
+    found = gradient_flow(model, x, loss=square)
+    assert_same(before, fingerprint(model))
+    assert found.loss == pytest.approx(square(model(x.double()), None).item(), rel=1e-13)
+
+
+# --- one measurement, whatever is around it --------------------------------------------------------------------------
+
+CONTEXTS = {
+    "no_grad": torch.no_grad,
+    "inference mode": torch.inference_mode,
+    "meta device": lambda: torch.device("meta"),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "warnings": lambda: warnings.catch_warnings(action="error"),
+}
+
+
+def measured(model: nn.Module, x: Tensor, y: Tensor) -> tuple[object, ...]:
+    flow, spectra = gradient_flow(model, x, y), [jacobian_spectrum(model, x, **how) for how in HOWS]
+    return (flow.frame.to_dict("list"), flow.log10_input_gradient_norm, flow.loss, flow.dtype,
+            [(s.log_singular_values.tolist(), s.log_error.tolist(), s.dtype) for s in spectra])
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("name", ["optional argument", "random slopes", "checkpointed function", "no_grad block"])
+def test_the_context_of_the_call_changes_nothing(name, context):
+    """Bit by bit the same inside as outside; afterwards the context is as it was."""
+    _, model, x = made(name)
+    y = torch.arange(3)
+    torch.manual_seed(1)
+    outside = measured(model, x, y)
+    torch.manual_seed(1)
+    with CONTEXTS[context]():
+        state = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+        inside = measured(model, x, y)
+        assert state == (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"))
+    np.testing.assert_equal(inside, outside)
+
+
+def test_inputs_made_in_inference_mode_are_inputs():
+    """They cannot be saved for a backward pass, but their values can."""
+    _, model, x = made("optional argument")
+    with torch.inference_mode():
+        same, y = x.clone(), torch.arange(3)
+        inside = measured(model, same, y)
+    np.testing.assert_equal(measured(model, same, y), measured(model, x, torch.arange(3)))
+    np.testing.assert_equal(inside, measured(model, x, torch.arange(3)))
+
+
+def test_a_model_that_counts_is_not_run():
+    """What is measured is a copy: the model's own count of its calls stays."""
+    _, model, x = made("counts its calls")
+    measured(model, x, torch.arange(3))
+    assert model.calls == 0
+
+
+def test_measuring_does_not_disturb_training_in_another_thread():
+    """Net A trains while net B is measured: A ends, bit by bit, where it ends alone."""
+
+    def train(go_on: Callable[[int], bool]) -> list[float]:
+        generator = torch.Generator().manual_seed(0)
+        w = [torch.randn(8, 8, generator=generator).requires_grad_() for _ in range(3)]
+        x, losses = torch.randn(4, 8, generator=generator), []
+        while go_on(len(losses)):
+            loss = (torch.tanh(F.linear(torch.tanh(F.linear(x, w[0])), w[1])) @ w[2]).square().mean()
+            nn.Module.__call__(nn.Identity(), loss).backward()
+            for p in w:
+                p.data -= 0.1 * p.grad
+                p.grad = None
+            losses.append(loss.item())
+        return losses
+
+    model = nn.Sequential(*(m for _ in range(20) for m in (nn.Linear(8, 8), nn.Tanh())))
+    x, y, stop = torch.randn(4, 8), torch.arange(4), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(train, lambda step: not stop.is_set())
+        try:
+            for _ in range(10):
+                gradient_flow(Of(lambda inner, x: inner(x) + 0, model), x, y)
+                jacobian_spectrum(Of(lambda inner, x: inner(x) + 0, model), x)
+        finally:
+            stop.set()
+        losses = training.result()
+    assert losses == train(lambda step: step < len(losses))
+
+
+def test_threads_measure_side_by_side():
+    """Four threads, four models: each has the numbers that it has alone."""
+    names = ["no_grad block", "attention", "half detached", "weights by name"]
+    models = [made(name)[1:] for name in names]
+    alone = [gradient_flow(model, x, loss=square).frame for model, x in models]
+    spectra = [jacobian_spectrum(model, x).log_singular_values.numpy() for model, x in models]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            together = pool.map(lambda pair: gradient_flow(*pair, loss=square).frame, models)
+            beside = pool.map(lambda pair: jacobian_spectrum(*pair).log_singular_values.numpy(), models)
+            assert all(one.equals(other) for one, other in zip(alone, together, strict=True))
+            np.testing.assert_equal(list(beside), spectra)
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 2])
+def test_dropout_in_train_mode_draws_one_mask(chunk):
+    """W_2 diag(mask) W_1 has as many non-zero singular values as units are kept, whatever the chunk."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(14, 10), nn.Dropout(0.5), nn.Linear(10, 20)), torch.randn(6, 14)
+    torch.manual_seed(3)
+    found = jacobian_spectrum(model, x, method="dense", mode="train", chunk=chunk)
+    torch.manual_seed(3)
+    kept = F.dropout(torch.ones(6, 10, dtype=torch.float64), 0.5).count_nonzero(1)
+    assert torch.equal(found.rank, kept)
+    torch.manual_seed(3)
+    assert_spectrum_right(found, jacobians_of(model, x))
+
+
+@pytest.mark.parametrize("name", ["functional dropout", "random slopes", "noise", "noise at two places"])
+def test_one_random_state_is_one_measurement(name):
+    """A random model measured twice from one random state has the same numbers; from another, others."""
+    _, model, x = made(name)
+    found = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        found.append((jacobian_spectrum(model, x).log_singular_values.tolist(),
+                      gradient_flow(model, x, loss=square).loss))
+    np.testing.assert_equal(found[0], found[1])
+    assert found[0][0] != found[2][0] and found[0][1] != found[2][1]
+
+
+# --- what is known, and how well -------------------------------------------------------------------------------------
+
+
+def haar(generator: torch.Generator) -> Tensor:
+    return torch.linalg.qr(torch.randn(8, 8, generator=generator, dtype=torch.float64))[0]
+
+
+def graded(*decades: float) -> Callable[[torch.Generator], list[Tensor]]:
+    """Factors of singular values 1 to 10^-decades, turned at random."""
+    def factors(generator: torch.Generator) -> list[Tensor]:
+        return [haar(generator) @ torch.diag(torch.logspace(0, -end, 8, dtype=torch.float64)) @ haar(generator)
+                for end in decades]
+    return factors
+
+
+def lame(generator: torch.Generator) -> list[Tensor]:
+    """The last of 8 units is switched off: an exact zero among the singular values."""
+    switch = torch.eye(8, dtype=torch.float64)
+    switch[7, 7] = 0.0
+    return [haar(generator), switch, haar(generator)]
+
+
+def twins(generator: torch.Generator) -> list[Tensor]:
+    """Two rows that differ by 1e-13 of one entry."""
+    weight = haar(generator)
+    weight[7] = weight[6]
+    weight[7, 0] += 1e-13
+    return [weight, haar(generator)]
+
+
+ILL_CONDITIONED = {
+    "1 decade": graded(1, 0), "14 decades": graded(14, 0), "14 decades in the middle": graded(0, 14, 0),
+    "20 decades": graded(20, 0), "twice 9 decades": graded(9, 9), "12 times 3 decades": graded(*[3] * 12),
+    "one zero": lame, "all but equal rows": twins,
+}
+
+
+@pytest.mark.parametrize("method", ["auto", "product", "dense"])
+@pytest.mark.parametrize("name", ILL_CONDITIONED)
+def test_small_singular_values_are_right_or_not_known(name, method):
+    """Of 60 digits: within the stated error, or nan and counted; -inf is a zero, and what is 1e-12 of the largest is
+    known.
+    """
+    factors = ILL_CONDITIONED[name](torch.Generator().manual_seed(0))
+    model = nn.Sequential(*(nn.Linear(8, 8, bias=False) for _ in factors)).double()
+    for layer, factor in zip(model, factors, strict=True):
+        layer.weight.data = factor
+    spectrum = jacobian_spectrum(model, torch.ones(1, 8, dtype=torch.float64), method=method)
+    true = mp_reference.log_singular_values(factors)
+    found, stated = spectrum.log_singular_values[0], spectrum.log_error[0]
+    zero, known = true == -math.inf, found.isfinite()
+    assert spectrum.below_floor.item() == found.isnan().sum()
+    assert not (known & zero).any(), "a number for a zero"
+    assert not ((found == -math.inf) & ~zero).any(), "a zero that is none"
+    assert known[true > true[0] + math.log(1e-12)].all()
+    error = (found - true).abs()[known]
+    assert (error <= stated[known] + 1e-14).all(), f"wrong by {error}, stated {stated[known]}"
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.dtype == "float32" and not case.refused])
+def test_what_is_cast_to_float32_is_known_as_well_as_float32(name):
+    """The stated error is at least half a unit in float32's last place, and nothing below 1e-7 of the largest known by
+    the dense route.
+    """
+    _, model, x = made(name)
+    spectrum = jacobian_spectrum(model, x, method="dense")
+    eps = torch.finfo(torch.float32).eps
+    logs, known = spectrum.log_singular_values, spectrum.log_singular_values.isfinite()
+    assert (spectrum.log_error[known] >= eps / 2).all()
+    assert (logs - logs[:, :1])[known].min() > math.log(eps)
+
+
+# --- small shapes, and what is refused -------------------------------------------------------------------------------
+
+
+def test_an_output_per_sample_without_an_axis():
+    """y = w x + b of shape (samples,): J = w; with a read-out r of one number, |dL/dy| = |r| / sqrt(N)."""
+    torch.manual_seed(0)
+    model, x = Of(lambda a, x: a(x).squeeze(-1), nn.Linear(4, 1)), torch.randn(3, 4)
+    row = gradient_flow(model, x).frame.iloc[0]
+    ratio = row["log10_weight_gradient_norm"] - row["log10_error_signal_norm"]
+    assert ratio == pytest.approx(math.log10(x.double().sum(0).norm() / 3**0.5), abs=1e-13)
+    for how in HOWS:
+        logs = jacobian_spectrum(model, x, **how).log_singular_values
+        assert logs.shape == (3, 1)
+        np.testing.assert_allclose(logs, model.parts[0].weight.detach().double().norm().log().item(), rtol=1e-13)
+
+
+def test_a_model_that_returns_its_loss():
+    """The loss is a scalar over the batch: gradients as any other's, and one line where a Jacobian is asked for."""
+    torch.manual_seed(0)
+    model, x = Of(lambda a, x: a(x).square().mean(), nn.Linear(4, 1)), torch.randn(3, 4)
+    assert_flow_right(gradient_flow(model, x, loss=lambda value, _: value), flow_of(model, x, None, lambda v, _: v))
+    with pytest.raises(ValueError, match=r"^jacobian_spectrum: `model` must keep the sample axis first, got output"):
+        jacobian_spectrum(model, x)
+
+
+REFUSED = {
+    "negative chunk": ("chunk", lambda x: jacobian_spectrum(nn.Linear(4, 4), x, method="dense", chunk=-1)),
+    "no chunk": ("chunk", lambda x: jacobian_spectrum(nn.Linear(4, 4), x, method="dense", chunk=0)),
+    "half a chunk": ("chunk", lambda x: jacobian_spectrum(nn.Linear(4, 4), x, method="dense", chunk=2.5)),
+    "half a chunk by any route": ("chunk", lambda x: jacobian_spectrum(nn.Linear(4, 4), x, chunk=2.5)),
+    "scalar output and labels": ("model|y", lambda x: gradient_flow(Of(lambda a, x: a(x).mean(), nn.Linear(4, 1)), x,
+                                                                    torch.arange(3))),
+    "no layers": ("model", lambda x: gradient_flow(Of(lambda x: x), x)),
+    "script module": ("model", lambda x: gradient_flow(torch.jit.trace(nn.Linear(4, 4), x), x)),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.usefixtures("annotations_unchecked")
+def test_what_cannot_be_measured_is_refused_in_one_line(name):
+    """The line names the call and the argument."""
+    argument, call = REFUSED[name]
+    with pytest.raises((ValueError, TypeError), match=rf"^(gradient_flow|jacobian_spectrum): `({argument})` must") as e:
+        call(torch.randn(3, 4))
+    assert "\n" not in str(e.value)
