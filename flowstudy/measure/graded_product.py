@@ -130,7 +130,7 @@ def by_householder(state: Graded, m: Float[Tensor, "batch rows directions"],
         dead = place >= rank.unsqueeze(-1)
         hidden = hidden & ~dead
     if hidden.any():
-        r = bounded(r, state, rounding * (inverse * pivots(r)).clamp(min=1.0), hidden, dead)
+        r = bounded(r, state, rounding * (inverse * pivots(r)).nan_to_num(nan=1.0).clamp(min=1.0), hidden, dead)
         inverse = inverse_norms(r, dead)
     r = r.masked_fill(dead.unsqueeze(-1), 0.0)
     rounding, inverse = rounding.masked_fill(dead, 0.0), inverse.masked_fill(dead, 0.0)
