@@ -1,0 +1,232 @@
+"""A long product in factored form, Q diag(2**e) U, and what one more factor does to it.
+
+Q is well conditioned, U has rows of order one, and all that is large or small is in the whole exponents e. A factor A
+is absorbed by one QR, A Q P = Q' R, then R P^T diag(2**e) U = diag(2**e') U'. Cholesky QR serves factors of ordinary
+size and conditioning; the others go by `careful`, which also tells what is exactly zero from what is not resolved.
+
+Source: David E. Stewart 1997, ETNA 5 (the graded product); Tomas, Chang, Scalettar & Bai 2012 (pre-pivoting: the
+columns in order once, before the QR).
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import structural_rank
+from torch import Tensor
+
+from .batched_qr import RATIO_LIMIT, cholesky_qr, row_stable_qr
+from .factor_pieces import Scaling, pieces
+from .graded_jacobi import DEAD, EPS, normalize_rows, power_ratio
+from .product_error import ERROR_FACTOR, LARGEST_ERROR, hidden_share, permuted, propagated, rescaled
+
+TIDY_EVERY = 8           # QRs between two normalisations of U's rows; they drift by powers of two only
+ROWS = 64                # of a triangular factor multiplied at once, with what stands right of them only
+FAR = 500.0              # [bits] rows' sizes that far apart are not scaled by way of a common reference
+SORT_SLACK = 4.0         # [bits] columns are put in order of size only where they are out of order by more
+
+
+@dataclass(frozen=True)
+class Graded:
+    """The product so far, Q diag(2**e) U, member by member. The columns of Q (rows of U) are its directions."""
+
+    q: Float[Tensor, "batch rows directions"]
+    exponents: Float[Tensor, "batch directions"]        # whole numbers; DEAD where the direction is exactly zero
+    u: Float[Tensor, "batch directions columns"]
+    angle: Float[Tensor, "batch directions directions"]  # squared errors of the angles between them, over eps**2
+    variance: Float[Tensor, "batch directions"]         # squared errors of the log sizes so far, over eps**2
+    hidden: Bool[Tensor, "batch directions"]            # not resolved: the size is an upper bound
+    valid: Bool[Tensor, " batch"]                       # no NaN or infinity so far
+    untouched: Bool[Tensor, " batch"]                   # every factor so far was exactly the identity
+    steps: int                                          # QRs so far
+    eps: float                                          # relative accuracy of the factors' entries
+
+    @property
+    def dead(self) -> Bool[Tensor, "batch directions"]:
+        return self.exponents <= DEAD / 2
+
+    def part(self, members: Int[Tensor, " part"]) -> "Graded":
+        return replace(self, **{name: value[members] for name, value in vars(self).items()
+                                if isinstance(value, Tensor)})
+
+    def with_part(self, members: Int[Tensor, " part"], part: "Graded") -> "Graded":
+        return replace(self, **{name: value.index_copy(0, members, getattr(part, name))
+                                for name, value in vars(self).items() if isinstance(value, Tensor)})
+
+
+def by_cholesky(state: Graded, m: Float[Tensor, "batch rows directions"],
+                gram: Float[Tensor, "batch directions directions"], magnitude: Float[Tensor, " batch"],
+                ) -> tuple[Graded, Bool[Tensor, " batch"], float]:
+    """Q diag(2**e) U with Q replaced by m, for which members that is safe, and the ratio that tells."""
+    order = new_order(0.5 * gram.diagonal(dim1=-2, dim2=-1).log2() + state.exponents)
+    if order is not None:
+        state, m = in_order(state, order), m.gather(-1, order.unsqueeze(-2).expand_as(m))
+        gram = gram.gather(-1, order.unsqueeze(-2).expand_as(gram)).gather(-2, order.unsqueeze(-1).expand_as(gram))
+    dead = state.dead | ~state.valid.unsqueeze(-1)
+    q, r, safe = cholesky_qr(m, gram, dead)
+    pivot = r.diagonal(dim1=-2, dim2=-1)
+    smallest = pivot.masked_fill(dead, torch.inf).cummin(-1).values
+    size = torch.maximum(pivot.amax(-1), magnitude)
+    ratio = size / smallest[:, -1]
+    safe = safe & ~(ratio > RATIO_LIMIT)
+    noise = size.unsqueeze(-1).expand_as(pivot).masked_fill(dead, 0.0)
+    inverse = (1 / smallest).masked_fill(dead, 0.0)
+    grown = absorbed(state, q, r, noise, inverse, dead, tidy=state.steps % TIDY_EVERY == 0)
+    return grown, safe, float(ratio.masked_fill(~state.valid, 1.0).max())
+
+
+def careful(state: Graded, a: Float[Tensor, "batch rows columns"]) -> Graded:
+    """The product times one factor whose rows, columns or singular values are far apart, or that has zeros.
+
+    Rows and columns of wild sizes are taken out first and are factors of their own, exact ones.
+    """
+    finite = a.isfinite().flatten(1).all(-1)
+    state = replace(state, valid=state.valid & finite)
+    for piece in pieces(torch.where(state.valid[:, None, None], a, 0.0)):
+        if isinstance(piece, Scaling):
+            m = state.q * torch.exp2(piece.exponents).unsqueeze(-1)
+            state = by_householder(state, m, m.abs(), EPS / state.eps)
+        else:
+            state = replace(state, exponents=torch.where(state.dead, DEAD, state.exponents + piece.shift.unsqueeze(-1)))
+            q = state.q.masked_fill(state.dead.unsqueeze(-2), 0.0)
+            state = by_householder(state, piece.matrix @ q, piece.matrix.abs() @ q.abs(), 1.0,
+                                   pattern=piece.matrix.masked_fill((q == 0).all(-1).unsqueeze(-2), 0.0))
+    return state
+
+
+def by_householder(state: Graded, m: Float[Tensor, "batch rows directions"],
+                   terms: Float[Tensor, "batch rows directions"], unit: float, *,
+                   pattern: Float[Tensor, "batch rows inputs"] | None = None) -> Graded:
+    """Q diag(2**e) U with Q replaced by m, by a QR that is stable in every row.
+
+    Args:
+        terms: the sizes of what was added up to m: where these are zero, so is m, exactly.
+        unit: rounding of m, in units of state.eps.
+        pattern: the factor's matrix, of which the zeros are looked at.
+    """
+    peak = terms.amax(-2)
+    dead = state.dead | (peak == 0)
+    shift = torch.frexp(peak).exponent.to(m)
+    scale = torch.exp2(-shift).unsqueeze(-2)
+    m, terms = (torch.where(dead.unsqueeze(-2), 0.0, x * scale) for x in (m, terms))
+    state = replace(state, exponents=torch.where(dead, DEAD, state.exponents + shift),
+                    angle=rescaled(state.angle, torch.where(dead, 0.0, shift), state.eps))
+    size = torch.where(dead, -torch.inf, m.abs().amax(-2).log2()) + state.exponents
+    order = new_order(torch.where(dead, DEAD, size.clamp(min=DEAD / 4)))
+    if order is not None:
+        state, m, terms = in_order(state, order), *(x.gather(-1, order.unsqueeze(-2).expand_as(x)) for x in (m, terms))
+    row_size = terms.amax(-1)
+    q, r, left, order = row_stable_qr(m, row_size, state.exponents)
+    state = in_order(state, order)
+    rounding = ((unit * row_size + left / state.eps).unsqueeze(-2) @ q.abs()).squeeze(-2)
+    rank = torch.minimum((row_size > 0).sum(-1), (~state.dead).sum(-1))
+    place = torch.arange(r.shape[-2], device=m.device)
+    dead = place >= rank.unsqueeze(-1)
+    inverse = inverse_norms(r, dead)
+    hidden = (~(ERROR_FACTOR * state.eps * rounding * inverse <= LARGEST_ERROR) & ~dead).cummax(-1).values & ~dead
+    if pattern is not None and hidden.any():
+        rank = torch.minimum(rank, structural_ranks(pattern))
+        dead = place >= rank.unsqueeze(-1)
+        hidden = hidden & ~dead
+    if hidden.any():
+        r = bounded(r, state, rounding * (inverse * pivots(r)).nan_to_num(nan=1.0).clamp(min=1.0), hidden, dead)
+        inverse = inverse_norms(r, dead)
+    r = r.masked_fill(dead.unsqueeze(-1), 0.0)
+    rounding, inverse = rounding.masked_fill(dead, 0.0), inverse.masked_fill(dead, 0.0)
+    grown = absorbed(state, q, r, rounding, inverse, dead, tidy=True)
+    return replace(grown, hidden=grown.hidden | hidden)
+
+
+def pivots(r: Float[Tensor, "batch kept columns"]) -> Float[Tensor, "batch kept"]:
+    return r.diagonal(dim1=-2, dim2=-1).abs()
+
+
+def inverse_norms(r: Float[Tensor, "batch kept columns"], dead: Bool[Tensor, "batch kept"],
+                  ) -> Float[Tensor, "batch kept"]:
+    """Norms of the columns of R^-1, R's leading square without its dead directions; infinite from a zero pivot on."""
+    square = r[..., :r.shape[-2]].masked_fill(dead.unsqueeze(-1) | dead.unsqueeze(-2), 0.0)
+    singular = ((pivots(square) == 0) & ~dead).cummax(-1).values
+    square = square.masked_fill(singular.unsqueeze(-1) | singular.unsqueeze(-2), 0.0)
+    square = square + torch.diag_embed((dead | singular).to(r))
+    inverse = torch.linalg.solve_triangular(square, torch.eye(len(r[0]), dtype=r.dtype, device=r.device), upper=True)
+    peak = inverse.abs().amax(-2)
+    norms = peak * torch.linalg.vector_norm(inverse / peak.unsqueeze(-2), dim=-2)
+    return norms.masked_fill(singular, torch.inf)
+
+
+def bounded(r: Float[Tensor, "batch kept columns"], state: Graded, rounding: Float[Tensor, "batch kept"],
+            hidden: Bool[Tensor, "batch kept"], dead: Bool[Tensor, "batch kept"],
+            ) -> Float[Tensor, "batch kept columns"]:
+    """R with the rows of unresolved directions replaced by a diagonal that bounds what they may be."""
+    rounding = ERROR_FACTOR * state.eps * rounding.nan_to_num(posinf=0.0)
+    alive = ~state.dead.unsqueeze(-2)
+    ratio = power_ratio(state.exponents, state.exponents[:, :r.shape[-2]])
+    share = ((r.abs() + rounding.unsqueeze(-1)) * ratio).masked_fill(~alive, 0.0).triu()
+    bound = torch.diag_embed(share.amax(-1) * r.shape[-1]**0.5)
+    bound = torch.nn.functional.pad(bound, (0, r.shape[-1] - r.shape[-2]))
+    return torch.where(hidden.unsqueeze(-1), bound, r)
+
+
+def structural_ranks(pattern: Float[Tensor, "batch rows columns"]) -> Int[Tensor, " batch"]:
+    """The largest rank that the matrices' zeros allow."""
+    ranks = [structural_rank(csr_array(member.cpu().numpy() != 0)) for member in pattern]
+    return torch.tensor(ranks, device=pattern.device)
+
+
+def absorbed(state: Graded, q: Float[Tensor, "batch rows kept"], r: Float[Tensor, "batch kept directions"],
+             rounding: Float[Tensor, "batch kept"], inverse: Float[Tensor, "batch kept"],
+             dead: Bool[Tensor, "batch kept"], *, tidy: bool) -> Graded:
+    """Q replaced, R taken up by e and U, and the error followed."""
+    kept = r.shape[-2]
+    shift = torch.frexp(r.diagonal(dim1=-2, dim2=-1)).exponent.to(r)
+    u = graded_times(r, state.exponents, shift, state.u)
+    exponents = torch.where(dead, DEAD, state.exponents[:, :kept] + shift)
+    if u.shape[-1] > kept:   # a bottleneck: U = L P, the orthonormal rows of P change no singular value
+        u = torch.linalg.qr(u.mT, mode="r").R.mT
+    if tidy:
+        exponents, u = normalize_rows(exponents, u)
+    angle, variance = propagated(state.angle, state.variance, r, rounding, inverse, dead, state.eps)
+    if state.hidden.any():
+        variance = variance + hidden_share(r, state.exponents, state.hidden, dead, state.eps)
+    return replace(state, q=q, exponents=exponents, u=u, angle=angle, variance=variance,
+                   hidden=state.hidden[:, :kept] & ~dead, steps=state.steps + 1)
+
+
+def new_order(size: Float[Tensor, "batch directions"]) -> Int[Tensor, "batch directions"] | None:
+    """Directions by decreasing size [bits], for members where that is not nearly so; None where there is none such."""
+    unsorted = (size > size.cummin(-1).values + SORT_SLACK).any(-1)
+    if not unsorted.any():
+        return None
+    order = size.argsort(dim=-1, descending=True, stable=True)
+    return torch.where(unsorted[:, None], order, torch.arange(size.shape[-1], device=size.device))
+
+
+def in_order(state: Graded, order: Int[Tensor, "batch directions"]) -> Graded:
+    """The same product, its directions in another order: but for q, which is about to be replaced."""
+    exponents = state.exponents.gather(-1, order)
+    angle, variance = permuted(state.angle, state.variance, exponents, order, state.eps)
+    return replace(state, exponents=exponents, u=state.u.gather(-2, order.unsqueeze(-1).expand_as(state.u)),
+                   angle=angle, variance=variance, hidden=state.hidden.gather(-1, order))
+
+
+def graded_times(r: Float[Tensor, "batch rows columns"], exponents: Float[Tensor, "batch columns"],
+                 shift: Float[Tensor, "batch rows"], u: Float[Tensor, "batch columns inputs"],
+                 ) -> Float[Tensor, "batch rows inputs"]:
+    """diag(2**-(e + shift)) R diag(2**e) U, the zeros below R's diagonal left out block by block."""
+    scaled = exponents[:, :r.shape[-2]] + shift
+    return torch.cat([graded(r[:, i:i + ROWS, i:], exponents[:, i:], scaled[:, i:i + ROWS]) @ u[:, i:]
+                      for i in range(0, r.shape[-2], ROWS)], -2)
+
+
+def graded(r: Float[Tensor, "batch rows columns"], exponents: Float[Tensor, "batch columns"],
+           scaled: Float[Tensor, "batch rows"]) -> Float[Tensor, "batch rows columns"]:
+    """diag(2**-scaled) R diag(2**e), exact but for entries below 2**-500.
+
+    Scaling columns, then rows, takes a power of two of every row and column; where rows lie too far apart for that
+    (dead ones always do), one of every entry.
+    """
+    reference = exponents[:, :1]
+    if ((scaled - reference).abs() < FAR).all():
+        return (r * torch.exp2(exponents - reference).unsqueeze(-2)) * torch.exp2(reference - scaled).unsqueeze(-1)
+    return r * power_ratio(exponents, scaled)
