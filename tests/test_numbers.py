@@ -311,7 +311,7 @@ CASES = {
     # one sample's output depends on another's: gradients, but no Jacobians
     "mixes by the mean": Case(lambda: layers(lambda h: h - h.mean(0)), refused=MIXED),
     "mixes in the middle": Case(lambda: layers(lambda h: h[[0, 2, 1, 3]].sin()), (4, 4), refused=MIXED),
-    "mixes in a sum of zero": Case(lambda: Of(lambda a, x: a(x) + a(x).mean() * torch.tensor([1.0, 1.0, -2.0]),
+    "mixes in a sum of zero": Case(lambda: Of(lambda a, x: a(x) + a(x).mean() * torch.tensor([1, 1, -2]),
                                               nn.Linear(4, 3)), refused=MIXED),
     "mixes a later layer's": Case(lambda: layers(torch.tanh, lambda h: torch.cat([h[:1], h[1:] + h[:-1] / 2])),
                                   refused=MIXED),

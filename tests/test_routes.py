@@ -71,7 +71,7 @@ MODELS = {
     "residual": (residual_mlp, (9,), "product"),
     "resnet": (resnet, (3, 8, 8), "product"),
     "transformer": (lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1), (3, 8),
-                    "dense"),
+                    "product"),
     "lstm": (LastHidden, (4, 5), "dense"),
 }
 

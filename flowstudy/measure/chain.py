@@ -129,7 +129,7 @@ def name_of(segment: Segment, names: dict[int, str]) -> str:
             if n not in seen:
                 seen.add(n)
                 waiting += [b for b, _ in n.next_functions if b is not None]
-    return segment.nodes[-1].name().removesuffix("Backward0")
+    return segment.nodes[-1].name().removesuffix("Backward0") if segment.nodes else "Identity"
 
 
 def rule_of(segment: Segment, calls: dict[Key, Call]) -> tuple[nn.Module, Tensor] | None:
@@ -176,5 +176,5 @@ def proved_jacobians(chain: list[Factor], agreement: float = AGREEMENT) -> Itera
 
 
 def is_safe(value: Tensor) -> bool:
-    size = value.abs().flatten(1).amax(-1)
+    size = value.abs().reshape(len(value), -1).amax(-1)
     return bool(((size < SAFE) & (size > 1 / SAFE)).all())

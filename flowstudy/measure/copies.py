@@ -16,6 +16,16 @@ TENSORS = {Tensor, nn.Parameter}
 def check_module(call: str, model: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{call}: `model` must be an nn.Module, got {type(model).__name__}.")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(f"{call}: `model` must be made of ordinary modules, got a {type(module).__name__}"
+                            f"{f' at {name!r}' if name else ''}, which computes in the dtype that it was scripted in. "
+                            "Pass the module that it was made from.")
+
+
+def own_tensor(value: object) -> object:
+    """A tensor of the caller's, made here: one that inference mode made cannot be differentiated through."""
+    return value.detach().clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def float64_copy(call: str, model: nn.Module, *, frozen: bool = True) -> nn.Module:

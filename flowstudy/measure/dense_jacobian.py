@@ -52,6 +52,9 @@ class Stretch:
         pulled = torch.autograd.grad(self.end, self.start, row, retain_graph=True, allow_unused=True)[0]
         return row.new_zeros(shape_of(self.start)) if pulled is None else pulled.double()
 
+    def pull_singly(self, rows: Float[Tensor, "row sample *outputs"]) -> Float[Tensor, "row sample *inputs"]:
+        return torch.stack([self.back(row) for row in rows])
+
     def pull(self, rows: Float[Tensor, "row sample *outputs"]) -> Float[Tensor, "row sample *inputs"]:
         """The same on each row, at once where every operation has a rule for that, else one by one."""
         if len(rows) == 1:
@@ -60,7 +63,7 @@ class Stretch:
             with quiet_fallback():
                 return torch.func.vmap(self.back)(rows)
         except Exception:  # the model's own derivatives run with stand-ins for tensors: anything may be raised
-            return torch.stack([self.back(row) for row in rows])
+            return self.pull_singly(rows)
 
     def at_once(self) -> int:
         """How many rows or columns are fast and fit in memory."""
@@ -125,7 +128,8 @@ def jacobian_of(stretch: Stretch, chunk: int | None = None, function: Function |
             columns = None
         if columns is not None and proves(columns, *row_and_image(stretch)):
             return columns
-    return reverse_rows(stretch, size)
+    rows = reverse_rows(stretch, size)
+    return rows if proves(rows, *row_and_image(stretch)) else reverse_rows(stretch, 1)  # a wrong rule for batches
 
 
 def row_and_image(stretch: Stretch) -> tuple[Tensor, Tensor]:
@@ -136,7 +140,7 @@ def row_and_image(stretch: Stretch) -> tuple[Tensor, Tensor]:
 def proves(jacobians: Float[Tensor, "sample outputs inputs"], row: Float[Tensor, "sample *outputs"],
            image: Float[Tensor, "sample *inputs"], agreement: float = AGREEMENT) -> bool:
     """The Jacobians take this row where autograd takes it, to rounding; nan and infinite entries do not count."""
-    row, image = row.flatten(1).unsqueeze(1).double(), image.flatten(1).double()
+    row, image = row.reshape(len(row), 1, -1).double(), image.flatten(1).double()
     taken = (row @ jacobians).squeeze(1)
     size = (row.abs() @ jacobians.abs()).squeeze(1)
     finite = (taken.isfinite() & image.isfinite() & size.isfinite()).all(-1)
@@ -164,7 +168,7 @@ def forward_columns(function: Function, x: Tensor, size: int) -> Float[Tensor, "
     basis = torch.eye(columns, dtype=x.dtype, device=x.device).view(-1, 1, *x.shape[1:])
 
     def push(direction: Tensor) -> Tensor:
-        return torch.func.jvp(lambda x: function(x.clone()), (x,), (direction,))[1].flatten(1)
+        return torch.func.jvp(lambda x: function(x.clone()), (x,), (direction,))[1].reshape(len(x), -1)
 
     with torch.no_grad(), quiet_fallback():
         parts = [torch.func.vmap(push, out_dims=2, randomness="same")(part.expand(-1, *x.shape))

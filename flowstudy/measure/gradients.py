@@ -7,7 +7,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from .context import in_own_context
-from .copies import check_input, check_module, float64_copy
+from .copies import check_input, check_module, float64_copy, own_tensor
 from .drawn import Drawn
 from .losses import Loss, check_loss
 from .one_model import measure
@@ -136,7 +136,7 @@ def gradient_flow(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss:
     """
     call = "gradient_flow"
     check_module(call, model)
-    x = check_input(call, model, x)
+    x, y = check_input(call, model, x), own_tensor(y)
     if samples is not None:
         if not 1 <= samples <= len(x):
             raise ValueError(f"{call}: `samples` must be between 1 and the batch's {len(x)}, got {samples}.")

@@ -11,11 +11,13 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+Node = Any  # torch.autograd.graph.Node, or what scripted functions have in its place
 Key = tuple[Node, int]
 
 

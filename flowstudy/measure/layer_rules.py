@@ -34,7 +34,7 @@ def layer_rule(function: object, x: Float[Tensor, "sample *inputs"]) -> Float[Te
 def plain_rule(affine: nn.Linear, activation: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     with torch.no_grad():
         h = affine(x)
-    return slope(activation, h).unsqueeze(-1) * affine.weight
+    return slope(activation, h).unsqueeze(-1) * affine.weight.detach()
 
 
 def plain_block_rule(block: PlainBlock, x: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def residual_rule(block: ResidualBlock, x: Tensor) -> Tensor:
 def highway_rule(block: HighwayBlock, x: Tensor) -> Tensor:
     with torch.no_grad():
         h, t = block.affine(x).chunk(2, -1)
-        of_h, of_t = block.affine.weight.chunk(2)
+        of_h, of_t = block.affine.weight.detach().chunk(2)
         gate = torch.sigmoid(t)
     activation = ACTIVATIONS[block.activation]
     through_h = gate * slope(activation, h)

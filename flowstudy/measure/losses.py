@@ -20,9 +20,9 @@ def check_loss(call: str, loss: str | Loss, y: Tensor | None) -> Loss:
 
 def random_readout(output: Tensor, _y: None) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    flat = output.flatten(1)
-    weights = torch.randn(flat.shape[1], generator=generator, dtype=torch.float64) / flat.shape[1] ** 0.5
-    return (flat @ weights.to(flat.device)).mean()
+    flat = output.reshape(len(output), -1) if output.ndim else output.reshape(1, 1)
+    weights = torch.randn(flat.shape[1], generator=generator, dtype=torch.float64, device="cpu") / flat.shape[1] ** 0.5
+    return (flat @ weights.to(flat)).real.mean() if flat.is_complex() else (flat @ weights.to(flat)).mean()
 
 
 def check_labels(call: str, output: object, y: object, loss: str | Loss) -> None:
@@ -38,6 +38,9 @@ def check_labels(call: str, output: object, y: object, loss: str | Loss) -> None
         raise TypeError(f"{call}: `y` must be a tensor of targets, got {type(y).__name__}. Use torch.as_tensor.")
     if loss != "cross_entropy":
         return
+    if output.ndim < 2:
+        raise ValueError(f"{call}: `model` must have an output of shape (sample, class) for loss='cross_entropy', got "
+                         f"{tuple(output.shape)}. Pass loss='mse', or a function (output, y) -> scalar.")
     if len(y) != len(output):
         raise ValueError(f"{call}: `y` must have one label per sample, got {len(y)} labels for {len(output)} samples.")
     if not y.is_floating_point() and (y.min() < 0 or y.max() >= output.shape[1]):

@@ -81,17 +81,20 @@ def check_depends(call: str, y: Tensor, start: GradientEdge) -> None:
 
 
 def check_apart(call: str, stretch: Stretch, y: Tensor) -> None:
-    """No sample's output depends on another sample: told from what the first and the last sample's outputs send back.
+    """No sample's output depends on another sample.
 
-    The rows are random, so that a normalisation of the outputs, which sends back nothing of their sum, hides nothing.
+    Told from what the outputs of one half of the samples send back to the other half; any two samples are apart in one
+    of the halvings, those by a digit of their binary number.  The rows are random, so that a normalisation of the
+    outputs, which sends back nothing of their sum, hides nothing.
     """
     if stretch.samples < 2 or not y.isfinite().all():
         return
-    row = stretch.random_row()
-    rows = torch.zeros(2, *row.shape, dtype=row.dtype, device=row.device)
-    rows[0, 0], rows[1, -1] = row[0], row[-1]
-    first, last = stretch.pull(rows).nan_to_num()
-    if first[1:].any() or last[:-1].any():
+    number, row = torch.arange(stretch.samples, device=stretch.device), stretch.random_row()
+    digits = [(number >> bit) % 2 == one for bit in range((stretch.samples - 1).bit_length()) for one in (0, 1)]
+    chosen = torch.stack(digits)
+    rows = torch.where(chosen.view(*chosen.shape, *[1] * (row.ndim - 1)), row, 0.0)
+    sent = stretch.pull_singly(rows).nan_to_num().flatten(2).any(-1)
+    if (sent & ~chosen).any():
         raise ValueError(f"{call}: `model` must treat samples one by one, but one's output depends on another. "
                          "The first axis of x must count samples (batch_first=True in recurrent layers).")
 
