@@ -121,7 +121,7 @@ def test_unknown_name_lists_the_known_and_guesses(typed, meant):
 # idx files
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     shape=st.tuples(*[st.integers(1, 4)] * 3), tests=st.integers(1, 4), zipped=st.booleans(), seed=st.integers(0, 99)
 )

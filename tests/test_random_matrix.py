@@ -1,7 +1,6 @@
 """Spectra of random products: tabulated values, identities between the formulas, and their limits."""
 
 import math
-import time
 
 import numpy as np
 import pytest
@@ -272,7 +271,13 @@ def test_largest_residual_exponent_is_a_mean_over_poisson(width, a, g):
     assert theory.residual_largest_exponent(width, a, g) == pytest.approx(expected, abs=1e-12)
 
 
-# --- arrays, time, errors --------------------------------------------------------------------------------------------
+def test_largest_residual_exponent_of_wide_layers():
+    """Width 10^6: a vector's squared norm grows by a^2 + g^2 a layer, and its logarithm by that but for O(1 / n)."""
+    a, g = .9, .1
+    assert theory.residual_largest_exponent(10**6, a, g) == pytest.approx(math.log(a * a + g * g) / 2, abs=1e-6)
+
+
+# --- arrays, errors --------------------------------------------------------------------------------------------------
 
 
 def test_arrays_broadcast():
@@ -283,21 +288,6 @@ def test_arrays_broadcast():
         theory.spectrum_variance("tanh", 9, "gaussian", .5), rel=1e-15)
     assert theory.second_moment(np.array([8, 9, 10]), depth, "relu")[1, 1] == theory.second_moment(9, 9, "relu")
     assert theory.residual_largest_exponent(depth, carry, .3).shape == (2, 3)
-
-
-@pytest.mark.parametrize("call", [
-    lambda: theory.lyapunov_exponents(1024), lambda: theory.fuss_catalan_density(1.0, 50),
-    lambda: theory.residual_edge(50, .9, .1), lambda: theory.residual_largest_exponent(10**6, .9, .1),
-    lambda: theory.spectrum_variance("gelu", 50, "gaussian", 2.0), lambda: theory.sum_log_singular_values(1024, 50),
-], ids=["exponents", "density", "residual edge", "residual exponent", "variance", "sum"])
-def test_a_scalar_call_takes_less_than_50_ms(call):
-    """Best of five: a figure calls these per line."""
-    best = math.inf
-    for _ in range(5):
-        start = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - start)
-    assert best < 0.05
 
 
 ERRORS = {
