@@ -144,6 +144,9 @@ def train(nets: Stack, data: Dataset, settings: Settings, tick: Callable[[int], 
         tick: called with a number of nets, for each that an epoch is over (or skipped), for a progress bar.
         at: when `observer` is called.
         checkpoint: a run that was killed goes on from it, to the same numbers; removed by the caller.
+
+    Raises:
+        ValueError: nets with backward hooks, which would not be called.
     """
     run = Run(nets, data, settings, tick, observer, checkpoint)
     marks = at.updates(settings.epochs, run.per_epoch) if at is not None and observer is not None else []
