@@ -145,6 +145,24 @@ def test_backward_hooks_are_refused():
         train(stack(made), samples, settings([0.1, 0.1], epochs=1))
 
 
+def test_frozen_weights_are_refused():
+    """They would be trained."""
+    made = nets(PlainNet, "tanh", 13, 4, 2, torch.float64)
+    for net in made:
+        net.blocks[1].requires_grad_(False)
+    with pytest.raises(ValueError, match=r"^train: `nets` must have no frozen weights, got 'blocks\.1\.aff"):
+        train(stack(made), data(torch.float64), settings([0.1, 0.1], epochs=1))
+
+
+@pytest.mark.parametrize("case", ["forward of its own", "hook on a block", "block"])
+def test_nets_that_compute_otherwise_do_not_stack(case):
+    """The forward pass is the first net's: a hook, or a class of the same name, on another would be lost."""
+    made = nets(PlainNet, "tanh", 13, 4, 2, torch.float64)
+    CHANGES[case](made[1])
+    with pytest.raises(ValueError, match=r"^stack: all nets must have the structure of the first, nets\[1\]"):
+        stack(made)
+
+
 def test_known_nets_are_trained_by_hand():
     """The library's own, of every kind and depth: none has fallen out of the fast way."""
     for kind, depth in itertools.product(KINDS, (1, 2, 5)):

@@ -117,9 +117,6 @@ def bytes_per_net(nets: Stack, data: Dataset, batch_size: int) -> int:
 def builder(template: nn.Module, x: Tensor, y: Tensor, samples: int) -> Callable[[dict, Tensor], Nets]:
     if trains_by_hand(template):
         return lambda state, momentum: StackedFullyConnected(template, state, momentum, x, y, samples)
-    if any(module._backward_hooks or module._backward_pre_hooks for module in template.modules()):
-        raise ValueError(f"train: `nets` must have no backward hooks, got {type(template).__name__} with some, which "
-                         "torch.func.vmap does not call. Remove them, or train it in a loop of your own.")
     return lambda state, momentum: StackedModules(template, state, momentum, x, y)
 
 
