@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import flowstudy as fs
 from flowstudy import plots, theory
@@ -64,6 +65,52 @@ def test_moments_are_those_of_autograds_jacobians(net, activation):
         assert row["gradient_correlation"] == pytest.approx(expected["gradient_correlation"], abs=4.5 / 200)
 
 
+class Doubled(PlainBlock):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+class Swapped(HighwayBlock):
+    """The gate is open where its parent's is closed."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h, t = self.affine(x).chunk(2, -1)
+        return torch.lerp(torch.tanh(h), x, torch.sigmoid(t))
+
+
+class ScaledLinear(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 3 * super().forward(x)
+
+
+def hooked(block: nn.Module) -> nn.Module:
+    block.register_forward_hook(lambda _module, _args, output: output * output)
+    return block
+
+
+UNKNOWN = {
+    "subclass": lambda: Doubled(nn.Linear(8, 8), "tanh"),
+    "subclass of highway": lambda: Swapped(nn.Linear(8, 16), "tanh", -1.0),
+    "subclass inside": lambda: PlainBlock(ScaledLinear(8, 8), "tanh"),
+    "hook": lambda: hooked(PlainBlock(nn.Linear(8, 8), "tanh")),
+    "weight norm": lambda: PlainBlock(parametrizations.weight_norm(nn.Linear(8, 8)), "tanh"),
+    "layer norm": lambda: nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.ReLU(inplace=True)),
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_a_layer_that_is_no_known_one_has_its_own_jacobian(kind):
+    """What looks like a known layer and computes something else is measured as what it computes; x stays."""
+    torch.manual_seed(0)
+    blocks, x = nn.Sequential(*(UNKNOWN[kind]() for _ in range(3))).double(), two_inputs(8, 1.3, 0.2, 0.4, seed=1)
+    before = x.clone()
+    frame = body_moments(blocks, x)
+    assert torch.equal(x, before)
+    expected = twin(blocks, x)
+    for name in MOMENTS[:-1]:
+        assert frame.iloc[-1][name] == pytest.approx(expected[name], rel=1e-9, abs=1e-12), name
+
+
 def test_closed_gates_are_the_identity():
     """T = 0 copies the signal and its gradient: nothing changes in any layer, exactly."""
     x = two_inputs(20, 2.0, 0.5, 0.3)
@@ -104,7 +151,10 @@ BAD = {
     "every": (lambda: body_moments(body("plain", "tanh", 5, 1), two_inputs(5), every=0), "`every` must be an integer"),
     "none": (lambda: body_moments(nn.Sequential(), two_inputs(5)), "`blocks` must hold at least one layer, got none"),
     "size": (lambda: body_moments([nn.Linear(5, 4)], two_inputs(5)), "`blocks` must be fully connected layers"),
-    "kind": (lambda: body_moments([nn.LayerNorm(5)], two_inputs(5)), "`blocks` must be fully connected layers"),
+    "images": (lambda: body_moments([nn.Conv2d(1, 1, 3)], two_inputs(5)), "`blocks` must be fully connected layers"),
+    "tuple": (lambda: body_moments([nn.LSTM(5, 5)], two_inputs(5)), "`blocks` must be fully connected layers"),
+    "wider": (lambda: body_moments([nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(4, 5))], two_inputs(5)),
+              "got Sequential( (0): Linear(in_features=5"),
     "width": (lambda: two_inputs(2), "`width` must be at least 3, got 2"),
     "q": (lambda: two_inputs(5, q=1.0, m=1.0), "`q` must be finite and above m^2 = 1, got 1.0"),
     "c": (lambda: two_inputs(5, m=0.9, c=0.0), "`c` must be between 2 m^2 / q - 1 = 0.62 and 1, got 0.0"),

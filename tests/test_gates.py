@@ -4,6 +4,7 @@ import copy
 from contextlib import nullcontext
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from cases import CLASSES, FEATURES, SAMPLES, assert_same, batch, build, fingerprint
@@ -280,6 +281,28 @@ def blocks(count: int) -> list[HighwayBlock]:
     return [HighwayBlock(nn.Linear(FEATURES, 2 * FEATURES)) for _ in range(count)]
 
 
+class Doubled(HighwayBlock):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class Named(HighwayBlock):
+    """A subclass that runs as its parent does."""
+
+
+def test_a_subclass_that_runs_as_highway_block_is_one():
+    """Its activity, its lesion and its hooks' effect are the parent's; the paper's net is a HighwayNet of them."""
+    net, (x, _) = build("HighwayNet-tanh-L9"), batch()
+    expected = gate_activity(net, x).frame
+    for block in net.blocks:
+        block.__class__ = Named
+        block.register_forward_hook(lambda _module, _args, output: output)
+    pd.testing.assert_frame_equal(gate_activity(net, x).frame, expected)
+    with lesion(net, 3):
+        h = net.blocks[0](net.input(x))
+        assert torch.equal(net.blocks[1](h), h)
+
+
 PART = torch.ones(600, FEATURES) * (torch.arange(600) < 512)[:, None]  # the second chunk of inputs is all zeros
 
 ACTIVITY_ERRORS = {
@@ -291,6 +314,8 @@ ACTIVITY_ERRORS = {
                   r"`model` must run the same HighwayBlocks whatever the input, at least one, got Sometimes"),
     "never": (ValueError, lambda: Sometimes(FEATURES), {"x": torch.zeros(SAMPLES, FEATURES)},
               r"`model` must run the same HighwayBlocks whatever the input, at least one, got Sometimes"),
+    "own forward": (ValueError, lambda: nn.Sequential(*blocks(1), Doubled(nn.Linear(FEATURES, 2 * FEATURES))), {},
+                    r"`model` must have blocks that run as HighwayBlock does, got '1', a Doubled with a forward of"),
     "empty": (ValueError, lambda: HighwayNet(FEATURES), {"x": torch.ones(0, FEATURES)}, r"`x` must be a batch of at"),
     "features": (ValueError, lambda: HighwayNet(FEATURES), {"x": torch.ones(9, 3)}, r"`x` must have 12 features"),
     "list": (TypeError, lambda: HighwayNet(FEATURES), {"y": [0] * 9}, r"`y` must be a tensor of labels, got list\."),
@@ -322,6 +347,8 @@ LESION_ERRORS = {
     "beyond": (ValueError, lambda: HighwayNet(FEATURES, depth=5), [2, 6], r"`layers` .*, got 6\. This .* 2 to 5\."),
     "float": (TypeError, lambda: HighwayNet(FEATURES), 2.0, r"`layers` must be a layer's .*, got 2\.0"),
     "name": (TypeError, lambda: HighwayNet(FEATURES), ["blocks.0"], r"`layers` must be a .*, got \['blocks.0'\]"),
+    "own forward": (ValueError, lambda: nn.Sequential(*blocks(1), Doubled(nn.Linear(FEATURES, 2 * FEATURES))), 1,
+                    r"`model` must have blocks that run as HighwayBlock does, got '1', a Doubled with a forward of"),
     "compiled": (ValueError, lambda: torch.compile(HighwayNet(FEATURES)), 2, r"`model` must not be compiled"),
     "backwards": (ValueError, lambda: Backwards(*blocks(2)), 2,
                   r"`model` must run its layers in the order in which it holds them, .*, got layer 2 in place 1\. Let"),

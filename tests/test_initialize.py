@@ -9,11 +9,13 @@ import pytest
 import torch
 from cases import CLASSES, FEATURES, NETS, assert_same, fingerprint
 from scipy import stats
+from scipy.integrate import quad
 from scipy.special import psi
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.testing import assert_close
 
+from flowstudy import theory
 from flowstudy.nets import SCHEMES, HighwayBlock, HighwayNet, PlainBlock, PlainNet, initialize
 from flowstudy.train import stack
 
@@ -175,6 +177,79 @@ def test_critical_weights_lie_on_the_edge_of_chaos(activation, bias_var, weight_
     assert_close(critical[-1], unit[-1])
 
 
+class Halved(PlainBlock):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.affine(x)) / 2
+
+
+def chain(*modules: nn.Module, width: int = 20) -> nn.Sequential:
+    return nn.Sequential(*(part for module in modules for part in (nn.Linear(width, width), module)),
+                         nn.Linear(width, 4)).double()
+
+
+@pytest.mark.parametrize("make, options, bias_var, weight_var", [
+    (lambda: nn.LeakyReLU(0.5), {}, 0.0, 2 / 1.25),
+    (lambda: nn.LeakyReLU(), {}, 0.0, 2 / 1.0001),
+    (lambda: nn.LeakyReLU(-0.5), {}, 0.0, 2 / 1.25),
+    (lambda: nn.LeakyReLU(1.0), {}, 0.0, 1.0),
+    (lambda: nn.PReLU(20, init=0.25), {}, 0.0, 2 / 1.0625),
+    (lambda: nn.Hardtanh(-3.0, 3.0), {}, 0.0, 1.0),
+    (lambda: nn.Hardtanh(-3.0, 3.0), {}, 0.45, theory.critical_weight_var("hard_tanh", 0.05)),  # 3 clip(h / 3)
+    (lambda: nn.Hardtanh(-0.2, 7.0), {}, 0.0, 1.0),
+    (lambda: nn.ReLU6(), {}, 0.0, 2.0),
+    (lambda: nn.GELU(), {}, 0.21444471, 1.96627484),
+    (lambda: nn.Softplus(), {"activation": "relu"}, 0.0, 2.0),  # what is given is taken
+    (lambda: Halved(nn.Linear(20, 20)), {"activation": "tanh"}, 0.0, 1.0),
+], ids=str)
+def test_critical_weights_follow_the_activations_options(make, options, bias_var, weight_var):
+    """Closed forms at the slope and the range that the modules have, not at torch's defaults."""
+    net = chain(make(), make())
+    critical, unit = (weights_of(initialize(copy.deepcopy(net), scheme, bias_var=bias_var, **options))
+                      for scheme in ("critical", "lecun_normal"))
+    for w, u in zip(critical[:-1], unit[:-1], strict=True):
+        assert_close(w, u * math.sqrt(weight_var), rtol=1e-8, atol=0)
+    assert_close(critical[-1], unit[-1])
+
+
+def test_the_named_activation_has_the_options_of_its_modules():
+    """Two kinds of modules: the name says which is meant, the modules say with which slope or range."""
+    for name, module, weight_var in (("leaky_relu", nn.LeakyReLU(0.5), 1.6), ("hard_tanh", nn.ReLU6(), 2.0)):
+        net = chain(module, nn.Sigmoid())
+        critical, unit = (weights_of(initialize(copy.deepcopy(net), scheme, activation=name))
+                          for scheme in ("critical", "lecun_normal"))
+        assert_close(critical[0], unit[0] * math.sqrt(weight_var))
+
+
+@pytest.mark.parametrize("low, high", [(-0.4, 2.0), (0.0, 6.0), (-1.0, 0.0)])
+def test_critical_weights_of_a_lopsided_range(low, high):
+    """w E phi'^2 = 1 at the fixed point q = w E phi^2 + bias_var, found by iteration, means by scipy's quadrature."""
+    bias_var, net = 0.07, chain(nn.Hardtanh(low, high))
+    critical, unit = (weights_of(initialize(copy.deepcopy(net), scheme, bias_var=bias_var))[0]
+                      for scheme in ("critical", "lecun_normal"))
+    w, q = (critical[0, 0] / unit[0, 0]).item()**2, bias_var
+
+    def mean(function, q: float) -> float:
+        pieces = itertools.pairwise([-12 * q**0.5, low, high, 12 * q**0.5])
+        return sum(quad(lambda h: function(h) * stats.norm.pdf(h, 0, q**0.5), *ends, epsabs=1e-12)[0]
+                   for ends in pieces if ends[0] < ends[1])
+
+    for _ in range(400):
+        q = w * mean(lambda h: min(max(h, low), high)**2, q) + bias_var
+    assert w * mean(lambda h: float(low < h < high), q) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_leaky_signals_keep_their_mean_square_whatever_the_slope():
+    """E |h_L|^2 = E |h_0|^2 at any width and depth without biases: z < 4.5 over 300 nets of slope 0.5."""
+    ratios = []
+    for seed in range(300):
+        net = initialize(chain(*[nn.LeakyReLU(0.5)] * 6, width=30), "critical", seed=seed)[:-1]  # no read-out
+        x = torch.randn(1, 30, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        with torch.no_grad():
+            ratios.append((net(x).square().mean() / x.square().mean()).item())
+    assert abs(np.mean(ratios) - 1) < 4.5 * np.std(ratios) / math.sqrt(300)
+    assert np.std(ratios) / math.sqrt(300) < 0.06  # weights for slope 0.01 make it 3.8
+
+
 def test_bias_variance_is_that_of_every_ordinary_bias():
     """N(0, bias_var), 5 se and Kolmogorov-Smirnov; gate biases stay; weights are those without biases."""
     width, bias_var = 2000, 0.3
@@ -271,6 +346,17 @@ def test_only_weights_and_biases_of_affine_layers_change():
     assert_same(before, after)
 
 
+class Steep(nn.LeakyReLU):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+def uneven(module: nn.PReLU) -> nn.PReLU:
+    with torch.no_grad():
+        module.weight[0] = 0.5
+    return module
+
+
 ERRORS = {
     "misspelt scheme": (lambda: PlainNet(3, 3, 2, 2), {"scheme": "he_norml"},
                         r"`scheme` must be one of glorot_normal, .*, got 'he_norml'\. Did you mean 'he_normal'\?"),
@@ -292,7 +378,25 @@ ERRORS = {
     "critical what": (lambda: nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)), {"scheme": "critical"},
                       r"'critical' must know the activation, got None"),
     "mixed walk": (lambda: nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2)),
-                   {"scheme": "random_walk"}, r"'random_walk' knows gains for .*, got activation None"),
+                   {"scheme": "random_walk"}, r"'random_walk' knows gains for .*, got activation 'relu and tanh'"),
+    "two slopes": (lambda: chain(nn.LeakyReLU(0.1), nn.LeakyReLU(0.5)), {"scheme": "critical"},
+                   r"'critical' must know the activation, got leaky_relu\(0\.1\) and leaky_relu\(0\.5\)"),
+    "two slopes, named": (lambda: chain(nn.LeakyReLU(0.1), nn.LeakyReLU(0.5)),
+                          {"scheme": "critical", "activation": "leaky_relu"}, r"got leaky_relu\(0\.1\) and leaky_relu"),
+    "slopes by unit": (lambda: nn.Sequential(nn.Linear(3, 2), uneven(nn.PReLU(2)), nn.Linear(2, 2)),
+                       {"scheme": "critical"}, r"must know the activation, got PReLU\(num_parameters=2\)"),
+    "approximate gelu": (lambda: chain(nn.GELU("tanh")), {"scheme": "critical"},
+                         r"must know the activation, got GELU\(approximate='tanh'\)\. Pass `activation=`, or `gain=`"),
+    "elu": (lambda: chain(nn.ELU(2.0)), {"scheme": "critical"}, r"must know the activation, got ELU\(alpha=2\.0\)"),
+    "softplus beside relu": (lambda: chain(nn.ReLU(), nn.Softplus(3.0)), {"scheme": "critical"},
+                             r"must know the activation, got relu and Softplus\(beta=3\.0, threshold=20"),
+    "subclass": (lambda: chain(Steep(0.5)), {"scheme": "critical"}, r"must know the activation, got Steep\("),
+    "block of its own": (lambda: chain(Halved(nn.Linear(20, 20), "relu")), {"scheme": "critical"},
+                         r"must know the activation, got None"),
+    "range without 0": (lambda: chain(nn.Hardtanh(1.0, 2.0)), {"scheme": "critical"},
+                        r"'critical' with bias_var 0\.0: hard_tanh: `low` and `high` must be finite numbers around 0"),
+    "leaky with biases": (lambda: chain(nn.LeakyReLU(0.5)), {"scheme": "critical", "bias_var": 0.1},
+                          r"`bias_var` must be 0 for leaky_relu of slope 0\.5, got 0\.1\. .* weight_var 1\.6 without"),
     "parametrised": (lambda: nn.Sequential(nn.Linear(3, 3), parametrizations.weight_norm(nn.Linear(3, 3))), {},
                      r"every weight must be an ordinary parameter.*Remove its parametrization"),
     "lazy": (lambda: nn.Sequential(nn.Linear(3, 3), nn.LazyLinear(3)), {},

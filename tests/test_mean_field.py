@@ -10,8 +10,9 @@ import torch
 from flowstudy import theory
 from flowstudy.measure import gradient_flow, jacobian_spectrum
 from flowstudy.nets import PlainNet, initialize
-from flowstudy.theory.activations import ACTIVATIONS
+from flowstudy.theory.activations import ACTIVATIONS, hard_tanh, rectifier
 from flowstudy.theory.edge_of_chaos import critical_point
+from flowstudy.theory.gaussian import gaussian_mean
 
 SMOOTH = ("tanh", "erf", "gelu", "sigmoid")
 CURVED = ("tanh", "hard_tanh", "erf", "gelu", "sigmoid")  # a line of critical points, not one
@@ -232,6 +233,11 @@ PRECISE = {"tanh": (mpmath.tanh, lambda h: mpmath.sech(h)**2, []), "erf": (mpmat
            "sigmoid": (lambda h: 1 / (1 + mpmath.exp(-h)), None, [])}
 
 
+OWN = {  # with options of their own
+    "leaky 0.5": rectifier(.5), "leaky -0.3": rectifier(-.3), "clip -0.3 2": hard_tanh(-.3, 2.0),
+    "relu6": hard_tanh(0.0, 6.0), "clip -2 0": hard_tanh(-2.0, 0.0), "clip -3 3": hard_tanh(-3.0, 3.0)}
+
+
 def precise_mean(function, q: float, breaks: list[float]) -> float:
     std = mpmath.sqrt(q)
     ends = sorted([-14 * std, *(k * std for k in (-6, -2, 2, 6)), 14 * std, *breaks, 0])
@@ -265,11 +271,49 @@ def test_pair_means_against_a_plain_double_sum(activation, c):
         assert mean(np.asarray(c)) == pytest.approx(weight @ (function(u) * function(v)) @ weight, abs=1e-13)
 
 
-@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "hard_tanh"])
+@pytest.mark.parametrize("activation", OWN)
+@pytest.mark.parametrize("q", [.04, 1.7, 40.0])
+def test_means_with_options_against_mpmath(activation, q):
+    """V and E phi'^2 piece by piece between the kinks, in 25 digits; and V's slope in q, by central differences."""
+    phi, step = OWN[activation], 1e-6 * q
+    kinks = [float(k) for k in phi.kink_places]
+    with mpmath.workdps(25):
+        for function, mean in ((phi.value, phi.mean_square), (phi.slope, phi.squared_slope)):
+            square = precise_mean(lambda h, of=function: mpmath.mpf(float(of(np.float64(h))))**2, q, kinks)
+            assert mean(np.float64(q)) == pytest.approx(square, rel=1e-9)
+    difference = (phi.mean_square(np.float64(q + step)) - phi.mean_square(np.float64(q - step))) / (2 * step)
+    assert phi.mean_square_slope(np.float64(q)) == pytest.approx(difference, abs=1e-8)
+
+
+def test_ranges_scale_and_reflect():
+    """clip to [-3, 3] is 3 clip(h / 3) to [-1, 1]; clip to [-2, 0] of h is minus clip to [0, 2] of -h."""
+    c = np.linspace(-1, 1, 11)
+    for q in (.3, 20.0):
+        wide, unit = hard_tanh(-3.0, 3.0).pairs(q), ACTIVATIONS["hard_tanh"].pairs(q / 9)
+        assert wide.covariance(c) == pytest.approx(9 * unit.covariance(c), abs=1e-13)
+        assert wide.slope_covariance(c) == pytest.approx(unit.slope_covariance(c), abs=1e-14)
+        below, above = hard_tanh(-2.0, 0.0).pairs(q), hard_tanh(0.0, 2.0).pairs(q)
+        assert below.covariance(c) == pytest.approx(above.covariance(c), abs=1e-14)
+    assert theory.critical_weight_var(hard_tanh(-3.0, 3.0), .9) == pytest.approx(
+        theory.critical_weight_var("hard_tanh", .1), rel=1e-12)
+
+
+@pytest.mark.parametrize("a", [0.0, .4, 3.0])
+@pytest.mark.parametrize("activation", [name for name in OWN if name.startswith(("clip", "relu6"))])
+def test_opposite_inputs(activation, a):
+    """At c = -1 the second input is minus the first: E phi(h) phi(-h), by quadrature between all kinks."""
+    phi, q = OWN[activation], np.float64(.5 + a)
+    kinks = sorted({*phi.kink_places, *(-k for k in phi.kink_places)})
+    for function, mean in ((phi.value, phi.pairs(q).covariance), (phi.slope, phi.pairs(q).slope_covariance)):
+        expected = gaussian_mean(lambda h, function=function: function(h) * function(-h), q, kinks)
+        assert mean(np.asarray(-1.0)) == pytest.approx(expected, abs=1e-13)
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "hard_tanh", *OWN])
 @pytest.mark.parametrize("q", [.2, 3.0])
 def test_pair_means_with_kinks_obey_price(activation, q):
     """Covariance: the mean square at c = 1, E phi squared at c = 0, and slope q E phi' phi' between (Price 1958)."""
-    phi, q = ACTIVATIONS[activation], np.asarray(q)
+    phi, q = (ACTIVATIONS | OWN)[activation], np.asarray(q)
     pairs = phi.pairs(q)
     assert pairs.covariance(np.asarray(1.0)) == pytest.approx(phi.mean_square(q), rel=1e-13)
     assert pairs.slope_covariance(np.asarray(1.0)) == pytest.approx(phi.squared_slope(q), rel=1e-13)

@@ -6,11 +6,12 @@ import pytest
 import torch
 from cases import CLASSES, FEATURES
 from torch import nn
+from torch.nn.utils import parametrizations
 from torch.testing import assert_close
 
 from flowstudy import claims, plots
 from flowstudy.measure import gate_activity, lesion, lesion_losses
-from flowstudy.nets import HighwayNet, initialize
+from flowstudy.nets import HighwayBlock, HighwayNet, initialize
 from flowstudy.sweep import grid, run
 
 SAMPLES = 1203  # more than one chunk, and an uneven last one
@@ -51,6 +52,26 @@ def test_closed_layers_are_not_missed():
     net.set_gate_bias(-torch.inf)
     _, loss = lesion_losses(net, x.double(), y)
     assert_close(loss, loss[:1].expand(7), rtol=1e-13, atol=0)
+
+
+class Doubled(HighwayBlock):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("change", [
+    lambda net: setattr(net.blocks[1], "__class__", Doubled),
+    lambda net: net.blocks[1].register_forward_hook(lambda _module, _args, output: output * 2),
+    lambda net: net.blocks[1].affine.register_forward_hook(lambda _module, _args, output: output * 2),
+    lambda net: parametrizations.weight_norm(net.blocks[1].affine),
+    lambda net: net.register_forward_hook(lambda _module, _args, output: output * 2),
+])
+def test_other_nets_lesions_are_refused(change):
+    """A net that does not compute what the one pass over all lesions computes gets a line, not numbers."""
+    net, x, y = trained_like()
+    change(net)
+    with pytest.raises(ValueError, match=r"^lesion_losses: `net` must be a HighwayNet of HighwayBlocks"):
+        lesion_losses(net, x, y)
 
 
 def test_rows_are_the_measurements_of_each_net(tmp_path):

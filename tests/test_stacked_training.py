@@ -1,22 +1,27 @@
 """Stacked training by hand: autograd's gradients, no trace of how nets were grouped, and nothing lost by a kill."""
 
 import itertools
+from collections.abc import Callable
+from types import MethodType
 
 import pytest
 import torch
 from cases import CLASSES, FEATURES, assert_same
 from conftest import HAVE_CUDA
 from test_loop import SAMPLES, data, nets_of, settings, slow_training, weights_and_loss
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 from torch.testing import assert_close
 
 from flowstudy import ACTIVATIONS, HighwayNet, PlainNet, ResidualNet, initialize
+from flowstudy.nets import HighwayBlock, PlainBlock, ResidualBlock
 from flowstudy.train import Checkpoint, Moment, RecordAt, group, loop, stack, train
 from flowstudy.train.activations import STACKED
 from flowstudy.train.any_module import StackedModules
 from flowstudy.train.batches import Batches, batches
 from flowstudy.train.cuda_graph import GraphedSteps
-from flowstudy.train.fully_connected import StackedFullyConnected
+from flowstudy.train.fully_connected import StackedFullyConnected, trains_by_hand
 
 KINDS = [PlainNet, HighwayNet, ResidualNet]
 
@@ -48,6 +53,120 @@ def test_steps_by_hand_are_autograds(kind, activation):
         assert_close(hand.parameters(), auto.parameters(), rtol=1e-12, atol=1e-13)
         assert_close(hand.velocities(), auto.velocities(), rtol=1e-11, atol=1e-14)
         assert_close(hand.loss(), auto.loss(), rtol=1e-12, atol=0)
+
+
+class Doubled(PlainBlock):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class TwiceRead(PlainNet):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class Scaled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * super().forward(x)
+
+
+def double(_module: nn.Module, _args: tuple, output: Tensor) -> Tensor:
+    return 2 * output
+
+
+def sine(block: PlainBlock, x: Tensor) -> Tensor:
+    return torch.sin(block.affine(x))
+
+
+def replaced(part: str, make: Callable[[], nn.Module]) -> Callable[[nn.Module], object]:
+    def change(net: nn.Module) -> None:
+        holder, _, name = part.rpartition(".")
+        net.get_submodule(holder)._modules[name] = make()
+
+    return change
+
+
+CHANGES = {
+    "net": lambda net: setattr(net, "__class__", TwiceRead),
+    "forward of its own": lambda net: setattr(net.blocks[1], "forward", MethodType(sine, net.blocks[1])),
+    "block": lambda net: setattr(net.blocks[1], "__class__", Doubled),
+    "affine": lambda net: setattr(net.blocks[1].affine, "__class__", Scaled),
+    "read-out": lambda net: setattr(net.readout, "__class__", Scaled),
+    "hook on the net": lambda net: net.register_forward_hook(double),
+    "hook on a block": lambda net: net.blocks[1].register_forward_hook(double),
+    "hook on an affine map": lambda net: net.blocks[1].affine.register_forward_hook(double),
+    "hook before": lambda net: net.blocks.register_forward_pre_hook(lambda _module, args: (2 * args[0],)),
+    "weight norm": lambda net: parametrizations.weight_norm(net.blocks[1].affine),
+    "no bias": replaced("blocks.1.affine", lambda: nn.Linear(13, 13, bias=False)),
+    "another activation": lambda net: setattr(net.blocks[1], "activation", "gelu"),
+    "a module between": replaced("blocks.1", lambda: nn.Sequential(PlainBlock(nn.Linear(13, 13)), nn.Tanh())),
+    "another width": lambda net: [replaced("blocks.0", lambda: PlainBlock(nn.Linear(13, 6)))(net),
+                                  replaced("blocks.1", lambda: PlainBlock(nn.Linear(6, 13)))(net)],
+    "another kind": replaced("blocks.1", lambda: HighwayBlock(nn.Linear(13, 26))),
+    "residual input": replaced("input", lambda: ResidualBlock(nn.Linear(FEATURES, FEATURES))),
+    "deeper read-out": replaced("readout", lambda: nn.Sequential(nn.Linear(13, 4), nn.Linear(4, CLASSES))),
+    "tied": lambda net: setattr(net.blocks[1].affine, "weight", net.blocks[0].affine.weight),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_a_net_that_is_no_known_one_trains_as_what_it_is(case):
+    """Built as for training, three steps of it are autograd's of the changed net, weight by weight: float64, 1e-12."""
+    made = nets(PlainNet, "tanh", 13, 4, 2, torch.float64)
+    if case == "residual input":
+        made = nets(PlainNet, "tanh", FEATURES, 4, 2, torch.float64)
+    for net in made:
+        CHANGES[case](net)
+        net.double()
+    many, samples = stack(made), data(torch.float64)
+    momentum = torch.tensor([0.0, 0.9], dtype=torch.float64)
+    built = group.builder(many.template, samples.x_train, samples.y_train, 8)(many.state, momentum)
+    built.set_rate(torch.full((2,), 0.05, dtype=torch.float64))
+    optimizers = [torch.optim.SGD(net.parameters(), 0.05, momentum=m) for net, m in zip(made, [0.0, 0.9], strict=True)]
+    for index, weight in zip(*batches(21, 7, 0, 0), strict=True):
+        built.step(index, weight)
+        for net, optimizer in zip(made, optimizers, strict=True):
+            optimizer.zero_grad()
+            losses = F.cross_entropy(net(samples.x_train[index]), samples.y_train[index], reduction="none")
+            (losses * weight).sum().backward()
+            optimizer.step()
+    for i, net in enumerate(made):
+        for name, value in net.named_parameters():
+            assert_close(built.parameters()[name][i], value.detach(), rtol=1e-12, atol=1e-13)
+
+
+def test_backward_hooks_are_refused():
+    """vmap leaves them out: the net would train as if it had none."""
+    made, samples = nets(PlainNet, "tanh", 13, 4, 2, torch.float64), data(torch.float64)
+    for net in made:
+        net.blocks[1].register_full_backward_hook(lambda _module, into, _out: (2 * into[0],))
+    with pytest.raises(ValueError, match=r"^train: `nets` must have no backward hooks, got PlainNet with some"):
+        train(stack(made), samples, settings([0.1, 0.1], epochs=1))
+
+
+def test_frozen_weights_are_refused():
+    """They would be trained."""
+    made = nets(PlainNet, "tanh", 13, 4, 2, torch.float64)
+    for net in made:
+        net.blocks[1].requires_grad_(False)
+    with pytest.raises(ValueError, match=r"^train: `nets` must have no frozen weights, got 'blocks\.1\.aff"):
+        train(stack(made), data(torch.float64), settings([0.1, 0.1], epochs=1))
+
+
+@pytest.mark.parametrize("case", ["forward of its own", "hook on a block", "block"])
+def test_nets_that_compute_otherwise_do_not_stack(case):
+    """The forward pass is the first net's: a hook, or a class of the same name, on another would be lost."""
+    made = nets(PlainNet, "tanh", 13, 4, 2, torch.float64)
+    CHANGES[case](made[1])
+    with pytest.raises(ValueError, match=r"^stack: all nets must have the structure of the first, nets\[1\]"):
+        stack(made)
+
+
+def test_known_nets_are_trained_by_hand():
+    """The library's own, of every kind and depth: none has fallen out of the fast way."""
+    for kind, depth in itertools.product(KINDS, (1, 2, 5)):
+        assert trains_by_hand(kind(FEATURES, 13, depth, CLASSES, "tanh"))
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

@@ -10,6 +10,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from .copies import float64_copy
+from .dense_jacobian import jacobian
 from .layer_rules import layer_rule
 
 Blocks = nn.Sequential | Sequence[nn.Module]
@@ -19,11 +20,12 @@ def body_moments(blocks: Blocks, x: Float[Tensor, "2 width"], *, every: int = 1,
                  seed: int = 0) -> pd.DataFrame:
     """Two signals through `blocks` and the Jacobians at them, in float64: the columns of `theory.highway`, measured.
 
-    All but the gradient correlation is exact: the layers' Jacobians are known in closed form, and multiplied out, a
-    product of width^3 per layer. However small J becomes, P keeps its digits.
+    All but the gradient correlation is exact: the layers' Jacobians are known in closed form, those of other modules
+    by differentiation, row by row, and multiplied out, a product of width^3 per layer. However small J becomes, P keeps
+    its digits.
 
     Args:
-        blocks: plain, highway or residual layers of one width, not convolutional; a net's are `net.blocks`.
+        blocks: layers from vectors to vectors of one width, measured in eval mode; a net's are `net.blocks`.
         x: the two inputs of the first block.
         every: layers between two rows; the first and the last layer always have one.
         probes: random directions by which the gradient correlation is estimated: to about 1 / sqrt(width probes), or
@@ -41,7 +43,7 @@ def body_moments(blocks: Blocks, x: Float[Tensor, "2 width"], *, every: int = 1,
         the two inputs send back, on average over error signals.  All are nan behind a layer whose J is 0.
 
     Raises:
-        ValueError: no blocks, blocks of another kind or of several widths, a number that is no positive integer.
+        ValueError: no blocks, blocks of several widths or convolutional ones, a number that is no positive integer.
     """
     call = "body_moments"
     check(call, blocks, every=every, probes=probes)
@@ -60,10 +62,8 @@ def states(call: str, blocks: Blocks, h: Float64[Tensor, "2 width"], probes: int
     directions = torch.randn(width, probes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     sent = directions.to(h.device).expand(2, -1, -1)
     for block in blocks:
-        block = float64_copy(call, block)
-        jacobians = check_square(call, block, layer_rule(block, h), width)
+        h, jacobians = outputs_and_jacobians(call, float64_copy(call, block).eval(), h)
         with torch.no_grad():
-            h = block(h)
             total, sent = jacobians[0] @ total, jacobians @ sent
             square = total.square().sum() / width
             total, sent = total / square.sqrt(), sent / square.sqrt()
@@ -131,8 +131,23 @@ def check(call: str, blocks: Blocks, **integers: int) -> None:
         raise ValueError(f"{call}: `blocks` must hold at least one layer, got none. A net has some from depth 2 on.")
 
 
-def check_square(call: str, block: nn.Module, jacobians: Tensor | None, width: int) -> Tensor:
-    if jacobians is None or jacobians.shape[1:] != (width, width):
-        raise ValueError(f"{call}: `blocks` must be fully connected layers of the inputs' width {width}, "
-                         f"got {block!r}. Pass a net's `blocks`.")
-    return jacobians
+def outputs_and_jacobians(call: str, block: nn.Module, h: Float64[Tensor, "2 width"],
+                          ) -> tuple[Float64[Tensor, "2 width"], Float64[Tensor, "2 width width"]]:
+    """In closed form where the block is exactly what `layer_rule` knows, else by differentiation, input by input."""
+    width = h.shape[1]
+    try:
+        jacobians = layer_rule(block, h)
+        with torch.no_grad():
+            after = torch.cat([block(one.clone()) for one in (h.split(1) if jacobians is None else [h])])
+    except (RuntimeError, TypeError) as error:  # the block's own, about an input of this shape, or no tensor to join
+        raise not_square(call, block, width) from error
+    if after.shape != h.shape:
+        raise not_square(call, block, width)
+    if jacobians is None:
+        jacobians = torch.cat([jacobian(block, one) for one in h.split(1)])
+    return after, jacobians
+
+
+def not_square(call: str, block: nn.Module, width: int) -> ValueError:
+    return ValueError(f"{call}: `blocks` must be fully connected layers of the inputs' width {width}, got "
+                      f"{' '.join(repr(block).split())}. Pass a net's `blocks`.")

@@ -64,7 +64,8 @@ def gate_activity(model: nn.Module, x: Tensor, y: Tensor | None = None) -> GateA
         nan where the net has diverged.
 
     Raises:
-        ValueError, TypeError: a model that runs no HighwayBlock, an empty or non-finite batch, labels that do not fit.
+        ValueError, TypeError: a model that runs no HighwayBlock, or one with a forward of its own, an empty or
+            non-finite batch, labels that do not fit.
 
     Source: Srivastava, Greff, Schmidhuber 2015 (arXiv:1507.06228), section 4.1.
     """
@@ -97,8 +98,9 @@ def lesion(model: nn.Module, layers: int | Iterable[int]) -> Iterator[None]:
             plain layers included, so that a HighwayNet's are 2..depth.
 
     Raises:
-        ValueError: a number that is no highway layer's, as 1 is in a HighwayNet; a compiled model. In the model's
-            forward pass: layers that run in another order, for which the numbers would be wrong.
+        ValueError: a number that is no highway layer's, as 1 is in a HighwayNet; a compiled model; a HighwayBlock with
+            a forward of its own. In the model's forward pass: layers that run in another order, for which the numbers
+            would be wrong.
         TypeError: numbers that are no integers.
 
     Source: Srivastava, Greff, Schmidhuber 2015 (arXiv:1507.06228), section 4.2.
@@ -204,12 +206,22 @@ def layers_and_gates(call: str, model: nn.Module) -> tuple[list[nn.Module], dict
         for part in layer.modules():
             number.setdefault(part, i)
     # By its affine map: the layer is the block itself in `hidden_layers`, else the map, since it holds the weights.
-    gates = {name: number[m.affine] for name, m in model.named_modules()
-             if isinstance(m, HighwayBlock) and m.affine in number}
+    blocks = {name: m for name, m in model.named_modules() if isinstance(m, HighwayBlock)}
+    for name, block in blocks.items():
+        check_forward(call, name, block)
+    gates = {name: number[block.affine] for name, block in blocks.items() if block.affine in number}
     if not gates:
         raise ValueError(f"{call}: `model` must have a HighwayBlock among its layers, got {type(model).__name__} "
                          "without any.")
     return order, gates
+
+
+def check_forward(call: str, name: str, block: HighwayBlock) -> None:
+    """Hooks may be there: T is read off what the affine map puts out after them."""
+    if type(block).forward is not HighwayBlock.forward or "forward" in vars(block):
+        raise ValueError(f"{call}: `model` must have blocks that run as HighwayBlock does, got {name!r}, a "
+                         f"{type(block).__name__} with a forward of its own: what its gate does is not known. "
+                         "Pass the part of the model without it.")
 
 
 def inside_out(module: nn.Module) -> Iterator[nn.Module]:

@@ -2,10 +2,11 @@
 
 import torch
 from jaxtyping import Float64, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from flowstudy.nets import HighwayNet
-from flowstudy.nets.blocks import ACTIVATIONS
+from flowstudy.nets import HighwayBlock, HighwayNet
+from flowstudy.nets.blocks import ACTIVATIONS, runs_as
+from flowstudy.nets.fully_connected import FullyConnected
 
 CHUNK = 500  # samples: what goes through at once, times the number of layers, stays small
 
@@ -27,8 +28,12 @@ def lesion_losses(net: HighwayNet, x: Tensor, y: Int[Tensor, " sample"]
         Share of samples misclassified, and mean cross-entropy [nats], by lesion: first the intact net, then the lesions
         of layers 2..depth; on the CPU.
 
+    Raises:
+        ValueError: a net with layers of its own, or hooks: its layers are computed here as HighwayBlock's.
+
     Source: Srivastava, Greff, Schmidhuber 2015 (arXiv:1507.06228), section 4.2 and figure 4.
     """
+    check_highway_net(net)
     wrong = torch.zeros(net.depth, dtype=torch.float64, device=x.device)
     loss = torch.zeros_like(wrong)
     for part, labels in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
@@ -48,3 +53,10 @@ def variants(net: HighwayNet, x: Tensor) -> Tensor:
         through = torch.lerp(together, ACTIVATIONS[block.activation](h), torch.sigmoid(t))
         together = torch.cat([through, whole])  # the last to branch off has just lost this layer
     return together
+
+
+def check_highway_net(net: nn.Module) -> None:
+    known = isinstance(net, HighwayNet) and type(net).forward is FullyConnected.forward and runs_as(net, type(net))
+    if not known or not all(runs_as(b, HighwayBlock) and runs_as(b.affine, nn.Linear) for b in net.blocks):
+        raise ValueError(f"lesion_losses: `net` must be a HighwayNet of HighwayBlocks with nn.Linear, without hooks, "
+                         f"got {type(net).__name__} with a part of its own. Use `lesion`, one layer at a time.")

@@ -81,9 +81,12 @@ class GradientMonitor(Drawn):
                 are parts of one vector. Under DistributedDataParallel: of this process's loss and samples.
             activation_mean_square: over all entries of the layer's outputs.
 
-            Layers and norms are `gradient_flow`'s, in the order in which the model holds its layers, a row for a layer
-            that runs several times. -inf is an exact 0 (in a float64 model also what is below 1e-154), nan a diverged
-            net, or what the step did not have: a gradient of a frozen layer, or of one that the loss does not see.
+            Norms are `gradient_flow`'s, |h|^2 = h conj(h) where numbers are complex; of an output that is a tuple, dict
+            or dataclass, those of its first real or complex tensor. Layers are in the order in which the model holds
+            them, a row for a layer that runs several times. Weights in an nn.ParameterList or behind a parametrization
+            are those of the module around it that computes with them. -inf is an exact 0 (in a float64 model also what
+            is below 1e-154), nan a diverged net, or what the step did not have: a gradient of a frozen layer, or of one
+            that the loss does not see; an output of a layer that is not called.
 
         records: how many there are. The latest may be there only when the next step is made, or on leaving.
 

@@ -80,8 +80,14 @@ class Norms:
         return numbers
 
 
+def as_real(tensor: Tensor) -> Tensor:
+    """The real and imaginary parts of complex entries side by side: a tensor of the same norm, |h|^2 = h conj(h)."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
 def norm(tensor: Tensor) -> float | Tensor:
     """l2 norm; a number on a CPU, a float64 tensor elsewhere."""
+    tensor = as_real(tensor)
     if not tensor.is_cpu:
         return vector_norm(tensor, dtype=torch.float64)
     if tensor.dtype == torch.float32:
@@ -108,7 +114,7 @@ def norms(tensors: Sequence[Tensor]) -> Values:
         dense = [tensor.coalesce().values() if tensor.is_sparse else tensor for tensor in tensors]
         return [value for tensor in dense for value in norms([tensor])] if first.is_cpu else norms(dense)
     if first.is_complex():
-        return norms([torch.view_as_real(tensor) for tensor in tensors])
+        return norms([as_real(tensor) for tensor in tensors])
     if not first.is_cpu:
         return torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float64))
     if first.dtype == torch.float32 and first.numel() <= SMALL and len(tensors) > 1:
@@ -118,9 +124,7 @@ def norms(tensors: Sequence[Tensor]) -> Values:
 
 def norms_of_rows(stacked: Tensor) -> Values:
     """l2 norms of the parts of a stack."""
-    rows = stacked.flatten(1)
-    if rows.is_complex():
-        return norms_of_rows(torch.view_as_real(rows))
+    rows = as_real(stacked).flatten(1)
     if not rows.is_cpu:
         return vector_norm(rows, dim=1, dtype=torch.float64)
     if rows.dtype == torch.float32 and rows.shape[1] <= SMALL:

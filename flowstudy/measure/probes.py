@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.utils.hooks import RemovableHandle
 
-from .norms import Norms, norm, norms
+from .norms import Norms, as_real, norm, norms
+from .outputs import numbers_in
 
 current_task = torch._C._current_graph_task_id  # which backward pass the caller runs in
 HELD = 2**24  # entries of error signals on a GPU, kept to be measured by one kernel; more would cost memory
@@ -107,7 +108,7 @@ class Probes:
         if error.is_cpu:
             backward.errors.append((layer, norm(error)))
             return
-        backward.held.append((layer, error))
+        backward.held.append((layer, as_real(error)))
         backward.entries += error.numel()
         if backward.entries > HELD:
             backward.measure_held()
@@ -163,15 +164,18 @@ class Probes:
 
 
 class Layer:
-    """A layer's forward hook.  A copy of the model, in memory or in a file, has one that does nothing."""
+    """A layer's forward hook, on the first real or complex tensor of its output.
+
+    A copy of the model, in memory or in a file, has one that does nothing.
+    """
 
     def __init__(self, probes: Probes, layer: int):
         self.probes, self.layer = probes, layer
         self.first_output = partial(probes.error_arrived, layer, 0)
 
     def __call__(self, _module: nn.Module, _inputs: object, output: object) -> None:
-        h = output[0] if isinstance(output, tuple) and output else output
-        if not (isinstance(h, Tensor) and h.is_floating_point() and torch.is_grad_enabled()):
+        h = next(numbers_in(output), None)
+        if h is None or not torch.is_grad_enabled():
             return  # an evaluation in between is not part of the step
         probes, node = self.probes, h.grad_fn
         if probes.activations:  # at once: what follows may write into the layer's output

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.utils import parametrize
 
 from .layers import layers_of, weights_of
 
@@ -38,7 +39,7 @@ def watch(call: str, model: nn.Module, quantities: tuple[str, ...]) -> tuple[dic
     if not isinstance(model, nn.Module):
         raise TypeError(f"{call}: `model` must be an nn.Module, got {type(model).__name__}.")
     model = unwrapped(model)
-    layers = {name: layer for name, layer in layers_of(call, model).items() if is_called(layer)}
+    layers = running(model, layers_of(call, model))
     weights = weights_of(model, layers, layers)
     parameters = dict(model.named_parameters())
     wanted = list(dict.fromkeys(p for names in weights.values() for p in names))
@@ -51,8 +52,8 @@ def watch(call: str, model: nn.Module, quantities: tuple[str, ...]) -> tuple[dic
     pairs = [(layer, wanted.index(p)) for layer, name in enumerate(layers) for p in weights[name]]
     owners, owned = (np.array(column, dtype=int) for column in zip(*pairs, strict=True))
     names = [name.replace("_orig_mod.", "").removesuffix("._orig_mod") for name in layers]
-    return layers, Watched(names, [type(layer).__name__ for layer in layers.values()], tensors, owners, owned,
-                           quantities)
+    types = [parametrize.type_before_parametrizations(layer).__name__ for layer in layers.values()]
+    return layers, Watched(names, types, tensors, owners, owned, quantities)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -66,6 +67,22 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def is_called(layer: nn.Module) -> bool:
-    """nn.MultiheadAttention uses its output projection's weights without calling it: they are its own."""
-    return not isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear)
+def running(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """The layers; for one that only holds weights, the nearest module around it that computes with them."""
+    inside = {part for module in model.modules() if parametrize.is_parametrized(module)
+              for part in module.parametrizations.modules()}
+    found = set()
+    for name, layer in layers.items():
+        if layer._parameters:  # a container without weights is what the model lists as a hidden layer
+            while name and (layer in inside or not runs(layer)):
+                name = name.rpartition(".")[0]
+                layer = model.get_submodule(name)
+        found.add(layer)
+    return {name: module for name, module in model.named_modules() if module in found}
+
+
+def runs(layer: nn.Module) -> bool:
+    """A list of weights has no forward; nn.MultiheadAttention does not call its output projection, it uses the weights.
+    """
+    has_forward = type(layer).forward is not nn.Module.forward or "forward" in vars(layer)
+    return has_forward and not isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear)

@@ -83,6 +83,16 @@ class HighwayBlock(nn.Module):
         return f"activation={self.activation!r}"
 
 
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def runs_as(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a call of the module is `kind`'s own forward pass and nothing else: no subclass, no hook, and no
+    parametrization, which makes a subclass.  What is known about `kind` in closed form holds for no other module."""
+    return (type(module) is kind and "forward" not in vars(module)
+            and not any(getattr(module, hooks) for hooks in HOOKS))
+
+
 def check_activation(call: str, name: str) -> str:
     if name not in ACTIVATIONS:
         raise ValueError(f"{call}: `activation` must be one of {', '.join(ACTIVATIONS)}, got {name!r}.")

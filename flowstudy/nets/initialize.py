@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from flowstudy import theory
 
+from .activation_modules import Nonlinearity, activation_between
 from .blocks import HighwayBlock, PlainBlock
 from .residual import ResidualBlock
 
 WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-ACTIVATION_MODULES = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.GELU: "gelu",
-                      nn.Hardtanh: "hard_tanh", nn.LeakyReLU: "leaky_relu", nn.SiLU: "silu", nn.ELU: "elu"}
 
 
 @dataclass(frozen=True)
@@ -28,9 +27,9 @@ class Matrix:
     weight: Tensor
     fan_in: int
     fan_out: int
-    activation: str | None  # None: could not be told
-    bias: Tensor | None     # None: has none, or a gate's, which stays
-    bias_var: float         # of the bias that goes with it
+    activation: Nonlinearity | None  # None: could not be told
+    bias: Tensor | None              # None: has none, or a gate's, which stays
+    bias_var: float                  # of the bias that goes with it
 
 
 Draw = Float[np.ndarray, "out inner"]
@@ -90,12 +89,14 @@ def random_walk_exact(m: Matrix, gain: float | None, rng: np.random.Generator) -
 def critical(m: Matrix, gain: float | None, rng: np.random.Generator) -> Draw:
     """Var = weight_var / fan_in, on the edge of chaos for the given bias_var: `theory.critical_weight_var`.
 
-    Schoenholz et al. 2017 (arXiv:1611.01232). Linear units, as the read-out's, have weight_var 1.
+    Schoenholz et al. 2017 (arXiv:1611.01232). Linear units, as the read-out's, have weight_var 1; leaky ReLUs of slope
+    a 2 / (1 + a^2) (He et al. 2015, equation 15).
     """
     own = gain is None
     return normal(m, rng, (critical_gain(m.activation, m.bias_var) if own else gain) / math.sqrt(m.fan_in))
 
 
+FORWARDS = (PlainBlock.forward, HighwayBlock.forward, ResidualBlock.forward)  # that apply what `activation` names
 SCHEMES = {scheme.__name__: scheme for scheme in
            (glorot_normal, glorot_uniform, he_normal, he_uniform, lecun_normal, orthogonal, random_walk,
             random_walk_exact, critical)}
@@ -116,7 +117,9 @@ def initialize(model: nn.Module, scheme: str, *, seed: int = 0, gain: float | No
         seed: a non-negative integer.
         gain: replaces the scheme's own gain: the factor before 1 / sqrt(fan), dimensionless.
         activation: the non-linearity that follows the hidden layers; only random_walk, random_walk_exact and critical
-            ask for it, and only of models that have no or several activation modules.
+            ask for it, and only of models that have no or several activation modules. The slope of leaky_relu and the
+            range of hard_tanh are those of the model's nn.LeakyReLU or nn.PReLU, and nn.Hardtanh or nn.ReLU6, where it
+            has some, else 0.01 and [-1, 1].
         bias_var: biases are drawn from N(0, bias_var); 0 makes them 0. critical has the weights that go with it.
 
     Returns:
@@ -124,7 +127,8 @@ def initialize(model: nn.Module, scheme: str, *, seed: int = 0, gain: float | No
 
     Raises:
         ValueError: unknown scheme, negative seed or bias_var, a gain that is not positive and finite, a model without
-            weights, or a scheme that does not know the activation. The model is then unchanged.
+            weights, or a scheme that does not know the activation: several slopes, or modules with options that
+            `theory` does not have. The model is then unchanged.
     """
     if scheme not in SCHEMES:
         near = difflib.get_close_matches(str(scheme), SCHEMES, 1)
@@ -157,17 +161,17 @@ def generator(seed: int, *place: int) -> np.random.Generator:
 
 def weight_matrices(model: nn.Module, activation: str | None, bias_var: float) -> Iterator[Matrix]:
     """Each matrix of the model in registration order; a fused highway weight is two."""
-    hidden = activation or only_activation(model)
+    hidden = activation_between(model, activation)
     gated = {block.affine for block in model.modules() if isinstance(block, HighwayBlock)}
     blocks = [block for block in model.modules() if isinstance(block, PlainBlock | HighwayBlock | ResidualBlock)]
-    known = {block.affine: block.activation for block in blocks}
+    known = {block.affine: Nonlinearity(block.activation) for block in blocks if type(block).forward in FORWARDS}
     layers = [layer for layer in model.modules() if isinstance(layer, WEIGHT_LAYERS)]
     for layer in layers:
         if isinstance(layer, nn.modules.lazy.LazyModuleMixin) or layer._parameters.get("weight") is None:
             raise ValueError("initialize: every weight must be an ordinary parameter, got another in a "
                              f"{type(layer).__name__}. Remove its parametrization (or run one forward pass), "
                              "initialise, then put it back.")
-        follows = known.get(layer, "linear" if is_readout(layer, layers) else hidden)
+        follows = known.get(layer, Nonlinearity("linear") if is_readout(layer, layers) else hidden)
         weights, biases = (layer.weight,), (layer.bias,)
         if layer in gated:
             weights, biases = layer.weight.chunk(2), (layer.bias.chunk(2)[0], None)
@@ -182,29 +186,24 @@ def is_readout(layer: nn.Module, layers: list[nn.Module]) -> bool:
     return layer is layers[-1] and isinstance(layer, nn.Linear)
 
 
-def only_activation(model: nn.Module) -> str | None:
-    """The model's activation, where exactly one kind is among its modules."""
-    kinds = {name for module in model.modules() for kind, name in ACTIVATION_MODULES.items() if type(module) is kind}
-    return kinds.pop() if len(kinds) == 1 else None
-
-
-def random_walk_gain(activation: str | None, fan_in: int, exact: bool = False) -> float:
-    known = ("linear", "relu") if exact else ("linear", "relu", "tanh")
-    if activation not in known:
+def random_walk_gain(activation: Nonlinearity | None, fan_in: int, exact: bool = False) -> float:
+    known, name = ("linear", "relu") if exact else ("linear", "relu", "tanh"), activation and activation.name
+    if name not in known:
         raise ValueError(f"initialize: {'random_walk_exact' if exact else 'random_walk'!r} knows gains for "
-                         f"{', '.join(known[:-1])} and {known[-1]}, got activation {activation!r}. "
+                         f"{', '.join(known[:-1])} and {known[-1]}, got activation {name!r}. "
                          "Pass `activation=` if the model's is one of these, else `gain=`.")
-    return float(theory.random_walk_gain(activation, fan_in, exact))
+    return float(theory.random_walk_gain(name, fan_in, exact))
 
 
 @lru_cache(maxsize=64)
-def critical_gain(activation: str | None, bias_var: float) -> float:
-    if activation == "linear":
+def critical_gain(activation: Nonlinearity | None, bias_var: float) -> float:
+    if activation == Nonlinearity("linear"):
         return 1.0
-    if activation is None:
-        raise ValueError("initialize: 'critical' must know the activation, got None. Pass `activation=`, or `gain=`.")
+    if activation is None or not activation.is_known:
+        raise ValueError(f"initialize: 'critical' must know the activation, got {activation and activation.name}. "
+                         "Pass `activation=`, or `gain=`.")
     try:
-        return math.sqrt(theory.critical_weight_var(activation, bias_var))
+        return math.sqrt(theory.critical_weight_var(activation.in_theory, bias_var))
     except ValueError as error:
         raise ValueError(f"initialize: 'critical' with bias_var {bias_var!r}: {error}") from None
 

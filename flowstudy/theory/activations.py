@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import erf, expit, ndtr, owens_t
@@ -34,6 +34,7 @@ class Activation:
     """phi, and its means over h ~ N(0, q) as functions of q.
 
     Attributes:
+        name: for messages.
         value, slope, curvature: phi, phi' and phi''; the curvature of activations with kinks is None.
         mean_square: V = E phi^2.
         mean_square_slope: dV / dq = E[phi'^2 + phi phi''].
@@ -44,6 +45,7 @@ class Activation:
         bounded: phi^2 <= 1, and V is concave: the length map then has one attracting fixed point.
     """
 
+    name: str
     value: Function
     slope: Function
     mean_square: Function
@@ -76,7 +78,7 @@ def density(h: Result) -> Result:
 
 
 def rectifier(leak: float) -> Activation:
-    """max(h, leak h): Cho & Saul 2009, arc-cosine kernels of degree 1 and 0."""
+    """h above 0, leak h below: Cho & Saul 2009, arc-cosine kernels of degree 1 and 0."""
     gain = (1 + leak**2) / 2
 
     def values(q: Result, c: Result) -> Result:
@@ -89,6 +91,7 @@ def rectifier(leak: float) -> Activation:
         return leak + (1 - leak) ** 2 * bent / 2 + 0 * q
 
     return Activation(
+        name={0.0: "relu", 1.0: "linear"}.get(leak, f"leaky_relu of slope {leak:g}"),
         value=lambda h: np.where(h > 0, h, leak * h), slope=lambda h: np.where(h > 0, 1.0, leak),
         mean_square=lambda q: gain * q, mean_square_slope=lambda q: np.full_like(q, gain),
         squared_slope=lambda q: np.full_like(q, gain), pairs=closed(values, slopes),
@@ -107,7 +110,7 @@ def tanh_curvature(h: Result) -> Result:
 
 
 TANH = Activation(
-    value=np.tanh, slope=tanh_slope, curvature=tanh_curvature, bounded=True, pairs=TanhPairs,
+    name="tanh", value=np.tanh, slope=tanh_slope, curvature=tanh_curvature, bounded=True, pairs=TanhPairs,
     mean_square=lambda q: gaussian_mean(lambda h: np.tanh(h) ** 2, q),
     mean_square_slope=lambda q: gaussian_mean(lambda h: tanh_slope(h) * (1 - 3 * np.tanh(h) ** 2), q),
     squared_slope=lambda q: gaussian_mean(lambda h: tanh_slope(h) ** 2, q))
@@ -127,14 +130,14 @@ class SigmoidPairs:
 
 
 SIGMOID = Activation(
-    value=expit, slope=lambda h: expit(h) * expit(-h), bounded=True, pairs=SigmoidPairs,
+    name="sigmoid", value=expit, slope=lambda h: expit(h) * expit(-h), bounded=True, pairs=SigmoidPairs,
     curvature=lambda h: tanh_curvature(h / 2) / 8,
     mean_square=lambda q: (1 + TANH.mean_square(q / 4)) / 4,
     mean_square_slope=lambda q: TANH.mean_square_slope(q / 4) / 16,
     squared_slope=lambda q: TANH.squared_slope(q / 4) / 16)
 
 ERF = Activation(  # Williams 1997
-    value=erf, slope=lambda h: 2 / np.sqrt(np.pi) * np.exp(-(h**2)), bounded=True,
+    name="erf", value=erf, slope=lambda h: 2 / np.sqrt(np.pi) * np.exp(-(h**2)), bounded=True,
     curvature=lambda h: -4 / np.sqrt(np.pi) * h * np.exp(-(h**2)),
     mean_square=lambda q: 2 / np.pi * np.arcsin(2 * q / (1 + 2 * q)),
     mean_square_slope=lambda q: 4 / np.pi / ((1 + 2 * q) * np.sqrt(1 + 4 * q)),
@@ -143,46 +146,88 @@ ERF = Activation(  # Williams 1997
                  lambda q, c: 4 / np.pi / np.sqrt((1 + 2 * q) ** 2 - (2 * q * c) ** 2)))
 
 
-def kink_distance(q: Result) -> Result:
-    """1 / sqrt(q), in standard deviations; far enough where q is 0."""
-    return 1 / np.sqrt(np.maximum(q, 1e-4))  # beyond 38 the normal density is 0 in float64
+# --- hard tanh -------------------------------------------------------------------------------------------------------
 
 
-def both_above(a: Result, c: Result) -> Result:
-    """P(u > a, v > a) of standard normals with correlation c: Owen 1956."""
-    c = np.clip(c, -1, 1)
-    with np.errstate(divide="ignore"):
-        return ndtr(-a) - 2 * owens_t(a, np.sqrt((1 - c) / (1 + c)))
+def hard_tanh(low: float = -1.0, high: float = 1.0) -> Activation:
+    """clip(h, low, high) = h - (h - high)+ + (low - h)+, whose means are those of a normal variable's excesses.
+
+    Args:
+        low, high: the range; it must hold 0. nn.ReLU6 is that of 0 and 6.
+    """
+    if not (-np.inf < low <= 0 <= high < np.inf and low < high):
+        raise ValueError(f"hard_tanh: `low` and `high` must be finite numbers around 0, got {low!r} and {high!r}.")
+
+    def ends(q: Result) -> tuple[Result, Result]:
+        return kink_distance(high, q), kink_distance(-low, q)
+
+    def squared_slope(q: Result) -> Result:
+        return sum(erf(a / np.sqrt(2)) for a in ends(q)) / 2
+
+    def at_ends(q: Result) -> Result:
+        return sum(a * density(a) for a in ends(q))
+
+    def mean_square(q: Result) -> Result:
+        a, b = ends(q)
+        return q * (squared_slope(q) - at_ends(q)) + high**2 * ndtr(-a) + low**2 * ndtr(-b)
+
+    def values(q: Result, c: Result) -> Result:
+        a, b = ends(q)
+        return q * (c - 2 * c * (ndtr(-a) + ndtr(-b)) + both_excesses(a, a, c) + both_excesses(b, b, c)
+                    - 2 * both_excesses(a, b, -c))
+
+    def slopes(q: Result, c: Result) -> Result:
+        a, b = ends(q)
+        return (1 - 2 * (ndtr(-a) + ndtr(-b)) + both_above(a, a, c) + both_above(b, b, c) + 2 * both_above(a, b, -c))
+
+    return Activation(
+        name=f"hard_tanh of range [{low:g}, {high:g}]", value=lambda h: np.clip(h, low, high),
+        slope=lambda h: ((low < h) & (h < high)).astype(np.float64), kinks=((low, 1.0), (high, -1.0)),
+        pairs=closed(values, slopes), mean_square=mean_square, squared_slope=squared_slope,
+        mean_square_slope=lambda q: squared_slope(q) - at_ends(q))
 
 
-def both_excesses(a: Result, c: Result) -> Result:
-    """E max(u - a, 0) max(v - a, 0) of standard normals with correlation c: its second derivative is `both_above`."""
+def kink_distance(place: float, q: Result) -> Result:
+    """place / sqrt(q), in standard deviations; far enough where q is 0."""
+    if place == 0:
+        return np.zeros_like(q, dtype=np.float64)
+    return place / np.sqrt(np.maximum(q, 1e-4 * place**2))  # beyond 38 the normal density is 0 in float64
+
+
+def both_above(a: Result, b: Result, c: Result) -> Result:
+    """P(u > a, v > b) of standard normals with correlation c, for a and b not negative: Owen 1956."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        of_a = np.where(a == b, half_angle(c), rest(a, b, c) / a)
+        of_b = np.where(a == b, half_angle(c), rest(b, a, c) / b)
+    return (ndtr(-a) + ndtr(-b)) / 2 - owens_t(a, of_a) - owens_t(b, of_b)
+
+
+def both_excesses(a: Result, b: Result, c: Result) -> Result:
+    """E max(u - a, 0) max(v - b, 0) of standard normals with correlation c: its second derivative is `both_above`."""
     c = np.clip(c, -1, 1)
     root = np.sqrt((1 - c) * (1 + c))
+    with np.errstate(divide="ignore", invalid="ignore"):  # (1 - c^2) times the joint density is root times this
+        joint = np.where(root > 0, np.exp(-(a**2 + rest(a, b, c) ** 2) / 2), 0.0) / (2 * np.pi)
+    return ((c + a * b) * both_above(a, b, c) - b * density(a) * ndtr(-rest(a, b, c))
+            - a * density(b) * ndtr(-rest(b, a, c)) + root * joint)
+
+
+def half_angle(c: Result) -> Result:
+    """tan(acos(c) / 2)."""
+    c = np.clip(c, -1, 1)
+    with np.errstate(divide="ignore"):
+        return np.sqrt((1 - c) / (1 + c))
+
+
+def rest(a: Result, b: Result, c: Result) -> Result:
+    """(b - c a) / sqrt(1 - c^2): where v = b lies given u = a, in standard deviations of what is left of v."""
+    c = np.clip(c, -1, 1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        tail = ndtr(-a * np.sqrt((1 - c) / (1 + c)))
-        joint = np.where(c > -1, np.exp(-(a**2) / (1 + c)), 0.0) / (2 * np.pi)  # (1 - c^2) times the joint density
-    return (c + a**2) * both_above(a, c) - 2 * a * density(a) * tail + root * joint
+        value = np.where(a == b, a * half_angle(c), (b - c * a) / np.sqrt((1 - c) * (1 + c)))
+    return np.where(np.isnan(value), 0.0, value)  # 0 times infinity: both are 0, and opposite
 
 
-def hard_tanh_values(q: Result, c: Result) -> Result:
-    """clip(h) = h - (h - 1)+ + (-h - 1)+, multiplied out."""
-    a = kink_distance(q)
-    return q * (c - 4 * c * ndtr(-a) + 2 * both_excesses(a, c) - 2 * both_excesses(a, -c))
-
-
-def hard_tanh_slopes(q: Result, c: Result) -> Result:
-    a = kink_distance(q)
-    return 1 - 4 * ndtr(-a) + 2 * both_above(a, c) + 2 * both_above(a, -c)
-
-
-HARD_TANH = Activation(
-    value=lambda h: np.clip(h, -1, 1), slope=lambda h: (np.abs(h) < 1).astype(np.float64), bounded=True,
-    kinks=((-1.0, 1.0), (1.0, -1.0)), pairs=closed(hard_tanh_values, hard_tanh_slopes),
-    mean_square=lambda q: q * HARD_TANH.squared_slope(q) + 2 * (
-        ndtr(-kink_distance(q)) - q * kink_distance(q) * density(kink_distance(q))),
-    mean_square_slope=lambda q: HARD_TANH.squared_slope(q) - 2 * density(kink_distance(q)) * kink_distance(q),
-    squared_slope=lambda q: erf(kink_distance(q) / np.sqrt(2)))
+HARD_TANH = replace(hard_tanh(), name="hard_tanh", bounded=True)
 
 
 # --- gelu ------------------------------------------------------------------------------------------------------------
@@ -207,7 +252,7 @@ def gelu_slope(h: Result) -> Result:
 
 
 GELU = Activation(
-    value=lambda h: h * ndtr(h), slope=gelu_slope, curvature=lambda h: (2 - h**2) * density(h),
+    name="gelu", value=lambda h: h * ndtr(h), slope=gelu_slope, curvature=lambda h: (2 - h**2) * density(h),
     mean_square=lambda q: gelu_values(q, 1.0), squared_slope=lambda q: gelu_slopes(q, 1.0),
     mean_square_slope=lambda q: gaussian_mean(
         lambda h: gelu_slope(h) ** 2 + h * ndtr(h) * (2 - h**2) * density(h), q),
@@ -219,7 +264,9 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def activation_named(call: str, name: str) -> Activation:
+def activation_named(call: str, name: str | Activation) -> Activation:
+    if isinstance(name, Activation):
+        return name
     if name not in ACTIVATIONS:
         near = difflib.get_close_matches(str(name), ACTIVATIONS, 1)
         raise ValueError(f"{call}: `activation` must be one of {', '.join(ACTIVATIONS)}, got {name!r}."

@@ -24,10 +24,11 @@ class PowerLaw(NamedTuple):
     power: int
 
 
-def critical_weight_var(activation: str, bias_var: Values = 0.0) -> Result:
+def critical_weight_var(activation: str | Activation, bias_var: Values = 0.0) -> Result:
     """The weight variance (times fan_in) at which chi_1 = 1 for a given bias variance.
 
     weight_var = 1 / E phi'(h)^2 and bias_var = q - weight_var E phi(h)^2, h ~ N(0, q): one q for each bias_var.
+    By name, or with a slope or a range of its own: `theory.activations.rectifier`, `theory.activations.hard_tanh`.
     gelu's q attracts only from bias_var 0.17293 on; below, the length leaves it, and `mean_field` finds another phase.
 
     Raises:
@@ -73,12 +74,12 @@ def kink_loss(phi: Activation, q: Result) -> Result:
     return np.sqrt(1 / (2 * np.pi)) * sum(heights, np.zeros_like(q)) / np.sqrt(np.pi)
 
 
-def critical_point(call: str, activation: str, bias_var: Values) -> CriticalPoint:
+def critical_point(call: str, activation: str | Activation, bias_var: Values) -> CriticalPoint:
     phi = activation_named(call, activation)
     bias_var = check_number(call, "bias_var", bias_var, NON_NEGATIVE)
     if phi.gain is not None:
         if np.any(bias_var > 0):
-            raise ValueError(f"{call}: `bias_var` must be 0 for {activation}, got {bias_var.max():.6g}. Its only "
+            raise ValueError(f"{call}: `bias_var` must be 0 for {phi.name}, got {bias_var.max():.6g}. Its only "
                              f"critical point is weight_var {1 / phi.gain:.6g} without biases.")
         return CriticalPoint(np.full_like(bias_var, 1 / phi.gain), np.full_like(bias_var, np.nan))
     q = critical_length(phi, bias_var)

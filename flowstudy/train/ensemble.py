@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from flowstudy.nets.blocks import HOOKS
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,19 @@ def stack(nets: Sequence[nn.Module], device: torch.device | str = "cpu") -> Stac
     shapes = {name: value.shape for name, value in parameters[0].items()}
     for i, net in enumerate(nets):
         # The forward pass is the first net's: what has no parameters, as activations, must agree too, and repr has it.
-        if {name: value.shape for name, value in parameters[i].items()} != shapes or repr(net) != repr(nets[0]):
+        same = repr(net) == repr(nets[0]) and parts_of(net) == parts_of(nets[0])
+        if not same or {name: value.shape for name, value in parameters[i].items()} != shapes:
             raise ValueError(f"stack: all nets must have the structure of the first, nets[{i}] has another. "
                              "Stack nets of equal depth, width and activation.")
         if any(True for _ in net.buffers()):
             raise ValueError(f"stack: nets must have no buffers, nets[{i}] has some. Train it by itself.")
     return stack_states(copy.deepcopy(nets[0]), parameters, device)  # a copy: `device` must not move the net itself
+
+
+def parts_of(net: nn.Module) -> list[tuple]:
+    """What repr does not say of each module: its very class, a forward of its own, how many hooks it has."""
+    return [(parametrize.type_before_parametrizations(module), "forward" in vars(module), *(len(getattr(module, hooks)) for hooks in HOOKS))
+            for module in net.modules()]
 
 
 def stack_states(template: nn.Module, states: Sequence[dict[str, Tensor]], device: torch.device | str = "cpu") -> Stack:

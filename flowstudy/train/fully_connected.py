@@ -7,14 +7,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowstudy.nets.blocks import HighwayBlock, PlainBlock
-from flowstudy.nets.fully_connected import FullyConnected
-from flowstudy.nets.residual import ResidualBlock
+from flowstudy.nets.blocks import HighwayBlock, PlainBlock, runs_as
+from flowstudy.nets.fully_connected import FullyConnected, HighwayNet, PlainNet
+from flowstudy.nets.residual import ResidualBlock, ResidualNet
 
-from .activations import STACKED
+from .activations import SATURATED, STACKED
 from .batches import in_batches, padded_size
 from .stacked_layers import Affine, Biases, HighwayLayer, Kept, PlainLayer, ResidualLayer, Scratch, scratch_of
 
+NETS = (FullyConnected, PlainNet, HighwayNet, ResidualNet)
 LAYERS = {PlainBlock: PlainLayer, HighwayBlock: HighwayLayer, ResidualBlock: ResidualLayer}
 EVALUATION_BATCH = 512  # samples: what an evaluation keeps stays in the cache
 
@@ -136,6 +137,35 @@ class StackedFullyConnected:
         first, *blocks = self.layers
         pair = [block.keep(len(self), self.width, samples) for block in blocks[:2]]
         return [first.keep(len(self), self.width, samples), *(pair[i % 2] for i in range(len(blocks)))]
+
+
+# --- what is known ---------------------------------------------------------------------------------------------------
+
+
+def trains_by_hand(template: nn.Module) -> bool:
+    """Whether the template is, to the last hook and weight, a net that the hand-written layers compute.
+
+    Any other module is for StackedModules: a subclass or a replaced part would train as what it is not.
+    """
+    if not any(runs_as(template, net) for net in NETS) or not runs_as(template.blocks, nn.Sequential):
+        return False
+    blocks = list(template.blocks)
+    kind = type(blocks[0]) if blocks else PlainBlock
+    if kind not in LAYERS or not runs_as(template.input, PlainBlock) or not all(runs_as(b, kind) for b in blocks):
+        return False
+    if len({block.activation for block in blocks}) > 1:  # evaluation puts the blocks' outputs in the same two buffers
+        return False
+    affines = [template.input.affine, *(block.affine for block in blocks), template.readout]
+    if not all(runs_as(affine, nn.Linear) for affine in affines):
+        return False
+    width, rows = template.readout.weight.shape[1], LAYERS[kind].pre_rows
+    shapes = [(width, template.input.affine.weight.shape[1]), *[(rows * width, width)] * len(blocks),
+              tuple(template.readout.weight.shape)]
+    names = {f"{name}.{part}" for name in affine_names(template) for part in ("weight", "bias")}
+    parameters = dict(template.named_parameters())  # a tied weight has one name: the others are missing
+    return ([tuple(affine.weight.shape) for affine in affines] == shapes
+            and parameters.keys() == names and not any(True for _ in template.buffers())
+            and len({p.dtype for p in parameters.values()}) == 1 and next(iter(parameters.values())).dtype in SATURATED)
 
 
 def affine_names(template: FullyConnected) -> list[str]:

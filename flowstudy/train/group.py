@@ -8,14 +8,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from flowstudy.nets.fully_connected import FullyConnected
-
 from .any_module import StackedModules
 from .batches import Batches, padded_size
 from .cuda_graph import GraphedSteps
 from .datasets import Dataset
 from .ensemble import Stack
-from .fully_connected import StackedFullyConnected
+from .fully_connected import StackedFullyConnected, trains_by_hand
 
 Nets = StackedFullyConnected | StackedModules
 CHUNK = 50           # nets: fewer share the cost of a call worse (25 take 6 % longer, 13 a third), more fill the memory
@@ -117,7 +115,7 @@ def bytes_per_net(nets: Stack, data: Dataset, batch_size: int) -> int:
 
 
 def builder(template: nn.Module, x: Tensor, y: Tensor, samples: int) -> Callable[[dict, Tensor], Nets]:
-    if isinstance(template, FullyConnected):
+    if trains_by_hand(template):
         return lambda state, momentum: StackedFullyConnected(template, state, momentum, x, y, samples)
     return lambda state, momentum: StackedModules(template, state, momentum, x, y)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from .batches import batches, padded_size
 from .checkpoint import Checkpoint
@@ -144,7 +144,11 @@ def train(nets: Stack, data: Dataset, settings: Settings, tick: Callable[[int], 
         tick: called with a number of nets, for each that an epoch is over (or skipped), for a progress bar.
         at: when `observer` is called.
         checkpoint: a run that was killed goes on from it, to the same numbers; removed by the caller.
+
+    Raises:
+        ValueError: nets with backward hooks, which would not be called, or with frozen weights, which would be trained.
     """
+    check_nets(nets.template)
     run = Run(nets, data, settings, tick, observer, checkpoint)
     marks = at.updates(settings.epochs, run.per_epoch) if at is not None and observer is not None else []
     with matrix_precision(settings.precision, data.x_train.device):
@@ -152,6 +156,16 @@ def train(nets: Stack, data: Dataset, settings: Settings, tick: Callable[[int], 
         for epoch in range(run.progress.done // run.per_epoch, settings.epochs):
             run.epoch(epoch, marks)
     return run.history()
+
+
+def check_nets(template: nn.Module) -> None:
+    if any(module._backward_hooks or module._backward_pre_hooks for module in template.modules()):
+        raise ValueError(f"train: `nets` must have no backward hooks, got {type(template).__name__} with some, which "
+                         "torch.func.vmap does not call. Remove them, or train it in a loop of your own.")
+    frozen = [name for name, weight in template.named_parameters() if not weight.requires_grad]
+    if frozen:
+        raise ValueError(f"train: `nets` must have no frozen weights, got {frozen[0]!r}, which does not require a "
+                         "gradient. Train it in a loop of your own.")
 
 
 def mean_loss(nets: Stack, data: Dataset) -> Float[Tensor, " net"]:

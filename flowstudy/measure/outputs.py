@@ -1,0 +1,22 @@
+"""What a module puts out, whatever structure it puts it in."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+
+def numbers_in(value: object) -> Iterator[Tensor]:
+    """The real and complex tensors in a structure, in order; indices and masks are left out."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point() or value.is_complex():
+            yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from numbers_in(part)
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from numbers_in(part)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from numbers_in(getattr(value, field.name))
