@@ -311,7 +311,7 @@ CASES = {
     # one sample's output depends on another's: gradients, but no Jacobians
     "mixes by the mean": Case(lambda: layers(lambda h: h - h.mean(0)), refused=MIXED),
     "mixes in the middle": Case(lambda: layers(lambda h: h[[0, 2, 1, 3]].sin()), (4, 4), refused=MIXED),
-    "mixes in a sum of zero": Case(lambda: Of(lambda a, x: a(x) + a(x).mean() * torch.tensor([1.0, 1.0, -2.0]),
+    "mixes in a sum of zero": Case(lambda: Of(lambda a, x: (h := a(x)) + h.mean() * h.new_tensor([1.0, 1.0, -2.0]),
                                               nn.Linear(4, 3)), refused=MIXED),
     "mixes a later layer's": Case(lambda: layers(torch.tanh, lambda h: torch.cat([h[:1], h[1:] + h[:-1] / 2])),
                                   refused=MIXED),
@@ -469,7 +469,7 @@ def measured(model: nn.Module, x: Tensor, y: Tensor) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("name", ["optional argument", "random slopes", "checkpointed function", "no_grad block"])
+@pytest.mark.parametrize("name", ["random slopes", "no_grad block"])
 def test_the_context_of_the_call_changes_nothing(name, context):
     """Bit by bit the same inside as outside; afterwards the context is as it was."""
     _, model, x = made(name)
@@ -505,26 +505,27 @@ def test_measuring_does_not_disturb_training_in_another_thread():
     """Net A trains while net B is measured: A ends, bit by bit, where it ends alone."""
 
     def train(go_on: Callable[[int], bool]) -> list[float]:
-        generator = torch.Generator().manual_seed(0)
-        w = [torch.randn(8, 8, generator=generator).requires_grad_() for _ in range(3)]
-        x, losses = torch.randn(4, 8, generator=generator), []
+        generator, losses = torch.Generator().manual_seed(0), []
+        net, x = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)), torch.randn(4, 8, generator=generator)
+        for p in net.parameters():
+            nn.init.normal_(p, generator=generator)
+        optimizer = torch.optim.SGD(net.parameters(), 0.01)
         while go_on(len(losses)):
-            loss = (torch.tanh(F.linear(torch.tanh(F.linear(x, w[0])), w[1])) @ w[2]).square().mean()
-            nn.Module.__call__(nn.Identity(), loss).backward()
-            for p in w:
-                p.data -= 0.1 * p.grad
-                p.grad = None
+            optimizer.zero_grad()
+            loss = net(x).square().mean()
+            loss.backward()
+            optimizer.step()
             losses.append(loss.item())
         return losses
 
-    model = nn.Sequential(*(m for _ in range(20) for m in (nn.Linear(8, 8), nn.Tanh())))
+    measured = Of(lambda inner, x: inner(x) + 0, nn.Sequential(*(nn.Linear(8, 8) for _ in range(20))))
     x, y, stop = torch.randn(4, 8), torch.arange(4), threading.Event()
     with ThreadPoolExecutor(1) as pool:
         training = pool.submit(train, lambda step: not stop.is_set())
         try:
-            for _ in range(10):
-                gradient_flow(Of(lambda inner, x: inner(x) + 0, model), x, y)
-                jacobian_spectrum(Of(lambda inner, x: inner(x) + 0, model), x)
+            for _ in range(3):
+                gradient_flow(measured, x, y)
+                jacobian_spectrum(measured, x)
         finally:
             stop.set()
         losses = training.result()
@@ -538,7 +539,7 @@ def test_threads_measure_side_by_side():
     alone = [gradient_flow(model, x, loss=square).frame for model, x in models]
     spectra = [jacobian_spectrum(model, x).log_singular_values.numpy() for model, x in models]
     with ThreadPoolExecutor(4) as pool:
-        for _ in range(5):
+        for _ in range(2):
             together = pool.map(lambda pair: gradient_flow(*pair, loss=square).frame, models)
             beside = pool.map(lambda pair: jacobian_spectrum(*pair).log_singular_values.numpy(), models)
             assert all(one.equals(other) for one, other in zip(alone, together, strict=True))
