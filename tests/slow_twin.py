@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from flowstudy import GradientFlow, JacobianSpectrum
+from flowstudy import GradientFlow, JacobianSpectrum, jacobian_spectrum
 
 PRODUCTS = (F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
 ROUNDINGS = 2.0**12  # of a few dozen operations on a few dozen numbers each, forwards and backwards
@@ -152,3 +152,12 @@ def assert_spectrum_right(found: JacobianSpectrum, jacobians: np.ndarray, dtype:
     assert (np.abs(values - true) <= allowed).all(), f"found {values}, true {true}, allowed {allowed}"
     assert (found.below_floor.numpy() == np.isnan(logs).sum(1)).all()
     assert (stated[known] < 1.0).all(), f"known with an error of {stated[known].max()}"
+
+
+def by_product(model: nn.Module, x: Tensor) -> JacobianSpectrum | None:
+    """The product route's spectrum, which "auto" takes for some chains only; None of a model that is no chain."""
+    try:
+        return jacobian_spectrum(model, x, method="product")
+    except ValueError as refused:
+        assert str(refused).startswith("jacobian_spectrum: method='product'"), refused
+        return None

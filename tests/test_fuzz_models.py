@@ -23,7 +23,7 @@ from any_module import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from slow_twin import assert_flow_right, assert_spectrum_right, flow_of, jacobians_of
+from slow_twin import assert_flow_right, assert_spectrum_right, by_product, flow_of, jacobians_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -185,7 +185,12 @@ def check_spectrum(recipe, dtype: str) -> None:
     torch.manual_seed(1)
     found = jacobian_spectrum(model, x)
     torch.manual_seed(1)
-    assert_spectrum_right(found, jacobians_of(model.eval(), x), dtype)
+    as_product = by_product(model, x)
+    torch.manual_seed(1)
+    true = jacobians_of(model.eval(), x)
+    assert_spectrum_right(found, true, dtype)
+    if as_product is not None:
+        assert_spectrum_right(as_product, true, dtype)
 
 
 CHECKS = {"gradient_flow": check_flow, "jacobian_spectrum": check_spectrum}
