@@ -24,6 +24,7 @@ from .density import Density
 from .matrix_free import EPS, LinearMap
 
 FEWEST_QUERIES = 8       # 2 leading directions and 4 samples
+OWN_STREAM = 0x7F4A7C15  # any number that nobody seeds with
 PROBE_MEMORY = 2**28     # bytes of Krylov vectors held at once by `spectral_density`
 
 
@@ -90,7 +91,7 @@ def mean_squared_singular_value(linear_map: LinearMap, *, queries: int = 64, con
 
 def known_and_sampled(narrow: LinearMap, queries: int, seed: int) -> tuple[float, Float[Tensor, " samples"]]:
     """|J Q|_F**2, and independent unbiased samples of the rest of |J|_F**2."""
-    generator, leading = torch.Generator().manual_seed(seed), queries // 4
+    generator, leading = own_generator(seed), queries // 4
 
     def draw(rows: int, size: int) -> Tensor:
         return torch.randn(rows, size, generator=generator, dtype=torch.float64).to(narrow.device)
@@ -103,6 +104,12 @@ def known_and_sampled(narrow: LinearMap, queries: int, seed: int) -> tuple[float
         w = w - (w @ q) @ q.mT
     w = w / torch.linalg.vector_norm(w, dim=1, keepdim=True)
     return known, (narrow.inputs - leading) * narrow.forward(w).square().sum(1).cpu()
+
+
+def own_generator(seed: int) -> torch.Generator:
+    """A stream of its own: after torch.manual_seed(seed), the same stream may have drawn the weights that J is made of,
+    and a start that is a row of J sees that row twice."""
+    return torch.Generator().manual_seed((seed ^ OWN_STREAM) % 2**64)
 
 
 def square_sum(rows: Tensor) -> float:
@@ -160,7 +167,7 @@ def spectral_density(linear_map: LinearMap, *, queries: int = 16, steps: int = 3
                          "16 and 32 are usual.")
     narrow = linear_map.narrow
     steps = min(steps, narrow.inputs)
-    generator = torch.Generator().manual_seed(seed)
+    generator = own_generator(seed)
     starts = torch.randn(queries, narrow.inputs, generator=generator, dtype=torch.float64)
     group = max(1, PROBE_MEMORY // (8 * steps * (narrow.inputs + narrow.outputs)))
     parts = [bidiagonalize(narrow, start.to(narrow.device), steps) for start in starts.split(group)]
@@ -171,19 +178,20 @@ def spectral_density(linear_map: LinearMap, *, queries: int = 16, steps: int = 3
     top = s[~bad].max().item() if not bad.all() else 0.0
     floor = max(narrow.floor * top, narrow.outputs**0.5 * noise[~bad].max().item() if not bad.all() else 0.0)
     log_values = torch.where(s <= floor, 0.0, s).log()
-    unsettled = share_unsettled(s, beta[:, -1:].masked_fill(bad[:, None], 0.0) * u[:, -1].abs())
+    unsettled = share_unsettled(s, beta[:, -1:].masked_fill(bad[:, None], 0.0) * u[:, -1].abs(), floor)
     columns = (torch.where(bad[:, None], torch.nan, column).flip(1)
                for column in (log_values, vh[:, :, 0].square(), unsettled))
     return Density(*columns, resolved_above=math.log(floor) if floor > 0 else -math.inf)
 
 
-def share_unsettled(s: Float[Tensor, "query steps"], residual: Float[Tensor, "query steps"],
+def share_unsettled(s: Float[Tensor, "query steps"], residual: Float[Tensor, "query steps"], floor: float,
                     ) -> Float[Tensor, "query steps"]:
     """0 for a node that is a singular value, 1 for one that stands for several: its residual |J^T u - s v| against the
-    distance to the next node or to 0, which bounds the angle between v and a singular vector (Davis & Kahan 1970)."""
+    distance to the next node or to 0, which bounds the angle between v and a singular vector (Davis & Kahan 1970).
+    Below the floor a residual is rounding."""
     below = s - torch.nn.functional.pad(s[:, 1:], (0, 1))
     gap = torch.minimum(below, torch.nn.functional.pad(below[:, :-1], (1, 0), value=math.inf))
-    return torch.where(residual > 0, (residual / gap).clamp(max=1.0), 0.0)
+    return torch.where(residual > floor, (residual / gap).clamp(max=1.0), 0.0)
 
 
 def bidiagonalize(narrow: LinearMap, starts: Float[Tensor, "query inputs"], steps: int,

@@ -46,10 +46,10 @@ def stack(nets: Sequence[nn.Module], device: torch.device | str = "cpu") -> Stac
     if not nets:
         raise ValueError("stack: `nets` must hold at least one net, got none.")
     parameters = [dict(net.named_parameters()) for net in nets]
-    shapes = {name: value.shape for name, value in parameters[0].items()}
+    shapes, parts = {name: value.shape for name, value in parameters[0].items()}, parts_of(nets[0])
     for i, net in enumerate(nets):
         # The forward pass is the first net's: what has no parameters, as activations, must agree too, and repr has it.
-        same = repr(net) == repr(nets[0]) and parts_of(net) == parts_of(nets[0])
+        same = repr(net) == repr(nets[0]) and parts_of(net) == parts
         if not same or {name: value.shape for name, value in parameters[i].items()} != shapes:
             raise ValueError(f"stack: all nets must have the structure of the first, nets[{i}] has another. "
                              "Stack nets of equal depth, width and activation.")
@@ -60,8 +60,8 @@ def stack(nets: Sequence[nn.Module], device: torch.device | str = "cpu") -> Stac
 
 def parts_of(net: nn.Module) -> list[tuple]:
     """What repr does not say of each module: its very class, a forward of its own, how many hooks it has."""
-    return [(parametrize.type_before_parametrizations(module), "forward" in vars(module), *(len(getattr(module, hooks)) for hooks in HOOKS))
-            for module in net.modules()]
+    return [(parametrize.type_before_parametrizations(module), "forward" in vars(module),
+             *(len(getattr(module, hooks)) for hooks in HOOKS)) for module in net.modules()]
 
 
 def stack_states(template: nn.Module, states: Sequence[dict[str, Tensor]], device: torch.device | str = "cpu") -> Stack:
