@@ -43,7 +43,7 @@ class Scaled:
 
 def peak(tensor: Tensor, lead: int) -> Float[Tensor, "*net"]:
     """The largest size of an entry."""
-    flat = tensor.abs().flatten(lead)
+    flat = tensor.abs().reshape(*tensor.shape[:lead], -1)
     return flat.amax(-1).double() if flat.shape[-1] else flat.sum(-1).double()
 
 

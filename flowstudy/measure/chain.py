@@ -155,7 +155,8 @@ def proved_jacobians(chain: list[Factor], agreement: float = AGREEMENT) -> Itera
     """The Jacobian of every factor, each held against the backward pass of the uncut graph.
 
     A random cotangent at the output is pulled back once through the whole graph; at every cut it must be what the
-    factor makes of it.  Where it has left float64's safe range, another is pulled through the factor alone.
+    factor makes of it.  Samples in which it has left float64's safe range are held against another one, pulled back
+    through the factor alone, and through it and the one before it.
 
     Raises:
         NotProvedError: they differ.
@@ -164,17 +165,36 @@ def proved_jacobians(chain: list[Factor], agreement: float = AGREEMENT) -> Itera
     row = last.random_row()
     images = torch.autograd.grad(last.end, [factor.start for factor in chain], row, retain_graph=True,
                                  allow_unused=True)
-    rows = [*images[1:], row]
-    for factor, own, image in zip(chain, rows, images, strict=True):
-        if own is None or image is None or not (is_safe(own) and is_safe(image)):
-            own = factor.random_row()
-            image = factor.back(own)
+    before: tuple[Factor, Tensor] | None = None
+    for factor, own, image in zip(chain, [*images[1:], row], images, strict=True):
         jacobians = factor.jacobian()
-        if not proves(jacobians, own, image, agreement):
+        own, image = whole(own, factor.end, row), whole(image, factor.start, row)
+        seen = is_safe(own)
+        here = proves(jacobians[seen], own[seen], image[seen], agreement)
+        if not here or not (seen.all() or proves_alone(factor, jacobians, before, ~seen, agreement)):
             raise NotProvedError(factor.name)
+        before = factor, jacobians
         yield jacobians
 
 
-def is_safe(value: Tensor) -> bool:
+def proves_alone(factor: Factor, jacobians: Tensor, before: tuple[Factor, Tensor] | None, samples: Tensor,
+                 agreement: float) -> bool:
+    """In these samples: the factor, and the factor with the one before it, as stretches of their own."""
+    row = factor.random_row()
+    if not proves(jacobians[samples], row[samples], factor.back(row)[samples], agreement):
+        return False
+    if before is None:
+        return True
+    through = Stretch(before[0].start, factor.end, factor.device).back(row)
+    middle = (row.reshape(len(row), 1, -1) @ jacobians).squeeze(1)
+    return proves(before[1][samples], middle[samples], through[samples], agreement)
+
+
+def whole(value: Tensor | None, edge: GradientEdge, like: Tensor) -> Tensor:
+    return like.new_zeros(shape_of(edge)) if value is None else value
+
+
+def is_safe(value: Tensor) -> Tensor:
+    """By sample: nothing of it has been lost at the ends of float64's range."""
     size = value.abs().reshape(len(value), -1).amax(-1)
-    return bool(((size < SAFE) & (size > 1 / SAFE)).all())
+    return (size < SAFE) & (size > 1 / SAFE)

@@ -1,6 +1,5 @@
 """One untouched forward pass of a model, and what its layers put out: hooks look on, and change nothing."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .graph import edge_of
+from .outputs import numbers_in
 
 ACTIVATION_STATISTICS = ("activation_mean", "activation_mean_square", "zero_fraction", "activation_correlation")
 current_backward_pass = torch._C._current_graph_task_id  # -1 outside of backward passes
@@ -64,22 +64,6 @@ def watched_pass(model: nn.Module, x: Tensor, layers: Mapping[str, nn.Module], l
         stack.enter_context(LooseWeights(loose, x, seen) if loose else nullcontext())
         output = model(x)
     return output, uses
-
-
-def numbers_in(value: object) -> Iterator[Tensor]:
-    """The real and complex tensors in a structure, in order."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point() or value.is_complex():
-            yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from numbers_in(part)
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from numbers_in(part)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from numbers_in(getattr(value, field.name))
 
 
 def activation_statistics(h: Tensor, lead: int, samples: int) -> tuple[Float[Tensor, "*net"], ...]:

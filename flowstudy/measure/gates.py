@@ -14,7 +14,8 @@ from flowstudy.nets import HighwayBlock
 
 from .context import RandomState
 from .copies import check_input, float64_copy
-from .layers import hooks, layers_of
+from .forward import LooseWeights
+from .layers import hooks, layers_of, shared_out
 
 CHUNK = 512  # inputs that run at once: bounds the memory that 60,000 images take in a convolutional net
 
@@ -166,7 +167,12 @@ def gates_in_one_pass(call: str, model: nn.Module, x: Tensor) -> dict[Use, Gates
         waiting.clear()
         return output
 
-    with hooks({name: block.affine for name, block in blocks.items()}, read), hooks(layers_of(call, model), count):
+    layers, loose = shared_out(model)
+    with ExitStack() as stack:   # layers are counted as in gradient_flow
+        stack.enter_context(hooks({name: block.affine for name, block in blocks.items()}, read))
+        stack.enter_context(hooks(layers, count))
+        if loose:
+            stack.enter_context(LooseWeights(loose, x, lambda name, *_: count(name, x)))
         model(x)
     return gates
 

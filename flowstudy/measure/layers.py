@@ -135,8 +135,9 @@ def is_weight(name: str, ndim: int) -> bool:
 def shared_out(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, nn.Parameter]]:
     """The layers that are measured by what they put out, and the weights that are measured by each use of them.
 
-    A module of torch's own, or one with a single weight and no layer inside, is a layer.  Of a module that computes
-    with several weights of its own, or with weights that it keeps in a list, every use of every weight is a layer.
+    A module of torch's own, or one with a single weight and no layer inside, is a layer, and so is one that has a
+    scale or a bias but no weight.  Of a module that computes with several weights of its own, with one beside layers
+    inside it, or with weights that it keeps in a list, every use of every weight is a layer.
     """
     if listed := listed_layers(model):
         return listed, {}
@@ -145,7 +146,8 @@ def shared_out(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, nn.Par
     layers, loose = {}, {}
     for module in own - containers(model):
         weights = own_weights(module)
-        alone = len(weights) <= 1 and not any(part in own for part in module.modules() if part is not module)
+        inside = any(part in own for part in module.modules() if part is not module)
+        alone = not weights or (len(weights) == 1 and not inside)
         if alone or is_torchs_own(module):
             layers[names[module]] = module
         else:
@@ -162,11 +164,11 @@ def containers(model: nn.Module) -> set[nn.Module]:
 
 
 def own_weights(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The module's own weights; where it has none, all of its own parameters."""
+    """The module's own weights, biases and scales left out."""
     own = {name: p for name, p in module._parameters.items() if p is not None}
     if parametrize.is_parametrized(module):
         own |= {f"parametrizations.{name}": p for name, p in module.parametrizations.named_parameters()}
-    return {name: p for name, p in own.items() if is_weight(name, p.ndim)} or own
+    return {name: p for name, p in own.items() if is_weight(name, p.ndim)}
 
 
 def is_torchs_own(module: nn.Module) -> bool:

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from .backward import backward_pass
 from .context import RandomState
-from .forward import Use, numbers_in, watched_pass
+from .forward import Use, watched_pass
 from .graph import coarsest, edge_of, leaves_in, reachable
 from .layer_statistics import kind_of_gradient, log10_norm, nothing, statistics_of
 from .layers import is_weight, kind_of, listed_layers, parts_of_own_net, positions, shared_out, weights_of
 from .losses import Loss, check_labels
+from .outputs import numbers_in
 
 REPEATED = 1e-9  # relative difference between two passes of one model that rounding explains
 
@@ -66,10 +67,11 @@ def measure(call: str, fresh: Callable[[], nn.Module], x: Tensor, y: Tensor | No
 
 def repeats(probe: nn.Module, x: Tensor, output: object, state: RandomState) -> bool:
     """A fresh copy gives the same output, to rounding, from the same random state."""
-    with state.replayed(), torch.no_grad():
-        again = probe(x.clone())
-    return all(torch.allclose(one.nan_to_num(), other.nan_to_num(), rtol=REPEATED, atol=0.0) if one.shape == other.shape
-               else False for one, other in zip(numbers_in(output), numbers_in(again), strict=False))
+    with state.replayed():
+        again = probe(x.detach().clone().requires_grad_(x.is_floating_point()).clone())
+    pairs = zip(numbers_in(output), numbers_in(again), strict=False)
+    return all(one.shape == other.shape and torch.allclose(one, other, rtol=REPEATED, atol=0.0, equal_nan=True)
+               for one, other in pairs)
 
 
 def one_pass(call: str, probe: nn.Module, x: Tensor, y: Tensor | None, objective: Loss, loss: str | Loss,
