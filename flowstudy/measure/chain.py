@@ -13,10 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flowstudy.nets.blocks import runs_as
+
 from .dense_jacobian import AGREEMENT, Stretch, proves, reverse_rows
 from .graph import GradientEdge, Key, Segment, edge_of, key_of, leaves_in, segments_between, shape_of
 from .layer_rules import BLOCK_RULES, UNITWISE, layer_rule
-from .layers import is_as_written, listed_layers
+from .layers import listed_layers
 
 SAFE = 2.0**300  # cotangents of this size, or below its inverse, are drawn anew: they may have lost digits
 
@@ -52,7 +54,7 @@ def noted_calls(model: nn.Module) -> Iterator[dict[Key, Call]]:
             key, x, version = noted
             calls.setdefault(key, Call(module, x, version, edge_of(output)))
 
-    known = [module for module in model.modules() if is_as_written(module)
+    known = [module for module in model.modules() if runs_as(module, type(module))
              and (type(module) is nn.Linear or type(module) in BLOCK_RULES or type(module) in UNITWISE)]
     with ExitStack() as stack:
         for module in known:

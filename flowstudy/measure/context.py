@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -15,8 +15,8 @@ P, R = ParamSpec("P"), TypeVar("R")
 def in_own_context(measurement: Callable[P, R]) -> Callable[P, R]:
     """The measurement of a model, in a context of its own.
 
-    Gradients are on, inference mode and autocast are off, and what the model makes without naming a device is made on
-    the device of its parameters, whatever the caller's context says.  All of these are settings of the calling thread.
+    Gradients are on, inference mode and autocast are off, and the caller's default device is that of the model's
+    parameters while the model runs, and none else.  All of these are settings of the calling thread.
     """
     @functools.wraps(measurement)
     def measured(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -24,12 +24,27 @@ def in_own_context(measurement: Callable[P, R]) -> Callable[P, R]:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
-            stack.enter_context(torch.device(device_of(model)))
+            stack.enter_context(torch._C.DisableTorchFunction() if caller_has_modes() else nullcontext())
             for kind in {"cpu", device_of(model).type}:
                 stack.enter_context(torch.autocast(kind, enabled=False))
             return measurement(*args, **kwargs)
 
     return measured
+
+
+def caller_has_modes() -> bool:
+    """A default device is one: it sees every call of torch's, at some microseconds each."""
+    return torch._C._len_torch_function_stack() > 0
+
+
+@contextmanager
+def modes_of_the_model(device: torch.device) -> Iterator[None]:
+    """What runs inside makes its tensors on this device, if the caller has named another for his own."""
+    if not caller_has_modes():
+        yield
+        return
+    with torch._C._EnableTorchFunction(), device:
+        yield
 
 
 def device_of(model: object) -> torch.device:
@@ -77,10 +92,25 @@ class RandomState:
         """A pass that draws what the first pass drew."""
         if self.drew:
             self.restore()
+        draws = Draws()
         try:
-            with Draws() as draws:
+            with modes_of_the_model(self.device), draws:
                 yield
         finally:
             self.drew = self.drew or draws.any
             if self.drew:
                 self.restore()
+
+    def repeated(self, function: Callable[P, R]) -> Callable[P, R]:
+        """The function, drawing what the first pass drew whenever it is called."""
+        def again(*args: P.args, **kwargs: P.kwargs) -> R:
+            if self.drew:
+                self.restore()
+            try:
+                with modes_of_the_model(self.device):
+                    return function(*args, **kwargs)
+            finally:
+                if self.drew:
+                    self.restore()
+
+        return again

@@ -109,32 +109,45 @@ def jacobian(function: Function, x: Float[Tensor, "sample *inputs"], *,
         chunk: rows or columns computed at once; None fits a memory budget. Does not change the result.
     """
     start, y = run(function, x)
-    return jacobian_of(Stretch(start, edge_of(y), x.device), chunk, function, x)
+    return jacobian_of(Stretch(start, edge_of(y), x.device), chunk, function, x)[0]
 
 
 def jacobian_of(stretch: Stretch, chunk: int | None = None, function: Function | None = None, x: Tensor | None = None,
-                ) -> Float[Tensor, "sample outputs inputs"]:
+                ) -> tuple[Float[Tensor, "sample outputs inputs"], Float[Tensor, " sample"]]:
     """The Jacobian of a stretch, row by row; column by column where there are fewer and the function is given.
+
+    And the spectral norm of its rounding error, as the random combination of rows shows it.
 
     Columns come of forward mode, which runs the function again.  They are taken if a random combination of rows,
     pulled back through the graph, agrees with them: not every operation has the forward derivative that belongs to
     its backward one, and a function may be another one each time.
     """
     size = chunk or stretch.at_once()
+    row = stretch.random_row()
+    image = stretch.back(row)
     if function is not None and stretch.outputs > stretch.inputs:
         try:
             columns = forward_columns(function, x, size)
         except Exception:  # an operation without a forward derivative: the same by rows
             columns = None
-        if columns is not None and proves(columns, *row_and_image(stretch)):
-            return columns
+        if columns is not None and proves(columns, row, image):
+            return columns, rounding(columns, row, image)
     rows = reverse_rows(stretch, size)
-    return rows if proves(rows, *row_and_image(stretch)) else reverse_rows(stretch, 1)  # a wrong rule for batches
+    if not proves(rows, row, image):   # a wrong rule for batches, or so much cancellation that rounding is all there is
+        rows = reverse_rows(stretch, 1)
+    return rows, rounding(rows, row, image)
 
 
-def row_and_image(stretch: Stretch) -> tuple[Tensor, Tensor]:
-    row = stretch.random_row()
-    return row, stretch.back(row)
+def rounding(jacobians: Float[Tensor, "sample outputs inputs"], row: Float[Tensor, "sample *outputs"],
+             image: Float[Tensor, "sample *inputs"]) -> Float[Tensor, " sample"]:
+    """Estimate of the Jacobian's error in Frobenius norm, from one random row r: |r^T E|^2 is |r|^2 |E|^2 / outputs.
+
+    What r^T J, computed from the Jacobian, and the image of r, computed by itself, differ by is rounding of both.
+    """
+    row = row.reshape(len(row), 1, -1).double()
+    gap = (row @ jacobians).squeeze(1) - image.reshape(len(row), -1).double()
+    size = torch.linalg.vector_norm(row.flatten(1), dim=-1)
+    return torch.linalg.vector_norm(gap, dim=-1) / size * row.shape[-1] ** 0.5
 
 
 def proves(jacobians: Float[Tensor, "sample outputs inputs"], row: Float[Tensor, "sample *outputs"],

@@ -7,8 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flowstudy.nets import ACTIVATIONS, HighwayBlock, PlainBlock, ResidualBlock
-
-from .layers import is_as_written
+from flowstudy.nets.blocks import runs_as
 
 # Modules that act unit by unit, in eval mode; the derivative comes from autograd, so their options do not matter.
 UNITWISE = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Hardtanh, nn.Softplus, nn.Identity)
@@ -21,7 +20,7 @@ def layer_rule(function: object, x: Float[Tensor, "sample *inputs"]) -> Float[Te
     T H' W_H + (H - x) T' W_T + diag(1 - T).  Known are the three blocks and `nn.Linear`, alone or followed by
     unit-wise modules: exactly these classes, since a subclass may compute something else, and without hooks.
     """
-    if x.ndim != 2 or not isinstance(function, nn.Module) or not all(map(is_as_written, function.modules())):
+    if x.ndim != 2 or not isinstance(function, nn.Module) or not all(runs_as(m, type(m)) for m in function.modules()):
         return None
     if type(function) in BLOCK_RULES:
         return BLOCK_RULES[type(function)](function, x) if type(function.affine) is nn.Linear else None

@@ -11,7 +11,7 @@ from .chain import NotProvedError, proved_jacobians
 from .context import RandomState, in_own_context
 from .layers import parts_of_own_net
 from .product_svd import partial_product_svd, product_svd
-from .routes import RESOLVED, agreement_of, dtype_name, eps_of, logs_of, samples_at_once, spectrum_of
+from .routes import RESOLVED, agreement_of, dtype_name, eps_of, logs_of, samples_at_once, spectrum_of, structural_rank
 from .spectra import pass_and_chain
 from .spectrum_checks import check_real, prepare
 from .spectrum_result import JacobianSpectrum, joined
@@ -70,7 +70,7 @@ def spectra_by_layer(call: str, probe: nn.Module, x: Tensor, state: RandomState,
 
 def single(factor: Float[Tensor, "sample outputs inputs"], dtype: str) -> JacobianSpectrum:
     """A matrix's own singular values: LAPACK's where they are clear of rounding, exact zeros by rows that are zero."""
-    found = spectrum_of(factor, 1, dtype)
+    found = spectrum_of(factor, torch.zeros(len(factor)), 1, dtype, structural_rank(factor))
     if is_resolved(found):
         return found
     return JacobianSpectrum(*logs_of(product_svd([factor], eps=eps_of(dtype))), 1, factor.shape[-1], "product", dtype)
@@ -79,9 +79,13 @@ def single(factor: Float[Tensor, "sample outputs inputs"], dtype: str) -> Jacobi
 def running_products(factors: list[Tensor], own: list[JacobianSpectrum], dtype: str) -> list[JacobianSpectrum]:
     """Of the products A_l ... A_1: multiplied out while every value is clear of rounding, then by their factors."""
     found, product = [own[0]], factors[0]
-    for layer, factor in enumerate(factors[1:], 2):
-        product = factor @ product
-        spectrum = spectrum_of(product, layer, dtype)
+    error = torch.zeros(len(product))   # norm of the product's rounding so far
+    rank = structural_rank(product)
+    for layer, (factor, one) in enumerate(zip(factors[1:], own[1:], strict=True), 2):
+        size, before = one.singular_values[:, 0].nan_to_num(), found[-1].singular_values[:, 0].nan_to_num()
+        error = size * error + factor.shape[-1] * eps_of(dtype) * size * before
+        product, rank = factor @ product, torch.minimum(rank, structural_rank(factor))
+        spectrum = spectrum_of(product, error, layer, dtype, rank)
         if not is_resolved(spectrum):
             break
         found.append(spectrum)

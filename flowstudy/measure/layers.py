@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from flowstudy.nets.blocks import runs_as
 from flowstudy.nets.fully_connected import FullyConnected
 
 
@@ -32,17 +33,10 @@ def parts_of_own_net(model: nn.Module) -> list[nn.Module] | None:
     """The submodules that one of flowstudy's own fully connected nets applies one after the other; None for others."""
     kind = type(model)
     own = (isinstance(model, FullyConnected) and kind.forward is FullyConnected.forward
-           and kind.hidden_layers is FullyConnected.hidden_layers and kind.__call__ is nn.Module.__call__
-           and type(model.blocks) is nn.Sequential)
-    if not own or not is_as_written(model) or not is_as_written(model.blocks):
+           and kind.hidden_layers is FullyConnected.hidden_layers and kind.__call__ is nn.Module.__call__)
+    if not own or not runs_as(model, kind) or not runs_as(model.blocks, nn.Sequential):
         return None
     return [*model.hidden_layers, model.readout]
-
-
-def is_as_written(module: nn.Module) -> bool:
-    """No hook, and no forward of the instance's own, stands between the class and what is computed."""
-    return not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-                or module._backward_pre_hooks or "forward" in vars(module))
 
 
 def owners(model: nn.Module) -> set[nn.Module]:

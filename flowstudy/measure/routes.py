@@ -3,7 +3,7 @@
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .chain import Factor, proved_jacobians
@@ -22,6 +22,7 @@ TOP = 10  # singular values that the matrix-free route finds where `k` does not 
 QR_STEPS, JACOBI_STEPS, SVD_STEPS = 8, 150, 12
 DENSE_FIRST = 3.0      # times as cheap as the product route must the dense one be to be tried before it ...
 WORTH_CHOOSING = 5e9   # ... where the product route takes more multiplications than this, a second or so
+ROUNDING_FACTOR = 4.0  # times the estimated rounding of a Jacobian: one random row is a sample of it
 RESOLVED = 1e-6        # largest error of a log value with which a dense spectrum is kept
 
 
@@ -58,29 +59,48 @@ def logs_of(spectrum: object) -> tuple[Tensor, Tensor, Tensor]:
 
 def dense_spectrum(stretch: Stretch, factors: int, chunk: int | None, dtype: str, function: Function | None = None,
                    x: Tensor | None = None) -> JacobianSpectrum:
-    return spectrum_of(jacobian_of(stretch, chunk, function, x), factors, dtype)
+    jacobians, rounding = jacobian_of(stretch, chunk, function, x)
+    return spectrum_of(jacobians, ROUNDING_FACTOR * rounding, factors, dtype)
 
 
-def spectrum_of(jacobians: Float[Tensor, "sample outputs inputs"], factors: int, dtype: str) -> JacobianSpectrum:
-    """Of matrices that are written out."""
+def spectrum_of(jacobians: Float[Tensor, "sample outputs inputs"], rounding: Float[Tensor, " sample"], factors: int,
+                dtype: str, rank: Int[Tensor, " sample"] | None = None) -> JacobianSpectrum:
+    """Of matrices that are written out, each with the norm of the error with which it is known.
+
+    Args:
+        rank: at most so many values are not exactly zero, where that is known (`structural_rank`).
+    """
     wild = ~jacobians.flatten(1).sum(-1).isfinite()
     if wild.any():   # or a sum that overflowed
         wild = ~jacobians.isfinite().flatten(1).all(-1)
         jacobians = torch.where(wild[:, None, None], 0.0, jacobians)
-    s = torch.linalg.svdvals(jacobians).cpu()
-    noise = s[:, :1] * dense_error(jacobians.shape, factors) * eps_of(dtype)
-    below = s <= noise
+    s = singular_values(jacobians).cpu()
+    noise = s[:, :1] * max(jacobians.shape[1:]) * eps_of(dtype) + rounding.nan_to_num().cpu().unsqueeze(-1)
+    zero = torch.zeros_like(s, dtype=torch.bool)
+    if rank is not None:
+        zero = (torch.arange(s.shape[-1]) >= rank.cpu().unsqueeze(-1)) & ~wild.cpu().unsqueeze(-1)
+    below = (s <= noise) & ~zero
+    log_s = s.log().masked_fill(below | wild.cpu().unsqueeze(-1), math.nan)
     return JacobianSpectrum(
-        log_singular_values=s.log().masked_fill(below | wild[:, None].cpu(), math.nan),
-        log_error=noise / s,
+        log_singular_values=log_s.masked_fill(zero, -math.inf),
+        log_error=(noise / s).masked_fill(zero, 0.0),
         below_floor=below.sum(-1),
         factors=factors, inputs=jacobians.shape[-1], method="dense", dtype=dtype,
     )
 
 
-def dense_error(shape: torch.Size, factors: int) -> float:
-    """In units of eps times the largest singular value: LAPACK's backward error, and the rounding of the product."""
-    return float(max(shape[1:]))
+def singular_values(matrices: Float[Tensor, "sample rows columns"]) -> Float[Tensor, "sample rank"]:
+    """LAPACK's; rows and columns that are zero in every sample (dead units) are left out, at a cost of their cube."""
+    live = (matrices != 0).any(0)
+    trimmed = matrices[:, live.any(1)][:, :, live.any(0)]
+    s = torch.linalg.svdvals(trimmed)
+    return torch.nn.functional.pad(s, (0, min(matrices.shape[1:]) - s.shape[-1]))
+
+
+def structural_rank(matrices: Float[Tensor, "sample rows columns"]) -> Int[Tensor, " sample"]:
+    """An upper bound of the rank that rounding has no part in: rows, or columns, that are not exactly zero."""
+    live = matrices != 0
+    return torch.minimum(live.any(-1).sum(-1), live.any(-2).sum(-1))
 
 
 # --- matrix-free -----------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from .chain import Factor, NotProvedError, chain_of, noted_calls
 from .context import RandomState, in_own_context
-from .dense_jacobian import Function, Stretch, run
+from .dense_jacobian import Stretch, run
 from .graph import edge_of
 from .routes import (
     RESOLVED,
@@ -107,7 +107,7 @@ def spectrum_at(call: str, probe: nn.Module, x: Tensor, state: RandomState, *, p
         options = {"part": part, "method": method, "k": k, "chunk": chunk, "seed": seed}
         return joined([spectrum_at(call, probe, one, state, **options) for one in x.split(together)])
     dtype = dtype_name(piece)
-    again = replayed(probe, state)
+    again = state.repeated(probe)
 
     def dense() -> JacobianSpectrum:
         forward = (again, x) if entire else (None, None)
@@ -143,20 +143,6 @@ def pass_and_chain(call: str, probe: nn.Module, x: Tensor, state: RandomState) -
     check_apart(call, whole, y)
     model = probe.model if isinstance(probe, Picked) else probe
     return whole, chain_of(model, whole, calls)
-
-
-def replayed(probe: nn.Module, state: RandomState) -> Function:
-    """The model, drawing the same random numbers each time."""
-    def again(x: Tensor) -> Tensor:
-        if not state.drew:
-            return probe(x)
-        state.restore()
-        try:
-            return probe(x)
-        finally:
-            state.restore()
-
-    return again
 
 
 def started_spectrum(call: str, probe: nn.Module, start: str, x: Tensor, chunk: int | None,
