@@ -4,7 +4,6 @@ import copy
 import io
 import math
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -432,47 +431,55 @@ def test_sparse_gradients_are_measured():
 
 
 DISTRIBUTED = """
-    import os, sys, torch, torch.multiprocessing as mp
+    import sys, torch, torch.multiprocessing as mp
     from torch.nn import functional as F
     from torch.nn.parallel import DistributedDataParallel
     sys.path.insert(0, {tests!r})
-    from test_monitor import GradientMonitor, batches, model_of
 
-    def work(rank, folder, port):
+    def work(rank, root):
+        from test_monitor import GradientMonitor, batches, model_of  # here: the parent needs none of it
+
         torch.set_num_threads(1)
-        os.environ |= {{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}}
-        torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-        model = DistributedDataParallel(model_of("plain"), gradient_as_bucket_view=folder.endswith("view"))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        data = [(x[rank::2][:4], y[rank::2][:4]) for x, y in batches(4)]
-        with GradientMonitor(model, store=folder + "/store") as monitor:
-            for micro in (data[:2], data[2:]):
-                optimizer.zero_grad()
-                with model.no_sync():
-                    (F.cross_entropy(model(micro[0][0]), micro[0][1]) / 2).backward()
-                (F.cross_entropy(model(micro[1][0]), micro[1][1]) / 2).backward()
-                optimizer.step()
-        monitor.frame.to_parquet(f"{{folder}}/{{rank}}.parquet")
+        torch.distributed.init_process_group("gloo", init_method=f"file://{{root}}/meeting", rank=rank, world_size=2)
+        for view in ("view", "copy"):
+            folder = f"{{root}}/{{view}}"
+            model = DistributedDataParallel(model_of("plain"), gradient_as_bucket_view=view == "view")
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            data = [(x[rank::2][:4], y[rank::2][:4]) for x, y in batches(4)]
+            with GradientMonitor(model, store=folder + "/store") as monitor:
+                for micro in (data[:2], data[2:]):
+                    optimizer.zero_grad()
+                    with model.no_sync():
+                        (F.cross_entropy(model(micro[0][0]), micro[0][1]) / 2).backward()
+                    (F.cross_entropy(model(micro[1][0]), micro[1][1]) / 2).backward()
+                    optimizer.step()
+            monitor.frame.to_parquet(f"{{folder}}/{{rank}}.parquet")
         torch.distributed.destroy_process_group()
 
     if __name__ == "__main__":
-        mp.spawn(work, args=(sys.argv[1], sys.argv[2]), nprocs=2)
+        mp.spawn(work, args=(sys.argv[1],), nprocs=2)
 """
 
 
+@pytest.fixture(scope="module")
+def distributed(tmp_path_factory) -> Path:
+    """The folders view and copy, each with what two processes recorded."""
+    root = tmp_path_factory.mktemp("distributed")
+    for view in ("view", "copy"):
+        (root / view).mkdir()
+    script = root / "work.py"
+    script.write_text(textwrap.dedent(DISTRIBUTED.format(tests=str(Path(__file__).parent))))
+    subprocess.run([sys.executable, script, root], check=True, timeout=600)
+    return root
+
+
 @pytest.mark.parametrize("view", ["view", "copy"])
-def test_distributed_processes_record_the_joint_batch(tmp_path, view):
+def test_distributed_processes_record_the_joint_batch(distributed, view):
     """Two processes with no_sync accumulation against one with both halves: the all-reduce is over when we measure.
 
     Each process's error signals are of its own loss, so theirs in quadrature, over 2, are the joint one's.
     """
-    folder, script = tmp_path / view, tmp_path / "work.py"
-    folder.mkdir()
-    script.write_text(textwrap.dedent(DISTRIBUTED.format(tests=str(Path(__file__).parent))))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    subprocess.run([sys.executable, script, folder, str(port)], check=True, timeout=120)
+    folder = distributed / view
     model = model_of("plain")
     data = [(x[:8], y[:8]) for x, y in batches(4)]
     with GradientMonitor(model) as monitor:
@@ -608,7 +615,7 @@ def test_a_killed_run_keeps_every_record_but_the_last(tmp_path):
     """SIGKILL right after step 149, in a real process; pandas reads the folder as it is, in few files."""
     script, store = tmp_path / "work.py", tmp_path / "store"
     script.write_text(textwrap.dedent(KILLED.format(tests=str(Path(__file__).parent))))
-    assert subprocess.run([sys.executable, script, store], timeout=120).returncode == -signal.SIGKILL
+    assert subprocess.run([sys.executable, script, store], timeout=600).returncode == -signal.SIGKILL
     model, data = model_of("plain"), batches(4)
     with GradientMonitor(model) as monitor:
         optimizer = sgd(model)

@@ -51,9 +51,16 @@ def flow(*case) -> dict[str, np.ndarray]:
 
 # --- norms -----------------------------------------------------------------------------------------------------------
 
+def with_many(many: int, *cases: tuple) -> list:
+    """Each case twice: with `many` nets, slow, and with a quarter of them; the standard errors follow."""
+    return [pytest.param((*case, nets), marks=marks) for case in cases
+            for nets, marks in ((many // 4, ()), (many, pytest.mark.slow))]
+
+
 NORMS = [  # activation, init, width, depth, nets
-    ("linear", "lecun_normal", 12, 6, 1000), ("relu", "he_normal", 16, 10, 600), ("relu", "he_normal", 24, 30, 300),
-    ("relu", "orthogonal", 16, 10, 600),
+    *with_many(1000, ("linear", "lecun_normal", 12, 6)),
+    *with_many(600, ("relu", "he_normal", 16, 10), ("relu", "orthogonal", 16, 10)),
+    *with_many(300, ("relu", "he_normal", 24, 30)),
 ]
 
 
@@ -104,11 +111,12 @@ def test_weight_gradients_of_two_inputs(activation):
     assert np.all(np.abs(ratio.mean(0) - (1 + inputs * back) / 2) < LARGEST_Z * error + depth / width)
 
 
+@pytest.mark.parametrize("many", [75, pytest.param(300, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("activation", ["linear", "relu"])
-def test_random_walk_exact_has_no_drift(activation):
+def test_random_walk_exact_has_no_drift(activation, many):
     """Weights of `random_walk_exact`: the error signal's log norm keeps its mean from the last layer to the first."""
     width, depth = 10, 20
-    case = (activation, "random_walk_exact", width, depth, 300)
+    case = (activation, "random_walk_exact", width, depth, many)
     error = NATS * flow(*case)["log10_error_signal_norm"]
     gain = theory.random_walk_gain(activation, width, exact=True)
     predicted = theory.log_jacobian_norm(width, depth - 1, activation, weight_var=gain**2)
@@ -128,7 +136,8 @@ def log_singular_values(*case) -> np.ndarray:
     return stacked_jacobian_spectrum(stacked.template, stacked.state, x, part="body")[:, 0].numpy()
 
 
-@pytest.mark.parametrize("case", [("linear", "lecun_normal", 12, 6, 1000), ("linear", "lecun_normal", 20, 31, 150)])
+@pytest.mark.parametrize("case", [*with_many(1000, ("linear", "lecun_normal", 12, 6)),
+                                  *with_many(160, ("linear", "lecun_normal", 20, 31))])
 def test_sum_of_log_singular_values(case):
     """ln |det J| of linear Gaussian nets."""
     predicted = theory.sum_log_singular_values(case[2], case[3] - 1)
@@ -136,10 +145,10 @@ def test_sum_of_log_singular_values(case):
 
 
 # Nearly log-normal: shallow and not too narrow, or a sample does not know its own standard error. For these the z of 40
-# batches of matrices had a spread of 1.0 to 1.1.
-SPECTRA = [("linear", "lecun_normal", 12, 6, 1000), ("relu", "he_normal", 24, 3, 800),
-           ("relu", "he_normal", 32, 4, 600)]
-RANKS = [("relu", "he_normal", 24, 3, 800), ("relu", "he_normal", 16, 10, 600)]
+# batches of matrices had a spread of 1.0 to 1.1, with a quarter as many nets 1.1 to 1.2.
+SPECTRA = [*with_many(1000, ("linear", "lecun_normal", 12, 6)), *with_many(800, ("relu", "he_normal", 24, 3)),
+           *with_many(600, ("relu", "he_normal", 32, 4))]
+RANKS = [*with_many(800, ("relu", "he_normal", 24, 3)), *with_many(600, ("relu", "he_normal", 16, 10))]
 
 
 @pytest.mark.parametrize("case", SPECTRA)

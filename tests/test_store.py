@@ -321,7 +321,7 @@ def test_two_processes_neither_lose_nor_double_rows(tmp_path):
     """The same cells in groups of another size, at the same time: each is in the frame, once."""
     both = [subprocess.Popen([sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", TOGETHER,
                               str(tmp_path), size], stdout=subprocess.PIPE, text=True) for size in ("1", "7")]
-    assert [process.communicate(timeout=60)[0].strip() for process in both] == ["60", "60"]
+    assert [process.communicate(timeout=600)[0].strip() for process in both] == ["60", "60"]
     assert Store(tmp_path).load(grid(seed=range(60)), TABLE)["x"].tolist() == list(range(60))
 
 
@@ -373,7 +373,7 @@ WRITERS = textwrap.dedent("""
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_killed_writers_leave_only_whole_files(tmp_path):
     """Eight writers killed while writing: every visible file is whole, and what else they left is swept away."""
-    subprocess.run([sys.executable, "-W", "ignore", "-c", WRITERS, str(tmp_path)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", WRITERS, str(tmp_path)], check=True, timeout=600)
     assert list(tmp_path.glob(f"*/{TABLE}/.*.tmp")), "no writer was caught in the act: the test shows nothing"
     cells, values = grid(seed=range(10)), np.random.default_rng(0).standard_normal(50_000)
     for folder in tmp_path.iterdir():

@@ -201,6 +201,15 @@ def test_processes_give_the_same_frame(tmp_path, call):
 
 
 @pytest.mark.usefixtures("two_workers")
+def test_one_of_two_cells_kills_its_process(call):
+    """The other's rows are there, and the error says how the process died."""
+    with pytest.raises(SweepError, match=r"1 of 2 cells failed.*worker process died, exit code -9") as caught:
+        call(fatal_seed, grid(net="plain", depth=3, seed=[BAD, BAD + 1], **SMALL))
+    assert caught.value.rows["seed"].tolist() == [BAD + 1] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_workers")
 def test_a_cell_that_kills_its_process_fails_alone(tmp_path, call, monkeypatch):
     """The process is replaced, its group halved, and the record says how it died."""
     with pytest.raises(SweepError, match=r"worker process died, exit code -9") as caught:
