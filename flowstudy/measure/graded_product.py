@@ -20,7 +20,17 @@ from .batched_qr import RATIO_LIMIT, cholesky_qr, row_stable_qr
 from .factor_pieces import Scaling, pieces
 from .graded_jacobi import DEAD, EPS, normalize_rows, power_ratio
 from .product_error import (
-    ERROR_FACTOR, GROWN, LARGEST_ERROR, hidden_share, lean_after, propagated, reordered, rescaled, signs, taken_up)
+    ERROR_FACTOR,
+    GROWN,
+    LARGEST_ERROR,
+    hidden_share,
+    lean_after,
+    propagated,
+    reordered,
+    rescaled,
+    signs,
+    taken_up,
+)
 
 TIDY_EVERY = 8           # QRs between two normalisations of U's rows; they drift by powers of two only
 ROWS = 64                # of a triangular factor multiplied at once, with what stands right of them only
@@ -39,6 +49,7 @@ class Graded:
     variance: Float[Tensor, "batch directions"]         # squared errors of the log sizes so far, over eps**2
     samples: Float[Tensor, "batch sample directions directions"]  # of the angles over eps; none until they grow large
     drift: Float[Tensor, "batch sample directions"]     # what these have added to the log sizes, over eps
+    loudest: Float[Tensor, " batch"]                    # largest angle that a single factor has made, over eps
     hidden: Bool[Tensor, "batch directions"]            # not resolved: the size is an upper bound
     valid: Bool[Tensor, " batch"]                       # no NaN or infinity so far
     untouched: Bool[Tensor, " batch"]                   # every factor so far was exactly the identity
@@ -76,7 +87,7 @@ def by_cholesky(state: Graded, m: Float[Tensor, "batch rows directions"],
     smallest = pivot.masked_fill(dead, torch.inf).cummin(-1).values
     magnitude = torch.linalg.vector_norm(row_size, dim=-1) / m.shape[-1]**0.5
     ratio = torch.maximum(pivot.amax(-1), magnitude) / smallest[:, -1]
-    safe = safe & ~(ratio > RATIO_LIMIT)
+    safe = safe & (ratio <= RATIO_LIMIT)   # NaN compares false
     noise = (row_size.square().unsqueeze(-2) @ q.square()).squeeze(-2).sqrt().masked_fill(dead, 0.0)
     inverse = (1 / smallest).masked_fill(dead, 0.0)
     grown = absorbed(state, q, r, noise, inverse, dead, tidy=state.steps % TIDY_EVERY == 0)
@@ -202,6 +213,7 @@ def absorbed(state: Graded, q: Float[Tensor, "batch rows kept"], r: Float[Tensor
     if state.hidden.any():
         variance = variance + hidden_share(r, state.exponents, state.hidden, dead, state.eps)
     return replace(state, q=q, exponents=exponents, u=u, angle=angle, variance=variance, samples=samples, drift=drift,
+                   loudest=torch.maximum(state.loudest, rounding.amax(-1) * inverse.amax(-1)),
                    hidden=state.hidden[:, :kept] & ~dead, steps=state.steps + 1)
 
 
@@ -232,8 +244,8 @@ def in_order(state: Graded, order: Int[Tensor, "batch directions"]) -> Graded:
 
 
 def sampled(state: Graded) -> Graded:
-    """Samples of the angles between the directions are followed from where one has grown large."""
-    if state.samples.shape[1] or not (state.angle > GROWN**2).any():
+    """Samples of the angles between directions are followed from where one is larger than any single factor makes."""
+    if state.samples.shape[1] or not (state.angle.amax((-2, -1)).sqrt() > GROWN * state.loudest).any():
         return state
     samples = state.angle.sqrt().unsqueeze(1) * signs(state.angle.shape[-1], state.steps).to(state.angle)
     return replace(state, samples=samples, drift=samples.new_zeros(samples.shape[:-1]))

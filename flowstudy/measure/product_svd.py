@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from .batched_qr import LARGEST_SQUARE
 from .graded_jacobi import EPS, graded_singular_values, log_row_norms, power_ratio
 from .graded_product import Graded, by_cholesky, careful, in_order, sampled
 from .product_error import ERROR_FACTOR, LARGEST_ERROR, final_error
@@ -194,8 +195,9 @@ def start(call: str, first: Factor, columns: int | None, batch_shape: tuple[int,
     ones = torch.ones(members, width, dtype=torch.float64, device=q.device)
     flags = torch.ones(members, dtype=torch.bool, device=q.device)
     return Graded(q=q.expand(members, -1, -1), exponents=0 * ones, u=torch.diag_embed(ones),
-                  angle=ones.new_zeros(members, width, width), variance=0 * ones, samples=ones.new_zeros(members, 0, width, width),
-                  drift=ones.new_zeros(members, 0, width), hidden=ones < 0, valid=flags,
+                  angle=ones.new_zeros(members, width, width), variance=0 * ones,
+                  samples=ones.new_zeros(members, 0, width, width), drift=ones.new_zeros(members, 0, width),
+                  loudest=0 * ones[:, 0], hidden=ones < 0, valid=flags,
                   untouched=flags, steps=0, eps=eps)
 
 
@@ -239,12 +241,15 @@ def advance(call: str, state: Graded, chunk: list[Factor]) -> tuple[Graded | Non
 
 def apply_all(call: str, state: Graded, chunk: list[Factor],
               ) -> tuple[Float[Tensor, "batch rows directions"], Float[Tensor, "batch rows"]]:
-    """A_j ... A_i Q, and the norms of the last factor's rows times the root mean squared row norms of the others."""
-    m, sizes = state.q, state.q.new_ones(1, 1)
-    for factor in chunk:
-        before = torch.linalg.vector_norm(sizes, dim=-1, keepdim=True) / m.shape[-2]**0.5
+    """A_j ... A_i Q, and the norms of the last factor's rows times the root mean squared row norms of the others.
+
+    These norms are infinite where numbers on the way may have left the range of float64.
+    """
+    m, sizes = apply(call, check_factor(call, chunk[0]), state.q)
+    for factor in chunk[1:]:
+        before = torch.linalg.vector_norm(sizes, dim=-1, keepdim=True) / sizes.shape[-1]**0.5
         m, sizes = apply(call, check_factor(call, factor), m)
-        sizes = sizes * (before if factor is not chunk[0] else 1.0)
+        sizes = torch.where((before < LARGEST_SQUARE) & (before > 1 / LARGEST_SQUARE), sizes * before, torch.inf)
     return m, sizes.expand(len(m), -1)
 
 
