@@ -23,6 +23,7 @@ from .product_error import (
     ERROR_FACTOR,
     GROWN,
     LARGEST_ERROR,
+    SAMPLES,
     hidden_share,
     lean_after,
     propagated,
@@ -244,11 +245,20 @@ def in_order(state: Graded, order: Int[Tensor, "batch directions"]) -> Graded:
 
 
 def sampled(state: Graded) -> Graded:
-    """Samples of the angles between directions are followed from where one is larger than any single factor makes."""
-    if state.samples.shape[1] or not (state.angle.amax((-2, -1)).sqrt() > GROWN * state.loudest).any():
+    """Samples of the angles between directions are followed from where one is larger than any single factor makes.
+
+    Member by member: samples that are all zero are not followed.
+    """
+    large = state.angle.amax((-2, -1)).sqrt() > GROWN * state.loudest
+    begin = large & ~state.samples.flatten(1).any(-1)
+    if not begin.any():
         return state
-    samples = state.angle.sqrt().unsqueeze(1) * signs(state.angle.shape[-1], state.steps).to(state.angle)
-    return replace(state, samples=samples, drift=samples.new_zeros(samples.shape[:-1]))
+    samples, drift = state.samples, state.drift
+    if samples.shape[1] == 0:
+        samples = samples.new_zeros(len(large), SAMPLES, *state.angle.shape[1:])
+        drift = samples.new_zeros(samples.shape[:-1])
+    first = state.angle.sqrt().unsqueeze(1) * signs(state.angle.shape[-1], state.steps).to(state.angle)
+    return replace(state, samples=torch.where(begin[:, None, None, None], first, samples), drift=drift)
 
 
 def graded_times(r: Float[Tensor, "batch rows columns"], exponents: Float[Tensor, "batch columns"],

@@ -156,10 +156,12 @@ def narrowed(first: Float[Tensor, "*batch rows columns"], seed: int) -> Tensor:
     a = first.detach().double()
     rows, columns = a.shape[-2:]
     peak = a.abs().amax(-2)
+    finite = a.isfinite().all(-1).all(-1)
     tame = (peak < 2.0**100) & (peak > 2.0**-100) & (peak.amax(-1, keepdim=True) < 2.0**10 * peak)
-    if rows >= columns or not tame.all():
+    if rows >= columns or not (tame.all(-1) | ~finite).all():
         return first
-    return torch.linalg.qr(a.mT, mode="r").R.mT @ haar(rows, seed + 1).to(a.device)
+    lower = torch.linalg.qr(a.masked_fill(~finite[..., None, None], 0.0).mT, mode="r").R.mT
+    return (lower @ haar(rows, seed + 1).to(a.device)).masked_fill(~finite[..., None, None], torch.nan)
 
 
 def haar(size: int, seed: int) -> Float[Tensor, "size size"]:
@@ -214,29 +216,38 @@ def advance(call: str, state: Graded, chunk: list[Factor]) -> tuple[Graded | Non
     if len(chunk) > 1 and any(not isinstance(factor, Tensor) for factor in chunk):
         return None, math.inf   # how large a function's factor is cannot be seen
     m, row_size = apply_all(call, state, chunk)
+    state = without_lost(call, state, chunk, row_size)
     unchanged = same_as(m, state.q) & state.valid
     state = replace(state, untouched=state.untouched & unchanged)
     if unchanged.all():
         return state, 1.0
     m = torch.where((state.dead | ~state.valid.unsqueeze(-1)).unsqueeze(-2), 0.0, m)
-    gram, ratio, bad = m.mT @ m, 1.0, ~state.valid
-    if m.shape[-2] < m.shape[-1]:
-        grown, safe = None, bad.clone()
+    if m.shape[-2] < m.shape[-1]:   # a bottleneck
+        grown, safe, ratio = None, torch.zeros_like(unchanged), math.inf
     else:
-        grown, safe, ratio = by_cholesky(state, m, gram, row_size)
-    safe = safe | unchanged | bad
-    if not safe.all() and len(chunk) > 1:
-        return None, math.inf
-    if grown is None or not safe.all():
-        if grown is None:
-            safe = bad & False
+        grown, safe, ratio = by_cholesky(state, m, m.mT @ m, row_size)
+        safe = safe | unchanged | ~state.valid
+    if not safe.all():
+        if len(chunk) > 1:
+            return None, math.inf
         members = (~safe).nonzero().squeeze(-1)
-        part = careful(state.part(members), matrix_of(call, chunk[0], state, members))
+        part, ratio = careful(state.part(members), matrix_of(call, chunk[0], state, members)), math.inf
         grown = part if len(members) == len(safe) else grown.with_part(members, part)
-        ratio = math.inf
     if unchanged.any():   # an exact identity leaves the state as it was, to the bit
-        grown = grown.with_part(unchanged.nonzero().squeeze(-1), state.part(unchanged.nonzero().squeeze(-1)))
+        members = unchanged.nonzero().squeeze(-1)
+        grown = grown.with_part(members, state.part(members))
     return sampled(grown), ratio
+
+
+def without_lost(call: str, state: Graded, chunk: list[Factor], row_size: Float[Tensor, "batch rows"]) -> Graded:
+    """Members with NaN or infinity in a factor are no longer valid; looks closer only where a norm is not finite."""
+    if row_size.isfinite().all():
+        return state
+    for factor in chunk:
+        if isinstance(factor, Tensor):
+            finite = flatten_batch(call, factor, len(row_size)).isfinite().all(-1).all(-1)
+            state = replace(state, valid=state.valid & finite)
+    return state
 
 
 def apply_all(call: str, state: Graded, chunk: list[Factor],
