@@ -19,7 +19,19 @@ from torch import Tensor
 from .batched_qr import RATIO_LIMIT, cholesky_qr, row_stable_qr
 from .factor_pieces import Scaling, pieces
 from .graded_jacobi import DEAD, EPS, normalize_rows, power_ratio
-from .product_error import ERROR_FACTOR, LARGEST_ERROR, hidden_share, permuted, propagated, rescaled
+from .product_error import (
+    ERROR_FACTOR,
+    GROWN,
+    LARGEST_ERROR,
+    SAMPLES,
+    hidden_share,
+    lean_after,
+    propagated,
+    reordered,
+    rescaled,
+    signs,
+    taken_up,
+)
 
 TIDY_EVERY = 8           # QRs between two normalisations of U's rows; they drift by powers of two only
 ROWS = 64                # of a triangular factor multiplied at once, with what stands right of them only
@@ -36,6 +48,9 @@ class Graded:
     u: Float[Tensor, "batch directions columns"]
     angle: Float[Tensor, "batch directions directions"]  # squared errors of the angles between them, over eps**2
     variance: Float[Tensor, "batch directions"]         # squared errors of the log sizes so far, over eps**2
+    samples: Float[Tensor, "batch sample directions directions"]  # of the angles over eps; none until they grow large
+    drift: Float[Tensor, "batch sample directions"]     # what these have added to the log sizes, over eps
+    loudest: Float[Tensor, " batch"]                    # largest angle that a single factor has made, over eps
     hidden: Bool[Tensor, "batch directions"]            # not resolved: the size is an upper bound
     valid: Bool[Tensor, " batch"]                       # no NaN or infinity so far
     untouched: Bool[Tensor, " batch"]                   # every factor so far was exactly the identity
@@ -56,9 +71,13 @@ class Graded:
 
 
 def by_cholesky(state: Graded, m: Float[Tensor, "batch rows directions"],
-                gram: Float[Tensor, "batch directions directions"], magnitude: Float[Tensor, " batch"],
+                gram: Float[Tensor, "batch directions directions"], row_size: Float[Tensor, "batch rows"],
                 ) -> tuple[Graded, Bool[Tensor, " batch"], float]:
-    """Q diag(2**e) U with Q replaced by m, for which members that is safe, and the ratio that tells."""
+    """Q diag(2**e) U with Q replaced by m, for which members that is safe, and the ratio that tells.
+
+    Args:
+        row_size: of the rows of the factor, in units of which m is rounded.
+    """
     order = new_order(0.5 * gram.diagonal(dim1=-2, dim2=-1).log2() + state.exponents)
     if order is not None:
         state, m = in_order(state, order), m.gather(-1, order.unsqueeze(-2).expand_as(m))
@@ -67,10 +86,10 @@ def by_cholesky(state: Graded, m: Float[Tensor, "batch rows directions"],
     q, r, safe = cholesky_qr(m, gram, dead)
     pivot = r.diagonal(dim1=-2, dim2=-1)
     smallest = pivot.masked_fill(dead, torch.inf).cummin(-1).values
-    size = torch.maximum(pivot.amax(-1), magnitude)
-    ratio = size / smallest[:, -1]
-    safe = safe & ~(ratio > RATIO_LIMIT)
-    noise = size.unsqueeze(-1).expand_as(pivot).masked_fill(dead, 0.0)
+    magnitude = torch.linalg.vector_norm(row_size, dim=-1) / m.shape[-1]**0.5
+    ratio = torch.maximum(pivot.amax(-1), magnitude) / smallest[:, -1]
+    safe = safe & (ratio <= RATIO_LIMIT)   # NaN compares false
+    noise = (row_size.square().unsqueeze(-2) @ q.square()).squeeze(-2).sqrt().masked_fill(dead, 0.0)
     inverse = (1 / smallest).masked_fill(dead, 0.0)
     grown = absorbed(state, q, r, noise, inverse, dead, tidy=state.steps % TIDY_EVERY == 0)
     return grown, safe, float(ratio.masked_fill(~state.valid, 1.0).max())
@@ -111,7 +130,8 @@ def by_householder(state: Graded, m: Float[Tensor, "batch rows directions"],
     scale = torch.exp2(-shift).unsqueeze(-2)
     m, terms = (torch.where(dead.unsqueeze(-2), 0.0, x * scale) for x in (m, terms))
     state = replace(state, exponents=torch.where(dead, DEAD, state.exponents + shift),
-                    angle=rescaled(state.angle, torch.where(dead, 0.0, shift), state.eps))
+                    angle=rescaled(state.angle, torch.where(dead, 0.0, 2 * shift)).clamp(max=state.eps**-2),
+                    samples=rescaled(state.samples, torch.where(dead, 0.0, shift).unsqueeze(1)))
     size = torch.where(dead, -torch.inf, m.abs().amax(-2).log2()) + state.exponents
     order = new_order(torch.where(dead, DEAD, size.clamp(min=DEAD / 4)))
     if order is not None:
@@ -187,9 +207,14 @@ def absorbed(state: Graded, q: Float[Tensor, "batch rows kept"], r: Float[Tensor
     if tidy:
         exponents, u = normalize_rows(exponents, u)
     angle, variance = propagated(state.angle, state.variance, r, rounding, inverse, dead, state.eps)
+    samples, drift = state.samples[:, :, :kept, :kept], state.drift[..., :kept]
+    if state.samples.shape[1]:
+        samples, added, taken = lean_after(state.samples, r, rounding, inverse, dead, exponents, state.eps, state.steps)
+        drift, variance = drift + added, variance + taken
     if state.hidden.any():
         variance = variance + hidden_share(r, state.exponents, state.hidden, dead, state.eps)
-    return replace(state, q=q, exponents=exponents, u=u, angle=angle, variance=variance,
+    return replace(state, q=q, exponents=exponents, u=u, angle=angle, variance=variance, samples=samples, drift=drift,
+                   loudest=torch.maximum(state.loudest, rounding.amax(-1) * inverse.amax(-1)),
                    hidden=state.hidden[:, :kept] & ~dead, steps=state.steps + 1)
 
 
@@ -203,11 +228,37 @@ def new_order(size: Float[Tensor, "batch directions"]) -> Int[Tensor, "batch dir
 
 
 def in_order(state: Graded, order: Int[Tensor, "batch directions"]) -> Graded:
-    """The same product, its directions in another order: but for q, which is about to be replaced."""
-    exponents = state.exponents.gather(-1, order)
-    angle, variance = permuted(state.angle, state.variance, exponents, order, state.eps)
+    """The same product, its directions in another order: but for q, which is about to be replaced.
+
+    Where a direction overtakes another that leans towards it, the angle becomes an error of its own row of U.
+    """
+    exponents, samples = state.exponents.gather(-1, order), state.samples.shape[1]
+    angle = reordered(state.angle, order)
+    variance = state.variance.gather(-1, order) + taken_up(angle.sqrt().unsqueeze(1), exponents, state.eps)
+    orders = order.unsqueeze(1).expand(-1, samples, -1)
+    lean = reordered(state.samples, orders)
+    if samples:
+        variance = variance + taken_up(lean, exponents, state.eps)
     return replace(state, exponents=exponents, u=state.u.gather(-2, order.unsqueeze(-1).expand_as(state.u)),
-                   angle=angle, variance=variance, hidden=state.hidden.gather(-1, order))
+                   angle=angle.tril(-1), variance=variance.clamp(max=state.eps**-2), samples=lean.tril(-1),
+                   drift=state.drift.gather(-1, orders), hidden=state.hidden.gather(-1, order))
+
+
+def sampled(state: Graded) -> Graded:
+    """Samples of the angles between directions are followed from where one is larger than any single factor makes.
+
+    Member by member: samples that are all zero are not followed.
+    """
+    large = state.angle.amax((-2, -1)).sqrt() > GROWN * state.loudest
+    begin = large & ~state.samples.flatten(1).any(-1)
+    if not begin.any():
+        return state
+    samples, drift = state.samples, state.drift
+    if samples.shape[1] == 0:
+        samples = samples.new_zeros(len(large), SAMPLES, *state.angle.shape[1:])
+        drift = samples.new_zeros(samples.shape[:-1])
+    first = state.angle.sqrt().unsqueeze(1) * signs(state.angle.shape[-1], state.steps).to(state.angle)
+    return replace(state, samples=torch.where(begin[:, None, None, None], first, samples), drift=drift)
 
 
 def graded_times(r: Float[Tensor, "batch rows columns"], exponents: Float[Tensor, "batch columns"],

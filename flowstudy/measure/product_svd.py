@@ -23,8 +23,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from .batched_qr import LARGEST_SQUARE
 from .graded_jacobi import EPS, graded_singular_values, log_row_norms, power_ratio
-from .graded_product import Graded, by_cholesky, careful, in_order
+from .graded_product import Graded, by_cholesky, careful, in_order, sampled
 from .product_error import ERROR_FACTOR, LARGEST_ERROR, final_error
 
 Factor = Tensor | Callable[[Tensor], Tensor]
@@ -155,10 +156,12 @@ def narrowed(first: Float[Tensor, "*batch rows columns"], seed: int) -> Tensor:
     a = first.detach().double()
     rows, columns = a.shape[-2:]
     peak = a.abs().amax(-2)
+    finite = a.isfinite().all(-1).all(-1)
     tame = (peak < 2.0**100) & (peak > 2.0**-100) & (peak.amax(-1, keepdim=True) < 2.0**10 * peak)
-    if rows >= columns or not tame.all():
+    if rows >= columns or not (tame.all(-1) | ~finite).all():
         return first
-    return torch.linalg.qr(a.mT, mode="r").R.mT @ haar(rows, seed + 1).to(a.device)
+    lower = torch.linalg.qr(a.masked_fill(~finite[..., None, None], 0.0).mT, mode="r").R.mT
+    return (lower @ haar(rows, seed + 1).to(a.device)).masked_fill(~finite[..., None, None], torch.nan)
 
 
 def haar(size: int, seed: int) -> Float[Tensor, "size size"]:
@@ -194,7 +197,9 @@ def start(call: str, first: Factor, columns: int | None, batch_shape: tuple[int,
     ones = torch.ones(members, width, dtype=torch.float64, device=q.device)
     flags = torch.ones(members, dtype=torch.bool, device=q.device)
     return Graded(q=q.expand(members, -1, -1), exponents=0 * ones, u=torch.diag_embed(ones),
-                  angle=ones.new_zeros(members, width, width), variance=0 * ones, hidden=ones < 0, valid=flags,
+                  angle=ones.new_zeros(members, width, width), variance=0 * ones,
+                  samples=ones.new_zeros(members, 0, width, width), drift=ones.new_zeros(members, 0, width),
+                  loudest=0 * ones[:, 0], hidden=ones < 0, valid=flags,
                   untouched=flags, steps=0, eps=eps)
 
 
@@ -210,56 +215,71 @@ def advance(call: str, state: Graded, chunk: list[Factor]) -> tuple[Graded | Non
     """
     if len(chunk) > 1 and any(not isinstance(factor, Tensor) for factor in chunk):
         return None, math.inf   # how large a function's factor is cannot be seen
-    m, magnitude = apply_all(call, state, chunk)
+    m, row_size = apply_all(call, state, chunk)
+    state = without_lost(call, state, chunk, row_size)
     unchanged = same_as(m, state.q) & state.valid
     state = replace(state, untouched=state.untouched & unchanged)
     if unchanged.all():
         return state, 1.0
     m = torch.where((state.dead | ~state.valid.unsqueeze(-1)).unsqueeze(-2), 0.0, m)
-    gram, ratio, bad = m.mT @ m, 1.0, ~state.valid
-    if m.shape[-2] < m.shape[-1]:
-        grown, safe = None, bad.clone()
+    if m.shape[-2] < m.shape[-1]:   # a bottleneck
+        grown, safe, ratio = None, torch.zeros_like(unchanged), math.inf
     else:
-        grown, safe, ratio = by_cholesky(state, m, gram, magnitude)
-    safe = safe | unchanged | bad
-    if not safe.all() and len(chunk) > 1:
-        return None, math.inf
-    if grown is None or not safe.all():
-        if grown is None:
-            safe = bad & False
+        grown, safe, ratio = by_cholesky(state, m, m.mT @ m, row_size)
+        safe = safe | unchanged | ~state.valid
+    if not safe.all():
+        if len(chunk) > 1:
+            return None, math.inf
         members = (~safe).nonzero().squeeze(-1)
-        part = careful(state.part(members), matrix_of(call, chunk[0], state, members))
+        part, ratio = careful(state.part(members), matrix_of(call, chunk[0], state, members)), math.inf
         grown = part if len(members) == len(safe) else grown.with_part(members, part)
-        ratio = math.inf
     if unchanged.any():   # an exact identity leaves the state as it was, to the bit
-        grown = grown.with_part(unchanged.nonzero().squeeze(-1), state.part(unchanged.nonzero().squeeze(-1)))
-    return grown, ratio
+        members = unchanged.nonzero().squeeze(-1)
+        grown = grown.with_part(members, state.part(members))
+    return sampled(grown), ratio
+
+
+def without_lost(call: str, state: Graded, chunk: list[Factor], row_size: Float[Tensor, "batch rows"]) -> Graded:
+    """Members with NaN or infinity in a factor are no longer valid; looks closer only where a norm is not finite."""
+    if row_size.isfinite().all():
+        return state
+    for factor in chunk:
+        if isinstance(factor, Tensor):
+            finite = flatten_batch(call, factor, len(row_size)).isfinite().all(-1).all(-1)
+            state = replace(state, valid=state.valid & finite)
+    return state
 
 
 def apply_all(call: str, state: Graded, chunk: list[Factor],
-              ) -> tuple[Float[Tensor, "batch rows directions"], Float[Tensor, " batch"]]:
-    """A_j ... A_i Q, and the product of the factors' root mean squared row norms; 0 where these cannot be seen."""
-    m, magnitude = state.q, state.q.new_ones(1)
-    for factor in chunk:
-        m, size = apply(call, check_factor(call, factor), m)
-        magnitude = magnitude * size
-    return m, magnitude.expand(len(m))
+              ) -> tuple[Float[Tensor, "batch rows directions"], Float[Tensor, "batch rows"]]:
+    """A_j ... A_i Q, and the norms of the last factor's rows times the root mean squared row norms of the others.
+
+    These norms are infinite where numbers on the way may have left the range of float64.
+    """
+    m, sizes = apply(call, check_factor(call, chunk[0]), state.q)
+    for factor in chunk[1:]:
+        before = torch.linalg.vector_norm(sizes, dim=-1, keepdim=True) / sizes.shape[-1]**0.5
+        m, sizes = apply(call, check_factor(call, factor), m)
+        sizes = torch.where((before < LARGEST_SQUARE) & (before > 1 / LARGEST_SQUARE), sizes * before, torch.inf)
+    return m, sizes.expand(len(m), -1)
 
 
 def apply(call: str, factor: Factor, x: Float[Tensor, "batch inputs k"],
-          ) -> tuple[Float[Tensor, "batch outputs k"], Float[Tensor, "..."]]:
+          ) -> tuple[Float[Tensor, "batch outputs k"], Float[Tensor, "some outputs"]]:
+    """A x, and the norms of A's rows or, of a function, of the rows of A x."""
     members, inputs, _ = x.shape
     if isinstance(factor, Tensor):
         if factor.shape[-1] != inputs:
             raise ValueError(f"{call}: a factor of shape {tuple(factor.shape)} must have {inputs} columns to follow "
                              "what comes before it. `factors` begin with the one applied first.")
         a = flatten_batch(call, factor, members)
-        return a @ x, torch.linalg.vector_norm(a, dim=(-2, -1)) / inputs**0.5
+        return a @ x, torch.linalg.vector_norm(a, dim=-1)
     y = factor(x)
     if y.ndim != 3 or y.shape[0] != members or y.shape[2] != x.shape[2]:
         raise ValueError(f"{call}: a factor's function must return ({members}, rows, {x.shape[2]}) for an argument of "
                          f"shape {tuple(x.shape)}, got {tuple(y.shape)}.")
-    return y.detach().double(), x.new_zeros(1)
+    y = y.detach().double()
+    return y, torch.linalg.vector_norm(y, dim=-1)
 
 
 def matrix_of(call: str, factor: Factor, state: Graded, members: Int[Tensor, " part"],
@@ -301,7 +321,8 @@ def spectrum(state: Graded, batch_shape: tuple[int, ...], columns: int) -> Produ
     log_values, dependence = graded_singular_values(state.exponents, u)
     sizes = log_row_norms(state.exponents, u)
     state = in_order(state, sizes.argsort(dim=-1, descending=True, stable=True))
-    error = final_error(state.angle, state.variance, state.exponents, dependence, state.eps)
+    variance = state.variance + (state.drift.square().mean(1) if state.drift.shape[1] else 0.0)
+    error = final_error(state.angle, variance, state.exponents, dependence, state.eps)
     error = ERROR_FACTOR * (state.eps * error + EPS * log_values.abs()) + hidden_below(state, sizes, log_values)
     kept = log_values.shape[-1]
     zero = torch.arange(kept, device=u.device) >= kept - state.dead.sum(-1, keepdim=True)
