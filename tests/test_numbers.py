@@ -726,3 +726,14 @@ def test_what_cannot_be_measured_is_refused_in_one_line(name):
     with pytest.raises((ValueError, TypeError), match=rf"^(gradient_flow|jacobian_spectrum): `({argument})` must") as e:
         call(torch.randn(3, 4))
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.25, 4.0])
+def test_a_spectrum_that_no_cotangent_survives(scale):
+    """J = scale^600 I at every sample: 1e-361, 1e361, or exactly 0, which one pass back through the net cannot tell."""
+    model = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(600)))
+    for layer in model:
+        nn.init.eye_(layer.weight).data.mul_(scale)
+    logs = jacobian_spectrum(model, torch.zeros(3, 2)).log_singular_values
+    expected = 600 * math.log(scale) if scale else -math.inf
+    np.testing.assert_allclose(logs, np.full((3, 2), expected), rtol=1e-12)

@@ -153,7 +153,8 @@ def rounding(jacobians: Float[Tensor, "sample outputs inputs"], row: Float[Tenso
 def proves(jacobians: Float[Tensor, "sample outputs inputs"], row: Float[Tensor, "sample *outputs"],
            image: Float[Tensor, "sample *inputs"], agreement: float = AGREEMENT) -> bool:
     """The Jacobians take this row where autograd takes it, to rounding; samples with nan or infinities do not count."""
-    row, image = row.reshape(len(row), 1, -1).double(), image.reshape(len(row), -1).double()
+    row = row.reshape(len(row), 1, math.prod(row.shape[1:])).double()   # -1 is no number where there is no sample
+    image = image.reshape(len(row), math.prod(image.shape[1:])).double()
     taken = (row @ jacobians).squeeze(1)
     size = (row.abs() @ jacobians.abs()).squeeze(1)
     finite = (taken.isfinite() & image.isfinite() & size.isfinite()).all(-1)
