@@ -20,7 +20,8 @@ LABELS = {
     "log10_error_signal_norm": "log$_{10}$ ‖∂L/∂h‖  [nats per unit]",
     "log10_weight_gradient_norm": "log$_{10}$ ‖∂L/∂W‖  [nats per unit weight]",
     "init": {"glorot_normal": "Glorot normal", "glorot_uniform": "Glorot uniform", "he_normal": "He normal",
-             "he_uniform": "He uniform", "lecun_normal": "LeCun normal", "orthogonal": "orthogonal",
+             "he_uniform": "He uniform", "lecun_normal": "LeCun normal",
+             "lecun_uniform": "LeCun uniform", "orthogonal": "orthogonal",
              "random_walk": "random walk"},
 }
 

@@ -22,7 +22,7 @@ def trainability_map(frame: pd.DataFrame, axis: str = "weight_var", accuracy: st
     """Accuracy after training over depth and `axis`, and the depth that theory allows drawn over it.
 
     Plain tanh nets over "weight_var": 6 xi_c, six depth scales of the correlation of two inputs (Schoenholz et al.
-    2017, figure 5).  Highway nets over "gate_bias": the rule b_T = -ln(2 L - 1).  A run that diverged counts as chance.
+    2017).  Highway nets over "gate_bias": the rule b_T = -ln(2 L - 1).  A run that diverged counts as chance.
     """
     frame = frame.assign(weight_var=frame["gain"] ** 2, right=frame[accuracy].fillna(1 / CLASSES))
     table = frame.pivot_table(index="depth", columns=axis, values="right", aggfunc="median")

@@ -57,8 +57,9 @@ def highway(activation: str, depth: Values, gate_bias: Values, weight_var: Value
     Raises:
         ValueError: an unknown activation, a depth below 1, a negative variance, a mean beyond the root mean square.
 
-    Source: derived for flowstudy; no published recursion for feed-forward highway layers is known to us. Nearest:
-    Chen et al. 2018 and Gilboa et al. 2019 (gated recurrent nets), Yang & Schoenholz 2017 (residual nets).
+    Source: derived for flowstudy; one modest search found no published recursion for feed-forward highway layers, which
+    does not say that there is none. Nearest: Chen et al. 2018 and
+    Gilboa et al. 2019 (gated recurrent nets), Yang & Schoenholz 2017 (residual nets).
 
     >>> last = highway("tanh", depth=50, gate_bias=-3.0, weight_var=1.0).iloc[-1]
     >>> last[["mean_squared", "P", "gradient_correlation"]].round(4).tolist()

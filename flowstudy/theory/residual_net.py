@@ -42,7 +42,7 @@ def residual_net(activation: str, depth: Values, weight_var: Values, q0: Values 
     Raises:
         ValueError: an unknown activation, a depth below 1, a negative variance, a mean beyond the root mean square.
 
-    Source: Yang & Schoenholz 2017 (arXiv:1712.08969), section 3, for activations of mean 0; the mean derived here.
+    Source: Yang & Schoenholz 2017 (arXiv:1712.08969) for activations of mean 0; the mean derived here.
 
     >>> residual_net("relu", depth=2, weight_var=2.0)["mean_squared"].tolist()
     [2.0, 4.0]

@@ -85,7 +85,8 @@ def spectrum_edge(activation: str, depth: Values, weights: str = "gaussian", q: 
     """Largest squared singular value over the mean squared one, infinite width; finite nets lie below, by O(n^-2/3).
 
     min over m > 0 of ((1 + m) / m) / S(m), S the product of the layers' S-transforms: 1 / (1 + m) for Gaussian weights,
-    1 for orthogonal ones, p (1 + m) / (p + m) for slopes that are 1 with probability p, else 0. About e depth / p.
+    1 for orthogonal ones, p (1 + m) / (p + m) for slopes that are 1 with probability p, else 0.  In deep nets about
+    e depth / p for Gaussian weights, e depth (1 - p) / p for orthogonal ones.
 
     Args:
         activation: "linear", "relu" or "hard_tanh".
