@@ -30,8 +30,8 @@ ITEMS = {  # of the paper: the study that has it, and where it deviates
     "figure 4": ("lesions", "Training error with each layer's gates closed", "Share of samples misclassified."),
     "table 1": ("mnist_conv", "MNIST, convolutional highway nets", ""),
     "table 2": ("cifar_conv", "CIFAR-10: highway nets A, B, C beside FitNets",
-                "The widths of A, B, C, their read-outs and the constants of the contrast normalisation are not published: "
-                "see flowstudy.fitnet."),
+                "The widths of A, B, C, their read-outs and the constants of the contrast normalisation are not "
+                "published: see flowstudy.fitnet."),
     "table 3": ("cifar_conv", "CIFAR-10 and CIFAR-100 with global average pooling", "As for table 2."),
 }
 

@@ -7,8 +7,9 @@ import pandas as pd
 
 from flowstudy import theory
 
+# Of square matrices, where the cell gives none: see flowstudy.nets.initialize.
 GAINS = {"glorot_normal": 1.0, "glorot_uniform": 1.0, "he_normal": 2**0.5, "he_uniform": 2**0.5, "lecun_normal": 1.0,
-         "lecun_uniform": 1.0, "orthogonal": 1.0}  # of square matrices, where the cell gives none: see flowstudy.nets.initialize
+         "lecun_uniform": 1.0, "orthogonal": 1.0}
 
 
 def weight_var(init: str, gain: float | None, activation: str, width: int | np.integer) -> float:
