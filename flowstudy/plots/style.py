@@ -55,6 +55,13 @@ def gap_in_words(nets: pd.DataFrame, measured: str) -> str:
     return f" ({gap:+.2g} ± {abs(gap / z):.1g}, z {z:+.1f})" if np.isfinite([gap, z]).all() and z else ""
 
 
+def draw_prediction(ax: Axes, predicted: pd.Series, valid: pd.Series, **style: object) -> None:
+    """Against the index: dashed where theory covers the nets, thin and dotted on where it has a number but does not."""
+    ax.plot(predicted.index, predicted.where(valid.astype(bool)), **{"ls": "--"} | style)
+    if (predicted.notna() & ~valid.astype(bool)).any():
+        ax.plot(predicted.index, predicted, **style | {"ls": ":", "lw": 0.7})
+
+
 def title_of(panels: pd.DataFrame, panel: str, family: str) -> str:
     return family if panels["panel"].nunique() == 1 else f"{family}, {panel}"
 
