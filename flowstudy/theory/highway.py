@@ -35,7 +35,7 @@ def highway(activation: str, depth: Values, gate_bias: Values, weight_var: Value
     Limits: fully connected layers of one width, Gaussian weights (N(0, weight_var / n) and N(0, gate_weight_var / n)),
     at initialisation; corrections are O(1 / n).  The Jacobian of a ReLU net has one more singular value, the mean
     mode, which grows by q'/q per layer instead of chi: P is that of all others, and at finite width E||J u||^2 is
-    larger by its square over n.  Convolutional and trained nets are not covered.
+    larger by its square over n: `mean_mode` has both.  Convolutional and trained nets are not covered.
 
     Args:
         activation: of H, as in `mean_field`.
