@@ -69,8 +69,8 @@ def lesion_claims(lesions: pd.DataFrame, samples: int) -> pd.DataFrame:
          # "Hardly" is no number: less than half of what an early layer does, the weakest reading that says anything.
          verdict(bool(middle - intact < (early - intact) / 2), "early layers matter much, these hardly")),
         ("figure 4", f"share of layers whose lesion adds less than {margin:.2%} to the error", 0.6,
-         float((cut <= intact + margin).mean()), "the paper: do not contribute; the bound is two binomial standard "
-         "errors, or one sample in a thousand"),
+         float((cut <= intact + margin).mean()), "the paper's text: about 60 % of the layers do not contribute; our "
+         "bound is two binomial standard errors, or one sample in a thousand"),
         ("figure 4", "share of layers whose lesion adds nothing at all to the error", 0.6,
          float((cut <= intact).mean()), "the same, to the last sample"),
     ])

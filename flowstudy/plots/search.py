@@ -39,7 +39,7 @@ def which_runs_train(loss: pd.DataFrame, threshold: float = 1e-3) -> Figure:
         depth_axis(share, final["depth"])
         share.set(title=f"share of runs that train: final loss below {threshold:g}", ylim=(-0.03, 1.2),
                   yticks=np.linspace(0, 1, 6), xlabel="depth (hidden layers)")
-        share.legend(loc="upper center", ncols=2)  # above all intervals
+        share.legend(loc="upper center", ncols=2, fontsize=8)  # above all intervals
         lowest = highway["final"].min()
         for ax, activation in zip(panels, activations, strict=True):
             dots = loss_by_gate_bias(ax, highway[highway["activation"] == activation], lowest)

@@ -78,7 +78,7 @@ def figure_1(frame: pd.DataFrame, top: int = 10) -> Figure:
                     ax.plot(curve["epoch"], curve["loss"], color=colors[depth], lw=1.6, label=f"depth {depth}")
             ax.set(title=f"best of {runs_per_net(best, net)} runs, {net}", xlabel="epoch", yscale="log")
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-            ax.legend(loc="lower left")
+            ax.legend(loc="best")
         for net, marker in (("plain", "o"), ("highway", "s")):
             rows = best[best["net"] == net].fillna({"final": CHANCE})
             mean = rows.groupby("depth")["final"].apply(lambda losses: losses.nsmallest(top).mean())
