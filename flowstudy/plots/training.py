@@ -22,7 +22,8 @@ def trainability_map(frame: pd.DataFrame, axis: str = "weight_var", accuracy: st
     """Accuracy after training over depth and `axis`, and the depth that theory allows drawn over it.
 
     Plain tanh nets over "weight_var": 6 xi_c, six depth scales of the correlation of two inputs (Schoenholz et al.
-    2017).  Highway nets over "gate_bias": the rule b_T = -ln(2 L - 1).  A run that diverged counts as chance.
+    2017).  Highway nets over "gate_bias": the late layers' rule b_T = -ln(2 L - 1).  A run that diverged counts as
+    chance.
     """
     frame = frame.assign(weight_var=frame["gain"] ** 2, right=frame[accuracy].fillna(1 / CLASSES))
     table = frame.pivot_table(index="depth", columns=axis, values="right", aggfunc="median")
@@ -51,7 +52,7 @@ def allowed_depth(frame: pd.DataFrame, axis: str) -> tuple[np.ndarray, np.ndarra
     """The curve that theory draws: along `axis`, the largest depth it expects to train."""
     if axis == "gate_bias":
         depth = np.geomspace(max(2, frame["depth"].min()), frame["depth"].max(), 100).round().astype(int)
-        return theory.suggest_gate_bias(depth - 1), depth, "rule $b_T = -\\ln(2L - 1)$"
+        return theory.suggest_gate_bias(depth - 1), depth, "late layers' rule $b_T = -\\ln(2L - 1)$"
     variance = np.linspace(frame["weight_var"].min(), frame["weight_var"].max(), 200)
     field = theory.mean_field(frame["activation"].iloc[0], variance, frame["bias_var"].iloc[0])
     return variance, 6 * field.xi_c, "six depth scales, $6 \\xi_c$"
