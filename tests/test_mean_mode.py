@@ -7,7 +7,12 @@ import pytest
 
 import flowstudy as fs
 from flowstudy import plots, theory
-from flowstudy.predictions import with_predicted_slopes, with_predicted_spectra, with_predicted_statistics
+from flowstudy.predictions import (
+    with_predicted_norms,
+    with_predicted_slopes,
+    with_predicted_spectra,
+    with_predicted_statistics,
+)
 from flowstudy.theory.activations import ACTIVATIONS
 from flowstudy.theory.highway import first_state
 from flowstudy.theory.mean_mode import MODE, Body, OpenGate, TiltedGate, TiltedMoments, shift_map, walk
@@ -153,6 +158,12 @@ def test_slopes_of_open_highway_relu_nets(run):
         gap, error = nets["slope"].mean() - nets["predicted"].iloc[0], nets["slope"].sem()
         assert abs(gap) < LARGEST_Z * error + 1 / 100
         assert nets["slope"].mean() - nets["limit"].iloc[0] > 2 * LARGEST_Z * error
+    weights = "log10_weight_gradient_norm"
+    open_gates = flow[flow["gate_bias"] == -1]
+    covered = with_predicted_norms(open_gates, weights).groupby("layer")["valid"].first()
+    assert not covered[2] and covered[99] and covered.loc[2:].is_monotonic_increasing
+    lines = plots.gradient_by_layer(open_gates, weights).axes[0].lines
+    assert [np.isfinite(line.get_ydata()[2:-1]).all() for line in lines if line.get_color() == "black"] == [False, True]
 
 
 def test_statistics_and_spectra_of_nets_with_a_mean_mode(run):
