@@ -109,7 +109,7 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def verdict(holds: bool, claim: str) -> str:
-    return f"{'holds' if holds else 'does not hold'}: {claim}"
+    return f"{'holds' if holds else 'does not hold'} here: {claim}"
 
 
 def claims(rows: list[tuple]) -> pd.DataFrame:
