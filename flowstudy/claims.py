@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 OPEN = 0.5      # a gate that lets more of H through than of x
-EARLY = 15      # layers: where the paper sees most change and most difference between classes, on MNIST
+EARLY = 15      # layers: by then most of the change in the outputs has happened and classes differ, on MNIST
 SUBSTANTIAL = 0.1  # of a gate's range, 0 to 1: a difference of mean activity that a picture shows
 LATE = 45       # layers 15 to 45 hardly matter, on MNIST
 
