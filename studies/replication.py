@@ -5,32 +5,43 @@ profile that it was run in, as replication/<profile>/<study>.json.  Records are 
 takes a GPU and days, and a quick run on another machine must not lose it.
 """
 
+import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from flowstudy.plots import write_whole
 
-PROFILES = ("paper", "laptop", "quick")  # the nearest to the paper first
+PARTS = {  # of the report, the nearest to the paper first: title, profiles
+    "At the paper's scale": ("paper",),
+    "Near the paper's scale: its data, fewer runs or epochs": ("gpu", "laptop"),
+    "Not near it: scikit-learn's digits": ("quick",),
+}
+PROFILES = tuple(profile for profiles in PARTS.values() for profile in profiles)
 ABOUT = {
-    "paper": "the paper's own setting",
-    "laptop": "real data, fewer runs and epochs: what two cores do in an hour",
-    "quick": "scikit-learn's digits, minutes on two cores: trends, not values",
+    "paper": "the paper's own setting.",
+    "gpu": "figure 1's 800 runs on all of MNIST, 4 epochs: six minutes of one H100.",
+    "laptop": "real data, fewer runs and epochs: what two cores do in an hour.",
+    "quick": "1,797 images of 8 x 8 instead of the paper's data, minutes on two cores: whether the studies run and "
+             "which way things go. No number of the paper's stands beside these.",
 }
 ITEMS = {  # of the paper: the study that has it, and where it deviates
     "figure 1": ("loss_vs_depth", "Optimisation of plain and highway nets by depth",
-                 "Plain nets are 71 wide (the text; the authors' table says 50). Classical momentum in the authors' "
-                 "convention. A setting's weight seed is its number."),
+                 "The paper's figure prints no numbers: the column is from the authors' search tables, of which a "
+                 "public copy exists, and so are the ranges. Plain nets are 71 wide (the text; the tables say 50). "
+                 "Classical momentum in the authors' convention. A setting's weight seed is its number."),
     "figure 2": ("gate_routing", "Gate biases, activity and block outputs of the best 50-layer net",
-                 "The paper's best setting instead of the best of our own search. No CIFAR-100 net: its settings are "
-                 "not published."),
+                 "The net has the settings of the best run in the authors' tables, not of a search of our own; the "
+                 "paper prints its b_T = -2 alone. No CIFAR-100 net: its settings are not published."),
     "figure 3": ("gate_routing", "Class-mean less overall-mean gate activity", "Digits 0 and 7, as in the paper."),
     "figure 4": ("lesions", "Training error with each layer's gates closed", "Share of samples misclassified."),
     "table 1": ("mnist_conv", "MNIST, convolutional highway nets", ""),
     "table 2": ("cifar_conv", "CIFAR-10: highway nets A, B, C beside FitNets",
-                "Read-out widths and contrast normalisation are not published: see flowstudy.fitnet."),
+                "The widths of A, B, C, their read-outs and the constants of the contrast normalisation are not "
+                "published: see flowstudy.fitnet."),
     "table 3": ("cifar_conv", "CIFAR-10 and CIFAR-100 with global average pooling", "As for table 2."),
 }
 
@@ -63,40 +74,58 @@ def write_report(root: Path) -> None:
                for path in sorted((root / "replication").glob("*/*.json"))}
     lines = ["# The paper, figure by figure and table by table", "",
              "*Training Very Deep Networks* (Srivastava, Greff, Schmidhuber, NIPS 2015, arXiv:1507.06228). Written by "
-             "`studies/regenerate.py` from the records in [replication/](replication); not edited by hand.", "",
-             "Profiles: " + "; ".join(f"**{name}**, {words}" for name, words in ABOUT.items()) + ".", ""]
-    for item, (study, title, deviation) in ITEMS.items():
-        lines += [f"## {item.capitalize()}: {title}", "", f"Study: `{study}`. {deviation}".strip(), ""]
-        found = [(profile, records[profile, study]) for profile in PROFILES if (profile, study) in records]
-        if not any(profile == "paper" for profile, _ in found):
-            lines += ["**Not run at the paper's scale.** "
-                      f"`make figures ONLY={study} PROFILE=paper DEVICE=cuda` would.", ""]
-        for profile, record in found:
-            lines += section(profile, record, item)
+             "`studies/regenerate.py` from the records in [replication/](replication); not edited by hand.", ""]
+    for part, profiles in PARTS.items():
+        lines += [f"## {part}", "", *(f"- Profile **{name}**: {ABOUT[name]}" for name in profiles), ""]
+        for profile, item in itertools.product(profiles, ITEMS):
+            lines += section(root, profile, item, records)
+        if part == next(iter(PARTS)):
+            lines += not_run(records)
     write_whole(root / "REPLICATION.md", ("\n".join(lines).rstrip() + "\n").encode())
 
 
-def section(profile: str, record: dict, item: str) -> Iterable[str]:
+def not_run(records: dict) -> list[str]:
+    missing = [(item, study) for item, (study, *_) in ITEMS.items() if ("paper", study) not in records]
+    if not missing:
+        return []
+    studies = ", ".join(f"{item} (`{study}`)" for item, study in missing)
+    return [f"Not run at the paper's scale: {studies}. `make figures ONLY=<study> PROFILE=paper DEVICE=cuda` would "
+            "run them.", ""]
+
+
+def section(root: Path, profile: str, item: str, records: dict) -> Iterable[str]:
+    study, title, deviation = ITEMS[item]
+    record = records.get((profile, study), {"rows": []})
     rows = [row for row in record["rows"] if row["item"] == item]
     if not rows:
         return []
+    digits = profile == "quick"  # its numbers stand by themselves
     settings = ", ".join(f"{name} {value}" for name, value in record["parameters"].items())
-    table = [f"| {row['quantity']} | {shown(row['paper'])} | {shown(row['ours'])} | {difference(row)} | {row['note']} |"
-             for row in rows]
-    source = (f"{record['device']}, {record['seconds']:.0f} s, {record['finished']}, torch "
-              f"{record['versions']['torch']}. {settings}.")
-    return [f"### Profile {profile}", "", source, "", "| | paper | ours | difference | |", "|---|---|---|---|---|",
-            *table, ""]
+    head = ["| | ours | ours had | |", "|---|---|---|---|"] if digits else [
+        "| | the paper | ours | ours had | what the difference means |", "|---|---|---|---|---|"]
+    had = effort(record)
+    judged = digits and item.startswith("figure")  # notes there are verdicts on what the paper says of other data
+    table = [f"| {row['quantity']} | {'' if digits else shown(row['paper']) + ' | '}{shown(row['ours'])} | {had} | "
+             f"{'' if judged else row['note']} |" for row in rows]
+    pictures = [f"![{item}]({path.relative_to(root).as_posix()})"
+                for path in sorted((root / "replication" / profile).glob(f"{study}*.png"))]
+    return [f"### {item.capitalize()}, {profile}: {title}", "", f"Study: `{study}`. {deviation}".strip(), "", *head,
+            *table, "", *pictures, *[""] * bool(pictures),
+            f"Run {record['finished']}, torch {record['versions']['torch']}, with {settings}.", ""]
+
+
+def effort(record: dict) -> str:
+    """Seeds, epochs, seconds, machine."""
+    known = {name: yaml.safe_load(str(value)) for name, value in record["parameters"].items()  # defaults come as text
+             if name in ("runs", "seeds", "epochs", "train_samples")}
+    seeds = known.get("seeds", 1)
+    nets = f"{known['runs']} settings" if "runs" in known else f"{seeds} seed{'s' * (seeds != 1)}"
+    images = known.get("train_samples")
+    data = f"{images:,} images, " if isinstance(images, int) else ""
+    return f"{nets}, {known.get('epochs', '-')} epochs, {data}{record['seconds']:.0f} s, {record['device']}"
 
 
 def shown(value: object) -> str:
     if value is None or value == "":
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def difference(row: dict) -> str:
-    paper, ours = row["paper"], row["ours"]
-    if not all(isinstance(value, int | float) for value in (paper, ours)):
-        return ""
-    return f"{ours - paper:+.3g}"

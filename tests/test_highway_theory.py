@@ -107,12 +107,32 @@ def test_log_volume(gate_bias, value):
 
 
 def test_gate_bias_rule():
-    """-2.9, -4.6, -5.3 for 10, 50, 100 layers; at it E||gradient||^2 loses about a factor e at every depth."""
+    """-2.9, -4.6, -5.3 for 10, 50, 100 layers; at the late layers' rate these lose about a factor e."""
     assert theory.suggest_gate_bias([10, 50, 100]).round(1).tolist() == [-2.9, -4.6, -5.3]
     assert theory.suggest_gate_bias(1) == 0.0
     for depth in (50, 1000):
         limit = theory.highway_limit("tanh", theory.suggest_gate_bias(depth), 1.0)
         assert depth / limit.xi_gradient == pytest.approx(1.0, abs=1 / depth)
+
+
+def kept(depth: int, gate_bias: float, activation: str) -> float:
+    """Of E||gradient||^2 by the recursion; ReLU with He's weights, tanh with Glorot's."""
+    variance = {"tanh": 1.0, "relu": 2.0}[activation]
+    return theory.highway(activation, depth, gate_bias, variance, variance)["mean_squared"].iloc[-1]
+
+
+def test_the_rate_and_the_whole_net_are_two_questions():
+    """At the late layers' rule a whole net keeps less than 1 / e; at the whole net's bias it keeps 1 / e exactly."""
+    for activation, shares in {"tanh": (".304", ".277", ".273"), "relu": (".306", ".223", ".210")}.items():
+        for depth, share in zip((10, 50, 100), shares, strict=True):
+            assert kept(depth, theory.suggest_gate_bias(depth), activation) == given(share)
+    whole = theory.suggest_gate_bias([10, 50, 100], keeps="whole net")
+    assert whole.tolist() == pytest.approx([-3.16, -4.89, -5.59], abs=0.005)
+    for depth, bias in zip((10, 50, 100), whole, strict=True):
+        assert kept(depth, bias, "tanh") == pytest.approx(math.exp(-1), rel=1e-5)
+    relu = theory.suggest_gate_bias(20, "whole net", activation="relu", weight_var=2.0, gate_weight_var=2.0)
+    assert kept(20, relu, "relu") == pytest.approx(math.exp(-1), rel=1e-5)
+    assert theory.suggest_gate_bias(1, "whole net") == 0.0 and kept(1, 0.0, "tanh") > math.exp(-1)
 
 
 # --- identities ------------------------------------------------------------------------------------------------------
@@ -245,6 +265,7 @@ ERRORS = {
     "apart": (lambda: theory.highway("tanh", 3, -1.0, 1.0, m0=.9, c0=0.0), r"highway: `c0` must be at least 2 m0\^2"),
     "nothing": (lambda: theory.highway("tanh", 3, math.inf, 0.0), r"highway: `weight_var` must be positive where gate"),
     "rule": (lambda: theory.suggest_gate_bias(0), r"suggest_gate_bias: `depth` must be an integer of at"),
+    "question": (lambda: theory.suggest_gate_bias(9, "net"), r"suggest_gate_bias: `keeps` must be one of late-layer"),
     "sigmoid": (lambda: theory.highway_limit("sigmoid", -1.0, 1.0), r"highway_limit: `activation` must be 0 at 0, got"),
     "volume": (lambda: theory.highway_log_volume("tanh", -1.0, 1.0, m=2.0), r"highway_log_volume: `m` must be at most"),
 }

@@ -33,6 +33,7 @@ VARIANCE = {
     "he_normal": lambda fan_in, fan_out: 2 / fan_in,
     "he_uniform": lambda fan_in, fan_out: 2 / fan_in,
     "lecun_normal": lambda fan_in, fan_out: 1 / fan_in,
+    "lecun_uniform": lambda fan_in, fan_out: 1 / fan_in,
     "random_walk": lambda fan_in, fan_out: math.exp(1 / fan_in) / fan_in,  # linear units: g^2 / N, g = exp(1 / 2N)
     "random_walk_exact": lambda fan_in, fan_out: math.exp(-psi(fan_in / 2)) / 2,  # g^2 = (N / 2) exp(-psi(N / 2))
     "critical": lambda fan_in, fan_out: 1 / fan_in,  # linear units

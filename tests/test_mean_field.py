@@ -143,6 +143,21 @@ def test_independent_masks(net, depth, value):
     assert theory.shattered_correlation(net, depth) == pytest.approx(value, rel=1e-5)
 
 
+def test_true_masks_make_a_power_of_depth_only_in_the_limit():
+    """The local exponent of the gradient correlation at 45 degrees of plain ReLU nets: -0.9, -1.7, -2.2, then -2.8."""
+    correlation = theory.plain("relu", 400, 2.0, c0=math.cos(math.pi / 4))["gradient_correlation"].to_numpy()
+    for (start, end), exponent in {(2, 10): -0.9, (10, 24): -1.7, (24, 50): -2.2, (200, 400): -2.8}.items():
+        fall = math.log(correlation[end - 1] / correlation[start - 1])
+        assert fall / math.log(end / start) == pytest.approx(exponent, abs=0.05)
+
+
+def test_the_gradients_depth_scale_is_the_correlations_in_the_ordered_phase_alone():
+    """Tanh, bias variance 0.05: one number at weight variance 1.44; 3.40 against 6.98 at 4."""
+    ordered, chaotic = (theory.mean_field("tanh", weight_var, 0.05) for weight_var in (1.44, 4.0))
+    assert -1 / math.log(ordered.chi_1) == pytest.approx(ordered.xi_c, rel=1e-9)
+    assert (1 / math.log(chaotic.chi_1), chaotic.xi_c) == pytest.approx((3.40, 6.98), abs=0.005)
+
+
 # --- identities ------------------------------------------------------------------------------------------------------
 
 POINTS = [(activation, weight_var, bias_var) for activation, weight_vars in {

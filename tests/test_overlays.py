@@ -117,7 +117,9 @@ def test_norms_by_layer_follow_the_finite_width_law(flow, quantity):
     """Every layer's mean from the last layer's, and the spread of the norms themselves: |z| < 4.5 at width 16."""
     rows = with_predicted_norms(flow, quantity)
     known = rows[(rows["layer"] > 1) | (quantity == ERROR)]
-    assert known["predicted"].notna().all() and np.abs(known["z"]).max() < LARGEST_Z
+    assert known["predicted"].notna().all() and np.abs(known["z"]).max() < LARGEST_Z and known["valid"].all()
+    uniform = rows["init"] == "he_uniform"  # not Gaussian: the law holds to the first order
+    assert set(rows.loc[uniform, "law"]) == {"first order in 1 / width"} and set(rows.loc[~uniform, "law"]) == {"exact"}
     layer_2 = known[(known["layer"] == 2) & (known["init"] != "orthogonal")]
     for (_, _, _, _, depth), nets in layer_2.groupby(KIND, dropna=False):
         excess = nets[quantity].var() / nets["predicted_std"].iloc[0] ** 2 - 1

@@ -35,15 +35,17 @@ def test_halving_the_mean_square_per_layer_has_slope_minus_ln_2():
 
 def loss_frame(losses: dict[str, list[float]], net: str = "plain") -> pd.DataFrame:
     common = {"net": net, "depth": 10, "dataset": "digits"}
-    return pd.DataFrame([common | {"cell": cell, "epoch": epoch, "loss": loss}
-                         for cell, curve in losses.items() for epoch, loss in enumerate(curve)])
+    return pd.DataFrame([common | {"cell": cell, "epoch": epoch, "loss": loss, "learning_rate": 0.1 * run}
+                         for run, (cell, curve) in enumerate(losses.items(), 1) for epoch, loss in enumerate(curve)])
 
 
 def test_figure_1_draws_the_run_with_the_lowest_final_loss():
-    """Not the one that was lowest on the way, and not one that diverged."""
+    """Not the one that was lowest on the way, and not one that diverged; what was searched stands over it."""
     plain = loss_frame({"early": [2.3, 0.01, 1.0], "best": [2.3, 1.0, 0.5], "diverged": [2.3, 0.1, math.nan]})
     figure = plots.figure_1(pd.concat([plain, loss_frame({"h": [2.3, 0.4, 0.2]}, "highway")]), top=2)
     assert list(figure.axes[0].lines[0].get_ydata()) == [2.3, 1.0, 0.5]
+    assert figure.get_suptitle() == ("plain: 3 settings a depth, learning rates 0.1 to 0.3; "
+                                     "highway: 1 settings a depth, learning rates 0.1 to 0.1")
     assert list(figure.axes[2].lines[0].get_ydata()) == [0.75]  # mean of the best two
     figure = plots.figure_1(pd.concat([plain, loss_frame({"h": [2.3, 0.4, 0.2]}, "highway")]), top=3)
     assert figure.axes[2].lines[0].get_ydata() == pytest.approx([(0.5 + 1.0 + math.log(10)) / 3])  # diverged: chance

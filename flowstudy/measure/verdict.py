@@ -1,9 +1,11 @@
 """From a gradient-flow frame to one sentence: does the gradient get through, and if not, where and how fast is it lost?
 
-The verdict compares the layers with the last one that the loss sees.  Its one threshold is six depth scales: nets were
-found to train up to a depth of about 6 xi, xi = 1 / |ln chi_1| being the depth over which the squared error signal
-changes by a factor e (Schoenholz et al. 2017).  So a squared error signal that has changed by less than e^6 (a norm by
-less than 20, 1.3 decades) counts as stable.  That rule is empirical, and one draw of weights is not the mean of all:
+The verdict compares the layers with the last one that the loss sees.  Its one threshold: a squared error signal that
+has changed by less than e^6 (a norm by less than 20, 1.3 decades) counts as stable, which is six of the gradient's own
+depth scales, 1 / |ln chi_1|.  The threshold is chosen, not derived.  It is inspired by the empirical rule of Schoenholz
+et al. 2017, that nets train up to a depth of about 6 xi_c, but is not that rule: xi_c is the depth scale of the
+correlation of two inputs.  The two scales agree in the ordered phase alone; in the chaotic phase they part (tanh,
+weight variance 4, bias variance 0.05: 1 / ln chi_1 = 3.40, xi_c = 6.98).  And one draw of weights is not the mean:
 ln ||error||^2 of a critical ReLU net of width n fluctuates by sqrt(5 depth / n) (Hanin & Nica 2020), which is 2.2 at
 depth 50 and width 50; nets near the threshold can fall on either side.
 """
@@ -15,7 +17,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-THRESHOLD = 6.0  # e-folds of the squared norm: six depth scales
+THRESHOLD = 6.0  # e-folds of the squared norm: six of the gradient's depth scales
 SHARE = math.exp(-THRESHOLD / 2)  # of the norm
 
 ADVICE = {
@@ -35,7 +37,7 @@ class Verdict:
     """One model's verdict; `str()` gives the sentence.
 
     Attributes:
-        kind: "stable"; "vanishing": the error signal loses more than six depth scales on the way to the input;
+        kind: "stable"; "vanishing": the error signal loses more than six of its depth scales on the way to the input;
             "exploding": it gains as much, or the activations are not finite; "chaotic": it gains as much while the
             activations do not grow with it, so that nearby inputs are driven apart; "dead": it is exactly 0.
         layer: the layer from which on, towards the input, this holds; None where it is stable.

@@ -126,9 +126,10 @@ FITNETS = {  # channels of each stage's layers, kernels of the layers after its 
 
 
 def fitnet(name: str, block: str = "highway", classes: int = 10) -> ConvNet:
-    """The nets of the paper's table 2, for images 3 x 32 x 32: A and B (11 and 19 layers) as FitNets 1 and 4, C of 32.
+    """Nets like those of the paper's table 2, for images 3 x 32 x 32: A, B and C of 11, 19 and 32 layers.
 
-    The paper gives depths and rounded counts only. Ours: three stages, the first layer of each 3 x 3 and plain, C's
+    A and B share the depths of FitNets 1 and 4.  The paper gives depths and rounded counts only, no widths; ours are
+    chosen to meet these: three stages, the first layer of each 3 x 3 and plain, C's
     further layers 3 x 3 and 1 x 1 in turn; max-pools of 2, 2 and 8; a ReLU layer of 250, 500 and 100 units before the
     read-out, which brings the counts to the paper's; dropout and the read-out's start as in `cifar_conv_net`; b_T -1,
     -2 and -3, the paper's advice for depths of about 10, 20 and 30.

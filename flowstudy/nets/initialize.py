@@ -55,6 +55,11 @@ def he_uniform(m: Matrix, gain: float | None, rng: np.random.Generator) -> Draw:
     return uniform(m, rng, (math.sqrt(2) if gain is None else gain) / math.sqrt(m.fan_in))
 
 
+def lecun_uniform(m: Matrix, gain: float | None, rng: np.random.Generator) -> Draw:
+    """The uniform distribution of lecun_normal's variance: bound gain sqrt(3 / fan_in)."""
+    return uniform(m, rng, (1.0 if gain is None else gain) / math.sqrt(m.fan_in))
+
+
 def lecun_normal(m: Matrix, gain: float | None, rng: np.random.Generator) -> Draw:
     """Var = gain^2 / fan_in, gain 1. LeCun et al. 1998, equation 16."""
     return normal(m, rng, (1.0 if gain is None else gain) / math.sqrt(m.fan_in))
@@ -75,7 +80,7 @@ def random_walk(m: Matrix, gain: float | None, rng: np.random.Generator) -> Draw
     """Var = g^2 / fan_in, g so that the log norm of the back-propagated error walks without drift.
 
     Sussillo & Abbott 2014 (arXiv:1412.6558): g = exp(1 / 2N) for linear units, sqrt(2) exp(1.2 / (max(N, 6) - 2.4))
-    for ReLU, 1.13 for tanh, N the layer's fan_in.
+    for ReLU, N the layer's fan_in; 1.13 for tanh, which is not in the paper (`theory.random_walk_gain`).
     """
     return normal(m, rng, (random_walk_gain(m.activation, m.fan_in) if gain is None else gain) / math.sqrt(m.fan_in))
 
@@ -98,8 +103,8 @@ def critical(m: Matrix, gain: float | None, rng: np.random.Generator) -> Draw:
 
 FORWARDS = (PlainBlock.forward, HighwayBlock.forward, ResidualBlock.forward)  # that apply what `activation` names
 SCHEMES = {scheme.__name__: scheme for scheme in
-           (glorot_normal, glorot_uniform, he_normal, he_uniform, lecun_normal, orthogonal, random_walk,
-            random_walk_exact, critical)}
+           (glorot_normal, glorot_uniform, he_normal, he_uniform, lecun_normal, lecun_uniform, orthogonal,
+            random_walk, random_walk_exact, critical)}
 
 
 def initialize(model: nn.Module, scheme: str, *, seed: int = 0, gain: float | None = None,
@@ -112,8 +117,8 @@ def initialize(model: nn.Module, scheme: str, *, seed: int = 0, gain: float | No
 
     Args:
         model: any module; it is changed in place.
-        scheme: glorot_normal, glorot_uniform, he_normal, he_uniform, lecun_normal, orthogonal, random_walk,
-            random_walk_exact, critical.
+        scheme: glorot_normal, glorot_uniform, he_normal, he_uniform, lecun_normal, lecun_uniform, orthogonal,
+            random_walk, random_walk_exact, critical.
         seed: a non-negative integer.
         gain: replaces the scheme's own gain: the factor before 1 / sqrt(fan), dimensionless.
         activation: the non-linearity that follows the hidden layers; only random_walk, random_walk_exact and critical

@@ -16,6 +16,7 @@ from .style import (
     TEN_TO_NINETY,
     depth_axis,
     depth_colors,
+    draw_prediction,
     finish,
     gap_in_words,
     grid_of_axes,
@@ -54,13 +55,13 @@ def gradient_by_layer(frame: pd.DataFrame, quantity: str = "log10_error_signal_n
 def draw_theory(ax: Axes, nets: pd.DataFrame, band: bool) -> None:
     middle = nets.groupby("layer")["predicted"].median()
     spread = nets.groupby("layer")["predicted_std"].first()
-    ax.plot(middle.index, middle, ls=(0, (2, 2)), **THIN)
+    draw_prediction(ax, middle, nets.groupby("layer")["valid"].first(), ls=(0, (2, 2)), **THIN)
     for side in (-1, 1) if band and spread.notna().any() else ():
         ax.plot(middle.index, middle + side * TEN_TO_NINETY * spread, ls=":", **THIN)
 
 
 def farthest_in_words(nets: pd.DataFrame, quantity: str) -> str:
-    known = nets[(nets["depth"] == nets["depth"].max()) & nets["predicted"].notna()]
+    known = nets[(nets["depth"] == nets["depth"].max()) & nets["valid"]]
     nearest = known[known["layer"] == known["layer"].min()]
     return f"\nlayer {nearest['layer'].iloc[0]}{gap_in_words(nearest, quantity)}" if len(nearest) else ""
 
@@ -70,7 +71,8 @@ def theory_in_words(frame: pd.DataFrame) -> str:
     if known.empty:
         return ""
     dotted = "; dotted: 10-90 % band at the largest depth" if known["predicted_std"].notna().any() else ""
-    return f"; dashed: theory ({', '.join(known['law'].unique())}){dotted}"
+    beyond = "" if known["valid"].all() else "; one dotted line: beyond what theory covers"
+    return f"; dashed: theory ({', '.join(known['law'].unique())}){dotted}{beyond}"
 
 
 def slope_by_depth(frame: pd.DataFrame) -> Figure:
@@ -85,15 +87,15 @@ def slope_by_depth(frame: pd.DataFrame) -> Figure:
             for (family, part), style in zip(rows.groupby("family", sort=False), line_styles(), strict=False):
                 label = f"{family}{gap_in_words(part[part['depth'] == part['depth'].max()], 'slope')}"
                 median_and_band(ax, part, "depth", "slope", label=label, **style)
-                predicted = part.groupby("depth")["predicted"].first()
-                ax.plot(predicted.index, predicted, color=style["color"], ls="--", lw=1)
+                theory = part.groupby("depth")[["predicted", "valid"]].first()
+                draw_prediction(ax, theory["predicted"], theory["valid"], color=style["color"], lw=1)
             ax.axhline(0, color="0.3", lw=0.8)
             ax.set_title(panel)
             depth_axis(ax, rows["depth"])
             legend_below(ax)
         finish(figure, axes, len(panels), "depth (hidden layers)", "Δ ln ‖∂L/∂h‖² per layer towards the input")
         own = slopes["predicted"].ne(slopes["limit"]).any()
-        figure.suptitle(f"dashed: theory at infinite width{', of plain nets at their own' if own else ''}\n"
+        figure.suptitle(f"dashed: theory {'as far as known at this width' if own else 'at infinite width'}\n"
                         "in brackets: mean less theory ± s.e. and z at the largest depth", fontsize=9)
     return figure
 

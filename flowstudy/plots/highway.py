@@ -12,9 +12,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from flowstudy.predictions import layer_gains
-from flowstudy.predictions.body import KIND, WITHOUT, has_mean_mode, predictions_of, with_predicted_moments
+from flowstudy.predictions.body import KIND, WITHOUT, predictions_of, with_predicted_moments
+from flowstudy.predictions.layers import has_mean_mode
 
-from .style import LABELS, STYLE, median_and_band, with_family
+from .style import LABELS, STYLE, draw_prediction, median_and_band, with_family
 
 PANELS = {  # quantity: title, what is added before drawing, y scale
     "q": ("signal: mean square  $q$", 0.0, "log"),
@@ -31,9 +32,10 @@ LOWEST = -12.0  # log10 of a singular value
 def highway_recursion(frame: pd.DataFrame) -> Figure:
     """Moments of signals and Jacobians against layer, a colour per gate bias (plain nets grey), a panel per quantity.
 
-    Dots are means over nets with their standard errors, lines are theory at infinite width. Where activations have a
-    mean, theory leaves out the largest singular value: full dots of m_1 and P - 1 are without it, hollow ones with it.
-    The legend has the largest gap between full dots and lines over layers and panels, and the median |z|.
+    Dots are means over nets with their standard errors, lines are theory at infinite width, thin and dotted where it
+    does not cover the nets. Where activations have a mean, theory leaves out the largest singular value: full dots of
+    m_1 and P - 1 are without it, hollow ones with it. The legend has the largest gap between full dots and valid lines
+    over layers and panels, and the median |z|.
     """
     rows, lines = named(with_predicted_moments(frame)), named(predictions_of(frame))
     colors = family_colors(rows)
@@ -58,8 +60,8 @@ def highway_recursion(frame: pd.DataFrame) -> Figure:
 
 
 def draw_theory(ax: Axes, lines: pd.DataFrame, quantity: str, shift: float, color: object) -> None:
-    known = lines[lines["quantity"].isin([quantity, quantity + WITHOUT])]
-    ax.plot(known["layer"], known["predicted"] + shift, color=color, lw=1.2)
+    known = lines[lines["quantity"].isin([quantity, quantity + WITHOUT])].set_index("layer")
+    draw_prediction(ax, known["predicted"] + shift, known["valid"], color=color, lw=1.2, ls="-")
 
 
 def draw_measured(ax: Axes, rows: pd.DataFrame, quantity: str, shift: float, color: object) -> None:
@@ -75,7 +77,7 @@ def draw_measured(ax: Axes, rows: pd.DataFrame, quantity: str, shift: float, col
 def deviation(part: pd.DataFrame) -> str:
     """The largest gap, relative (of P, of P - 1; of cosines absolute), and the median |z|."""
     name = part["quantity"].str.removesuffix(WITHOUT)
-    part = part[name.isin(PANELS) & part["predicted"].notna()].assign(name=name)
+    part = part[name.isin(PANELS) & part["valid"]].assign(name=name)
     size = part["predicted"] + part["name"].map({key: shift for key, (_, shift, _) in PANELS.items()})
     gap = (part["measured"] - part["predicted"]) / size.where(~part["name"].isin(COSINES), 1.0)
     return f"gap ≤ {100 * gap.abs().max():.2g} %, median |z| {part['z'].abs().median():.1f}"

@@ -7,9 +7,11 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 from flowstudy import theory
+from flowstudy.predictions import weight_var
 
 from .style import STYLE, depth_axis
 from .training import CHANCE, final_loss
@@ -19,11 +21,14 @@ Z = 1.96  # of the intervals: 95 %
 
 def which_runs_train(loss: pd.DataFrame, threshold: float = 1e-3) -> Figure:
     """Share of the runs whose final loss is below `threshold` by depth, with Wilson intervals | final loss of the
-    highway runs by depth and gate bias, with the rule b_T = -ln(2 L - 1) drawn over it."""
+    highway runs by depth and gate bias, a panel per activation, since the bias from which on they train differs, with
+    both rules of `theory.suggest_gate_bias` drawn over it."""
     final = final_loss(loss)
+    highway = final[final["net"] == "highway"]
+    activations = sorted(highway["activation"].unique())
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 3.7), layout="constrained")
-        share, bias = figure.subplots(1, 2, width_ratios=[1, 1.15])
+        figure = Figure(figsize=(4.6 + 4.4 * len(activations), 3.9), layout="constrained")
+        share, *panels = figure.subplots(1, 1 + len(activations))
         for net, offset in (("plain", 0.97), ("highway", 1.03)):
             trains = final[final["net"] == net].groupby("depth")["final"].agg([lambda x: (x < threshold).sum(), "size"])
             low, high = wilson(*trains.to_numpy(dtype=float).T)
@@ -34,8 +39,12 @@ def which_runs_train(loss: pd.DataFrame, threshold: float = 1e-3) -> Figure:
         depth_axis(share, final["depth"])
         share.set(title=f"share of runs that train: final loss below {threshold:g}", ylim=(-0.03, 1.2),
                   yticks=np.linspace(0, 1, 6), xlabel="depth (hidden layers)")
-        share.legend(loc="upper center", ncols=2)  # above all intervals
-        loss_by_gate_bias(bias, final[final["net"] == "highway"])
+        share.legend(loc="upper center", ncols=2, fontsize=8)  # above all intervals
+        lowest = highway["final"].min()
+        for ax, activation in zip(panels, activations, strict=True):
+            dots = loss_by_gate_bias(ax, highway[highway["activation"] == activation], lowest)
+        if panels:
+            figure.colorbar(dots, ax=panels, label="log$_{10}$ final training loss")
     return figure
 
 
@@ -54,22 +63,36 @@ def training_curve(loss: pd.DataFrame) -> Figure:
     return figure
 
 
-def loss_by_gate_bias(ax: Axes, highway: pd.DataFrame) -> None:
-    """A dot a run; runs at one place stand side by side, the best in front."""
+def loss_by_gate_bias(ax: Axes, highway: pd.DataFrame, lowest: float) -> PathCollection:
+    """A dot a run, of one activation; runs at one place stand side by side, the best in front."""
     rows = highway.sort_values("final", ascending=False, na_position="first")
     place = rows.groupby(["depth", "gate_bias"]).cumcount() - (
         rows.groupby(["depth", "gate_bias"])["final"].transform("size") - 1) / 2
-    x, died = rows["depth"] * 1.06**place, rows["final"].isna()
+    most = rows.groupby(["depth", "gate_bias"]).size().max()
+    x, died = rows["depth"] * (1.5 ** (place / max(most, 7))), rows["final"].isna()
     dots = ax.scatter(x[~died], rows["gate_bias"][~died], c=np.log10(rows["final"][~died].astype(float)),
-                      cmap="viridis_r", vmax=math.log10(CHANCE), s=42, edgecolors="0.3", linewidths=0.4, zorder=3)
+                      cmap="viridis_r", vmin=math.log10(lowest), vmax=math.log10(CHANCE), s=36, edgecolors="0.3",
+                      linewidths=0.4, zorder=3)
     ax.scatter(x[died], rows["gate_bias"][died], marker="x", color="crimson", s=30, label="diverged", zorder=3)
-    ends = max(1, rows["depth"].min() * 0.8), rows["depth"].max() * 1.2
-    depths = np.unique(np.geomspace(*ends, 50).round().astype(int))
-    ax.plot(depths, theory.suggest_gate_bias(depths), color="black", lw=1.2, label=r"$b_T = -\ln(2 L - 1)$")
+    draw_rules(ax, rows)
     depth_axis(ax, rows["depth"])
-    ax.set(title="highway runs", xlabel="depth (hidden layers)", ylabel="gate bias $b_T$ at the start")
-    ax.legend(loc="best")
-    ax.figure.colorbar(dots, ax=ax, label="log$_{10}$ final training loss")
+    ax.set(title=f"highway runs, {rows['activation'].iloc[0]}", xlabel="depth (hidden layers)",
+           ylabel="gate bias $b_T$ at the start")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=8, frameon=False)
+    return dots
+
+
+def draw_rules(ax: Axes, highway: pd.DataFrame) -> None:
+    """Both gate biases of `theory.suggest_gate_bias`, for the depth's highway layers and the runs' weights."""
+    cell = highway.iloc[0]
+    variance = weight_var(cell["init"], cell["gain"], cell["activation"], cell["width"])
+    ends = max(2, highway["depth"].min() * 0.8), highway["depth"].max() * 1.2
+    depths = np.unique(np.geomspace(*ends, 8).round().astype(int))
+    rate = theory.suggest_gate_bias(depths - 1)
+    whole = theory.suggest_gate_bias(depths - 1, "whole net", activation=cell["activation"], weight_var=variance,
+                                     gate_weight_var=variance)
+    ax.plot(depths, rate, color="black", lw=1.2, label="a factor e at the late layers' rate, $-\\ln(2 L - 1)$")
+    ax.plot(depths, whole, color="black", lw=1.2, ls="--", label="a factor e over the whole net, by the recursion")
 
 
 def wilson(successes: np.ndarray, runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

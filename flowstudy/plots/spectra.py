@@ -16,6 +16,7 @@ from .style import (
     STYLE,
     depth_axis,
     depth_colors,
+    draw_prediction,
     finish,
     gap_in_words,
     grid_of_axes,
@@ -32,7 +33,8 @@ def spectrum_by_depth(frame: pd.DataFrame, statistics: pd.DataFrame | None = Non
     """log10 singular values of the Jacobian by rank, a panel per family, a line per depth; a rank that most nets of a
     family lack is not drawn.
 
-    Of a frame from `with_predicted_spectra`, dashed, the limit law of infinite width where it is known.  Given
+    Of a frame from `with_predicted_spectra`, dashed, the limit law of infinite width where it is known, thin and dotted
+    where it is not quite that of such nets.  Given
     `statistics` from `with_predicted_statistics`: triangles, the exact mean rank of ReLU nets, and under the title how
     far the deepest nets are from theory.
     """
@@ -41,6 +43,7 @@ def spectrum_by_depth(frame: pd.DataFrame, statistics: pd.DataFrame | None = Non
         quantile=(frame["rank"] - 0.5) / frame["width"],
         log10_s=frame["log_singular_value"] / math.log(10),
         predicted=frame.get("predicted", np.nan) / math.log(10),
+        valid=frame.get("valid", False),
     )
     statistics = None if statistics is None else with_family(statistics)
     panels = frame[["panel", "family"]].drop_duplicates()
@@ -52,8 +55,8 @@ def spectrum_by_depth(frame: pd.DataFrame, statistics: pd.DataFrame | None = Non
             rows = frame[(frame["panel"] == panel) & (frame["family"] == family)]
             for depth, part in rows.groupby("depth"):
                 median_and_band(ax, part, "quantile", "log10_s", color=colors[depth])
-                predicted = part.groupby("quantile")["predicted"].first()
-                ax.plot(predicted.index, predicted, color="black", ls=(0, (2, 2)), lw=0.7)
+                law = part.groupby("quantile")[["predicted", "valid"]].first()
+                draw_prediction(ax, law["predicted"], law["valid"], color="black", ls=(0, (2, 2)), lw=0.7)
             words = ""
             if statistics is not None:
                 of_panel = statistics[(statistics["panel"] == panel) & (statistics["family"] == family)]
@@ -61,6 +64,8 @@ def spectrum_by_depth(frame: pd.DataFrame, statistics: pd.DataFrame | None = Non
                 words = deepest_in_words(of_panel)
             ax.set_title(f"{title_of(panels, panel, family)}{words}", fontsize=9)
         known = "; dashed: theory, infinite width" if frame["predicted"].notna().any() else ""
+        beyond = frame["predicted"].notna() & ~frame["valid"].astype(bool)
+        known += " (dotted: gates or slopes vary too much for it)" if beyond.any() else ""
         finish(figure, axes, len(panels), f"rank / width (largest first){known}", "log$_{10}$ singular value")
         legend(figure, {f"{depth}": color for depth, color in colors.items()}, frame)
     return figure
@@ -99,17 +104,19 @@ def spectrum_statistic_by_depth(statistics: pd.DataFrame, statistic: str) -> Fig
             for (family, part), style in zip(of_panel.groupby("family", sort=False), line_styles(), strict=False):
                 label = f"{family}{gap_in_words(part[part['depth'] == part['depth'].min()], 'measured')}"
                 median_and_band(ax, part, "depth", "measured", label=label, **style)
-                dashed(ax, part.groupby("depth")["predicted"].first(), style)
+                draw_law(ax, part, style)
             ax.set(title=panel, yscale="log" if statistic == "relative_variance" else "linear")
             depth_axis(ax, of_panel["depth"])
             legend_below(ax)
         finish(figure, axes, len(panels), "depth (hidden layers)", STATISTICS[statistic] + ", per layer" * per_layer)
-        figure.suptitle("dashed: theory; in brackets: mean less theory ± s.e. and z at the smallest depth", fontsize=9)
+        figure.suptitle("dashed: theory, dotted where it does not cover the nets\nin brackets: mean less theory ± s.e. "
+                        "and z at the smallest depth", fontsize=9)
     return figure
 
 
-def dashed(ax: Axes, predicted: pd.Series, style: dict) -> None:
-    ax.plot(predicted.index, predicted, color=style["color"], ls="--", lw=1)
+def draw_law(ax: Axes, nets: pd.DataFrame, style: dict) -> None:
+    law = nets.groupby("depth")[["predicted", "valid"]].first()
+    draw_prediction(ax, law["predicted"], law["valid"], color=style["color"], lw=1)
 
 
 def condition_by_depth(frame: pd.DataFrame) -> Figure:
@@ -124,7 +131,7 @@ def condition_by_depth(frame: pd.DataFrame) -> Figure:
             for (family, part), style in zip(rows.groupby("family", sort=False), line_styles(), strict=False):
                 label = f"{family}{gap_in_words(part[part['depth'] == part['depth'].max()], 'log10_condition')}"
                 median_and_band(ax, part, "depth", "log10_condition", label=label, **style)
-                dashed(ax, part.groupby("depth")["predicted"].first(), style)
+                draw_law(ax, part, style)
             ax.set(title=panel, yscale="log")
             depth_axis(ax, rows["depth"])
             legend_below(ax)
@@ -137,7 +144,8 @@ def condition_by_depth(frame: pd.DataFrame) -> Figure:
 
 def conditions(spectra: pd.DataFrame) -> pd.DataFrame:
     """A row per net: `log10_condition`, the mean over samples, `predicted` and `z`."""
-    finite = spectra[np.isfinite(spectra["log_singular_value"])].assign(predicted=spectra.get("predicted", np.nan))
+    spectra = spectra.assign(predicted=spectra.get("predicted", np.nan), valid=spectra.get("valid", False))
+    finite = spectra[np.isfinite(spectra["log_singular_value"])]
     by_sample = finite.groupby(["cell", "sample"], sort=False)[["log_singular_value", "predicted"]]
     spread = by_sample.agg(np.ptp).groupby("cell", sort=False).mean() / math.log(10)  # nan where one is not predicted
     spread = spread.rename(columns={"log_singular_value": "log10_condition"}).reset_index()

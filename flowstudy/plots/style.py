@@ -20,7 +20,8 @@ LABELS = {
     "log10_error_signal_norm": "log$_{10}$ ‖∂L/∂h‖  [nats per unit]",
     "log10_weight_gradient_norm": "log$_{10}$ ‖∂L/∂W‖  [nats per unit weight]",
     "init": {"glorot_normal": "Glorot normal", "glorot_uniform": "Glorot uniform", "he_normal": "He normal",
-             "he_uniform": "He uniform", "lecun_normal": "LeCun normal", "orthogonal": "orthogonal",
+             "he_uniform": "He uniform", "lecun_normal": "LeCun normal",
+             "lecun_uniform": "LeCun uniform", "orthogonal": "orthogonal",
              "random_walk": "random walk"},
 }
 
@@ -52,6 +53,13 @@ def gap_in_words(nets: pd.DataFrame, measured: str) -> str:
     """Mean of `measured` less `predicted` over nets of one kind, the standard error that `z` has, and z."""
     gap, z = (nets[measured] - nets["predicted"]).mean(), nets["z"].iloc[0]
     return f" ({gap:+.2g} ± {abs(gap / z):.1g}, z {z:+.1f})" if np.isfinite([gap, z]).all() and z else ""
+
+
+def draw_prediction(ax: Axes, predicted: pd.Series, valid: pd.Series, **style: object) -> None:
+    """Against the index: dashed where theory covers the nets, thin and dotted on where it has a number but does not."""
+    ax.plot(predicted.index, predicted.where(valid.astype(bool)), **{"ls": "--"} | style)
+    if (predicted.notna() & ~valid.astype(bool)).any():
+        ax.plot(predicted.index, predicted, **style | {"ls": ":", "lw": 0.7})
 
 
 def title_of(panels: pd.DataFrame, panel: str, family: str) -> str:

@@ -2,8 +2,10 @@
 
 The limit of width holds for a batch as for one sample.  What finite width does to it is known exactly for one sample,
 plain linear and ReLU nets, Gaussian or orthogonal weights, no biases, where the read-out's error signal is isotropic:
-every layer multiplies ||error signal||^2 by an independent factor (`theory.log_jacobian_norm`).  Uniform weights obey
-it to O(1 / width^2).  Of other plain nets the mean is known to first order in 1 / width (`mean_steps`).
+every layer multiplies ||error signal||^2 by an independent factor (`theory.log_jacobian_norm`).  Of other plain nets
+the mean is known to first order in 1 / width (`mean_steps`); uniform weights obey the Gaussian law to that order.
+Highway and residual nets whose activations have a mean hand on part of the error through one singular value that
+outgrows chi, the mean mode, counted at their own width (`theory.mean_mode`): far from the loss nothing else is left.
 
 A cross-entropy's error signal is isotropic up to what the softmax knows of the last layer's output, which lies on live
 units alone: that touches the first of the depth - 1 steps, by O(1 / width).
@@ -13,17 +15,19 @@ import math
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
 from flowstudy import theory
 from flowstudy.theory.fluctuations import LIVE
 from flowstudy.theory.highway import Gate
 
-from .layers import layer_theory, weight_var
+from .layers import has_mean_mode, is_gaussian, layer_theory, mode_theory, weight_var
 
 KIND = ["net", "init", "gain", "gate_bias", "bias_var", "activation", "depth", "width"]  # all but the seed
 START = ["activation_mean_square", "activation_mean"]  # of layer 1: where theory sets out
 NATS = 2 * math.log(10)   # log10 of a norm -> ln of its square
 ROUNDING = 1e-6           # what float32 weights leave of a gap that is exactly 0
+SMALL_SHARE = 0.1         # of the mean mode, up to which all units' error signals are alike
 NOT_KNOWN = theory.Moments(math.nan, math.nan)
 
 
@@ -36,8 +40,9 @@ def with_predicted_slopes(slopes: pd.DataFrame, flow: pd.DataFrame) -> pd.DataFr
     Returns:
         `limit`: at infinite width, from the measured mean square of the nets' first hidden layer.  `predicted`: at the
         nets' own width as far as that is known (see the module), else the limit.  `predicted_std`: of one net's slope,
-        exact, nan where not known.  `z`: mean over nets of one kind, less `predicted`, in standard errors of
-        that mean, exact ones where known.
+        exact, nan where not known.  `valid`: whether theory covers such nets: Gaussian or uniform weights, orthogonal
+        ones of plain nets alone.  `z`: mean over nets of one kind, less `predicted`, in standard errors of that mean,
+        exact ones where known.
     """
     one = one_sample(flow)
     kinds = kinds_of(flow)
@@ -51,10 +56,11 @@ def with_predicted_slopes(slopes: pd.DataFrame, flow: pd.DataFrame) -> pd.DataFr
 def slope_law(cell: pd.Series, one: bool) -> dict[str, float]:
     chi, weights = layer_theory(cell)["chi"].to_numpy(), slope_weights(cell["depth"])
     if not len(chi):
-        return dict.fromkeys(("limit", "predicted", "predicted_std"), math.nan)
+        return dict.fromkeys(("limit", "predicted", "predicted_std"), math.nan) | {"valid": False}
     spread = math.sqrt(exact_step(cell).variance * np.square(weights).sum()) if one else math.nan
-    predicted = float(weights @ mean_steps(cell)) if one else predicted_slope(chi)
-    return {"limit": predicted_slope(chi), "predicted": predicted, "predicted_std": spread}
+    predicted = float(weights @ (mean_steps(cell) if one else batch_steps(cell)))
+    return {"limit": predicted_slope(chi), "predicted": predicted, "predicted_std": spread,
+            "valid": math.isfinite(predicted) and is_gaussian(cell)}
 
 
 def predicted_slope(chi: np.ndarray) -> float:
@@ -86,8 +92,10 @@ def with_predicted_norms(flow: pd.DataFrame, quantity: str = "log10_error_signal
     depth makes them, and theory that knows no labels has nothing to say.
 
     Returns:
-        `predicted`, nan where not known, and `law`, what it holds for.  `predicted_std`: of the norm from net to net,
-        exact but for what the loss itself varies, nan where not known.
+        `predicted`, nan where not known, and `law`, what it holds for.  `valid`: false where theory has a number but
+        does not cover the net: weight gradients of layers that the error signal reaches by the mean mode (more than a
+        tenth of its square), which is not the same in all units; orthogonal weights of highway and residual nets.
+        `predicted_std`: of the norm from net to net, exact but for what the loss itself varies, nan where not known.
         `z`: mean over nets of one kind and layer, less `predicted`, in standard errors of that mean.
     """
     one = one_sample(flow)
@@ -96,6 +104,7 @@ def with_predicted_norms(flow: pd.DataFrame, quantity: str = "log10_error_signal
     rows = flow.merge(laws.astype(flow[KIND].dtypes), how="left", on=[*KIND, "layer"])
     last = rows[rows["layer"] == rows["depth"]].set_index("cell")[quantity]
     rows["predicted"] = rows["cell"].map(last) + rows.pop("drift")
+    rows["valid"] = rows["valid"].fillna(False).astype(bool) & rows["predicted"].notna()
     rows["gap"] = (rows[quantity] - rows["predicted"]).replace([np.inf, -np.inf], np.nan)
     groups = rows.groupby([*KIND, "layer"], dropna=False, sort=False)["gap"]
     spread = rows.pop("gap_std").fillna(groups.transform("std"))
@@ -109,11 +118,12 @@ def norm_law(cell: pd.Series, quantity: str, one: bool) -> pd.DataFrame:
     step = exact_step(cell) if one else NOT_KNOWN
     if quantity == "log10_error_signal_norm":
         steps = cell["depth"] - layers
-        drift = backward(mean_steps(cell) if one else np.log(layer_theory(cell)["chi"].to_numpy()))
+        drift, valid = backward(mean_steps(cell) if one else batch_steps(cell)), np.full(len(layers), True)
         variance = steps * step.variance
         spread = variance + theory.log_jacobian_norm(cell["width"], 1, "linear").variance  # a Gaussian read-out's part
     elif quantity == "log10_weight_gradient_norm":
         drift = weight_gradient_drift(cell) if one else np.full(len(layers), np.nan)
+        valid = mode_share(cell) < SMALL_SHARE
         variance = np.full(len(layers), np.nan)
         spread = np.full(len(layers), len(layers) * step.variance)  # x_(l-1) and h_l share no weights
     else:
@@ -123,7 +133,7 @@ def norm_law(cell: pd.Series, quantity: str, one: bool) -> pd.DataFrame:
         spread = np.full(len(layers), np.nan)
     law = law_in_words(cell, one, quantity)
     return pd.DataFrame({"layer": layers, "law": law, "drift": drift / NATS, "gap_std": np.sqrt(variance) / NATS,
-                         "predicted_std": np.sqrt(spread) / NATS})
+                         "predicted_std": np.sqrt(spread) / NATS, "valid": valid & is_gaussian(cell)})
 
 
 def backward(log_gains: np.ndarray) -> np.ndarray:
@@ -157,7 +167,9 @@ def carried(cell: pd.Series, q: np.ndarray) -> np.ndarray | float:
 
 def law_in_words(cell: pd.Series, one: bool, quantity: str = "log10_error_signal_norm") -> str:
     if one and math.isfinite(exact_step(cell).mean):
-        return "exact"
+        return "first order in 1 / width" if cell["init"].endswith("uniform") else "exact"
+    if quantity == "log10_error_signal_norm" and has_mean_mode(cell):
+        return "infinite width and the mean mode"
     first_order = one and cell["net"] == "plain" and quantity == "log10_error_signal_norm"
     return "first order in 1 / width" if first_order else "infinite width"
 
@@ -165,10 +177,15 @@ def law_in_words(cell: pd.Series, one: bool, quantity: str = "log10_error_signal
 def mean_steps(cell: pd.Series) -> np.ndarray:
     """Mean over nets of ln ||error signal||^2 at layer l - 1 less that at l, for l = 2..depth and one sample.
 
-    Exact where `exact_step` is.  Else ln chi, of plain nets less half the relative variance of the layer's factor: with
-    mu_k = E phi'^2k, (3 mu_2 / mu_1^2 - 1) / width for Gaussian weights, 3 (mu_2 / mu_1^2 - 1) / width for orthogonal
-    ones.  E ln X = ln E X - Var X / (2 (E X)^2) is then right to O(1 / width^2).
+    Exact where `exact_step` is (with uniform weights, whose kurtosis comes in at the next order, to O(1 / width^2)).
+    Else ln chi, of plain nets less half the relative variance of the layer's factor: with mu_k = E phi'^2k,
+    (3 mu_2 / mu_1^2 - 1) / width for Gaussian weights, 3 (mu_2 / mu_1^2 - 1) / width for orthogonal ones.
+    E ln X = ln E X - Var X / (2 (E X)^2) is then right to O(1 / width^2).  Of nets with a mean mode, that at their own
+    width is added to the product of the chi.
     """
+    if has_mean_mode(cell):
+        back = mode_theory(cell)
+        return steps_of(theory.mean_log_square(back["log_bulk_back"].to_numpy(), back["log_mode_back"].to_numpy()))
     layers, step = layer_theory(cell), exact_step(cell)
     if math.isfinite(step.mean):
         return np.full(len(layers), step.mean)
@@ -177,6 +194,27 @@ def mean_steps(cell: pd.Series) -> np.ndarray:
         return steps
     spread = theory.spectrum_variance(cell["activation"], 1, "orthogonal", layers["length"].to_numpy())
     return steps - (3 * spread + 2 * (cell["init"] != "orthogonal")) / (2 * cell["width"])
+
+
+def batch_steps(cell: pd.Series) -> np.ndarray:
+    """As `mean_steps`, of the logarithm of the mean over many samples: their fluctuations average out."""
+    if not has_mean_mode(cell):
+        return np.log(layer_theory(cell)["chi"].to_numpy())
+    back = mode_theory(cell)
+    return steps_of(np.logaddexp(back["log_bulk_back"].to_numpy(), back["log_mode_back"].to_numpy()))
+
+
+def steps_of(logs: np.ndarray) -> np.ndarray:
+    """From ln ||error signal||^2 at layers 1..depth - 1, that at the last being 0, to its steps."""
+    return -np.diff(np.append(logs, 0.0))
+
+
+def mode_share(cell: pd.Series) -> np.ndarray:
+    """The mean mode's share of ||error signal||^2 at layers 1..depth."""
+    if not has_mean_mode(cell):
+        return np.zeros(cell["depth"])
+    back = mode_theory(cell)
+    return np.append(expit((back["log_mode_back"] - back["log_bulk_back"]).to_numpy()), 0.0)
 
 
 def exact_step(cell: pd.Series) -> theory.Moments:

@@ -12,7 +12,7 @@ from flowstudy.theory.activations import activation_named
 from flowstudy.theory.free_product import product_log_singular_values
 
 from .gradients import KIND, START, carried, kinds_of, z_of
-from .layers import layer_theory, weight_var
+from .layers import has_mean_mode, is_gaussian, layer_theory, mode_theory, weight_var
 
 STATISTICS = {
     "rank": "singular values that are not 0",
@@ -21,6 +21,8 @@ STATISTICS = {
     "relative_variance": "variance of s² over its mean squared",
 }
 NONE_LIVE = (-math.inf, math.nan)
+BESIDE_WIDTH = 1 / 4  # of n singular values: how large E s^4 / (E s^2)^2 may be for the limit to hold to some 10 %
+SAME_LAW = 0.1        # relative distance of the relative variances, up to which a free law stands for the spectrum's
 NODES = 24  # layers at which a highway layer's volume is worked out; it is smooth in the logarithm of the layer
 
 
@@ -30,7 +32,8 @@ def with_predicted_statistics(spectra: pd.DataFrame, flow: pd.DataFrame) -> pd.D
     `rank` of plain ReLU nets is exact at any width (`theory.expected_rank`), and so is `mean_log` of plain linear
     Gaussian ones.  All else is for infinite width, from the measured mean square of the first hidden layer: width must
     be large beside depth, the more so the higher the moment.  `mean_log` of plain nets takes the weights' part at the
-    nets' own width and the slopes' part at infinite width.
+    nets' own width and the slopes' part at infinite width.  `log_mean_square` and `relative_variance` of highway and
+    residual nets count the mean mode at the nets' own width (`theory.mean_mode`).
 
     Args:
         spectra: rows of the measurement "jacobian_spectrum", part "body".
@@ -38,14 +41,15 @@ def with_predicted_statistics(spectra: pd.DataFrame, flow: pd.DataFrame) -> pd.D
     Returns:
         `statistic` (see `STATISTICS`), its mean over samples `measured`, `predicted`, and `z`: mean over nets of one
         kind, less `predicted`, in standard errors of that mean (of few nets, Student's t); nan where theory or
-        measurement says nothing.
-    Of few nets it is Student's t.
+        measurement says nothing.  `valid`: false where theory has a number but does not cover such nets: a relative
+        variance that is not small beside the width, orthogonal weights in highway and residual nets.
     """
     nets = net_statistics(spectra)
     kinds = kinds_of(flow)
-    laws = [pd.DataFrame({"statistic": list(STATISTICS), "predicted": statistics_law(cell)}).assign(**cell[KIND])
-            for _, cell in kinds.iterrows()]
+    laws = [pd.DataFrame({"statistic": list(STATISTICS), "predicted": statistics_law(cell),
+                          "valid": statistics_valid(cell)}).assign(**cell[KIND]) for _, cell in kinds.iterrows()]
     rows = nets.merge(pd.concat(laws).astype(flow[KIND].dtypes), how="left", on=[*KIND, "statistic"])
+    rows["valid"] = rows["valid"].fillna(False).astype(bool)
     groups = rows.groupby([*KIND, "statistic"], dropna=False, sort=False)["measured"]
     gap = groups.transform("mean") - rows["predicted"]
     return rows.assign(z=z_of(gap, groups.transform("std"), groups.transform("count")))
@@ -74,8 +78,23 @@ def statistics_law(cell: pd.Series) -> list[float]:
     if cell["depth"] < 2:
         return [math.nan] * len(STATISTICS)
     layers = layer_theory(cell)
-    return [rank_law(cell), mean_log_law(cell, layers), np.log(layers["chi"]).sum(skipna=False),
-            relative_variance_law(cell, layers)]
+    if cell["net"] == "plain":
+        return [rank_law(cell), mean_log_law(cell, layers), np.log(layers["chi"]).sum(skipna=False),
+                plain_relative_variance(cell, layers)]
+    last = mode_theory(cell).iloc[-1]
+    square = float(np.logaddexp(last["log_bulk"], last["log_mode"]))
+    return [rank_law(cell), mean_log_law(cell, layers), square, relative_variance_with_mode(cell, last)]
+
+
+def statistics_valid(cell: pd.Series) -> list[bool]:
+    """By statistic, of a kind of net that has a prediction."""
+    if cell["depth"] < 2:
+        return [False] * len(STATISTICS)
+    plain = cell["net"] == "plain"
+    excess = plain_relative_variance(cell, layer_theory(cell)) if plain else mode_theory(cell)["P"].iloc[-1] - 1
+    small = bool(1 + excess <= BESIDE_WIDTH * cell["width"] or excess == 0)
+    known = [math.isfinite(value) and is_gaussian(cell) for value in statistics_law(cell)]
+    return [*known[:-1], known[-1] and small]
 
 
 def rank_law(cell: pd.Series) -> float:
@@ -110,41 +129,61 @@ def highway_mean_log(cell: pd.Series, layers: pd.DataFrame) -> float:
     return float(PchipInterpolator(np.log(nodes), volumes)(np.log(np.arange(1, depth + 1))).sum())
 
 
-def relative_variance_law(cell: pd.Series, layers: pd.DataFrame) -> float:
-    if layers["chi"].isna().any() or cell["net"] == "residual":
+def relative_variance_with_mode(cell: pd.Series, last: pd.Series) -> float:
+    """Variance over mean squared of s^2: P of the bulk, and one value for the mean mode.
+
+    The mode's direction is made from the layers' own Jacobians, so it lies along their large singular values, and the
+    bulk adds about P times its mean square to s^2 of the mode (not derived; by Monte Carlo the mode's s^2 is then right
+    to 5 %).
+    """
+    if not has_mean_mode(cell):
+        return float(last["P"]) - 1
+    mode = math.exp(last["log_mode"] - last["log_bulk"])  # of the mean square, the bulk's being 1
+    fourth = last["P"] + 2 * mode * last["P"] + cell["width"] * mode**2
+    return float(fourth) / (1 + mode) ** 2 - 1
+
+
+def plain_relative_variance(cell: pd.Series, layers: pd.DataFrame) -> float:
+    if layers["chi"].isna().any():
         return math.nan
-    if cell["net"] == "highway":
-        return float(layers["P"].iloc[-1]) - 1
     weights = "orthogonal" if cell["init"] == "orthogonal" else "gaussian"
     by_layer = theory.spectrum_variance(cell["activation"], 1, weights, layers["length"].to_numpy())
     return float(np.broadcast_to(by_layer, len(layers)).sum())  # one number where it depends on no q
 
 
-def predicted_spectrum(cell: pd.Series) -> np.ndarray:
-    """ln singular values of J by rank, infinite width; nan where the law is not known in closed form.
+def predicted_spectrum(cell: pd.Series) -> tuple[np.ndarray, bool]:
+    """ln singular values of J by rank, infinite width, nan where the law is not known in closed form; and whether the
+    law is that of such nets.
 
     Highway, residual and plain linear Gaussian nets, as products of carry_l I + gain_l G with the layers' own mean
-    squared carry and gain: close where these vary little from unit to unit (`free_product`).  The largest value of ReLU
-    nets, their mean mode, has no prediction.
+    squared carry and gain.  That is their law where these do not vary from unit to unit (`free_product`); where gates
+    or slopes do (ReLU with open gates), it is too narrow, and not valid where its relative variance is more than a
+    tenth below the nets'.  The mean mode, the largest value where activations have a mean, has no prediction.
     """
     width = cell["width"]
     layers = layer_theory(cell)
     plain = cell["net"] == "plain" and (cell["activation"] != "linear" or cell["init"] == "orthogonal")
     if plain or cell["depth"] < 2 or layers["chi"].isna().any():
-        return np.full(width, math.nan)
+        return np.full(width, math.nan), False
     chi = layers["chi"].to_numpy()
     carry = np.broadcast_to(carried(cell, np.append(cell["activation_mean_square"], layers["q"].to_numpy()[:-1])),
                             chi.shape)
     quantiles = (width - np.arange(1, width + 1) + 0.5) / width
     law = product_log_singular_values(quantiles, np.sqrt(carry), np.sqrt(chi - carry))
-    return np.where((quantiles > 1 - 1 / width) & (cell["activation"] == "relu"), math.nan, law)  # the mean mode
+    own = (1 - (carry / chi) ** 2).sum()  # the law's relative variance: (2 carry gain + gain^2) / chi^2 a layer
+    true = mode_theory(cell)["P"].iloc[-1] - 1 if cell["net"] != "plain" else own
+    valid = is_gaussian(cell) and abs(own - true) <= SAME_LAW * abs(true)
+    return np.where((quantiles > 1 - 1 / width) & has_mean_mode(cell), math.nan, law), bool(valid)
 
 
 def with_predicted_spectra(spectra: pd.DataFrame, flow: pd.DataFrame) -> pd.DataFrame:
-    """`predicted` beside each `log_singular_value`, and `z`: mean over nets of one kind and rank, less `predicted`, in
-    standard errors of that mean.  `flow` as in `with_predicted_statistics`."""
-    laws = [pd.DataFrame({"rank": range(1, cell["width"] + 1), "predicted": predicted_spectrum(cell)}
-                         ).assign(**cell[KIND]) for _, cell in kinds_of(flow).iterrows()]
+    """`predicted` beside each `log_singular_value`, `valid` (see `predicted_spectrum`), and `z`: mean over nets of one
+    kind and rank, less `predicted`, in standard errors of that mean.  `flow` as in `with_predicted_statistics`."""
+    laws = []
+    for _, cell in kinds_of(flow).iterrows():
+        law, valid = predicted_spectrum(cell)
+        laws.append(pd.DataFrame({"rank": range(1, cell["width"] + 1), "predicted": law,
+                                  "valid": valid & np.isfinite(law)}).assign(**cell[KIND]))
     rows = spectra.merge(pd.concat(laws).astype(flow[KIND].dtypes), how="left", on=[*KIND, "rank"])
     by_net = rows.groupby([*KIND, "rank", "cell"], dropna=False, sort=False)["log_singular_value"].mean()
     groups = by_net.groupby([*KIND, "rank"], dropna=False, sort=False)

@@ -16,13 +16,17 @@ from flowstudy.train.datasets import DATASETS
 NETS = {"plain": PlainNet, "highway": HighwayNet, "residual": ResidualNet}
 PAPER_WIDTH = {"plain": 71, "highway": 50, "residual": 71}  # about 5,000 parameters a layer either way
 
-# Srivastava et al. 2015, section 3.1, and the authors' search tables.
+# Of the authors' search tables; the paper's text (Srivastava et al. 2015, section 3.1) gives the gate bias alone.
 PAPER_RANGES: dict[str, tuple] = {
     "learning_rate": (1e-3, 1.0),     # log-uniform, in the authors' convention (see Settings)
     "momentum": (0.0, 0.99),          # 1 - momentum log-uniform
-    "decay": (0.90, 0.99),            # uniform, per epoch
+    "decay": (0.90, 0.99),            # per epoch; see DECAY_LAWS
     "activation": ("relu", "tanh"),   # one of
     "gate_bias": (-10, -1),           # uniform integer, highway nets only
+}
+DECAY_LAWS = {  # of the decay between its ends, by one uniform number u in [0, 1)
+    "log-uniform": lambda low, high, u: 1 - (1 - low) * ((1 - high) / (1 - low)) ** u,  # of 1 - decay
+    "uniform": lambda low, high, u: low + (high - low) * u,                             # of the decay itself
 }
 
 
@@ -124,46 +128,64 @@ def grid(**axes: object) -> list[Cell]:
 
 
 def random_search(n: int, *, net: str | Sequence[str] = "plain", depth: int | Sequence[int] = 10, seed: int = 0,
-                  ranges: Mapping[str, Sequence] | None = None, **fixed: object) -> list[Cell]:
-    """`n` random settings for each net and depth, from the paper's distribution.
+                  ranges: Mapping[str, Sequence] | None = None, decay_law: str = "log-uniform",
+                  init: str | Mapping[str, str] = "he_normal", **fixed: object) -> list[Cell]:
+    """`n` random settings for each net and depth, from the distribution of the authors' search.
 
-    Learning rate log-uniform in [1e-3, 1] (the authors' convention), 1 - momentum log-uniform in [0.01, 1], decay per
-    epoch uniform in [0.90, 0.99], ReLU or tanh, gate bias a uniform integer in -10..-1 (highway only).  A setting
-    depends on (seed, net, depth, its number) alone: a larger `n` keeps those of a smaller one.
+    Learning rate log-uniform in [1e-3, 1] (the authors' convention), 1 - momentum log-uniform in [0.01, 1], 1 - decay
+    per epoch log-uniform in [0.01, 0.1], ReLU or tanh, gate bias a uniform integer in -10..-1 (highway only).  A
+    setting depends on (seed, net, depth, its number) alone: a larger `n` keeps those of a smaller one.
 
     Args:
         n: settings for each net and depth.
         seed: of the draws; setting i also has weight seed i.
         ranges: narrower (low, high) for learning_rate, momentum, decay, gate_bias; the choices for activation.
+        decay_law: "log-uniform", of 1 - decay, or "uniform", of the decay, which earlier plans took for the authors'
+            law: it draws these again, cell by cell, with the same keys in the store.
+        init: a scheme of `initialize` for all, or a scheme for each activation that is drawn.
+            {"relu": "he_uniform", "tanh": "lecun_uniform"} is how the authors' framework draws fully connected weights,
+            as its code has it; that the study of section 3.1 used it is inferred.
         fixed: further fields of `Cell`, the same for all.
 
-    Source: Srivastava et al. 2015, section 3.1; ranges from the authors' search tables.
+    Source: Srivastava et al. 2015, section 3.1.  Ranges and laws are those of the authors' search tables: over their
+        800 runs a uniform decay has p < 1e-22, the log-uniform law p = .13 and .23 (Kolmogorov & Smirnov).
     """
     for name, value, least in (("n", n, 1), ("seed", seed, 0)):
         if not isinstance(value, int | np.integer) or value < least:
             raise ValueError(f"random_search: `{name}` must be an integer of at least {least}, got {value!r}.")
+    if decay_law not in DECAY_LAWS:
+        raise ValueError(f"random_search: `decay_law` must be one of {', '.join(DECAY_LAWS)}, got {decay_law!r}.")
     ranges = PAPER_RANGES | check_ranges(ranges or {})
     check_axes("random_search", fixed)
+    check_schemes(init, values(fixed.get("activation", ranges["activation"])))
     cells = []
     for kind, layers in itertools.product(values(net), values(depth)):
-        make_cell("random_search", {"net": kind, "depth": layers})  # an error in these must not reach the generator
+        make_cell("random_search", {"net": kind, "depth": layers} | fixed)  # an error must not reach the generator
     for kind, layers, i in itertools.product(values(net), values(depth), range(n)):
         rng = np.random.default_rng((seed, list(NETS).index(kind), layers, i))
-        drawn = draw_settings(rng, ranges)
-        if kind != "highway":
+        drawn = {"net": kind, "depth": layers, "seed": i} | draw_settings(rng, ranges, decay_law) | fixed
+        if kind != "highway" and "gate_bias" not in fixed:
             del drawn["gate_bias"]
-        cells.append(make_cell("random_search", {"net": kind, "depth": layers, "seed": i} | drawn | fixed))
+        scheme = init if isinstance(init, str) else init[drawn["activation"]]
+        cells.append(make_cell("random_search", drawn | {"init": scheme}))
     return cells
 
 
-def draw_settings(rng: np.random.Generator, ranges: Mapping[str, Sequence]) -> dict[str, object]:
+def check_schemes(init: str | Mapping[str, str], activations: Sequence[str]) -> None:
+    missing = [] if isinstance(init, str) else [name for name in activations if name not in init]
+    if missing:
+        raise ValueError("random_search: `init` must be a scheme, or hold one for each activation that is drawn, got "
+                         f"{dict(init)!r} without {', '.join(map(str, missing))}.")
+
+
+def draw_settings(rng: np.random.Generator, ranges: Mapping[str, Sequence], decay_law: str) -> dict[str, object]:
     """All five are drawn, in this order, whatever is used of them: nets then share their common settings' draws."""
     low, high = np.log(ranges["learning_rate"])
     slow, fast = np.log([1 - ranges["momentum"][1], 1 - ranges["momentum"][0]])
     return {
         "learning_rate": float(np.exp(rng.uniform(low, high))),
         "momentum": max(0.0, float(1 - np.exp(rng.uniform(slow, fast)))),
-        "decay": float(rng.uniform(*ranges["decay"])),
+        "decay": float(DECAY_LAWS[decay_law](*ranges["decay"], rng.random())),
         "activation": str(rng.choice(list(ranges["activation"]))),
         "gate_bias": float(rng.integers(ranges["gate_bias"][0], ranges["gate_bias"][1], endpoint=True)),
     }

@@ -15,6 +15,7 @@ from .highway_limits import highway_limit, highway_log_volume, suggest_gate_bias
 from .live_units import expected_rank
 from .lyapunov import lyapunov_exponents, lyapunov_variance, sum_log_singular_values
 from .mean_field import MeanField, correlation_map, length_map, mean_field
+from .mean_mode import mean_log_square, mean_mode
 from .plain import plain
 from .random_walk import random_walk_drift, random_walk_gain
 from .residual import (
@@ -34,6 +35,8 @@ __all__ = [
     # norms: mean and variance over nets, exact at any width
     "Moments", "log_input_gradient_norm", "log_jacobian_norm", "log_weight_gradient_norm", "squared_jacobian_norm",
     "random_walk_drift", "random_walk_gain",
+    # what finite width adds where activations have a mean: leading order
+    "mean_log_square", "mean_mode",
     # spectra: exact at any width
     "expected_rank", "lyapunov_exponents", "lyapunov_variance", "mean_squared", "second_moment",
     "sum_log_singular_values",

@@ -49,7 +49,7 @@ def edge_of_chaos(activation: str, bias_var: Values = 0.0) -> PowerLaw:
     s = weight_var sqrt(q / pi) sum of (jump of the slope)^2 times the density of h at the kink; relu 9 pi^2 / (2 l^2).
     The coefficient is inf where the correlation stays as it is: linear nets, and q* = 0.
 
-    Source: Hayou et al. 2019, propositions 3 and 4; the sum over kinks is the same expansion for several of them.
+    Source: Hayou et al. 2019 (arXiv:1902.06853); the sum over kinks is the same expansion for several of them.
 
     >>> law = edge_of_chaos("relu")
     >>> law.power, round(law.coefficient, 4)

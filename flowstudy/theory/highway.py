@@ -35,7 +35,7 @@ def highway(activation: str, depth: Values, gate_bias: Values, weight_var: Value
     Limits: fully connected layers of one width, Gaussian weights (N(0, weight_var / n) and N(0, gate_weight_var / n)),
     at initialisation; corrections are O(1 / n).  The Jacobian of a ReLU net has one more singular value, the mean
     mode, which grows by q'/q per layer instead of chi: P is that of all others, and at finite width E||J u||^2 is
-    larger by its square over n.  Convolutional and trained nets are not covered.
+    larger by its square over n: `mean_mode` has both.  Convolutional and trained nets are not covered.
 
     Args:
         activation: of H, as in `mean_field`.
@@ -57,8 +57,9 @@ def highway(activation: str, depth: Values, gate_bias: Values, weight_var: Value
     Raises:
         ValueError: an unknown activation, a depth below 1, a negative variance, a mean beyond the root mean square.
 
-    Source: derived for flowstudy; no published recursion for feed-forward highway layers is known to us. Nearest:
-    Chen et al. 2018 and Gilboa et al. 2019 (gated recurrent nets), Yang & Schoenholz 2017 (residual nets).
+    Source: derived for flowstudy; one modest search found no published recursion for feed-forward highway layers, which
+    does not say that there is none. Nearest: Chen et al. 2018 and
+    Gilboa et al. 2019 (gated recurrent nets), Yang & Schoenholz 2017 (residual nets).
 
     >>> last = highway("tanh", depth=50, gate_bias=-3.0, weight_var=1.0).iloc[-1]
     >>> last[["mean_squared", "P", "gradient_correlation"]].round(4).tolist()

@@ -3,34 +3,67 @@
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import expit, log_expit
 
 from .activations import Activation, activation_named
-from .checks import Result, Values, check_integer, check_number
+from .checks import Result, Values, check_choice, check_integer, check_number
 from .fixed_points import bracketed_root
 from .gaussian import gaussian_nodes
-from .highway import check_init
+from .highway import check_init, highway
 from .mean_field import NON_NEGATIVE, depth_scale, plain_number
 from .plain import one_number
 
 NEGLIGIBLE = 1e-18  # weight of a node in a mean of things near 1
 
 
-def suggest_gate_bias(depth: Values) -> Result:
-    """The largest gate bias at which a highway net of this depth keeps E||gradient||^2 within a factor e.
+def suggest_gate_bias(depth: Values, keeps: str = "late-layer rate", *, activation: str = "tanh",
+                      weight_var: Values = 1.0, gate_weight_var: Values = 1.0, q0: Values = 1.0) -> Result:
+    """The largest gate bias at which `depth` highway layers lose no more than a factor e of E||gradient||^2.
 
-    b_T = -ln(2 L - 1).  With s = sigmoid(b_T) the gates tend to s, and E||gradient||^2 to (s^2 + (1-s)^2)^L, about
-    e^(-2 s L) (`highway_limit`).  2 s L <= 1 is s <= 1 / (2 L), hence b_T = ln(s / (1-s)) <= -ln(2 L - 1).  At that
-    bias g2^2 = 2 s of the signal is renewed per layer: 1 / L, the scaling at which Balduzzi et al. 2017
-    (arXiv:1702.08591) find gradients that do not shatter.
+    Which layers' rate of loss is meant is `keeps`:
+
+    "late-layer rate": b_T = -ln(2 L - 1).  With s = sigmoid(b_T) the late layers' gates tend to s, and what a layer
+    keeps of E||gradient||^2 to s^2 + (1-s)^2, about e^(-2 s) (`highway_limit`; a weight_var of 1 for tanh, 2 for ReLU).
+    At that rate L layers lose less than a factor e where 2 s L <= 1: s <= 1 / (2 L), b_T = ln(s / (1-s)) <=
+    -ln(2 L - 1).  A net loses more than that, since in its first layers the signal is still large, gates and slopes
+    vary from unit to unit, and a layer keeps less: a tanh net of 10, 50, 100 layers at this bias keeps .304, .277, .273
+    of E||gradient||^2, not 1 / e = .368.
+
+    "whole net": the bias at which the product of chi over all layers is 1 / e, by the recursion of `highway`: it
+    depends on the activation, the weights and the size of the first signal, and is lower by about 0.3 for tanh.
 
     Args:
         depth: L, highway layers; arrays too.
+        keeps: "late-layer rate" or "whole net".
+        activation, weight_var, gate_weight_var, q0: as in `highway`; of "whole net", the rate does not depend on them.
 
-    >>> [round(suggest_gate_bias(depth), 1) for depth in (10, 50, 100)]
-    [-2.9, -4.6, -5.3]
+    Returns:
+        At most 0: a net so shallow that it keeps 1 / e with open gates has 0.
+
+    >>> [round(suggest_gate_bias(depth), 2) for depth in (10, 50, 100)]
+    [-2.94, -4.6, -5.29]
+    >>> [round(suggest_gate_bias(depth, "whole net"), 2) for depth in (10, 50)]
+    [-3.16, -4.89]
     """
-    return plain_number(-np.log(2 * check_integer("suggest_gate_bias", "depth", depth) - 1) + 0.0)
+    call = "suggest_gate_bias"
+    depth = check_integer(call, "depth", depth)
+    check_choice(call, "keeps", keeps, ("late-layer rate", "whole net"))
+    rule = -np.log(2 * depth - 1) + 0.0
+    if keeps == "late-layer rate":
+        return plain_number(rule)
+
+    def excess(bias: float, layers: int) -> float:
+        gains = highway(activation, layers, bias, weight_var, gate_weight_var, q0)["chi"]
+        return float(np.log(gains).sum()) + 1  # 0 where a factor e is lost
+
+    def root(layers: int, low: float) -> float:
+        while excess(low, layers) < 0:  # more closed gates lose less: all is kept in the end
+            low -= 1
+        return 0.0 if excess(0.0, layers) >= 0 else brentq(excess, low, 0.0, args=(layers,), xtol=1e-6)
+
+    biases = [root(int(layers), start - 1) for layers, start in zip(depth.ravel(), rule.ravel(), strict=True)]
+    return plain_number(np.reshape(biases, depth.shape))
 
 
 @dataclass(frozen=True)

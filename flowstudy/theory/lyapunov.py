@@ -42,7 +42,8 @@ def lyapunov_variance(width: Whole, *, live: Whole | None = None) -> np.ndarray:
     Args: as `lyapunov_exponents`.
     Returns:
         (width,) float64 [nats^2 per layer], ascending; nan beyond the rank `live`.
-    Source: Newman 1986; Akemann, Burda, Kieburg 2014 (arXiv:1406.0803).
+    Source: Newman 1986, whose squared lengths are independent chi-squared variables: a quarter of the variance of the
+    logarithm of one.  Akemann, Burda & Kieburg 2014 (arXiv:1406.0803) have the same for complex matrices.
     """
     n, k = check_rows("lyapunov_variance", width, live)
     variance = np.full(n, np.nan)

@@ -28,7 +28,7 @@ def plain(activation: str, depth: Values, weight_var: Values, bias_var: Values =
     Raises:
         ValueError: an unknown activation, a depth below 1, a negative variance, a cosine beyond 1.
 
-    Source: Schoenholz et al. 2017 (arXiv:1611.01232), sections 3 to 5.
+    Source: Schoenholz et al. 2017 (arXiv:1611.01232).
 
     >>> plain("tanh", depth=10, weight_var=1.0)["mean_squared"].round(6).tolist()[::9]
     [0.464403, 0.07137]

@@ -24,9 +24,9 @@ def residual_net(activation: str, depth: Values, weight_var: Values, q0: Values 
     These are the equations of `highway` with 1 in place of both T and 1 - T.
 
     Limits: as those of `highway`.  A ReLU net has one more singular value, the mean mode, which grows by q'/q per layer
-    instead of chi (2.90 instead of 2 with He's weights).  To what a random read-out sends back, E||J^T v||^2, it adds
-    (q_L / q_0) / n along the input, and some four times that across it (measured at width 200, where it is more than
-    half of the whole from 12 layers on).  A read-out orthogonal to the mean output does not see it.
+    instead of chi (2.90 instead of 2 with He's weights).  What it adds to E||J^T v||^2 at finite width, `mean_mode` has
+    (at width 200 it is more than half of the whole from 12 layers on).  A read-out orthogonal to the mean output does
+    not see it.
 
     Args:
         activation: of H, as in `mean_field`.
@@ -42,7 +42,7 @@ def residual_net(activation: str, depth: Values, weight_var: Values, q0: Values 
     Raises:
         ValueError: an unknown activation, a depth below 1, a negative variance, a mean beyond the root mean square.
 
-    Source: Yang & Schoenholz 2017 (arXiv:1712.08969), section 3, for activations of mean 0; the mean derived here.
+    Source: Yang & Schoenholz 2017 (arXiv:1712.08969) for activations of mean 0; the mean derived here.
 
     >>> residual_net("relu", depth=2, weight_var=2.0)["mean_squared"].tolist()
     [2.0, 4.0]

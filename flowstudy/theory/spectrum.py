@@ -85,7 +85,8 @@ def spectrum_edge(activation: str, depth: Values, weights: str = "gaussian", q: 
     """Largest squared singular value over the mean squared one, infinite width; finite nets lie below, by O(n^-2/3).
 
     min over m > 0 of ((1 + m) / m) / S(m), S the product of the layers' S-transforms: 1 / (1 + m) for Gaussian weights,
-    1 for orthogonal ones, p (1 + m) / (p + m) for slopes that are 1 with probability p, else 0. About e depth / p.
+    1 for orthogonal ones, p (1 + m) / (p + m) for slopes that are 1 with probability p, else 0.  In deep nets about
+    e depth / p for Gaussian weights, e depth (1 - p) / p for orthogonal ones.
 
     Args:
         activation: "linear", "relu" or "hard_tanh".
@@ -107,7 +108,8 @@ def spectrum_edge(activation: str, depth: Values, weights: str = "gaussian", q: 
         return np.exp(np.log1p(1 / m) + depth * np.log1p(m / p))
     rest = depth * (1 - p) - 1  # L (1 - p) m = p + m where this is positive; else m is infinite: an atom at the edge
     m = p / np.where(rest > 0, rest, 1.0)
-    return np.where(rest > 0, np.exp(np.log1p(1 / m) + depth * np.log((1 + m / p) / (1 + m))), p**-depth)[()]
+    atom = np.where(rest > 0, 1.0, p) ** -depth  # of shallow nets alone: of deep ones it would overflow
+    return np.where(rest > 0, np.exp(np.log1p(1 / m) + depth * np.log((1 + m / p) / (1 + m))), atom)[()]
 
 
 def slope_moment(call: str, k: int, activation: str, q: Values | None) -> Result:

@@ -16,7 +16,7 @@ from .ensemble import Stack
 from .group import Group
 from .precision import matrix_precision
 
-LEARNING_RATE_FLOOR = 1e-5  # Srivastava et al. 2015, the authors' training code
+LEARNING_RATE_FLOOR = 1e-5  # Srivastava et al. 2015: a column of the authors' search tables
 SEGMENT = 1.0  # seconds of steps between two looks at the clock, where a checkpoint is kept
 
 
