@@ -201,7 +201,7 @@ def chain(*modules: nn.Module, width: int = 20) -> nn.Sequential:
     (lambda: nn.GELU(), {}, 0.21444471, 1.96627484),
     (lambda: nn.Softplus(), {"activation": "relu"}, 0.0, 2.0),  # what is given is taken
     (lambda: Halved(nn.Linear(20, 20)), {"activation": "tanh"}, 0.0, 1.0),
-], ids=str)
+], ids=range(12))
 def test_critical_weights_follow_the_activations_options(make, options, bias_var, weight_var):
     """Closed forms at the slope and the range that the modules have, not at torch's defaults."""
     net = chain(make(), make())

@@ -9,6 +9,7 @@ from torch import nn
 from flowstudy import HighwayNet, initialize, jacobian_spectrum, layer_jacobian_spectra
 from flowstudy.measure.context import RandomState
 from flowstudy.measure.dense_jacobian import jacobian
+from flowstudy.measure.routes import choose
 from flowstudy.measure.spectra import pass_and_chain
 
 
@@ -218,3 +219,57 @@ def test_bad_input_is_refused_in_one_line_with_the_way_out(case):
         jacobian_spectrum(*arguments, **options)
     message = str(caught.value)
     assert message.startswith("jacobian_spectrum: ") and words in message and "\n" not in message
+
+
+def chosen(model: nn.Module, shape: tuple[int, ...]) -> str:
+    model = model.double().eval()
+    x = torch.randn(shape, dtype=torch.float64)
+    whole, chain = pass_and_chain("test", model, x, RandomState(x.device))
+    return choose("auto", chain, whole)
+
+
+def convolutions(channels: int, count: int) -> nn.Sequential:
+    return nn.Sequential(*(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(count)))
+
+
+SHAPES = {  # what was measured to be cheaper on two cores, by a factor of 3 at least
+    "narrow and deep": (lambda: nn.Sequential(*(nn.Linear(50, 50) for _ in range(100))), (16, 50), "product"),
+    "narrow and shallow": (lambda: nn.Sequential(nn.Linear(50, 50), nn.Linear(50, 50)), (16, 50), "product"),
+    "one layer": (lambda: nn.Linear(300, 300), (2, 300), "dense"),
+    "ten small convolutions": (lambda: convolutions(8, 10), (2, 8, 8, 8), "dense first"),
+    "six layers of 300": (lambda: nn.Sequential(*(nn.Linear(300, 300) for _ in range(6))), (16, 300), "dense first"),
+    "images": (lambda: convolutions(3, 2), (1, 3, 32, 32), "dense"),
+    "large images": (lambda: convolutions(3, 2), (1, 3, 64, 64), "matrix_free"),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_cheaper_right_route_is_taken(name):
+    """The cost model's choice for these shapes; dense spectra that leave values open are followed by the product's."""
+    build, shape, route = SHAPES[name]
+    assert chosen(build(), shape) == route
+
+
+def test_a_dense_spectrum_with_values_left_open_is_not_kept(monkeypatch):
+    """Tried first whatever it costs: orthogonal layers are kept as dense; what spans 40 decades goes to its factors."""
+    monkeypatch.setattr("flowstudy.measure.routes.WORTH_CHOOSING", 0.0)
+    monkeypatch.setattr("flowstudy.measure.routes.DENSE_FIRST", 0.0)
+    torch.manual_seed(0)
+    flat = initialize(nn.Sequential(*(nn.Linear(8, 8) for _ in range(4))).double(), "orthogonal")
+    steep = nn.Sequential(*(nn.Linear(8, 8) for _ in range(60))).double()
+    x = torch.randn(2, 8, dtype=torch.float64)
+    assert jacobian_spectrum(flat, x).method == "dense" and jacobian_spectrum(steep, x).method == "product"
+    assert not jacobian_spectrum(steep, x).below_floor.any()
+
+
+def test_samples_that_do_not_fit_in_memory_together_are_measured_in_turn(monkeypatch):
+    """A budget that holds one sample's product at a time gives the numbers of all at once."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(*(layer for _ in range(5) for layer in (nn.Linear(9, 9), nn.Tanh()))), torch.randn(4, 9)
+    for method in ("product", "dense"):
+        together = jacobian_spectrum(model, x, method=method)
+        monkeypatch.setattr("flowstudy.measure.routes.MEMORY_BUDGET", 8 * 12 * 81)
+        apart = jacobian_spectrum(model, x, method=method)
+        monkeypatch.undo()
+        assert apart.method == method and apart.log_singular_values.shape == (4, 9)
+        assert (apart.log_singular_values - together.log_singular_values).abs().max() < 1e-10
