@@ -728,12 +728,40 @@ def test_what_cannot_be_measured_is_refused_in_one_line(name):
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("scale", [0.0, 0.25, 4.0])
+@pytest.mark.parametrize("scale", [0.0, 1 / 64, 64.0])
 def test_a_spectrum_that_no_cotangent_survives(scale):
-    """J = scale^600 I at every sample: 1e-361, 1e361, or exactly 0, which one pass back through the net cannot tell."""
-    model = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(600)))
+    """J = scale^200 I at every sample: 1e-361, 1e361, or exactly 0, which one pass back through the net cannot tell."""
+    model = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(200)))
     for layer in model:
         nn.init.eye_(layer.weight).data.mul_(scale)
     logs = jacobian_spectrum(model, torch.zeros(3, 2)).log_singular_values
-    expected = 600 * math.log(scale) if scale else -math.inf
+    expected = 200 * math.log(scale) if scale else -math.inf
     np.testing.assert_allclose(logs, np.full((3, 2), expected), rtol=1e-12)
+
+
+def hooked_on_tensors(x: Tensor, *chain: nn.Module, at: tuple[int, ...]) -> Tensor:
+    """The chain's output, the gradient of some layers' outputs made ten times smaller by a hook."""
+    for i, layer in enumerate(chain):
+        x = layer(x)
+        if i in at and x.requires_grad:
+            x.register_hook(lambda gradient: 0.1 * gradient)
+    return x
+
+
+@pytest.mark.parametrize("at", [(5,), (195,), (5, 100, 195)])
+@pytest.mark.parametrize("scale", [1 / 64, 64.0])
+def test_a_hook_on_a_tensor_acts_once_however_deep(scale, at):
+    """L = the sum of scale^200 x: |dL/dx| = scale^200 10^-hooks sqrt(6), far outside float64; J likewise."""
+    layers = [nn.Linear(2, 2, bias=False) for _ in range(200)]
+    for layer in layers:
+        nn.init.eye_(layer.weight).data.mul_(scale)
+    model = Of(lambda *chain_and_x: hooked_on_tensors(chain_and_x[-1], *chain_and_x[:-1], at=at), *layers)
+    x = torch.zeros(3, 2)
+    flow = gradient_flow(model, x, loss=lambda output, _: output.sum())
+    decades = 200 * math.log10(scale) - len(at)
+    assert flow.log10_input_gradient_norm == pytest.approx(decades + math.log10(6) / 2, rel=1e-12)
+    behind = [sum(hook >= i for hook in at) for i in range(200)]
+    unhooked = [i for i in range(200) if i not in at]  # at the others the error signal is before or after the hook
+    expected = [(199 - i) * math.log10(scale) - behind[i] + math.log10(6) / 2 for i in unhooked]
+    np.testing.assert_allclose(flow.frame["log10_error_signal_norm"][unhooked], expected, rtol=1e-12)
+    np.testing.assert_allclose(jacobian_spectrum(model, x).log_singular_values, decades * math.log(10), rtol=1e-12)

@@ -4,7 +4,8 @@ Autograd's own graph is what is cut, not the program: whatever the model does in
 gradients, functions with derivatives of their own, recomputation), the graph is what its backward pass runs through.
 
 An edge (node, output number) stands for one tensor of the forward pass, the gradient with respect to which flows along
-it.  A cut is an edge that every path from the end to the start runs through.
+it.  A cut is an edge that every path from the end to the start runs through, and at which no hook changes the gradient:
+such a hook would act on what arrives there, and again on what is sent on.
 """
 
 import math
@@ -94,7 +95,7 @@ def segments_between(end: GradientEdge, start: GradientEdge | None) -> list[Segm
             continue
         if len(open_edges) == 1:
             (only,) = open_edges
-            if only != key_of(after):
+            if only != key_of(after) and not is_hooked(GradientEdge(*only)):
                 segments.append(Segment(after, GradientEdge(*only), inside))
                 after, inside = GradientEdge(*only), []
         if node is start.node:
@@ -105,6 +106,13 @@ def segments_between(end: GradientEdge, start: GradientEdge | None) -> list[Segm
     for segment in segments:
         segment.side.update(side_of(segment.nodes, moving))
     return segments or [Segment(end, start, [], set())]
+
+
+def is_hooked(edge: GradientEdge) -> bool:
+    """A hook on the tensor changes the gradient that arrives there."""
+    sent = torch.ones(shape_of(edge), dtype=dtype_of(edge), device=edge.node._input_metadata[edge.output_nr].device)
+    (arrived,) = torch.autograd.grad(edge, edge, sent, retain_graph=True)
+    return not torch.equal(arrived, torch.ones_like(sent))
 
 
 def side_of(nodes: list[Node], moving: set[Node]) -> set[Node]:
