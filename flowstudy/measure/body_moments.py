@@ -42,6 +42,10 @@ def body_moments(blocks: Blocks, x: Float[Tensor, "2 width"], *, every: int = 1,
         `gradient_correlation`: tr J_a J_b^T over the root of tr J_a J_a^T tr J_b J_b^T, the cosine between what
         the two inputs send back, on average over error signals.  All are nan behind a layer whose J is 0.
 
+    What it cannot measure: blocks that are not functions of one vector each, such as convolutions; they are refused.
+    Layers of the library's exact classes are measured by their Jacobians in closed form, all others, subclasses and
+    blocks with hooks among them, by autograd.
+
     Raises:
         ValueError: no blocks, blocks of several widths or convolutional ones, a number that is no positive integer.
     """

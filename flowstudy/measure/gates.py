@@ -64,6 +64,9 @@ def gate_activity(model: nn.Module, x: Tensor, y: Tensor | None = None) -> GateA
         `gradient_flow`: from 1, plain layers included, so that a HighwayNet's gates are those of layers 2..depth.
         nan where the net has diverged.
 
+    What it cannot measure: gates of layers that are no HighwayBlock, and of a subclass with a forward of its own, whose
+    gate may do something else: both are refused.
+
     Raises:
         ValueError, TypeError: a model that runs no HighwayBlock, or one with a forward of its own, an empty or
             non-finite batch, labels that do not fit.

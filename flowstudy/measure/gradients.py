@@ -158,6 +158,8 @@ def compare(models: Mapping[str, nn.Module], x: Tensor, y: Tensor | None = None,
 
     Args:
         models: by the name to show; the rest as `gradient_flow` takes it.
+
+    What it cannot measure: as `gradient_flow`, whose errors it raises.
     """
     if not isinstance(models, Mapping) or not models:
         raise TypeError(f"compare: `models` must be a mapping of names to models, got {type(models).__name__}. "
@@ -181,6 +183,9 @@ def assert_trainable(model: nn.Module, x: Tensor, y: Tensor | None = None, *, lo
 
     Raises:
         UntrainableError, an AssertionError: the message is the verdict.
+
+    What it cannot tell: whether the net learns. It knows no optimiser, no learning rate and no data but this batch; a
+    signal that gets through is needed for training, and is not enough.
     """
     verdict = gradient_flow(model, x, y, loss=loss, samples=samples).verdict
     if verdict.kind != "stable":
