@@ -16,7 +16,10 @@ EVEN = 8.0          # [bits] columns that differ by no more are left together
 
 @dataclass(frozen=True)
 class Scaling:
-    """diag(2**exponents), exponents at most 0 and at least -SPAN; or 0 in place of 2**e where the exponent is -inf."""
+    """diag(2**exponents), exponents at most 0 and at least -SPAN; or 0 in place of 2**e where the exponent is -inf.
+
+    Members whose exponents are all 0 do not need it.
+    """
 
     exponents: Float[Tensor, "batch rows"]
 
@@ -37,10 +40,9 @@ def pieces(a: Float[Tensor, "batch rows columns"]) -> list[Scaling | Mixing]:
     size = finite(rows.amax(-1, keepdim=True))
     rows = torch.where(rows.isfinite(), rows, size)
     columns = (entry - rows.unsqueeze(-1)).amax(-2)
-    if (columns.isfinite().all(-1) & (columns.amin(-1) > -EVEN)).all():
-        columns = torch.zeros_like(columns)
+    columns = torch.where(columns.amin(-1, keepdim=True) > -EVEN, 0.0, columns)
     low = rows - size
-    merged = low if bool((low >= -SPAN).all()) else torch.zeros_like(low)
+    merged = torch.where(low.amin(-1, keepdim=True) >= -SPAN, low, 0.0)
     exponent = entry - (rows - merged).unsqueeze(-1) - finite(columns).unsqueeze(-2)
     matrix = mantissa * torch.exp2(exponent.clamp(min=-1100.0))
     return [*scalings(columns), Mixing(matrix, size.squeeze(-1)), *scalings(low - merged)]

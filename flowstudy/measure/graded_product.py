@@ -54,7 +54,7 @@ class Graded:
     hidden: Bool[Tensor, "batch directions"]            # not resolved: the size is an upper bound
     valid: Bool[Tensor, " batch"]                       # no NaN or infinity so far
     untouched: Bool[Tensor, " batch"]                   # every factor so far was exactly the identity
-    steps: int                                          # QRs so far
+    steps: int                                          # factors, or blocks of them, so far
     eps: float                                          # relative accuracy of the factors' entries
 
     @property
@@ -104,8 +104,11 @@ def careful(state: Graded, a: Float[Tensor, "batch rows columns"]) -> Graded:
     state = replace(state, valid=state.valid & finite)
     for piece in pieces(torch.where(state.valid[:, None, None], a, 0.0)):
         if isinstance(piece, Scaling):
-            m = state.q * torch.exp2(piece.exponents).unsqueeze(-1)
-            state = by_householder(state, m, m.abs(), EPS / state.eps)
+            members = (piece.exponents < 0).any(-1).nonzero().squeeze(-1)
+            part = state.part(members)
+            m = part.q * torch.exp2(piece.exponents[members]).unsqueeze(-1)
+            part = by_householder(part, m, m.abs(), EPS / state.eps)
+            state = part if len(members) == len(finite) else state.with_part(members, part)
         else:
             state = replace(state, exponents=torch.where(state.dead, DEAD, state.exponents + piece.shift.unsqueeze(-1)))
             q = state.q.masked_fill(state.dead.unsqueeze(-2), 0.0)
@@ -215,7 +218,7 @@ def absorbed(state: Graded, q: Float[Tensor, "batch rows kept"], r: Float[Tensor
         variance = variance + hidden_share(r, state.exponents, state.hidden, dead, state.eps)
     return replace(state, q=q, exponents=exponents, u=u, angle=angle, variance=variance, samples=samples, drift=drift,
                    loudest=torch.maximum(state.loudest, rounding.amax(-1) * inverse.amax(-1)),
-                   hidden=state.hidden[:, :kept] & ~dead, steps=state.steps + 1)
+                   hidden=state.hidden[:, :kept] & ~dead)
 
 
 def new_order(size: Float[Tensor, "batch directions"]) -> Int[Tensor, "batch directions"] | None:

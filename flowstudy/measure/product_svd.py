@@ -236,7 +236,7 @@ def advance(call: str, state: Graded, chunk: list[Factor]) -> tuple[Graded | Non
     if unchanged.any():   # an exact identity leaves the state as it was, to the bit
         members = unchanged.nonzero().squeeze(-1)
         grown = grown.with_part(members, state.part(members))
-    return sampled(grown), ratio
+    return sampled(replace(grown, steps=state.steps + 1)), ratio
 
 
 def without_lost(call: str, state: Graded, chunk: list[Factor], row_size: Float[Tensor, "batch rows"]) -> Graded:
