@@ -765,3 +765,24 @@ def test_a_hook_on_a_tensor_acts_once_however_deep(scale, at):
     expected = [(199 - i) * math.log10(scale) - behind[i] + math.log10(6) / 2 for i in unhooked]
     np.testing.assert_allclose(flow.frame["log10_error_signal_norm"][unhooked], expected, rtol=1e-12)
     np.testing.assert_allclose(jacobian_spectrum(model, x).log_singular_values, decades * math.log(10), rtol=1e-12)
+
+
+MATRIX_FREE = ["no_grad block", "half detached", "reversal", "asks the batch's size", "noise", "functional dropout",
+               "counts its calls", "moves a buffer", "surrogate aside", "float32 inside", "checkpointed layer",
+               "convolutions"]
+
+
+@pytest.mark.parametrize("name", MATRIX_FREE)
+def test_matrix_free_values_are_right_or_refused(name):
+    """Forward mode ignores no_grad, a sample alone has other noise: what differs from the backward pass is not used."""
+    case, model, x = made(name)
+    torch.manual_seed(1)
+    true = np.linalg.svd(jacobians_of(model.eval(), x), compute_uv=False)
+    torch.manual_seed(1)
+    try:
+        found = jacobian_spectrum(model, x, method="matrix_free")
+    except ValueError as error:
+        assert str(error).startswith("jacobian_spectrum: method='matrix_free'") and "\n" not in str(error)
+        return
+    np.testing.assert_allclose(found.singular_values, true[:, :found.log_singular_values.shape[1]],
+                               rtol=1e-7, atol=1e-5 if case.dtype == "float32" else 1e-12)

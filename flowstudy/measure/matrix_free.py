@@ -24,11 +24,15 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .dense_jacobian import quiet_fallback
+
 EPS = torch.finfo(torch.float64).eps
 ROUNDING = 8 * EPS       # times sqrt(inputs + outputs) s_1: what products in float64 cannot tell from zero
 OVERSAMPLING = 2         # block vectors beyond k: the last of the k values converges as fast as the gap behind them
 BASIS_MEMORY = 2**29     # bytes of Krylov basis, both sides together, before a restart
 BASIS_BLOCKS = 24        # ... and never more than so many blocks: the basis is orthogonalised against at each step
+SEED = 0                 # of the random directions by which forward mode is held against the backward pass
+AGREEMENT = 1e-9         # relative difference between the two that rounding explains
 PRODUCT_BLOCKS = 500     # blocks of products before it is given up as not converged
 
 
@@ -134,7 +138,7 @@ def jacobian_map(function: Callable[[Tensor], Tensor], sample: Tensor, *, chunk:
         return y.flatten().double()
 
     point_flat = point.flatten()
-    with sdpa_kernel(SDPBackend.MATH), torch.no_grad():   # fused attention has no second derivative
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), quiet_fallback():   # fused attention has no second derivative
         y, pull = torch.func.vjp(flat, point_flat)
         if y.numel() == 0:
             raise ValueError(f"{call}: `function` must return at least one entry, got none.")
@@ -144,7 +148,7 @@ def jacobian_map(function: Callable[[Tensor], Tensor], sample: Tensor, *, chunk:
         vectorised = torch.func.vmap(product, chunk_size=chunk)
 
         def apply(rows: Tensor) -> Tensor:
-            with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), quiet_fallback():
                 return vectorised(rows)
         return apply
 
@@ -153,16 +157,25 @@ def jacobian_map(function: Callable[[Tensor], Tensor], sample: Tensor, *, chunk:
 
 def push_forward(flat: Callable[[Tensor], Tensor], point: Tensor, pull: Callable[[Tensor], tuple[Tensor]],
                  y: Tensor) -> Callable[[Tensor], Tensor]:
-    """J on one row: forward mode if every operation has it."""
+    """J on one row: forward mode if every operation has it and it is J^T's transpose, <u, J v> = <J^T u, v>.
+
+    Forward mode does not know of no_grad, nor of derivatives that a function has for its backward pass alone.
+    """
     def push(row: Tensor) -> Tensor:
         return torch.func.jvp(flat, (point,), (row,))[1]
 
+    generator = torch.Generator().manual_seed(SEED)
+    u, v = (torch.randn(len(of), generator=generator, dtype=torch.float64).to(of) for of in (y, point))
     try:
-        torch.func.vmap(push)(torch.zeros(1, point.numel(), dtype=point.dtype, device=point.device))
+        taken = torch.func.vmap(push)(v.unsqueeze(0)).squeeze(0)
+        back = pull(u)[0]
+        size = (u.abs() @ taken.abs()).maximum(v.abs() @ back.abs())
+        if (u @ taken - back @ v).abs() <= AGREEMENT * size or not size.isfinite():
+            return push
     except (NotImplementedError, RuntimeError):
-        _, transposed = torch.func.vjp(lambda u: pull(u)[0], torch.zeros_like(y))
-        return lambda row: transposed(row)[0]
-    return push
+        pass
+    _, transposed = torch.func.vjp(lambda u: pull(u)[0], torch.zeros_like(y))
+    return lambda row: transposed(row)[0]
 
 
 def largest_singular_values(linear_map: LinearMap, k: int, *, block: int | None = None, tolerance: float = 1e-8,

@@ -7,9 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .chain import Factor, proved_jacobians
-from .dense_jacobian import AGREEMENT, Function, Stretch, jacobian_of
+from .dense_jacobian import AGREEMENT, Function, Stretch, jacobian_of, row_and_image
 from .graph import coarsest, reachable, shape_of
-from .matrix_free import jacobian_map, largest_singular_values
+from .matrix_free import LinearMap, jacobian_map, largest_singular_values
 from .product_svd import product_svd
 from .spectrum_result import JacobianSpectrum
 from .stochastic_spectrum import mean_squared_singular_value, spectral_density
@@ -106,15 +106,32 @@ def structural_rank(matrices: Float[Tensor, "sample rows columns"]) -> Int[Tenso
 # --- matrix-free -----------------------------------------------------------------------------------------------------
 
 
-def matrix_free_spectrum(function: Function, x: Tensor, factors: int, k: int, seed: int, dtype: str,
-                         ) -> JacobianSpectrum:
+def matrix_free_spectrum(call: str, piece: Stretch, function: Function, x: Tensor, factors: int, k: int, seed: int,
+                         dtype: str) -> JacobianSpectrum:
     """Sample by sample, from products with the Jacobian and its transpose."""
-    maps = [jacobian_map(lambda h: function(h.unsqueeze(0)).squeeze(0), sample) for sample in x]
+    try:
+        maps = [jacobian_map(lambda h: function(h.unsqueeze(0)).squeeze(0), sample) for sample in x]
+    except RuntimeError as error:  # torch.func's own, about an operation that it does not differentiate
+        raise ValueError(f"{call}: method='matrix_free' needs a model that torch.func can differentiate, got "
+                         f"{str(error).splitlines()[0]!r}. Use method='dense'.") from error
+    check_maps(call, piece, maps, agreement_of(dtype))
     extremes = [largest_singular_values(linear_map, k, seed=seed) for linear_map in maps]
     estimates = tuple((mean_squared_singular_value(m, seed=seed), spectral_density(m, seed=seed)) for m in maps)
     log_s = torch.stack([e.log_values for e in extremes])
     error = torch.stack([e.residuals for e in extremes]) * (log_s[:, :1] - log_s).exp()  # ds / s
     return JacobianSpectrum(log_s, error, log_s.isnan().sum(-1), factors, x[0].numel(), "matrix_free", dtype, estimates)
+
+
+def check_maps(call: str, piece: Stretch, maps: list[LinearMap], agreement: float) -> None:
+    """The model gives a sample alone what it gives it in the batch: each map takes a random row where the pass does."""
+    row, image = row_and_image(piece)
+    for linear_map, one, true in zip(maps, row.flatten(1) if row.ndim > 1 else row[:, None], image.flatten(1),
+                                     strict=True):
+        taken = linear_map.backward(one.unsqueeze(0)).squeeze(0)
+        if true.isfinite().all() and not (taken - true).abs().amax() <= agreement * true.abs().amax():
+            raise ValueError(f"{call}: method='matrix_free' takes samples one at a time, so `model` must give each alone "
+                             "what it gives it in the batch, and does not (noise, or the batch's size, or a state that "
+                             "it keeps). Pass samples=1, or use method='dense'.")
 
 
 # --- which -----------------------------------------------------------------------------------------------------------

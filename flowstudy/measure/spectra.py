@@ -117,7 +117,8 @@ def spectrum_at(call: str, probe: nn.Module, x: Tensor, state: RandomState, *, p
         if not entire:
             raise ValueError(f"{call}: method='matrix_free' measures whole models, got part={part!r}. Pass the part as "
                              "its own model.")
-        return matrix_free_spectrum(again, x, len(within), k or min(TOP, piece.inputs, piece.outputs), seed, dtype)
+        k = k or min(TOP, piece.inputs, piece.outputs)
+        return matrix_free_spectrum(call, piece, again, x, len(within), k, seed, dtype)
     if route == "dense":
         return dense()
     if route == "dense first":
