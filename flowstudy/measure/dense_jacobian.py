@@ -123,8 +123,7 @@ def jacobian_of(stretch: Stretch, chunk: int | None = None, function: Function |
     its backward one, and a function may be another one each time.
     """
     size = chunk or stretch.at_once()
-    row = stretch.random_row()
-    image = stretch.back(row)
+    row, image = row_and_image(stretch)
     if function is not None and stretch.outputs > stretch.inputs:
         try:
             columns = forward_columns(function, x, size)
@@ -136,6 +135,12 @@ def jacobian_of(stretch: Stretch, chunk: int | None = None, function: Function |
     if not proves(rows, row, image):   # a wrong rule for batches, or so much cancellation that rounding is all there is
         rows = reverse_rows(stretch, 1)
     return rows, rounding(rows, row, image)
+
+
+def row_and_image(stretch: Stretch) -> tuple[Float[Tensor, "sample *outputs"], Float[Tensor, "sample *inputs"]]:
+    """A random row, and where autograd's backward pass takes it."""
+    row = stretch.random_row()
+    return row, stretch.back(row)
 
 
 def rounding(jacobians: Float[Tensor, "sample outputs inputs"], row: Float[Tensor, "sample *outputs"],
