@@ -126,7 +126,10 @@ def test_rank_of_a_relu_net_is_its_narrowest_count_of_live_units(method):
 @pytest.mark.parametrize("part", ["all", "body"])
 @pytest.mark.parametrize("name", ["PlainNet-relu-L9", "HighwayNet-tanh-L9"])
 def test_stack_is_measured_as_each_net_alone(name, part):
-    """Row i of a stack is the spectrum of net i; a net of nan is nan and leaves its neighbours' bits alone."""
+    """Row i of a stack is the spectrum of net i; a net of nan is nan and leaves its neighbours alone, to rounding.
+
+    Not to the last bit: factors share a QR where the whole stack is well conditioned.
+    """
     nets, (x, _) = [build(name, seed) for seed in range(3)], batch(2)
     many = stack(nets)
     log_s = stacked_jacobian_spectrum(many.template, many.state, x, part=part)
@@ -135,7 +138,7 @@ def test_stack_is_measured_as_each_net_alone(name, part):
     for value in many.state.values():
         value[1] = torch.nan
     wild = stacked_jacobian_spectrum(many.template, many.state, x, part=part)
-    assert torch.equal(wild[[0, 2]], log_s[[0, 2]])
+    assert_close(wild[[0, 2]], log_s[[0, 2]], rtol=0, atol=1e-12)
     assert wild[1].isnan().all()
 
 
