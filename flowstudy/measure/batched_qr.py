@@ -44,6 +44,7 @@ def cholesky_qr(a: Float[Tensor, "batch rows columns"], gram: Float[Tensor, "bat
         lower = torch.where(safe[:, None, None], lower, torch.eye(a.shape[-1], dtype=a.dtype, device=a.device))
         a = a.masked_fill(~safe[:, None, None], 0.0)
     q = torch.linalg.solve_triangular(lower, a.mT, upper=False).mT   # from the left: twice as fast on the CPU
+    q = q.contiguous()   # always: products of another layout differ in the last bit, so a mate's route would show
     return q, lower.mT.masked_fill(dead.unsqueeze(-2), 0.0) if dead.any() else lower.mT, safe
 
 
@@ -73,7 +74,7 @@ def row_stable_qr(a: Float[Tensor, "batch rows columns"], row_noise: Float[Tenso
         left = left.index_copy(0, index, (permuted - q_again @ r_again).abs().amax(-1))
         q, r = q.index_copy(0, index, q_again), r.index_copy(0, index, r_again)
         order = order.index_copy(0, index, order_again)
-    return q, r, left, order
+    return q.contiguous(), r.contiguous(), left, order
 
 
 def householder_qr(a: Float[Tensor, "batch rows columns"],

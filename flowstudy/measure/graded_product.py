@@ -206,7 +206,7 @@ def absorbed(state: Graded, q: Float[Tensor, "batch rows kept"], r: Float[Tensor
     u = graded_times(r, state.exponents, shift, state.u)
     exponents = torch.where(dead, DEAD, state.exponents[:, :kept] + shift)
     if u.shape[-1] > kept:   # a bottleneck: U = L P, the orthonormal rows of P change no singular value
-        u = torch.linalg.qr(u.mT, mode="r").R.mT
+        u = torch.linalg.qr(u.mT, mode="r").R.mT.contiguous()
     if tidy:
         exponents, u = normalize_rows(exponents, u)
     angle, variance = propagated(state.angle, state.variance, r, rounding, inverse, dead, state.eps)
