@@ -109,9 +109,9 @@ def check_maps(call: str, piece: Stretch, maps: list[LinearMap], agreement: floa
                                      strict=True):
         taken = linear_map.backward(one.unsqueeze(0)).squeeze(0)
         if true.isfinite().all() and not (taken - true).abs().amax() <= agreement * true.abs().amax():
-            raise ValueError(f"{call}: method='matrix_free' takes samples one at a time, so `model` must give each alone "
-                             "what it gives it in the batch, and does not (noise, or the batch's size, or a state that "
-                             "it keeps). Pass samples=1, or use method='dense'.")
+            raise ValueError(f"{call}: method='matrix_free' takes samples one at a time, so `model` must give each "
+                             "alone what it gives it in the batch, and does not (noise, or the batch's size, or a "
+                             "state that it keeps). Pass samples=1, or use method='dense'.")
 
 
 # --- which -----------------------------------------------------------------------------------------------------------
