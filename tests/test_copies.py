@@ -87,3 +87,13 @@ def test_sharing_inside_the_model_is_kept():
     assert copied.names["first"] is copied.one is not model.one
     copied.one.weight.zero_()
     assert model.one.weight.any()
+
+
+def test_a_compiled_part_is_copied():
+    """torch.compile's wrapper looks at what it wraps while it is copied."""
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Tanh(), nn.Linear(FEATURES, 3))
+    model = nn.Sequential(nn.Linear(FEATURES, FEATURES), torch.compile(inner, backend="eager"))
+    copied, (x, _) = float64_copy("test", model), batch(3)
+    assert copied[1]._orig_mod[1].weight is not inner[1].weight
+    torch.testing.assert_close(copied(x.double()), nn.Sequential(model[0], inner).double()(x.double()))

@@ -5,6 +5,7 @@ laws that need a test of their own: contexts, threads, weights without layers, p
 """
 
 import math
+import random
 import threading
 import warnings
 from collections.abc import Callable
@@ -714,6 +715,8 @@ REFUSED = {
     "scalar output and labels": ("model|y", lambda x: gradient_flow(Of(lambda a, x: a(x).mean(), nn.Linear(4, 1)), x,
                                                                     torch.arange(3))),
     "no layers": ("model", lambda x: gradient_flow(Of(lambda x: x), x)),
+    "weights to come": ("model", lambda x: gradient_flow(nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(3)), x)),
+    "samples of nothing": ("x", lambda x: jacobian_spectrum(nn.Linear(4, 4), x[:, None][:, :0])),
     "script module": ("model", lambda x: gradient_flow(torch.jit.trace(nn.Linear(4, 4), x), x)),
 }
 
@@ -786,3 +789,49 @@ def test_matrix_free_values_are_right_or_refused(name):
         return
     np.testing.assert_allclose(found.singular_values, true[:, :found.log_singular_values.shape[1]],
                                rtol=1e-7, atol=1e-5 if case.dtype == "float32" else 1e-12)
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.random_sample])
+@pytest.mark.usefixtures("annotations_unchecked")   # beartype draws from Python's generator
+def test_draws_outside_torch_are_replayed(draw):
+    """Layers are skipped by Python's or numpy's generator: every pass skips the same, and the states stay."""
+    torch.manual_seed(0)
+    model = Of(lambda *chain_and_x: skipping(draw, *chain_and_x), *(nn.Linear(4, 4) for _ in range(8)))
+    x = torch.randn(3, 4)
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002
+    flow, spectrum = gradient_flow(model, x, loss=square), jacobian_spectrum(model, x)
+    assert_same(before, (random.getstate(), np.random.get_state()))  # noqa: NPY002
+    assert flow.repeatable
+    assert_flow_right(flow, flow_of(model, x, None, square))
+    random.setstate(before[0])
+    np.random.set_state(before[1])  # noqa: NPY002
+    assert_spectrum_right(spectrum, jacobians_of(model, x))
+
+
+def skipping(draw: Callable[[], float], *chain_and_x: nn.Module | Tensor) -> Tensor:
+    *chain, x = chain_and_x
+    for layer in chain:
+        x = x + torch.tanh(layer(x)) if draw() < 0.5 else x
+    return x
+
+
+def test_a_sparse_gradient_is_a_gradient():
+    """Of an embedding with sparse=True: the norms are those of the same one without."""
+    torch.manual_seed(0)
+    model, x, y = nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(12, 3)), torch.arange(6).view(2, 3), None
+    expected = gradient_flow(model, x, y).frame
+    model[0].sparse = True
+    assert gradient_flow(model, x, y).frame.equals(expected)
+
+
+def test_complex_inputs_are_measured_in_complex128():
+    """In single precision, as the model: the norms are those of the double one."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 5, dtype=torch.cfloat), torch.randn(3, 4, dtype=torch.cfloat)
+    found = gradient_flow(model, x, loss=square)
+    assert found.dtype == "float64"
+    row = found.frame.iloc[0]
+    twin = nn.Linear(4, 5, dtype=torch.cdouble)
+    twin.load_state_dict(model.state_dict())
+    square(twin(x.to(torch.cdouble)), None).backward()
+    assert 10 ** row["log10_weight_gradient_norm"] == pytest.approx(twin.weight.grad.norm().item(), rel=1e-12)

@@ -102,7 +102,12 @@ def plain_pass(loss: Tensor, wanted: list[GradientEdge], zero: Tensor) -> dict:
     """Autograd's own."""
     keys = list(dict.fromkeys(map(key_of, wanted)))
     values = torch.autograd.grad(loss.sum(), [GradientEdge(*key) for key in keys], retain_graph=True, allow_unused=True)
-    return {key: None if value is None else Scaled(value, zero) for key, value in zip(keys, values, strict=True)}
+    return {key: None if value is None else Scaled(dense(value), zero) for key, value in zip(keys, values, strict=True)}
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """An embedding's may be sparse."""
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()
 
 
 def scaled_pass(loss: Tensor, source: GradientEdge | None, wanted: list[GradientEdge], zero: Tensor) -> dict:
@@ -123,7 +128,7 @@ def scaled_pass(loss: Tensor, source: GradientEdge | None, wanted: list[Gradient
             continue
         values = torch.autograd.grad(segment.after, [GradientEdge(*key) for key in targets], error.tensor,
                                      retain_graph=True, allow_unused=True)
-        here = {key: None if value is None else Scaled(value, error.exponent)
+        here = {key: None if value is None else Scaled(dense(value), error.exponent)
                 for key, value in zip(targets, values, strict=True)}
         error = here[ends[1]] if segment.before is not None else None
         for key, value in here.items():

@@ -1,10 +1,12 @@
 """Where measuring happens: whatever context the caller is in, the numbers are the same, and nobody else notices."""
 
 import functools
+import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import ParamSpec, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -68,49 +70,63 @@ class Draws(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
+def outside_torch() -> tuple:
+    """The states of Python's and of numpy's global generators."""
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002  the global state is what models draw from
+    return random.getstate(), (kind, tuple(keys.tolist()), *rest)
+
+
 class RandomState:
     """The global random state as it was when the measurement began.
 
     Every pass of one measurement draws from this state again, so that dropout has one mask in all of them, and
-    afterwards the state is as it was.  A model that draws nothing leaves the generators alone altogether: another
-    thread may be drawing from them.
+    afterwards the state is as it was: torch's, and that of Python's `random` and of numpy, by which some models skip
+    layers.  Generators that the model draws nothing from are left alone: another thread may be drawing from them.
     """
 
     def __init__(self, device: torch.device):
         self.device = device
         self.cpu = torch.get_rng_state()
         self.cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        self.drew = False
+        self.outside = outside_torch()
+        self.drew_inside = self.drew_outside = False
+
+    @property
+    def drew(self) -> bool:
+        return self.drew_inside or self.drew_outside
 
     def restore(self) -> None:
-        torch.set_rng_state(self.cpu)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state(self.cuda, self.device)
+        """What was drawn from."""
+        if self.drew_inside:
+            torch.set_rng_state(self.cpu)
+            if self.cuda is not None:
+                torch.cuda.set_rng_state(self.cuda, self.device)
+        if self.drew_outside:
+            python, (kind, keys, *rest) = self.outside
+            random.setstate(python)
+            np.random.set_state((kind, np.array(keys), *rest))  # noqa: NPY002  the global state is what is put back
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
         """A pass that draws what the first pass drew."""
-        if self.drew:
-            self.restore()
-        draws = Draws()
+        self.restore()
+        before, draws = outside_torch(), Draws()
         try:
             with modes_of_the_model(self.device), draws:
                 yield
         finally:
-            self.drew = self.drew or draws.any
-            if self.drew:
-                self.restore()
+            self.drew_inside |= draws.any
+            self.drew_outside |= outside_torch() != before
+            self.restore()
 
     def repeated(self, function: Callable[P, R]) -> Callable[P, R]:
         """The function, drawing what the first pass drew whenever it is called."""
         def again(*args: P.args, **kwargs: P.kwargs) -> R:
-            if self.drew:
-                self.restore()
+            self.restore()
             try:
                 with modes_of_the_model(self.device):
                     return function(*args, **kwargs)
             finally:
-                if self.drew:
-                    self.restore()
+                self.restore()
 
         return again

@@ -21,6 +21,10 @@ def check_module(call: str, model: object) -> None:
             raise TypeError(f"{call}: `model` must be made of ordinary modules, got a {type(module).__name__}"
                             f"{f' at {name!r}' if name else ''}, which computes in the dtype that it was scripted in. "
                             "Pass the module that it was made from.")
+        own = (*module._parameters.values(), *module._buffers.values())
+        if any(isinstance(tensor, nn.parameter.UninitializedTensorMixin) for tensor in own):
+            raise ValueError(f"{call}: `model` must have its weights, got a {type(module).__name__}"
+                             f"{f' at {name!r}' if name else ''} without any yet. Run a batch through it first.")
 
 
 def own_tensor(value: object) -> object:
@@ -60,7 +64,7 @@ def fast_copy(model: nn.Module) -> nn.Module:
     }
     plain = [module for module in modules if is_plain(type(module))]
     memo |= {id(module): object.__new__(type(module)) for module in plain}
-    for module in plain:
+    for module in reversed(plain):   # inner ones first: what is around them may look at them while it is copied
         twin = vars(memo[id(module)])
         twin.update(vars(module))
         twin.pop("_compiled_call_impl", None)   # torch.compile's; Module's own __getstate__ drops it too
@@ -85,17 +89,17 @@ def is_plain(kind: type) -> bool:
 
 
 def check_input(call: str, model: nn.Module, x: Tensor) -> Tensor:
-    """`x` in float64 (integers, such as token ids, stay), or the error that says what is wrong with it."""
+    """`x` in float64 or complex128 (integers, such as token ids, stay), or the error that says what is wrong."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{call}: `x` must be a tensor of inputs, got {type(x).__name__}. Use torch.as_tensor.")
-    if x.ndim < 2 or x.shape[0] == 0:
+    if x.ndim < 2 or x.numel() == 0:
         raise ValueError(f"{call}: `x` must be a batch of at least one sample, got shape {tuple(x.shape)}. "
                          "Its first axis counts samples: for one sample pass x.unsqueeze(0).")
     device = next((p.device for p in model.parameters()), x.device)
     if x.device != device:
         raise ValueError(f"{call}: `x` must be on the model's device {device}, got {x.device}. "
                          f"Pass x.to({str(device)!r}).")
-    if not x.is_floating_point():
+    if not (x.is_floating_point() or x.is_complex()):
         return x
     if not x.isfinite().all():
         raise ValueError(f"{call}: `x` must be finite, got {int((~x.isfinite()).sum())} NaN or infinite entries.")
@@ -103,4 +107,5 @@ def check_input(call: str, model: nn.Module, x: Tensor) -> Tensor:
     if isinstance(features, int) and x.shape[-1] != features:
         raise ValueError(f"{call}: `x` must have {features} features in its last axis, got shape {tuple(x.shape)}. "
                          "Flatten images with x.flatten(1).")
-    return x.detach().double().clone()   # made here: one that inference mode made cannot be differentiated
+    dtype = torch.complex128 if x.is_complex() else torch.float64
+    return x.detach().to(dtype).clone()   # made here: one that inference mode made cannot be differentiated

@@ -212,8 +212,12 @@ def absorbed(state: Graded, q: Float[Tensor, "batch rows kept"], r: Float[Tensor
     angle, variance = propagated(state.angle, state.variance, r, rounding, inverse, dead, state.eps)
     samples, drift = state.samples[:, :, :kept, :kept], state.drift[..., :kept]
     if state.samples.shape[1]:
-        samples, added, taken = lean_after(state.samples, r, rounding, inverse, dead, exponents, state.eps, state.steps)
-        drift, variance = drift + added, variance + taken
+        # Of the members whose samples are followed; those of the others are zero, and stay so.
+        one = state.samples.flatten(1).any(-1).nonzero().squeeze(-1)
+        lean, added, taken = lean_after(state.samples[one], r[one], rounding[one], inverse[one], dead[one],
+                                        exponents[one], state.eps, state.steps)
+        samples = torch.zeros_like(samples).index_copy(0, one, lean)
+        drift, variance = drift.index_add(0, one, added), variance.index_add(0, one, taken)
     if state.hidden.any():
         variance = variance + hidden_share(r, state.exponents, state.hidden, dead, state.eps)
     return replace(state, q=q, exponents=exponents, u=u, angle=angle, variance=variance, samples=samples, drift=drift,

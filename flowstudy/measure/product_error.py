@@ -65,9 +65,7 @@ def lean_after(samples: Float[Tensor, "batch sample columns columns"], r: Float[
     moved = (r.unsqueeze(1) @ samples)[..., :kept]
     moved = torch.linalg.solve_triangular(square.unsqueeze(1), moved, upper=True, left=False)
     moved = moved.nan_to_num(nan=1 / eps).clamp(-1 / eps, 1 / eps).masked_fill(gone.unsqueeze(1), 0.0)
-    followed = samples.flatten(1).any(-1)
     new = signs(kept, steps).to(r) * (noise.unsqueeze(-1) * inverse.unsqueeze(-2)).unsqueeze(1)
-    new = new.masked_fill(~followed[:, None, None, None], 0.0)
     return (moved + new).tril(-1).clamp(-1 / eps, 1 / eps), moved.diagonal(dim1=-2, dim2=-1), taken_up(
         moved, exponents, eps)
 
