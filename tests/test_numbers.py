@@ -34,7 +34,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from flowstudy import gradient_flow, jacobian_spectrum
+from flowstudy import gradient_flow, jacobian_spectrum, layer_jacobian_spectra
+from flowstudy.measure import routes
 from flowstudy.nets import HighwayBlock, PlainBlock, ResidualBlock
 
 
@@ -785,7 +786,7 @@ def test_matrix_free_values_are_right_or_refused(name):
     try:
         found = jacobian_spectrum(model, x, method="matrix_free")
     except ValueError as error:
-        assert str(error).startswith("jacobian_spectrum: method='matrix_free'") and "\n" not in str(error)
+        assert str(error).startswith("jacobian_spectrum: ") and "\n" not in str(error)
         return
     np.testing.assert_allclose(found.singular_values, true[:, :found.log_singular_values.shape[1]],
                                rtol=1e-7, atol=1e-5 if case.dtype == "float32" else 1e-12)
@@ -835,3 +836,23 @@ def test_complex_inputs_are_measured_in_complex128():
     twin.load_state_dict(model.state_dict())
     square(twin(x.to(torch.cdouble)), None).backward()
     assert 10 ** row["log10_weight_gradient_norm"] == pytest.approx(twin.weight.grad.norm().item(), rel=1e-12)
+
+
+def row_noise(h: Tensor) -> Tensor:
+    return h * torch.rand_like(h)
+
+
+@pytest.mark.parametrize("between", [lambda h: h * len(h), lambda h: h - h.detach().mean(0), row_noise])
+def test_a_batch_that_memory_does_not_hold_is_measured_as_a_whole_or_not(between, monkeypatch):
+    """Samples that are run a few at a time must be what they are in the batch; as many as are held have theirs."""
+    monkeypatch.setattr(routes, "MEMORY_BUDGET", 2**13)
+    torch.manual_seed(0)
+    model, x = layers(between, torch.tanh), torch.randn(12, 4)
+    for call in (jacobian_spectrum, layer_jacobian_spectra):
+        with pytest.raises(ValueError, match=rf"^{call.__name__}: `model` must give a sample the same") as caught:
+            call(model, x)
+    samples = int(str(caught.value).rpartition("samples=")[2].rstrip("."))
+    torch.manual_seed(1)
+    found = jacobian_spectrum(model, x, samples=samples)
+    torch.manual_seed(1)
+    assert_spectrum_right(found, jacobians_of(model, x[:samples]))

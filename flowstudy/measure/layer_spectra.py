@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from .chain import NotProvedError, proved_jacobians
 from .context import RandomState, in_own_context
+from .dense_jacobian import row_and_image
 from .layers import parts_of_own_net
 from .product_svd import partial_product_svd, product_svd
 from .routes import RESOLVED, agreement_of, dtype_name, eps_of, logs_of, samples_at_once, spectrum_of, structural_rank
 from .spectra import pass_and_chain
-from .spectrum_checks import check_real, prepare
+from .spectrum_checks import check_alike, check_real, prepare
 from .spectrum_result import JacobianSpectrum, joined
 
 
@@ -41,7 +42,9 @@ def layer_jacobian_spectra(model: nn.Module, x: Tensor | None = None, *, samples
     state = RandomState(x.device)
     whole, chain = pass_and_chain(call, probe, x, state)
     together = samples_at_once("product", chain, whole)
-    parts = [spectra_by_layer(call, probe, part, state) for part in x.split(together)]
+    row, image = row_and_image(whole)
+    parts = [spectra_by_layer(call, probe, *part, state)
+             for part in zip(x.split(together), row.split(together), image.split(together), strict=True)]
     rows = []
     for layer, found in enumerate(zip(*parts, strict=True), 1):
         name = found[0][0]
@@ -52,11 +55,16 @@ def layer_jacobian_spectra(model: nn.Module, x: Tensor | None = None, *, samples
     return pd.concat(rows, ignore_index=True)
 
 
-def spectra_by_layer(call: str, probe: nn.Module, x: Tensor, state: RandomState,
+def spectra_by_layer(call: str, probe: nn.Module, x: Tensor, row: Tensor, image: Tensor, state: RandomState,
                      ) -> list[tuple[str, JacobianSpectrum, JacobianSpectrum]]:
-    """Of each layer, its name, its own spectrum, and that of the product of all layers up to it."""
+    """Of each layer, its name, its own spectrum, and that of the product of all layers up to it.
+
+    Args:
+        row, image: a random row, and where the pass of the whole batch took it.
+    """
     whole, chain = pass_and_chain(call, probe, x, state)
     dtype = dtype_name(whole)
+    check_alike(call, whole.back(row), image, agreement_of(dtype), len(x))
     try:
         factors = list(proved_jacobians(chain, agreement_of(dtype)))
     except NotProvedError as error:

@@ -6,11 +6,12 @@ from torch import Tensor, nn
 
 from .chain import Factor, NotProvedError, chain_of, noted_calls
 from .context import RandomState, in_own_context
-from .dense_jacobian import Stretch, run
+from .dense_jacobian import Stretch, row_and_image, run
 from .graph import edge_of
 from .routes import (
     RESOLVED,
     TOP,
+    agreement_of,
     choose,
     dense_spectrum,
     dtype_name,
@@ -20,6 +21,7 @@ from .routes import (
 )
 from .spectrum_checks import (
     Picked,
+    check_alike,
     check_apart,
     check_chunk,
     check_depends,
@@ -93,19 +95,28 @@ def jacobian_spectrum(model: nn.Module, x: Tensor | None = None, *, part: str | 
 
 
 def spectrum_at(call: str, probe: nn.Module, x: Tensor, state: RandomState, *, part: str | tuple[int, int],
-                method: str, k: int | None, chunk: int | None, seed: int) -> JacobianSpectrum:
-    """Of as many samples at once as memory allows, the others after them."""
+                method: str, k: int | None, chunk: int | None, seed: int,
+                seen: tuple[Tensor, Tensor] | None = None) -> JacobianSpectrum:
+    """Of as many samples at once as memory allows, the others after them.
+
+    Args:
+        seen: of samples that are a part of a batch: a random row, and where the batch's pass took it.
+    """
     _, chain = pass_and_chain(call, probe, x, state)
     first, last = ends_of(call, part, chain)
     within = chain[first:last]
     piece = Stretch(within[0].start, within[-1].end, x.device, tuple(n for f in reversed(within) for n in f.nodes))
+    if seen is not None:
+        check_alike(call, piece.back(seen[0]), seen[1], agreement_of(dtype_name(piece)), len(x))
     entire = part == "all" or (first, last) == (0, len(chain))
     check_k(call, k, min(piece.inputs, piece.outputs))
     route = choose(method, within, piece)
     together = samples_at_once(route, within, piece)
     if together < len(x) and route != "matrix_free":
         options = {"part": part, "method": method, "k": k, "chunk": chunk, "seed": seed}
-        return joined([spectrum_at(call, probe, one, state, **options) for one in x.split(together)])
+        parts = zip(x.split(together), *(both.split(together) for both in row_and_image(piece)), strict=True)
+        return joined([spectrum_at(call, probe, one, state, seen=(row, image), **options)
+                       for one, row, image in parts])
     dtype = dtype_name(piece)
     again = state.repeated(probe)
 

@@ -99,6 +99,14 @@ def check_apart(call: str, stretch: Stretch, y: Tensor) -> None:
                          "The first axis of x must count samples (batch_first=True in recurrent layers).")
 
 
+def check_alike(call: str, taken: Tensor, true: Tensor, agreement: float, together: int) -> None:
+    """Of samples that are run apart: a random row is taken where the pass of the whole batch takes it, to rounding."""
+    if true.isfinite().all() and not (taken - true).abs().amax() <= agreement * true.abs().amax():
+        raise ValueError(f"{call}: `model` must give a sample the same whatever batch it is in where memory holds "
+                         f"{together} at a time, and does not (noise, a use of the batch's size, a state that it "
+                         f"keeps). Pass samples={together}.")
+
+
 def check_chunk(call: str, chunk: int | None) -> None:
     if chunk is not None and not (isinstance(chunk, int) and not isinstance(chunk, bool) and chunk >= 1):
         raise ValueError(f"{call}: `chunk` must be an integer of at least 1, got {chunk!r}. Leave it out for a "
