@@ -337,6 +337,20 @@ def test_mates_do_not_matter_and_nan_stays_at_home():
                                rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_routes_of_mates_do_not_matter_with_a_fixed_block(seed):
+    """Narrowing ReLU nets, in which some members go by the careful route: the same bits beside NaN."""
+    widths = [12, 10, 10, 10, 10, 10, 5]
+    factors = [normal(6, out, inputs, seed=seed + 10 * i) * (uniform(6, out, 1, seed=seed + 10 * i + 5) < 0.6)
+               for i, (inputs, out) in enumerate(pairwise(widths))]
+    spoiled = [torch.where(torch.arange(6)[:, None, None] // 2 == 1, math.nan, a) for a in factors]
+    expected, got = product_svd(factors, block=1), product_svd(spoiled, block=1)
+    mates = [0, 1, 4, 5]
+    assert torch.equal(got.log_singular_values[mates], expected.log_singular_values[mates])
+    torch.testing.assert_close(got.log_error[mates], expected.log_error[mates], rtol=1e-6, atol=0)
+    assert got.rank[2:4].tolist() == [-1, -1] and got.below_floor[2:4].tolist() == [0, 0]
+
+
 def test_powers_of_two_shift_the_logs_and_nothing_overflows():
     """A_l -> 2**k_l A_l adds sum k_l log 2; entries of 1e-300 and 1e300 and 3000 layers of them are no trouble."""
     factors = gaussian(10, 40)
