@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from any_module import Of
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -265,3 +266,25 @@ def test_spectrum_figure_divides_by_the_root_mean_square(tmp_path):
     assert raw.lines[0].get_ydata() == pytest.approx(np.zeros(9), abs=1e-12)
     assert raw.lines[1].get_ydata() == pytest.approx([0, 0], abs=1e-12)
     assert relative.lines[0].get_ydata() == pytest.approx(np.zeros(9), abs=1e-12)
+
+
+@pytest.mark.parametrize("dead", [lambda h: 0 * h, torch.Tensor.detach])
+def test_behind_a_layer_without_a_jacobian_all_is_nan(dead):
+    """J = 0: its mean square is 0 there, and what is made of its shape, or of J further on, is no number."""
+    torch.manual_seed(0)
+    blocks = [nn.Linear(6, 6), Of(lambda h: 1 + dead(h)), nn.Linear(6, 6)]
+    frame = body_moments(blocks, torch.randn(2, 6)).set_index("layer")
+    columns = ["P", "P_without_largest", "gradient_correlation"]
+    assert frame["mean_squared"][2] == 0 and math.isnan(frame["mean_squared"][3])
+    assert np.isfinite(frame.loc[1, columns]).all() and frame.loc[[2, 3], columns].isna().all(axis=None)
+    assert np.isfinite(frame[["q", "m", "c"]]).all(axis=None)
+
+
+@pytest.mark.parametrize("context", [torch.inference_mode, lambda: torch.device("meta")])
+def test_the_context_of_the_call_does_not_matter(context):
+    """Inside as outside."""
+    torch.manual_seed(0)
+    blocks, x = [nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6))], torch.randn(2, 6)
+    with context():
+        inside = body_moments(blocks, x)
+    assert inside.equals(body_moments(blocks, x))

@@ -241,3 +241,17 @@ def test_norms_of_complex_tensors_are_real(dtype, shape, conjugate):
     assert [norm(t) for t in tensors] == pytest.approx(expected, rel=tolerance)
     assert norms(tensors) == pytest.approx(expected, rel=tolerance)
     assert norms_of_rows(torch.stack(tensors)) == pytest.approx(expected, rel=tolerance)
+
+
+def test_a_loss_of_a_later_output_alone_is_noticed():
+    """Of an LSTM's last state: its weights have autograd's gradient, its sequence of outputs no error signal."""
+    torch.manual_seed(0)
+    model, x = nn.LSTM(FEATURES, 3, batch_first=True).double(), torch.randn(2, 5, FEATURES, dtype=torch.float64)
+    with GradientMonitor(model) as monitor:
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        model(x)[1][0].square().sum().backward()
+        true = math.hypot(*(model.get_parameter(name).grad.norm().item() for name in ("weight_ih_l0", "weight_hh_l0")))
+        optimizer.step()
+    (row,) = monitor.frame.itertuples()
+    assert 10**row.log10_weight_gradient_norm == pytest.approx(true, rel=ROUNDING)
+    assert math.isnan(row.log10_error_signal_norm) and math.isfinite(row.activation_mean_square)

@@ -148,6 +148,19 @@ class Named(nn.Module):
         return x
 
 
+class ListsContainers(nn.Module):
+    """Its hidden layers hold modules, and are not called themselves."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden_layers = nn.ModuleList(nn.ModuleList([nn.Linear(4, 4), nn.Tanh()]) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for linear, activation in self.hidden_layers:
+            x = activation(linear(x))
+        return x
+
+
 @torch.jit.script
 def scripted(h: Tensor) -> Tensor:
     if h.size(0) > 100:
@@ -716,6 +729,7 @@ REFUSED = {
     "scalar output and labels": ("model|y", lambda x: gradient_flow(Of(lambda a, x: a(x).mean(), nn.Linear(4, 1)), x,
                                                                     torch.arange(3))),
     "no layers": ("model", lambda x: gradient_flow(Of(lambda x: x), x)),
+    "listed layers that are not called": ("model", lambda x: gradient_flow(ListsContainers(), x)),
     "weights to come": ("model", lambda x: gradient_flow(nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(3)), x)),
     "samples of nothing": ("x", lambda x: jacobian_spectrum(nn.Linear(4, 4), x[:, None][:, :0])),
     "script module": ("model", lambda x: gradient_flow(torch.jit.trace(nn.Linear(4, 4), x), x)),

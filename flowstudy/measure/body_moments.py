@@ -9,13 +9,15 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from .copies import float64_copy
+from .context import in_own_context
+from .copies import float64_copy, own_tensor
 from .dense_jacobian import jacobian
 from .layer_rules import layer_rule
 
 Blocks = nn.Sequential | Sequence[nn.Module]
 
 
+@in_own_context
 def body_moments(blocks: Blocks, x: Float[Tensor, "2 width"], *, every: int = 1, probes: int = 64,
                  seed: int = 0) -> pd.DataFrame:
     """Two signals through `blocks` and the Jacobians at them, in float64: the columns of `theory.highway`, measured.
@@ -51,7 +53,8 @@ def body_moments(blocks: Blocks, x: Float[Tensor, "2 width"], *, every: int = 1,
     """
     call = "body_moments"
     check(call, blocks, every=every, probes=probes)
-    rows = [moments(layer, *state) for layer, state in enumerate(states(call, blocks, x.double(), probes, seed), 1)
+    x = own_tensor(x).double()
+    rows = [moments(layer, *state) for layer, state in enumerate(states(call, blocks, x, probes, seed), 1)
             if layer % every == 0 or layer in (1, len(blocks))]
     return pd.DataFrame(rows)
 
@@ -85,8 +88,11 @@ def moments(layer: int, h: Tensor, jacobians: Tensor, total: Tensor, log_square:
 
 def spectral_moments(total: Tensor, log_square: Tensor) -> dict[str, Tensor]:
     """P of all singular values; mean square and P of all but the largest."""
-    with one_thread():
-        squares = torch.linalg.eigvalsh(total @ total.mT)  # ascending
+    if total.isfinite().all():
+        with one_thread():
+            squares = torch.linalg.eigvalsh(total @ total.mT)  # ascending
+    else:   # behind a layer whose Jacobian is 0; LAPACK raises
+        squares = total.new_full((len(total),), torch.nan)
     rest = squares[:-1]
     return {"P": second_moment(squares), "mean_squared_without_largest": rest.mean() * log_square.exp(),
             "P_without_largest": second_moment(rest)}

@@ -109,6 +109,8 @@ def jacobian(function: Function, x: Float[Tensor, "sample *inputs"], *,
         chunk: rows or columns computed at once; None fits a memory budget. Does not change the result.
     """
     start, y = run(function, x)
+    if not y.requires_grad:   # a constant
+        return x.new_zeros(len(x), math.prod(y.shape[1:]), math.prod(x.shape[1:]), dtype=torch.float64)
     return jacobian_of(Stretch(start, edge_of(y), x.device), chunk, function, x)[0]
 
 

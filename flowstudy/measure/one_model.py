@@ -49,6 +49,10 @@ def measure(call: str, fresh: Callable[[], nn.Module], x: Tensor, y: Tensor | No
         parameters = dict(probe.named_parameters())
         loose |= {name: parameters[name] for name in missed}
         leaf, output, value, uses = one_pass(call, probe, x, y, objective, loss, layers, loose, state)
+    if not uses:
+        raise ValueError(f"{call}: `model` must call its layers, got {type(probe).__name__}, whose forward calls none "
+                         f"of {', '.join(map(repr, layers))}. Let `hidden_layers` list modules that are called, or "
+                         "rename it.")
     weights = weights_by_use(probe, layers, uses)
     wanted = dict.fromkeys(name for names in weights for name in names)
     leaves = {name: p for name, p in probe.named_parameters() if name in wanted and p.requires_grad}

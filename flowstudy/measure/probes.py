@@ -94,7 +94,7 @@ class Probes:
         if self.watches_layers:
             return [Switch(Layer(self, i), layer.register_forward_hook) for i, layer in enumerate(self.layers)]
         differentiable = [w for w in self.weights if w.is_floating_point() or w.is_complex()] if self.gradients else []
-        return [Switch(self.weight_accumulated, partial(register_on_weight, weight)) for weight in differentiable]
+        return [Switch(self.backward_passes_by, partial(register_on_weight, weight)) for weight in differentiable]
 
     # --- what the hooks see ------------------------------------------------------------------------------------------
 
@@ -113,8 +113,9 @@ class Probes:
         if backward.entries > HELD:
             backward.measure_held()
 
-    def weight_accumulated(self, _weight: Tensor) -> None:
-        if current_task() not in self.running:
+    def backward_passes_by(self, _gradient: object) -> None:
+        """At a weight, or at what a layer puts out beside its first output."""
+        if self.armed and current_task() not in self.running:
             self.backward_starts()
 
     # --- a backward pass ---------------------------------------------------------------------------------------------
@@ -174,15 +175,19 @@ class Layer:
         self.first_output = partial(probes.error_arrived, layer, 0)
 
     def __call__(self, _module: nn.Module, _inputs: object, output: object) -> None:
-        h = next(numbers_in(output), None)
-        if h is None or not torch.is_grad_enabled():
+        numbers = list(numbers_in(output))
+        if not numbers or not torch.is_grad_enabled():
             return  # an evaluation in between is not part of the step
+        h, *others = numbers
         probes, node = self.probes, h.grad_fn
         if probes.activations:  # at once: what follows may write into the layer's output
             probes.forward.append((self.layer, norm(h.detach()), h.numel()))
         if node is not None:  # which stays what it is when h is written to; a hook on h would move
             at = h.output_nr
             node.register_prehook(partial(probes.error_arrived, self.layer, at) if at else self.first_output)
+        for other in others:  # the loss may see one of these alone, such as the last state of a recurrent net
+            if other.grad_fn is not None:
+                other.grad_fn.register_prehook(probes.backward_passes_by)
 
     def __reduce__(self) -> tuple:
         return Unwatched, ()
