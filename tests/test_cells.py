@@ -154,6 +154,7 @@ def test_wrong_plans_are_refused(call, message):
 DRAWN = ("learning_rate", "momentum", "decay", "activation", "gate_bias")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay_law", ["log-uniform", "uniform"])
 def test_random_search_draws_the_authors_distribution(decay_law):
     """Log-uniform rate, 1 - momentum and 1 - decay (or uniform decay), fair activation, uniform gate bias, all

@@ -120,6 +120,7 @@ def test_relu_gradients_of_two_inputs_part_as_a_power():
     assert theory.plain("tanh", 50, 1.0)["gradient_correlation"].iloc[-1] == given(.673, 1e-3)
 
 
+@pytest.mark.slow
 def test_rates_at_the_edge_of_chaos():
     """Tabulated coefficients; and 1 - c_l times l^power goes to them along the map itself, by the next order's log."""
     assert theory.edge_of_chaos("tanh", .05) == (given(6.171126, 1e-6), 1)

@@ -146,6 +146,7 @@ def run(tmp_path_factory):
     return lambda cells, **options: fs.run(cells, store=store, device="cpu", progress=False, **options)
 
 
+@pytest.mark.slow
 def test_slopes_of_open_highway_relu_nets(run):
     """Depth 100, width 50, where chi alone is off by more than nine standard errors: |z| < 4.5 with the mode counted;
     a layer's next order, below 1 / (2 width), is allowed for."""

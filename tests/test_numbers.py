@@ -401,6 +401,7 @@ def test_spectra_are_those_of_the_jacobian_row_by_row(name):
                             rel_tol=1e-10 if case.dtype == "float64" else 1e-5), how
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.refused])
 def test_the_product_of_factors_is_the_jacobian(name):
     """Of a model that the product route takes for a chain: cut where one value carries all, hooks and all."""

@@ -435,6 +435,7 @@ def test_log_volume_of_gaussian_products_has_newmans_mean_and_variance():
     assert abs(volume.var() / variance - 1) < 4.5 * (2 / nets) ** 0.5   # nearly Normal: s.e. of a variance
 
 
+@pytest.mark.slow
 def test_exponents_of_gaussian_products_are_newmans_within_their_standard_error():
     """L = 3000, 40 nets of width 4: each log s_i / L within 4.5 standard errors sqrt(psi1 / 4 / (L nets)) of lambda_i.
 
