@@ -1,6 +1,6 @@
 """One untouched forward pass of a model, and what its layers put out: hooks look on, and change nothing."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .graph import edge_of
-from .outputs import numbers_in
+from .outputs import numbers_in, tensors_in
 
 ACTIVATION_STATISTICS = ("activation_mean", "activation_mean_square", "zero_fraction", "activation_correlation")
 current_backward_pass = torch._C._current_graph_task_id  # -1 outside of backward passes
@@ -116,14 +116,3 @@ class LooseWeights(TorchFunctionMode):
             for t in made:
                 self.weights[t] = names
         return result
-
-
-def tensors_in(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from tensors_in(part)
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from tensors_in(part)

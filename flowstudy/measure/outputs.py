@@ -8,15 +8,19 @@ from torch import Tensor
 
 def numbers_in(value: object) -> Iterator[Tensor]:
     """The real and complex tensors in a structure, in order; indices and masks are left out."""
+    return (tensor for tensor in tensors_in(value) if tensor.is_floating_point() or tensor.is_complex())
+
+
+def tensors_in(value: object) -> Iterator[Tensor]:
+    """All tensors in a structure of mappings, sequences and dataclasses, in order."""
     if isinstance(value, Tensor):
-        if value.is_floating_point() or value.is_complex():
-            yield value
+        yield value
     elif isinstance(value, Mapping):
         for part in value.values():
-            yield from numbers_in(part)
+            yield from tensors_in(part)
     elif isinstance(value, tuple | list):
         for part in value:
-            yield from numbers_in(part)
+            yield from tensors_in(part)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
-            yield from numbers_in(getattr(value, field.name))
+            yield from tensors_in(getattr(value, field.name))
