@@ -413,6 +413,21 @@ def test_the_product_of_factors_is_the_jacobian(name):
         assert_spectrum_right(found, jacobians_of(model.eval(), x), case.dtype)
 
 
+@pytest.mark.parametrize("function", [lambda g: g / g.norm(), torch.relu, torch.sign, lambda g: g.clamp(-0.01, 0.01)])
+def test_a_backward_pass_that_is_not_linear_has_no_jacobian(function):
+    """Rows of what it gives multiply no gradient: hooks that normalise, clip or take signs are named."""
+    def hook(h: Tensor) -> Tensor:
+        h.register_hook(function)
+        return h
+
+    torch.manual_seed(0)
+    model, x = layers(torch.tanh, hook), torch.randn(3, 4)
+    with pytest.raises(ValueError, match="linear in the gradient"):
+        jacobian_spectrum(model, x)
+    with pytest.raises(ValueError, match="linear in the gradient"):
+        jacobian_spectrum(nn.Sequential(nn.Linear(4, 4), model), x, start="0")
+
+
 @pytest.mark.parametrize("method", ["auto", "dense"])
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.refused])
 def test_no_spectrum_where_samples_have_no_jacobian(name, method):

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .chain import NotProvedError, proved_jacobians
+from .chain import Factor, NotProvedError, proved_jacobians
 from .context import RandomState, in_own_context
-from .dense_jacobian import row_and_image
+from .dense_jacobian import Stretch, row_and_image
 from .layers import parts_of_own_net
 from .product_svd import partial_product_svd, product_svd
 from .routes import RESOLVED, agreement_of, dtype_name, eps_of, logs_of, samples_at_once, spectrum_of, structural_rank
@@ -42,29 +42,52 @@ def layer_jacobian_spectra(model: nn.Module, x: Tensor | None = None, *, samples
     state = RandomState(x.device)
     whole, chain = pass_and_chain(call, probe, x, state)
     together = samples_at_once("product", chain, whole)
-    row, image = row_and_image(whole)
-    parts = [spectra_by_layer(call, probe, *part, state)
-             for part in zip(x.split(together), row.split(together), image.split(together), strict=True)]
-    rows = []
-    for layer, found in enumerate(zip(*parts, strict=True), 1):
-        name = found[0][0]
-        own, total = (joined([part[i] for part in found]).frame for i in (1, 2))
-        rows.append(own[["sample", "rank", "log_singular_value"]].merge(
-            total[["sample", "rank", "log_singular_value"]], how="outer", on=["sample", "rank"],
-            suffixes=("", "_from_input")).assign(layer=layer, module=name))
-    return pd.concat(rows, ignore_index=True)
+    if together >= len(x):
+        layers = spectra_by_layer(call, whole, chain)
+    else:
+        row, image = row_and_image(whole)
+        parts = [spectra_of_part(call, probe, *part, state)
+                 for part in zip(x.split(together), row.split(together), image.split(together), strict=True)]
+        layers = [(layer[0][0], joined([one for _, one, _ in layer]), joined([total for _, _, total in layer]))
+                  for layer in zip(*parts, strict=True)]
+    return frame_of(layers)
 
 
-def spectra_by_layer(call: str, probe: nn.Module, x: Tensor, row: Tensor, image: Tensor, state: RandomState,
-                     ) -> list[tuple[str, JacobianSpectrum, JacobianSpectrum]]:
-    """Of each layer, its name, its own spectrum, and that of the product of all layers up to it.
+def frame_of(layers: list[tuple[str, JacobianSpectrum, JacobianSpectrum]]) -> pd.DataFrame:
+    """A row for each sample, layer and rank, with nan where one of a layer's two spectra has fewer values."""
+    parts = []
+    for layer, (name, own, total) in enumerate(layers, 1):
+        ranks = max(own.log_singular_values.shape[-1], total.log_singular_values.shape[-1])
+        logs = [torch.nn.functional.pad(log_s, (0, ranks - log_s.shape[-1]), value=torch.nan)
+                for log_s in (own.log_singular_values, total.log_singular_values)]
+        samples = len(logs[0])
+        parts.append(pd.DataFrame({
+            "sample": torch.arange(samples).repeat_interleave(ranks).numpy(),
+            "rank": torch.arange(1, ranks + 1).repeat(samples).numpy(),
+            "log_singular_value": logs[0].flatten().numpy(),
+            "log_singular_value_from_input": logs[1].flatten().numpy(),
+            "layer": layer,
+            "module": name,
+        }))
+    return pd.concat(parts, ignore_index=True)
+
+
+def spectra_of_part(call: str, probe: nn.Module, x: Tensor, row: Tensor, image: Tensor, state: RandomState,
+                    ) -> list[tuple[str, JacobianSpectrum, JacobianSpectrum]]:
+    """Of a part of a batch, whose own pass must take a random row where the pass of the whole batch took it.
 
     Args:
-        row, image: a random row, and where the pass of the whole batch took it.
+        row, image: the row, and where it was taken.
     """
     whole, chain = pass_and_chain(call, probe, x, state)
+    check_alike(call, whole.back(row), image, agreement_of(dtype_name(whole)), len(x))
+    return spectra_by_layer(call, whole, chain)
+
+
+def spectra_by_layer(call: str, whole: Stretch, chain: list[Factor],
+                     ) -> list[tuple[str, JacobianSpectrum, JacobianSpectrum]]:
+    """Of each layer, its name, its own spectrum, and that of the product of all layers up to it."""
     dtype = dtype_name(whole)
-    check_alike(call, whole.back(row), image, agreement_of(dtype), len(x))
     try:
         factors = list(proved_jacobians(chain, agreement_of(dtype)))
     except NotProvedError as error:
@@ -91,8 +114,8 @@ def running_products(factors: list[Tensor], own: list[JacobianSpectrum], dtype: 
     rank = structural_rank(product)
     for layer, (factor, one) in enumerate(zip(factors[1:], own[1:], strict=True), 2):
         size, before = one.singular_values[:, 0].nan_to_num(), found[-1].singular_values[:, 0].nan_to_num()
-        error = size * error + factor.shape[-1] * eps_of(dtype) * size * before
-        product, rank = factor @ product, torch.minimum(rank, structural_rank(factor))
+        error = size * error + 2 * factor.shape[-1] * eps_of(dtype) * size * before
+        product, rank = thin(factor @ product), torch.minimum(rank, structural_rank(factor))
         spectrum = spectrum_of(product, error, layer, dtype, rank)
         if not is_resolved(spectrum):
             break
@@ -103,6 +126,20 @@ def running_products(factors: list[Tensor], own: list[JacobianSpectrum], dtype: 
             if layer > len(found):
                 found.append(JacobianSpectrum(*logs_of(spectrum), layer, factors[0].shape[-1], "product", dtype))
     return found
+
+
+def thin(product: Float[Tensor, "sample rows columns"]) -> Float[Tensor, "sample rows columns"]:
+    """A matrix with the same singular values, alone and in every product from the left, and more columns of zeros.
+
+    Where many rows are zero in every sample (dead units), the others span few dimensions.  The columns are turned into
+    these by an orthogonal matrix; zero columns cost the next singular values nothing.
+    """
+    live = (product != 0).any(0).any(1)
+    if 4 * live.sum() > 3 * product.shape[-1]:
+        return product
+    narrow = torch.zeros_like(product)
+    narrow[:, live, :int(live.sum())] = torch.linalg.qr(product[:, live].mT, mode="r").R.mT
+    return narrow
 
 
 def is_resolved(found: JacobianSpectrum) -> bool:

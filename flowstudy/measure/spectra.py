@@ -26,6 +26,7 @@ from .spectrum_checks import (
     check_chunk,
     check_depends,
     check_k,
+    check_linear,
     check_output,
     check_real,
     ends_of,
@@ -76,7 +77,8 @@ def jacobian_spectrum(model: nn.Module, x: Tensor | None = None, *, part: str | 
             the samples of a batch (batch norm in train mode): one sample then has no Jacobian of its own.
 
     What it cannot measure: inputs that are not real tensors (pass `start`), models that mix the samples of a batch or
-    cannot be copied, and a product route for models that no single value cuts: each is refused in one line.
+    cannot be copied, backward passes that are not linear (a hook that clips), and a product route for models that no
+    single value cuts: each is refused in one line.
 
     Source: Saxe et al. 2014; Pennington, Schoenholz, Ganguli 2017 (dynamical isometry).
     """
@@ -121,6 +123,7 @@ def spectrum_at(call: str, probe: nn.Module, x: Tensor, state: RandomState, *, p
     again = state.repeated(probe)
 
     def dense() -> JacobianSpectrum:
+        check_linear(call, piece)
         forward = (again, x) if entire else (None, None)
         return largest(k, dense_spectrum(piece, len(within), chunk, dtype, *forward))
 
@@ -179,4 +182,5 @@ def started_spectrum(call: str, probe: nn.Module, start: str, x: Tensor, chunk: 
     check_depends(call, y, edge_of(begin))
     stretch = Stretch(edge_of(begin), edge_of(y), x.device)
     check_apart(call, stretch, y)
+    check_linear(call, stretch)
     return dense_spectrum(stretch, 1, chunk, dtype_name(stretch))

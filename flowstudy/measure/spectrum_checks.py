@@ -1,5 +1,7 @@
 """What a spectrum is taken of: the copy to measure, its inputs, and what is refused."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
@@ -7,6 +9,9 @@ from torch.autograd.graph import GradientEdge
 from .copies import check_input, float64_copy
 from .dense_jacobian import Stretch
 from .layers import input_features
+
+SMALLEST = 1e-290  # below it, float64 has lost digits that scaling brings to light
+SAME = 1e-6        # far above rounding, far below what any clipping changes
 
 
 def prepare(call: str, model: nn.Module, x: Tensor | None, samples: int, seed: int,
@@ -97,6 +102,20 @@ def check_apart(call: str, stretch: Stretch, y: Tensor) -> None:
     if (sent & ~chosen).any():
         raise ValueError(f"{call}: `model` must treat samples one by one, but one's output depends on another. "
                          "The first axis of x must count samples (batch_first=True in recurrent layers).")
+
+
+def check_linear(call: str, stretch: Stretch) -> None:
+    """The backward pass takes -2 times a row to -2 times what it takes the row to, as every Jacobian does.
+
+    Scaling by a power of two is exact, so that cancellation inside the model does not look like a fault.
+    """
+    row = stretch.random_row()
+    image, scaled = stretch.back(row), stretch.back(-2.0 * row)
+    size = image.abs().amax() if image.numel() else image.sum()
+    if SMALLEST < size < math.inf and not (scaled + 2.0 * image).abs().amax() <= SAME * size:
+        raise ValueError(f"{call}: `model` must have a backward pass that is linear in the gradient it is given, as a "
+                         "Jacobian is, and has a hook or a function that is not (clips, normalises, takes signs). "
+                         "Remove it before measuring.")
 
 
 def check_alike(call: str, taken: Tensor, true: Tensor, agreement: float, together: int) -> None:
