@@ -21,8 +21,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from flowstudy.data import load_dataset
 from flowstudy.sweep import grid, run
-from flowstudy.train import load_dataset
 
 PLAN = grid(net=["plain", "highway"], depth=[3, 5], seed=range(6), epochs=40, width=8, train_samples=200, batch_size=20)
 

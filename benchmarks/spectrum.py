@@ -14,7 +14,7 @@ import torch
 import typer
 
 from flowstudy import HighwayNet, PlainNet, initialize, jacobian_spectrum
-from flowstudy.measure.layer_rules import layer_rule
+from flowstudy.measure.models.layer_rules import layer_rule
 
 from .timing import machine, report, seconds_of
 

@@ -16,7 +16,7 @@ import torch
 import typer
 
 from flowstudy.sweep import Store, grid, run
-from flowstudy.sweep.measurements import MEASUREMENTS
+from flowstudy.sweep.looks.table import MEASUREMENTS
 from flowstudy.sweep.plan import groups
 
 from .timing import machine, report

@@ -21,9 +21,9 @@ from torch import nn
 from flowstudy import HighwayNet
 from flowstudy.nets import HighwayBlock, PlainBlock
 from flowstudy.train import stack
-from flowstudy.train.any_module import StackedModules
 from flowstudy.train.batches import batches, padded_size
-from flowstudy.train.group import Group
+from flowstudy.train.stacks.any_module import StackedModules
+from flowstudy.train.stacks.group import Group
 
 from .timing import machine, product_rate, report, seconds_of, synchronize
 

@@ -1,5 +1,6 @@
 """Will this network train at this depth, and if not, why?  The public names, grouped by verb."""
 
+from .data import Dataset, load_dataset, read_mnist
 from .measure import (
     GateActivity,
     GradientFlow,
@@ -8,6 +9,7 @@ from .measure import (
     UntrainableError,
     assert_trainable,
     compare,
+    drawn,
     gate_activity,
     gradient_flow,
     jacobian_spectrum,
@@ -26,8 +28,17 @@ from .nets import (
     mnist_conv_net,
 )
 from .sweep import Cell, Store, StoreError, SweepError, best, grid, random_search, run, top
-from .train import Dataset, RecordAt, load_dataset, read_mnist
+from .train import RecordAt
 
+
+def _plot(name: str) -> object:
+    """The plots are imported when the first picture is asked for: they take a second."""
+    from . import plots
+
+    return getattr(plots, name)
+
+
+drawn.find_plot = _plot
 __version__ = "0.1.0"
 
 __all__ = [

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nbformat
 
-from flowstudy.plots import write_whole
+from flowstudy.whole_file import write_whole
 
 STYLE = """
 :root { color-scheme: light; --ink: #1b1f24; --quiet: #59636e; --line: #d8dee4; --link: #0550ae; }

@@ -25,7 +25,7 @@ from nbconvert import HTMLExporter
 from tqdm import tqdm
 from traitlets.config import Config
 
-from flowstudy.plots import write_whole
+from flowstudy.whole_file import write_whole
 from gallery import write_gallery
 from replication import keep_record, write_report
 

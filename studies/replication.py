@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from flowstudy.plots import write_whole
+from flowstudy.whole_file import write_whole
 
 PARTS = {  # of the report, the nearest to the paper first: title, profiles
     "At the paper's scale": ("paper",),

@@ -6,8 +6,8 @@ from scipy import stats
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from flowstudy.train import Dataset
-from flowstudy.train.augment import (
+from flowstudy.data import Dataset
+from flowstudy.data.augment import (
     Crops,
     contrast_and_mean,
     contrast_normalised,

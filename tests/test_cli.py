@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from flowstudy import cli
+from flowstudy.cli import commands as cli
 
 MODELS = '''
 import math

@@ -9,25 +9,24 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from flowstudy.data import Dataset, load_dataset
+from flowstudy.data.augment import INPUTS
 from flowstudy.nets import ConvNet, initialize_as_authors, mnist_conv_net
-from flowstudy.plots import conv_table, conv_training
-from flowstudy.plots.convolutional import CIFAR_RATE, MNIST_RATE, PUBLISHED
+from flowstudy.paper.conv_nets import CIFAR_RATE, MNIST_RATE, PUBLISHED, conv_table
+from flowstudy.plots import conv_training
 from flowstudy.train import (
     CIFAR_RECIPE,
     MNIST_RECIPE,
-    Dataset,
     Recipe,
     conv_grid,
-    conv_runs,
-    load_dataset,
     load_images,
     train_conv,
     train_conv_nets,
     train_conv_study,
 )
-from flowstudy.train.augment import INPUTS
-from flowstudy.train.convnets import accuracy
-from flowstudy.train.sgd import nesterov_sgd
+from flowstudy.train.convolutional import runs as conv_runs
+from flowstudy.train.convolutional.recipe import accuracy
+from flowstudy.train.convolutional.sgd import nesterov_sgd
 
 RECIPE = replace(MNIST_RECIPE, epochs=4, drops=(2,), batch_size=20, crop=True)
 

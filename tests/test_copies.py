@@ -8,7 +8,7 @@ from cases import FEATURES, NETS, Awkward, assert_same, batch, fingerprint
 from torch import nn
 
 from flowstudy.measure import jacobian_spectrum, layer_jacobian_spectra
-from flowstudy.measure.copies import float64_copy
+from flowstudy.measure.models.copies import float64_copy
 
 
 class Tied(nn.Module):

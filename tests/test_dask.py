@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
 
-from flowstudy.sweep import SweepError, dask_engine, grid, run
-from flowstudy.sweep.measurements import MEASUREMENTS, training_loss
-from flowstudy.sweep.tasks import Task
+from flowstudy.sweep import SweepError, grid, run
+from flowstudy.sweep.looks.table import MEASUREMENTS, training_loss
+from flowstudy.sweep.workers import dask_engine
+from flowstudy.sweep.workers.tasks import Task
 
 distributed = pytest.importorskip("distributed", reason="Dask is not installed: `make test-integrations` installs it")
 

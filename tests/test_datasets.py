@@ -21,8 +21,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowstudy.train import datasets, read_files
-from flowstudy.train.datasets import load_dataset, read_mnist
+from flowstudy.data import datasets, read_files
+from flowstudy.data.datasets import load_dataset, read_mnist
 
 DATA = os.environ.get("FLOWSTUDY_DATA")
 REMEDY = "Replace it with a good copy"
@@ -226,7 +226,7 @@ def test_module_imports_without_pooch_and_scikit_learn():
     script = """
 import sys
 sys.modules.update(pooch=None, sklearn=None)
-from flowstudy.train.datasets import load_dataset
+from flowstudy.data import load_dataset
 try:
     load_dataset("mnist")
 except ModuleNotFoundError as error:

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from flowstudy import theory
-from flowstudy.measure.density import Density, exact_density
-from flowstudy.measure.matrix_free import LinearMap
-from flowstudy.measure.product_svd import product_svd
-from flowstudy.measure.stochastic_spectrum import spectral_density
+from flowstudy.measure.numerics.density import Density, exact_density
+from flowstudy.measure.numerics.matrix_free import LinearMap
+from flowstudy.measure.numerics.product_svd import product_svd
+from flowstudy.measure.numerics.stochastic_spectrum import spectral_density
 
 QUERIES = 16
 

@@ -9,12 +9,14 @@ import pytest
 import torch
 from pandas.testing import assert_frame_equal
 
+from flowstudy.data import load_dataset
 from flowstudy.measure import gradient_flow, jacobian_spectrum
-from flowstudy.measure.layer_statistics import STATISTICS
+from flowstudy.measure.gradients.statistics import STATISTICS
 from flowstudy.nets import HighwayNet, PlainNet, initialize
-from flowstudy.sweep import Cell, engine, grid, in_training, measurements, run
+from flowstudy.sweep import Cell, engine, grid, run
 from flowstudy.sweep.cells import CELL_FIELDS
-from flowstudy.train import load_dataset
+from flowstudy.sweep.looks import in_training
+from flowstudy.sweep.looks import table as measurements
 
 SAMPLES = 40
 SMALL = {"width": 5, "train_samples": SAMPLES, "batch_size": 16}

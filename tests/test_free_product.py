@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flowstudy import theory
-from flowstudy.theory.free_product import product_log_singular_values
+from flowstudy.theory.random_matrix.free_product import product_log_singular_values
 
 MIDDLES = (np.arange(4000) + 0.5) / 4000
 

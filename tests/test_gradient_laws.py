@@ -12,7 +12,7 @@ from scipy.special import polygamma, psi
 from torch import Tensor, nn
 
 from flowstudy.measure import gradient_flow, stacked_gradient_flow
-from flowstudy.measure.verdict import backward_slope, slope_error
+from flowstudy.measure.gradients.verdict import backward_slope, slope_error
 from flowstudy.nets import SCHEMES, HighwayNet, PlainNet, initialize
 from flowstudy.train import stack
 

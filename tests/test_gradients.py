@@ -12,7 +12,7 @@ from slow_flow import statistics
 from torch import Tensor, nn
 
 from flowstudy.measure import gradient_flow, stacked_gradient_flow
-from flowstudy.measure.layer_statistics import STATISTICS
+from flowstudy.measure.gradients.statistics import STATISTICS
 from flowstudy.nets import HighwayBlock, PlainNet, ResidualBlock, initialize
 from flowstudy.train import stack
 

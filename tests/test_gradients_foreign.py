@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowstudy.measure import gradient_flow
-from flowstudy.measure.layer_statistics import STATISTICS
+from flowstudy.measure.gradients.statistics import STATISTICS
 
 ABSOLUTE = 1e-10  # of a log10 norm, a share or a cosine, all of order one; measured 1e-13
 

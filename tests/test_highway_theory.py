@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flowstudy import theory
 from flowstudy.measure import gradient_flow, jacobian_spectrum
 from flowstudy.nets import HighwayBlock, initialize
-from flowstudy.theory.highway import COLUMNS
+from flowstudy.theory.mean_field.highway import COLUMNS
 
 TANH, RELU = ("tanh", 1.0), ("relu", 2.0)
 

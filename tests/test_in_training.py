@@ -5,9 +5,11 @@ import pytest
 import torch
 from pandas.testing import assert_frame_equal
 
-from flowstudy.sweep import grid, in_training, memory, run, tasks
+from flowstudy.sweep import grid, run
+from flowstudy.sweep.looks import in_training
+from flowstudy.sweep.workers import memory, tasks
 from flowstudy.train import Checkpoint, RecordAt, loop
-from flowstudy.train.fully_connected import StackedFullyConnected
+from flowstudy.train.stacks.fully_connected import StackedFullyConnected
 
 SMALL = {"width": 5, "depth": 3, "train_samples": 120, "batch_size": 40, "learning_rate": 0.3}
 PLAN = {**SMALL, "net": ["plain", "highway"], "seed": range(3)}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import optimizer as torch_optimizer
 
-from flowstudy.measure.monitor import GradientMonitor
+from flowstudy.measure.monitor.monitor import GradientMonitor
 from flowstudy.nets import PlainNet, initialize
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}  # read when transformers is imported

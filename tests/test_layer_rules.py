@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from flowstudy.measure import jacobian
-from flowstudy.measure.layer_rules import UNITWISE, layer_rule
+from flowstudy.measure.models.layer_rules import UNITWISE, layer_rule
 from flowstudy.nets import ACTIVATIONS, HighwayBlock, PlainBlock, ResidualBlock
 
 

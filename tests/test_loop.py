@@ -10,11 +10,13 @@ from cases import CLASSES, FEATURES, assert_same, build
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from flowstudy.data import Dataset
 from flowstudy.nets import PlainNet
-from flowstudy.train import Dataset, History, Settings, Stack, fully_connected, stack, train
-from flowstudy.train.any_module import cross_entropies
+from flowstudy.train import History, Settings, Stack, stack, train
 from flowstudy.train.batches import batches
-from flowstudy.train.group import Group
+from flowstudy.train.stacks import fully_connected
+from flowstudy.train.stacks.any_module import cross_entropies
+from flowstudy.train.stacks.group import Group
 
 SAMPLES = 30
 

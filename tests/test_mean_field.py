@@ -10,9 +10,9 @@ import torch
 from flowstudy import theory
 from flowstudy.measure import gradient_flow, jacobian_spectrum
 from flowstudy.nets import PlainNet, initialize
-from flowstudy.theory.activations import ACTIVATIONS, hard_tanh, rectifier
-from flowstudy.theory.edge_of_chaos import critical_point
-from flowstudy.theory.gaussian import gaussian_mean
+from flowstudy.theory.mean_field.activations import ACTIVATIONS, hard_tanh, rectifier
+from flowstudy.theory.mean_field.edge_of_chaos import critical_point
+from flowstudy.theory.mean_field.gaussian import gaussian_mean
 
 SMOOTH = ("tanh", "erf", "gelu", "sigmoid")
 CURVED = ("tanh", "hard_tanh", "erf", "gelu", "sigmoid")  # a line of critical points, not one

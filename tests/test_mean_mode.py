@@ -13,9 +13,9 @@ from flowstudy.predictions import (
     with_predicted_spectra,
     with_predicted_statistics,
 )
-from flowstudy.theory.activations import ACTIVATIONS
-from flowstudy.theory.highway import first_state
-from flowstudy.theory.mean_mode import MODE, Body, OpenGate, TiltedGate, TiltedMoments, shift_map, walk
+from flowstudy.theory.mean_field.activations import ACTIVATIONS
+from flowstudy.theory.mean_field.highway import first_state
+from flowstudy.theory.mean_field.mean_mode import MODE, Body, OpenGate, TiltedGate, TiltedMoments, shift_map, walk
 
 LARGEST_Z = 4.5
 NETS = [("highway", "relu", -1.0, 1.0), ("highway", "gelu", -2.0, 2.0), ("residual", "relu", 0.0, 2.0),

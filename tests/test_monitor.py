@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowstudy import GradientMonitor, gradient_flow, plots
-from flowstudy.measure.norms import norm as measured_norm
-from flowstudy.measure.norms import norms, norms_of_rows
-from flowstudy.measure.watched import QUANTITIES
+from flowstudy.measure.monitor.norms import norm as measured_norm
+from flowstudy.measure.monitor.norms import norms, norms_of_rows
+from flowstudy.measure.monitor.watched import QUANTITIES
 
 GRADIENT, CLIPPED, UPDATE, ERROR, ACTIVATION = QUANTITIES
 ROUNDING = 1e-10  # float64 against float64 in another order

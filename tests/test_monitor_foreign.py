@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
 from flowstudy import GradientMonitor
-from flowstudy.measure.norms import norm, norms, norms_of_rows
-from flowstudy.measure.watched import QUANTITIES
+from flowstudy.measure.monitor.norms import norm, norms, norms_of_rows
+from flowstudy.measure.monitor.watched import QUANTITIES
 
 ROUNDING = 1e-11  # float64 against float64 in another order
 

@@ -35,7 +35,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from flowstudy import gradient_flow, jacobian_spectrum, layer_jacobian_spectra
-from flowstudy.measure import routes
+from flowstudy.measure.spectra import routes
 from flowstudy.nets import HighwayBlock, PlainBlock, ResidualBlock
 
 

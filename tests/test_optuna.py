@@ -3,7 +3,7 @@
 import pytest
 
 from flowstudy.sweep import Cell, grid, run
-from flowstudy.sweep.measurements import MEASUREMENTS, training_loss
+from flowstudy.sweep.looks.table import MEASUREMENTS, training_loss
 
 optuna = pytest.importorskip("optuna", reason="Optuna is not installed: `make test-integrations` installs it")
 

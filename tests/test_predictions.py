@@ -14,7 +14,7 @@ import torch
 from flowstudy import theory
 from flowstudy.measure import jacobian_spectrum, product_svd, stacked_gradient_flow, stacked_jacobian_spectrum
 from flowstudy.nets import PlainNet, initialize
-from flowstudy.theory.activations import ACTIVATIONS
+from flowstudy.theory.mean_field.activations import ACTIVATIONS
 from flowstudy.train import stack
 
 LARGEST_Z = 4.5

@@ -11,10 +11,10 @@ import torch
 from structured_products import structured_product
 from torch import Tensor
 
-from flowstudy.measure.batched_qr import by_size, cholesky_qr, householder_qr, pivoted_qr
-from flowstudy.measure.factor_pieces import Mixing, pieces
-from flowstudy.measure.graded_jacobi import DEAD, graded_singular_values, rotate_meetings, round_robin
-from flowstudy.measure.product_svd import partial_product_svd, product_svd
+from flowstudy.measure.numerics.batched_qr import by_size, cholesky_qr, householder_qr, pivoted_qr
+from flowstudy.measure.numerics.factor_pieces import Mixing, pieces
+from flowstudy.measure.numerics.graded_jacobi import DEAD, graded_singular_values, rotate_meetings, round_robin
+from flowstudy.measure.numerics.product_svd import partial_product_svd, product_svd
 
 
 def draws(seed: int) -> torch.Generator:
@@ -209,7 +209,7 @@ def test_the_careful_route_gives_the_same_values(monkeypatch):
     """The routes differ by rounding only, so the choice between them, member by member, is no choice of answer."""
     factors = tanh_like(16, 100)
     expected = product_svd(factors)
-    module = sys.modules["flowstudy.measure.graded_product"]
+    module = sys.modules["flowstudy.measure.numerics.graded_product"]
     monkeypatch.setattr(module, "cholesky_qr", lambda *arguments: (*(found := cholesky_qr(*arguments))[:2],
                                                                    found[2] & False))
     torch.testing.assert_close(product_svd(factors).log_singular_values, expected.log_singular_values,
@@ -481,11 +481,11 @@ def test_graded_jacobi_against_the_volume_and_a_known_factor(spread):
 
 def test_rows_of_equal_size_are_not_rotated_for_ever(monkeypatch):
     """An isometry's rows are orthogonal to rounding: six sweeps are plenty, and give what forty give."""
-    monkeypatch.setattr("flowstudy.measure.graded_jacobi.MAX_SWEEPS", 6)
+    monkeypatch.setattr("flowstudy.measure.numerics.graded_jacobi.MAX_SWEEPS", 6)
     factors = [torch.stack(pair) for pair in zip(orthogonal(64, 30), highway_like(64, 30), strict=True)]
     few = product_svd(factors).log_singular_values
-    monkeypatch.setattr("flowstudy.measure.graded_jacobi.rotate_meetings", counted := Counted(rotate_meetings))
-    monkeypatch.setattr("flowstudy.measure.graded_jacobi.MAX_SWEEPS", 40)
+    monkeypatch.setattr("flowstudy.measure.numerics.graded_jacobi.rotate_meetings", counted := Counted(rotate_meetings))
+    monkeypatch.setattr("flowstudy.measure.numerics.graded_jacobi.MAX_SWEEPS", 40)
     assert torch.equal(product_svd(factors).log_singular_values, few)
     assert counted.calls <= 6 * 3   # 64 rows are 4 blocks: 3 rounds a sweep
 

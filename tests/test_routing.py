@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.testing import assert_close
 
-from flowstudy import claims, plots
+from flowstudy import plots
 from flowstudy.measure import gate_activity, lesion, lesion_losses
 from flowstudy.nets import HighwayBlock, HighwayNet, initialize
+from flowstudy.paper import claims
 from flowstudy.sweep import grid, run
 
 SAMPLES = 1203  # more than one chunk, and an uneven last one

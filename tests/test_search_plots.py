@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 
-from flowstudy import plots, published, theory
+from flowstudy import plots, theory
+from flowstudy.paper import published
 from flowstudy.plots.search import Z, wilson
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from flowstudy.nets import initialize_as_authors, mnist_conv_net
-from flowstudy.train.sgd import nesterov_sgd, set_learning_rate
+from flowstudy.train.convolutional.sgd import nesterov_sgd, set_learning_rate
 
 MOMENTUM, DECAY = 0.9, 0.001
 ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-12}

@@ -16,12 +16,13 @@ from torch.testing import assert_close
 
 from flowstudy import ACTIVATIONS, HighwayNet, PlainNet, ResidualNet, initialize
 from flowstudy.nets import HighwayBlock, PlainBlock, ResidualBlock
-from flowstudy.train import Checkpoint, Moment, RecordAt, group, loop, stack, train
-from flowstudy.train.activations import STACKED
-from flowstudy.train.any_module import StackedModules
+from flowstudy.train import Checkpoint, Moment, RecordAt, loop, stack, train
 from flowstudy.train.batches import Batches, batches
-from flowstudy.train.cuda_graph import GraphedSteps
-from flowstudy.train.fully_connected import StackedFullyConnected, trains_by_hand
+from flowstudy.train.stacks import group
+from flowstudy.train.stacks.activations import STACKED
+from flowstudy.train.stacks.any_module import StackedModules
+from flowstudy.train.stacks.cuda_graph import GraphedSteps
+from flowstudy.train.stacks.fully_connected import StackedFullyConnected, trains_by_hand
 
 KINDS = [PlainNet, HighwayNet, ResidualNet]
 

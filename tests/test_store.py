@@ -214,7 +214,7 @@ def test_failed_append_leaves_nothing(tmp_path, monkeypatch, number, rule):
     def fail(_file):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("flowstudy.sweep.files.os.fsync", fail)
+    monkeypatch.setattr("flowstudy.sweep.store.files.os.fsync", fail)
     with pytest.raises(StoreError, match=rule) as caught:
         store.append(TABLE, PLAN[1:2], rows_of(PLAN[1:2]), {})
     assert caught.value.errno == number
@@ -332,7 +332,7 @@ def test_footers_are_read_once(tmp_path, monkeypatch):
     assert store.missing(PLAN, TABLE) == PLAN[3:]
     opened = []
     read = pq.read_schema
-    monkeypatch.setattr("flowstudy.sweep.store.pq.read_schema", lambda path: opened.append(path) or read(path))
+    monkeypatch.setattr("flowstudy.sweep.store.store.pq.read_schema", lambda path: opened.append(path) or read(path))
     Store(tmp_path).append(TABLE, PLAN[3:5], rows_of(PLAN[3:5]), {})
     assert store.missing(PLAN, TABLE) == store.missing(PLAN, TABLE) == PLAN[5:]
     assert len(opened) == 1

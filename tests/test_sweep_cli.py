@@ -11,9 +11,9 @@ import pytest
 from pandas.testing import assert_frame_equal
 from typer.testing import CliRunner
 
-from flowstudy import cli
+from flowstudy.cli import commands as cli
 from flowstudy.sweep import Store, grid, random_search, run
-from flowstudy.sweep.measurements import MEASUREMENTS, training_loss
+from flowstudy.sweep.looks.table import MEASUREMENTS, training_loss
 from flowstudy.sweep.plan import table_of
 from flowstudy.sweep.plan_file import read_plan
 from flowstudy.sweep.status import busy_seconds, status

@@ -10,9 +10,10 @@ import pytest
 import torch
 from pandas.testing import assert_frame_equal
 
-from flowstudy.sweep import Cell, Store, StoreError, SweepError, engine, grid, local, run
-from flowstudy.sweep.measurements import MEASUREMENTS
-from flowstudy.sweep.tasks import Task
+from flowstudy.sweep import Cell, Store, StoreError, SweepError, engine, grid, run
+from flowstudy.sweep.looks.table import MEASUREMENTS
+from flowstudy.sweep.workers import local
+from flowstudy.sweep.workers.tasks import Task
 
 SMALL = {"width": 5, "train_samples": 20}
 PLAN = grid(net=["plain", "highway"], depth=3, seed=range(6), **SMALL)
@@ -159,7 +160,7 @@ def test_read_only_store(tmp_path, call, monkeypatch):
         raise OSError(30, "Read-only file system")
 
     for name in ("mkdir", "touch", "replace", "rename", "unlink"):
-        monkeypatch.setattr(f"flowstudy.sweep.files.Path.{name}", refuse)
+        monkeypatch.setattr(f"flowstudy.sweep.store.files.Path.{name}", refuse)
     assert_frame_equal(call(seeds), whole)
     with pytest.raises(StoreError, match=r"must be a folder that can be written to, got .*pass another `store`"):
         call(lambda *_: pytest.fail("something was computed"), grid(depth=9, **SMALL))
@@ -167,7 +168,7 @@ def test_read_only_store(tmp_path, call, monkeypatch):
 
 def test_full_disk_stops_the_run(tmp_path, call, monkeypatch):
     """It is no failure of a cell: one clear error, what is stored stays, and a later run goes on."""
-    monkeypatch.setattr("flowstudy.sweep.files.NO_SPACE", (28,))
+    monkeypatch.setattr("flowstudy.sweep.store.files.NO_SPACE", (28,))
     written = []
 
     def full_at_second(file):
@@ -175,7 +176,7 @@ def test_full_disk_stops_the_run(tmp_path, call, monkeypatch):
         if len(written) > 2:  # the plan, the first group
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("flowstudy.sweep.files.os.fsync", full_at_second)
+    monkeypatch.setattr("flowstudy.sweep.store.files.os.fsync", full_at_second)
     with pytest.raises(StoreError, match=r"must have space .* free some space and run again"):
         call(seeds)
     assert Store(tmp_path).missing(PLAN, next(tmp_path.glob("small-*")).name) == PLAN[6:]

@@ -9,7 +9,7 @@
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from flowstudy.measure.monitor import GradientMonitor
+from flowstudy.measure.monitor.monitor import GradientMonitor
 
 from .scalars import LatestScalars
 

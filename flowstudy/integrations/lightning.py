@@ -11,7 +11,7 @@ try:
 except ModuleNotFoundError:  # installed under its older name alone
     import pytorch_lightning as pl
 
-from flowstudy.measure.monitor import GradientMonitor
+from flowstudy.measure.monitor.monitor import GradientMonitor
 
 from .scalars import LatestScalars
 

@@ -1,8 +1,7 @@
 """What is observed: model and batch in, float64 numbers out."""
 
-from .dense_jacobian import jacobian
 from .gates import GateActivity, gate_activity, lesion
-from .gradients import (
+from .gradients.flow import (
     Comparison,
     GradientFlow,
     UntrainableError,
@@ -10,14 +9,15 @@ from .gradients import (
     compare,
     gradient_flow,
 )
-from .layer_spectra import layer_jacobian_spectra, stacked_jacobian_spectrum
+from .gradients.stacked import stacked_gradient_flow
+from .gradients.verdict import Verdict
 from .lesions import lesion_losses
-from .monitor import GradientMonitor
-from .product_svd import product_svd
-from .spectra import jacobian_spectrum
-from .spectrum_result import JacobianSpectrum
-from .stacked_flow import stacked_gradient_flow
-from .verdict import Verdict
+from .models.dense_jacobian import jacobian
+from .monitor.monitor import GradientMonitor
+from .numerics.product_svd import product_svd
+from .spectra.by_layer import layer_jacobian_spectra, stacked_jacobian_spectrum
+from .spectra.one_model import jacobian_spectrum
+from .spectra.result import JacobianSpectrum
 
 __all__ = ["Comparison", "GateActivity", "GradientFlow", "GradientMonitor", "JacobianSpectrum", "UntrainableError",
            "Verdict", "assert_trainable", "compare", "gate_activity", "gradient_flow", "jacobian",

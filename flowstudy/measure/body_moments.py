@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from .context import in_own_context
-from .copies import float64_copy, own_tensor
-from .dense_jacobian import jacobian
-from .layer_rules import layer_rule
+from flowstudy.measure.models.context import in_own_context
+from flowstudy.measure.models.copies import float64_copy, own_tensor
+from flowstudy.measure.models.dense_jacobian import jacobian
+from flowstudy.measure.models.layer_rules import layer_rule
 
 Blocks = nn.Sequential | Sequence[nn.Module]
 

@@ -10,12 +10,11 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 
+from flowstudy.measure.models.context import RandomState
+from flowstudy.measure.models.copies import check_input, float64_copy
+from flowstudy.measure.models.forward import LooseWeights
+from flowstudy.measure.models.layers import hooks, layers_of, shared_out
 from flowstudy.nets import HighwayBlock
-
-from .context import RandomState
-from .copies import check_input, float64_copy
-from .forward import LooseWeights
-from .layers import hooks, layers_of, shared_out
 
 CHUNK = 512  # inputs that run at once: bounds the memory that 60,000 images take in a convolutional net
 

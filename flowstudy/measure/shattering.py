@@ -6,9 +6,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
+from flowstudy.measure.models.copies import float64_copy
 from flowstudy.nets.fully_connected import FullyConnected
-
-from .copies import float64_copy
 
 READOUTS = ("output", "centred")
 

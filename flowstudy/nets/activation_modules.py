@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.modules import activation as torchs
 
-from flowstudy.theory.activations import Activation, hard_tanh, rectifier
+from flowstudy.theory.mean_field.activations import Activation, hard_tanh, rectifier
 
 NOT_BETWEEN_WEIGHTS = ("MultiheadAttention", "Softmin", "Softmax", "Softmax2d", "LogSoftmax")
 MODULES = tuple(getattr(torchs, name) for name in torchs.__all__ if name not in NOT_BETWEEN_WEIGHTS)

@@ -3,13 +3,12 @@
 Lines are medians over seeds, bands go from the 10th to the 90th percentile.
 """
 
-from .convolutional import conv_table, conv_training
 from .gradients import backward_slopes, gradient_by_layer, slope_by_depth, slope_gap_by_depth
 from .heat_map import TRAINING_PANELS, training_heat_map
 from .highway import highway_recursion, highway_spectrum
 from .results import gradient_flow, spectrum
 from .routing import gate_routing, gate_routing_by_class, lesions
-from .save import each, save, write_whole
+from .save import each, save
 from .search import training_curve, which_runs_train
 from .shattering import gradient_around_circle, gradient_correlation, gradient_correlation_by_depth
 from .spectra import (
@@ -20,11 +19,11 @@ from .spectra import (
     spectrum_statistic_by_depth,
 )
 from .through_training import spectra_through_training, training_curves
-from .training import figure_1, trainability_map
+from .training import conv_training, figure_1, trainability_map
 
 __all__ = [
     # many nets
-    "figure_1", "which_runs_train", "training_curve", "trainability_map", "conv_training", "conv_table",
+    "figure_1", "which_runs_train", "training_curve", "trainability_map", "conv_training",
     "spectra_through_training", "training_curves",
     "gradient_by_layer", "slope_by_depth", "slope_gap_by_depth", "backward_slopes", "spectrum_by_depth",
     "spectrum_statistic_by_depth", "condition_by_depth", "spectrum_by_route", "lyapunov_exponents",
@@ -33,5 +32,5 @@ __all__ = [
     # one model, one run
     "gradient_flow", "spectrum", "training_heat_map", "TRAINING_PANELS",
     # keeping
-    "each", "save", "write_whole",
+    "each", "save",
 ]

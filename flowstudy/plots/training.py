@@ -1,4 +1,4 @@
-"""Training of many nets: loss curves by depth, and which depth trains."""
+"""Training of many nets: loss curves by depth, which depth trains, and the paper's convolutional nets."""
 
 import math
 
@@ -6,11 +6,13 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from flowstudy import theory
-from flowstudy.published import FIGURE_1
+from flowstudy.paper.conv_nets import PUBLISHED
+from flowstudy.paper.published import FIGURE_1
 
 from .style import STYLE, depth_axis, depth_colors
 
@@ -116,3 +118,46 @@ def final_loss(frame: pd.DataFrame) -> pd.DataFrame:
 
 def runs_per_net(best: pd.DataFrame, net: str) -> int:
     return int(best[best["net"] == net].groupby("depth").size().max() or 0)
+
+
+def conv_training(frame: pd.DataFrame) -> Figure:
+    """Training loss and test error by epoch, a row of panels for each data set and learning rate: highway nets solid,
+    their plain twins dashed, a line for each seed; the paper's highway nets after their last epoch dotted, where the
+    data set is theirs.
+
+    Source: Srivastava et al. 2015, tables 1 to 3.
+    """
+    colors = dict(zip(frame["net"].unique(), sns.color_palette("colorblind"), strict=False))
+    settings = frame.groupby(["dataset", "learning_rate"], sort=False)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 3.6 * len(settings)), layout="constrained")
+        panels = figure.subplots(len(settings), 2, squeeze=False, sharey="col")
+        for (setting, rows), axes in zip(settings, panels, strict=True):
+            draw_setting(*axes, *setting, rows, colors)
+    return figure
+
+
+def draw_setting(loss: Axes, error: Axes, dataset: str, rate: float, frame: pd.DataFrame, colors: dict) -> None:
+    for (net, block, seed), rows in frame.groupby(["net", "block", "seed"], sort=False):
+        label = f"{net}, {block}" if seed == frame["seed"].min() else None
+        style = {"color": colors[net], "ls": "-" if block == "highway" else "--", "lw": 1.4}
+        loss.plot(rows["epoch"], rows["loss"], label=label, **style)
+        error.plot(rows["epoch"], 100 * (1 - rows["test_accuracy"]), **style)
+    for (_, published_on, net), accuracy in PUBLISHED.items():
+        if net in set(frame["net"]) and published_on == dataset:
+            error.axhline(100 - accuracy, color=colors[net], ls=":", lw=1.2)
+            error.annotate("paper", (1, 100 - accuracy), xycoords=("axes fraction", "data"), xytext=(-4, 2),
+                           textcoords="offset points", ha="right", color=colors[net], fontsize=9)
+    if dataset != "cifar100":  # ten classes
+        loss.axhline(CHANCE, color="0.4", lw=0.8, ls=":")
+        loss.annotate("chance", (1, CHANCE), xycoords=("axes fraction", "data"), xytext=(-4, -3),
+                      textcoords="offset points", ha="right", va="top", color="0.35", fontsize=9)
+    for ax in (loss, error):
+        ax.set(xlabel="epoch", yscale="log")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ax.yaxis.set_minor_locator(NullLocator())
+    loss.set(title=f"training, with dropout, learning rate {rate:g}", ylabel="mean cross-entropy  [nats]")
+    error.set(title=f"test set of {dataset}", ylabel="test error  [%]")
+    loss.legend(loc="best")

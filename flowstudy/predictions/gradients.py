@@ -18,8 +18,8 @@ import pandas as pd
 from scipy.special import expit
 
 from flowstudy import theory
-from flowstudy.theory.fluctuations import LIVE
-from flowstudy.theory.highway import Gate
+from flowstudy.theory.mean_field.highway import Gate
+from flowstudy.theory.random_matrix.fluctuations import LIVE
 
 from .layers import has_mean_mode, is_gaussian, layer_theory, mode_theory, weight_var
 

@@ -8,8 +8,8 @@ from scipy.interpolate import PchipInterpolator
 from scipy.special import logsumexp
 
 from flowstudy import theory
-from flowstudy.theory.activations import activation_named
-from flowstudy.theory.free_product import product_log_singular_values
+from flowstudy.theory.mean_field.activations import activation_named
+from flowstudy.theory.random_matrix.free_product import product_log_singular_values
 
 from .gradients import KIND, START, carried, kinds_of, z_of
 from .layers import has_mean_mode, is_gaussian, layer_theory, mode_theory, weight_var

@@ -2,9 +2,9 @@
 
 from .cells import Cell, grid, random_search
 from .engine import run
-from .failures import SweepError
-from .files import StoreError
-from .search import best, top
-from .store import Store
+from .ranking import best, top
+from .store.failures import SweepError
+from .store.files import StoreError
+from .store.store import Store
 
 __all__ = ["Cell", "Store", "StoreError", "SweepError", "best", "grid", "random_search", "run", "top"]

@@ -10,8 +10,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from flowstudy.data.datasets import DATASETS
 from flowstudy.nets import ACTIVATIONS, SCHEMES, HighwayNet, PlainNet, ResidualNet
-from flowstudy.train.datasets import DATASETS
 
 NETS = {"plain": PlainNet, "highway": HighwayNet, "residual": ResidualNet}
 PAPER_WIDTH = {"plain": 71, "highway": 50, "residual": 71}  # about 5,000 parameters a layer either way

@@ -8,15 +8,16 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from flowstudy.sweep.looks.table import MEASUREMENTS
+from flowstudy.sweep.store.failures import Failure, raise_for
+from flowstudy.sweep.store.plans import remember_plan
+from flowstudy.sweep.store.store import Store
+from flowstudy.sweep.workers.dask_engine import check_engine, run_on_dask
+from flowstudy.sweep.workers.local import Done, run_here, run_in_processes
+from flowstudy.sweep.workers.tasks import VERSION, Task, sweep_checkpoints
+
 from .cells import Cell
-from .dask_engine import check_engine, run_on_dask
-from .failures import Failure, raise_for
-from .local import Done, run_here, run_in_processes
-from .measurements import MEASUREMENTS
 from .plan import Shard, check_device, check_measures, check_plan, check_shard, groups, shard_of, table_of
-from .records import remember_plan
-from .store import Store
-from .tasks import VERSION, Task, sweep_checkpoints
 
 NETS_AT_ONCE = {"as they start": 20, "trained here": 200, "trained by workers": 50}
 

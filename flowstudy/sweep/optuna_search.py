@@ -13,10 +13,11 @@ from collections.abc import Callable
 import numpy as np
 import optuna
 
+from flowstudy.sweep.store.failures import SweepError
+
 from .cells import Cell
 from .engine import run
-from .failures import SweepError
-from .search import last_rows
+from .ranking import last_rows
 
 
 def optuna_search(study: optuna.Study, space: Callable[[optuna.Trial], dict], *, trials: int, group: int = 20,

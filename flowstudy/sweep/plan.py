@@ -9,10 +9,11 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
+from flowstudy.sweep.looks.in_training import OF_TRAINING, InTraining, as_record_at
+from flowstudy.sweep.looks.table import MEASUREMENTS
+from flowstudy.sweep.workers.tasks import work
+
 from .cells import Cell, digest
-from .in_training import OF_TRAINING, InTraining, as_record_at
-from .measurements import MEASUREMENTS
-from .tasks import work
 
 Shard = str | tuple[int, int] | None
 

@@ -6,11 +6,12 @@ from datetime import datetime
 
 import pandas as pd
 
+from flowstudy.sweep.store.failures import failed_keys
+from flowstudy.sweep.store.plans import remembered_plans
+from flowstudy.sweep.store.store import Store
+
 from .cells import Cell
-from .failures import failed_keys
 from .plan import cost
-from .records import remembered_plans
-from .store import Store
 
 LATEST = 100  # files that tell the pace: an earlier machine or fewer workers are then forgotten
 

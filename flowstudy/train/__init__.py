@@ -1,11 +1,10 @@
-"""How many nets learn at once: data sets on the device, stacks of nets, the loop."""
+"""How many nets learn at once: stacks of nets, the loop, and the paper's convolutional nets."""
 
 from .checkpoint import Checkpoint
-from .conv_runs import CONV_NETS, ConvRun, conv_grid, load_images, train_conv_nets, train_conv_study
-from .convnets import CIFAR_RECIPE, MNIST_RECIPE, ConvHistory, Recipe, train_conv
-from .datasets import Dataset, load_dataset, read_mnist
-from .ensemble import Stack, stack, stack_states
+from .convolutional.recipe import CIFAR_RECIPE, MNIST_RECIPE, ConvHistory, Recipe, train_conv
+from .convolutional.runs import CONV_NETS, ConvRun, conv_grid, load_images, train_conv_nets, train_conv_study
 from .loop import History, Moment, RecordAt, Settings, train
+from .stacks.ensemble import Stack, stack, stack_states
 
 __all__ = [
     # stacks of nets
@@ -13,6 +12,4 @@ __all__ = [
     # the paper's convolutional nets
     "CIFAR_RECIPE", "CONV_NETS", "MNIST_RECIPE", "ConvHistory", "ConvRun", "Recipe", "conv_grid", "load_images",
     "train_conv", "train_conv_nets", "train_conv_study",
-    # data
-    "Dataset", "load_dataset", "read_mnist",
 ]

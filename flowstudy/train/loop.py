@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from flowstudy.data import Dataset
+from flowstudy.train.stacks.ensemble import Stack
+from flowstudy.train.stacks.group import Group
+
 from .batches import batches, padded_size
 from .checkpoint import Checkpoint
-from .datasets import Dataset
-from .ensemble import Stack
-from .group import Group
 from .precision import matrix_precision
 
 LEARNING_RATE_FLOOR = 1e-5  # Srivastava et al. 2015: a column of the authors' search tables

@@ -1,0 +1,5 @@
+"""`python -m flowstudy.cli`."""
+
+from . import app
+
+app()

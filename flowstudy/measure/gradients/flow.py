@@ -1,0 +1,194 @@
+"""Per-layer gradient, error-signal and activation statistics of one batch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+from torch import Tensor, nn
+
+from flowstudy.measure.drawn import Drawn
+from flowstudy.measure.models.context import in_own_context
+from flowstudy.measure.models.copies import check_input, check_module, float64_copy, own_tensor
+
+from .losses import Loss, check_loss
+from .one_model import measure
+from .verdict import Verdict, backward_slope, slope_error, verdict_of
+
+
+@dataclass(frozen=True)
+class GradientFlow(Drawn):
+    """What `gradient_flow` found.
+
+    Attributes:
+        frame: a row per layer in execution order: `layer` (1 is next to the input), `module`, `type`, `parameters`,
+            `positions` (places of one sample at which the weights act: pixels, tokens; 1 if fully connected), and the
+            statistics that `gradient_flow` describes.
+        log10_input_gradient_norm: of d loss / d input over the whole batch; nan for integer inputs.
+        loss: its value, in the loss's own units.
+        dtype: the coarsest in which the model computed what was measured: "float64", or "float32" where it casts
+            inside, as the RMS norms of many language models do; the numbers then have that dtype's digits and range.
+        repeatable: False where a second pass of a fresh copy, from the same random state, gave another output: the
+            numbers are those of one pass, and another one has others.
+    """
+
+    frame: pd.DataFrame
+    log10_input_gradient_norm: float
+    loss: float
+    dtype: str = "float64"
+    repeatable: bool = True
+
+    drawn_by = "gradient_flow"
+
+    @property
+    def slope(self) -> float:
+        """Change of ln ||error signal||^2 per layer on the way back to the input; negative is vanishing.
+
+        The least-squares slope over the layers with a finite norm; nan where there are fewer than two.  A change of
+        `positions` (pooling, striding) changes the norm whatever the weights are, and does not count.
+        """
+        return backward_slope(self.frame)
+
+    @property
+    def slope_error(self) -> float:
+        """Standard error of `slope`, layers taken as independent factors: the log norm is a random walk with drift."""
+        return slope_error(self.frame)
+
+    @property
+    def verdict(self) -> Verdict:
+        """vanishing, exploding, chaotic, dead or stable, and the sentence that says from which layer and how fast."""
+        return verdict_of(self.frame)
+
+    @property
+    def drawn_with(self) -> dict[str, object]:
+        return {"title": str(self.verdict)}
+
+    def __repr__(self) -> str:
+        coarse = "" if self.dtype == "float64" else f" The model computes in {self.dtype} inside."
+        once = "" if self.repeatable else " A second pass gave another output: these are the numbers of one pass."
+        return f"GradientFlow of {len(self.frame)} layers: {self.verdict}{coarse}{once}"
+
+
+@dataclass(frozen=True)
+class Comparison(Drawn):
+    """What `compare` found.
+
+    Attributes:
+        frame: the models' `gradient_flow` frames one below the other, the column `model` in front.
+        verdicts: of each model.
+    """
+
+    frame: pd.DataFrame
+    verdicts: dict[str, Verdict]
+
+    drawn_by = "gradient_flow"
+
+    @property
+    def drawn_with(self) -> dict[str, object]:
+        return {"title": "\n".join(f"{name}: {verdict}" for name, verdict in self.verdicts.items())}
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name}: {verdict}" for name, verdict in self.verdicts.items())
+
+
+@in_own_context
+def gradient_flow(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss: str | Loss = "cross_entropy",
+                  samples: int | None = None) -> GradientFlow:
+    """How far the gradient gets: per-layer norms of the weight gradient and of the error signal, on one batch.
+
+    Measured in float64 on a copy; the model, its gradients, its mode and the global random state stay as they are.  The
+    numbers are those of autograd's own backward pass through one untouched forward pass, whatever the model does in
+    between.  Where a norm leaves float64's range, that pass is made once more, cut wherever one value carries
+    everything on, with an exponent of its own at every cut: 1e-400 is -400.  Within a part that has no such place, or
+    whose backward pass is not linear (clipped gradients), what falls below 1e-323 counts as 0.
+
+    The layers are `model.hidden_layers` where the model lists them (flowstudy's nets: `layer` is then the paper's
+    1..depth), else every module that holds weights itself, once per use.  Of a module that computes with several
+    weights of its own (F.linear, matrix products, a ParameterList), every use of each weight is a layer, called by the
+    weight's name.
+
+    Args:
+        model: any module; the batch runs in the mode the model is in.  Where its output is not one tensor, give a
+            `loss` that takes it.
+        x: inputs, (sample, ...), on the model's device.
+        y: targets, as the loss takes them; None replaces the loss by a fixed random linear read-out of the output,
+            weights N(0, 1 / outputs), averaged over samples: what the theory of gradient norms assumes.
+        loss: "cross_entropy", "mse", or a function (output, y) -> scalar. A mean over samples keeps its units.
+        samples: use the first so many samples only.
+
+    Returns:
+        Per layer, h being its output:
+        `log10_weight_gradient_norm`, `log10_error_signal_norm`: log10 of the Frobenius norm of dL/dW (biases left out)
+        and of dL/dh, over the whole batch: -inf is an exact 0, nan a diverged net or a layer that the loss does not
+        see.  `activation_mean`, `activation_mean_square`, `zero_fraction`: over samples and units of h, the last the
+        share of exact zeros.  `activation_correlation`: cosine between the h of two samples, mean over all pairs (c in
+        mean-field theory).  `error_signal_spread`: standard deviation over samples of log10 ||dL/dh||; both are nan
+        for fewer than two samples.  `gradient_zero_fraction`, `gradient_subnormal_fraction`: share of the weight
+        gradient's entries that are exactly 0, and that are not 0 but below float32's smallest normal number, 1.2e-38.
+        `gradient`: "value"; "zero", exactly 0; or "none": the loss does not depend on the layer's weights, or they are
+        frozen, as autograd's None says.
+
+    Raises:
+        ValueError, TypeError: a model without weights, an empty or non-finite batch, labels that do not fit.
+
+    What it cannot measure: the gradients of a part of the model that runs its own backward pass (checkpointing with
+    use_reentrant=True); of models that cannot be copied; and layers of compiled or scripted modules, which show as one.
+
+    Source: Glorot & Bengio 2010 (section 4: back-propagated gradients by layer).
+    """
+    call = "gradient_flow"
+    check_module(call, model)
+    x, y = check_input(call, model, x), own_tensor(y)
+    if samples is not None:
+        if not 1 <= samples <= len(x):
+            raise ValueError(f"{call}: `samples` must be between 1 and the batch's {len(x)}, got {samples}.")
+        x, y = x[:samples], None if y is None else y[:samples]
+    found = measure(call, lambda: float64_copy(call, model, frozen=False), x, y, check_loss(call, loss, y), loss)
+    columns = {name: values.cpu().numpy() for name, values in found.statistics.items()}
+    return GradientFlow(
+        frame=pd.DataFrame(found.layers | columns | {"gradient": found.gradient}),
+        log10_input_gradient_norm=found.log10_input_gradient_norm.item(),
+        loss=found.loss.item(),
+        dtype=str(found.dtype).removeprefix("torch."),
+        repeatable=found.repeatable,
+    )
+
+
+def compare(models: Mapping[str, nn.Module], x: Tensor, y: Tensor | None = None, *,
+            loss: str | Loss = "cross_entropy", samples: int | None = None) -> Comparison:
+    """`gradient_flow` of several models on the same batch, in one frame and one picture.
+
+    Args:
+        models: by the name to show; the rest as `gradient_flow` takes it.
+
+    What it cannot measure: as `gradient_flow`, whose errors it raises.
+    """
+    if not isinstance(models, Mapping) or not models:
+        raise TypeError(f"compare: `models` must be a mapping of names to models, got {type(models).__name__}. "
+                        "Pass {'plain': model_a, 'highway': model_b}.")
+    flows = {str(name): gradient_flow(model, x, y, loss=loss, samples=samples) for name, model in models.items()}
+    frame = pd.concat([flow.frame.assign(model=name) for name, flow in flows.items()], ignore_index=True)
+    return Comparison(frame[["model", *frame.columns.drop("model")]], {k: flow.verdict for k, flow in flows.items()})
+
+
+class UntrainableError(AssertionError):
+    """What `assert_trainable` raises; `verdict` tells more."""
+
+    def __init__(self, verdict: Verdict):
+        super().__init__(f"assert_trainable: the gradient flow is {verdict} {verdict.advice}")
+        self.verdict = verdict
+
+
+def assert_trainable(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss: str | Loss = "cross_entropy",
+                     samples: int | None = None) -> Verdict:
+    """For a test suite of one's own: raises unless the verdict of `gradient_flow` is stable, and returns the verdict.
+
+    Raises:
+        UntrainableError, an AssertionError: the message is the verdict.
+
+    What it cannot tell: whether the net learns. It knows no optimiser, no learning rate and no data but this batch; a
+    signal that gets through is needed for training, and is not enough.
+    """
+    verdict = gradient_flow(model, x, y, loss=loss, samples=samples).verdict
+    if verdict.kind != "stable":
+        raise UntrainableError(verdict)
+    return verdict

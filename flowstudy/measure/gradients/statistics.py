@@ -1,0 +1,82 @@
+"""The numbers of each layer, from what a forward and a backward pass found."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowstudy.measure.models.backward import Found, Scaled
+from flowstudy.measure.models.forward import ACTIVATION_STATISTICS, Use
+
+STATISTICS = ("log10_weight_gradient_norm", "log10_error_signal_norm", *ACTIVATION_STATISTICS, "error_signal_spread",
+              "gradient_zero_fraction", "gradient_subnormal_fraction")
+LOG10_2 = math.log10(2.0)
+SMALLEST_NORMAL = -126.0  # log2 of float32's smallest normal number: digits are lost below, and all below 2**-149
+
+
+def kind_of_gradient(gradients: list[Scaled | None]) -> str:
+    """"none": the loss does not depend on these weights; "zero": exactly 0; else "value"."""
+    present = [gradient for gradient in gradients if gradient is not None]
+    if not present:
+        return "none"
+    return "value" if any(gradient.tensor.any() for gradient in present) else "zero"
+
+
+@torch.no_grad()
+def statistics_of(uses: list[Use], weights: list[list[str]], found: Found, like: Tensor,
+                  samples: int) -> dict[str, Tensor]:
+    """Every statistic, (layer,), or (net, layer) of a stack."""
+    lead = like.ndim
+    parts = [[g for name in names if (g := found.gradients.get(name)) is not None] for names in weights]
+    lost = [lost_fractions(own, lead) if own else (nothing(like),) * 2 for own in parts]
+    columns = (
+        [log10_norm(own, lead) if own else nothing(like) for own in parts],
+        [nothing(like) if e is None else log10_norm([e], lead) for e in found.errors],
+        *zip(*(use.statistics for use in uses), strict=True),
+        [nothing(like) if e is None else error_spread(e, lead, samples) for e in found.errors],
+        [zero for zero, _ in lost],
+        [subnormal for _, subnormal in lost],
+    )
+    return {name: torch.stack([value.double() for value in column], -1)
+            for name, column in zip(STATISTICS, columns, strict=True)}
+
+
+def nothing(like: Tensor) -> Tensor:
+    return torch.full_like(like, torch.nan, dtype=torch.float64)
+
+
+def log10_norm(parts: list[Scaled], lead: int) -> Float[Tensor, "*net"]:
+    """log10 of the joint Frobenius norm; squares are taken of entries near 1, so that none is lost."""
+    parts = [part.normalised() for part in parts]
+    exponent = torch.stack([part.exponent for part in parts]).amax(0)
+    squares = sum(part.tensor.flatten(lead).abs().double().square().sum(-1) * torch.exp2(2 * (part.exponent - exponent))
+                  for part in parts)
+    return torch.where(squares == 0, -torch.inf, 0.5 * torch.log10(squares) + exponent * LOG10_2)
+
+
+def error_spread(error: Scaled, lead: int, samples: int) -> Float[Tensor, "*net"]:
+    """Standard deviation over samples of log10 ||dL/dh||, of the samples in which it is not 0."""
+    tensor = error.normalised().tensor
+    if tensor.ndim <= lead + 1 or tensor.shape[lead] != samples:
+        return torch.full_like(error.exponent, torch.nan)
+    norms = torch.linalg.vector_norm(tensor.flatten(lead + 1), dim=-1).double()
+    live = norms > 0
+    logs = torch.where(live, norms.log10(), 0.0)
+    count = live.sum(-1)
+    mean = logs.sum(-1) / count
+    squares = torch.where(live, (logs - mean.unsqueeze(-1)).square(), 0.0).sum(-1)
+    return torch.where(count > 1, (squares / (count - 1)).sqrt(), torch.nan).masked_fill(norms.isnan().any(-1),
+                                                                                        torch.nan)
+
+
+def lost_fractions(parts: list[Scaled], lead: int) -> tuple[Float[Tensor, "*net"], Float[Tensor, "*net"]]:
+    """Share of the entries that are exactly 0, and that are not but below float32's normal numbers."""
+    zeros, subnormal, entries = 0.0, 0.0, 0
+    for part in parts:
+        size = part.tensor.flatten(lead).abs()
+        zeros = zeros + (size == 0).double().sum(-1)
+        low = (size > 0) & (size.log2() < SMALLEST_NORMAL - part.exponent.unsqueeze(-1))
+        subnormal = subnormal + low.double().sum(-1)
+        entries += size.shape[-1]
+    return zeros / entries, subnormal / entries

@@ -1,0 +1,189 @@
+"""A Jacobian written out, sample by sample: all rows or all columns, as many at once as is fast and fits in memory."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from flowstudy.measure.numerics.vmap_loops import quiet_fallback
+
+from .graph import Node, edge_of, largest_value, reachable, shape_of
+
+Function = Callable[[Tensor], Tensor]
+
+# Bytes of the largest gradient on the way of all rows in flight: about a CPU's cache, or enough to fill a GPU.
+CPU_BYTES, GPU_BYTES = 2**21, 2**26
+SEED = 0           # of the random directions by which two routes to one Jacobian are compared
+AGREEMENT = 1e-9   # relative difference between them that rounding explains
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A stretch of the autograd graph of one forward pass, from one value (sample, *inputs) to another.
+
+    Attributes:
+        start, end: where the gradients with respect to the two values arrive.
+        device: of the values.
+        nodes: of the graph in between, if known.
+    """
+
+    start: GradientEdge
+    end: GradientEdge
+    device: torch.device
+    nodes: tuple[Node, ...] | None = None
+
+    @property
+    def samples(self) -> int:
+        return shape_of(self.end)[0]
+
+    @property
+    def inputs(self) -> int:
+        return math.prod(shape_of(self.start)[1:])
+
+    @property
+    def outputs(self) -> int:
+        return math.prod(shape_of(self.end)[1:])
+
+    def back(self, row: Float[Tensor, "sample *outputs"]) -> Float[Tensor, "sample *inputs"]:
+        """The transposed Jacobian of all samples together on one row."""
+        pulled = torch.autograd.grad(self.end, self.start, row, retain_graph=True, allow_unused=True)[0]
+        return row.new_zeros(shape_of(self.start)) if pulled is None else pulled.double()
+
+    def pull_singly(self, rows: Float[Tensor, "row sample *outputs"]) -> Float[Tensor, "row sample *inputs"]:
+        return torch.stack([self.back(row) for row in rows])
+
+    def pull(self, rows: Float[Tensor, "row sample *outputs"]) -> Float[Tensor, "row sample *inputs"]:
+        """The same on each row, at once where every operation has a rule for that, else one by one."""
+        if len(rows) == 1:
+            return self.back(rows[0]).unsqueeze(0)
+        try:
+            with quiet_fallback():
+                return torch.func.vmap(self.back)(rows)
+        except Exception:  # the model's own derivatives run with stand-ins for tensors: anything may be raised
+            return self.pull_singly(rows)
+
+    def at_once(self) -> int:
+        """How many rows or columns are fast and fit in memory."""
+        budget = CPU_BYTES if self.device.type == "cpu" else GPU_BYTES
+        return max(1, budget // (8 * self.largest))
+
+    @cached_property
+    def largest(self) -> int:
+        """Numbers in the largest gradient of the pass: what each row in flight costs."""
+        nodes = reachable(self.end) if self.nodes is None else list(self.nodes)
+        return max(largest_value(nodes), math.prod(shape_of(self.start)), math.prod(shape_of(self.end)))
+
+    def random_row(self) -> Float[Tensor, "sample *outputs"]:
+        draw = torch.randn(shape_of(self.end), generator=torch.Generator().manual_seed(SEED), dtype=torch.float64,
+                           device="cpu")
+        return draw.to(self.device)
+
+
+def run(function: Callable[[Tensor], object], x: Tensor) -> tuple[GradientEdge, object]:
+    """Where the gradient with respect to `x` arrives, and the function of it."""
+    with torch.enable_grad():
+        value = x.detach().requires_grad_().clone()   # a clone: the function may begin with an in-place operation
+        start = edge_of(value)
+        return start, function(value)
+
+
+def jacobian(function: Function, x: Float[Tensor, "sample *inputs"], *,
+             chunk: int | None = None) -> Float[Tensor, "sample outputs inputs"]:
+    """d function(x) / dx of every sample, by reverse mode where outputs are not more than inputs, else forward mode.
+
+    Args:
+        function: of a batch, (sample, ...) to (sample, ...), that treats samples one by one.
+        chunk: rows or columns computed at once; None fits a memory budget. Does not change the result.
+    """
+    start, y = run(function, x)
+    if not y.requires_grad:   # a constant
+        return x.new_zeros(len(x), math.prod(y.shape[1:]), math.prod(x.shape[1:]), dtype=torch.float64)
+    return jacobian_of(Stretch(start, edge_of(y), x.device), chunk, function, x)[0]
+
+
+def jacobian_of(stretch: Stretch, chunk: int | None = None, function: Function | None = None, x: Tensor | None = None,
+                ) -> tuple[Float[Tensor, "sample outputs inputs"], Float[Tensor, " sample"]]:
+    """The Jacobian of a stretch, row by row; column by column where there are fewer and the function is given.
+
+    And the spectral norm of its rounding error, as the random combination of rows shows it.
+
+    Columns come of forward mode, which runs the function again.  They are taken if a random combination of rows,
+    pulled back through the graph, agrees with them: not every operation has the forward derivative that belongs to
+    its backward one, and a function may be another one each time.
+    """
+    size = chunk or stretch.at_once()
+    row, image = row_and_image(stretch)
+    if function is not None and stretch.outputs > stretch.inputs:
+        try:
+            columns = forward_columns(function, x, size)
+        except Exception:  # an operation without a forward derivative: the same by rows
+            columns = None
+        if columns is not None and proves(columns, row, image):
+            return columns, rounding(columns, row, image)
+    rows = reverse_rows(stretch, size)
+    if not proves(rows, row, image):   # a wrong rule for batches, or so much cancellation that rounding is all there is
+        rows = reverse_rows(stretch, 1)
+    return rows, rounding(rows, row, image)
+
+
+def row_and_image(stretch: Stretch) -> tuple[Float[Tensor, "sample *outputs"], Float[Tensor, "sample *inputs"]]:
+    """A random row, and where autograd's backward pass takes it."""
+    row = stretch.random_row()
+    return row, stretch.back(row)
+
+
+def rounding(jacobians: Float[Tensor, "sample outputs inputs"], row: Float[Tensor, "sample *outputs"],
+             image: Float[Tensor, "sample *inputs"]) -> Float[Tensor, " sample"]:
+    """Estimate of the Jacobian's error in Frobenius norm, from one random row r: |r^T E|^2 is |r|^2 |E|^2 / outputs.
+
+    What r^T J, computed from the Jacobian, and the image of r, computed by itself, differ by is rounding of both.
+    """
+    row = row.reshape(len(row), 1, -1).double()
+    gap = (row @ jacobians).squeeze(1) - image.reshape(len(row), -1).double()
+    size = torch.linalg.vector_norm(row.flatten(1), dim=-1)
+    return torch.linalg.vector_norm(gap, dim=-1) / size * row.shape[-1] ** 0.5
+
+
+def proves(jacobians: Float[Tensor, "sample outputs inputs"], row: Float[Tensor, "sample *outputs"],
+           image: Float[Tensor, "sample *inputs"], agreement: float = AGREEMENT) -> bool:
+    """The Jacobians take this row where autograd takes it, to rounding; samples with nan or infinities do not count."""
+    row = row.reshape(len(row), 1, math.prod(row.shape[1:])).double()   # -1 is no number where there is no sample
+    image = image.reshape(len(row), math.prod(image.shape[1:])).double()
+    taken = (row @ jacobians).squeeze(1)
+    size = (row.abs() @ jacobians.abs()).squeeze(1)
+    finite = (taken.isfinite() & image.isfinite() & size.isfinite()).all(-1)
+    if not torch.equal(taken.isfinite().all(-1), image.isfinite().all(-1)):
+        return False
+    gap, scale = (taken - image).abs()[finite], image.abs().amax(-1, keepdim=True)[finite]
+    return bool((gap <= agreement * (scale + 1e-3 * size[finite])).all())
+
+
+def reverse_rows(stretch: Stretch, size: int) -> Float[Tensor, "sample outputs inputs"]:
+    """`size` rows at a time, of all samples at once: samples do not mix, so a row of each comes out of one product."""
+    shape = shape_of(stretch.end)
+    result = torch.empty(stretch.samples, stretch.outputs, stretch.inputs, dtype=torch.float64, device=stretch.device)
+    basis = torch.eye(stretch.outputs, dtype=torch.float64, device=stretch.device).view(-1, 1, *shape[1:])
+    for start in range(0, len(basis), size):
+        pulled = stretch.pull(basis[start:start + size].expand(-1, *shape))
+        result[:, start:start + size] = pulled.flatten(2).transpose(0, 1)
+    return result
+
+
+def forward_columns(function: Function, x: Tensor, size: int) -> Float[Tensor, "sample outputs inputs"]:
+    """`size` columns at a time, of all samples at once."""
+    x = x.detach()
+    columns = math.prod(x.shape[1:])
+    basis = torch.eye(columns, dtype=x.dtype, device=x.device).view(-1, 1, *x.shape[1:])
+
+    def push(direction: Tensor) -> Tensor:
+        return torch.func.jvp(lambda x: function(x.clone()), (x,), (direction,))[1].reshape(len(x), -1)
+
+    with torch.no_grad(), quiet_fallback():
+        parts = [torch.func.vmap(push, out_dims=2, randomness="same")(part.expand(-1, *x.shape))
+                 for part in basis.split(size)]
+    return torch.cat(parts, -1)

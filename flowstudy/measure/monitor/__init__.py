@@ -1,0 +1,1 @@
+"""Gradients inside the user's own training loop."""

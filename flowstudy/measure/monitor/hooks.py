@@ -1,0 +1,229 @@
+"""Hooks in a model for one optimizer step: what its forward and backward passes leave behind, measured at once."""
+
+import sys
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Variable
+from torch.utils.hooks import RemovableHandle
+
+from flowstudy.measure.models.outputs import numbers_in
+
+from .norms import Norms, as_real, norm, norms
+
+current_task = torch._C._current_graph_task_id  # which backward pass the caller runs in
+HELD = 2**24  # entries of error signals on a GPU, kept to be measured by one kernel; more would cost memory
+
+
+class Backward:
+    """One backward pass in progress."""
+
+    def __init__(self, gradients: list):
+        self.gradients_before = gradients
+        self.errors: list[tuple[int, float | Tensor]] = []  # by layer
+        self.held: list[tuple[int, Tensor]] = []            # error signals that wait to be measured
+        self.entries = 0                                    # in them
+
+    def measure_held(self) -> None:
+        if self.held:
+            layers, tensors = zip(*self.held, strict=True)
+            self.errors += zip(layers, torch._foreach_norm(tensors, 2, dtype=torch.float64), strict=True)
+            self.held, self.entries = [], 0
+
+
+class Probes:
+    """Watches a model while armed, and keeps what its passes came to.
+
+    Attributes:
+        passes: "error" and "activation" by layer, of the backward passes since `take`: micro-batches, and calls of a
+            shared layer, are parts of one vector.
+        entries: how many entries each layer's output had in them.
+        gradient: "gradient" by weight, as the last backward pass left it: it is a sum over passes already.
+    """
+
+    def __init__(self, layers: list[nn.Module], weights: list[Tensor], groups: list[list[int]], *, gradients: bool,
+                 errors: bool, activations: bool):
+        self.layers, self.weights, self.groups = layers, weights, groups
+        self.gradients, self.errors, self.activations = gradients, errors, activations
+        self.watches_layers = errors or activations
+        self.switches: list[Switch] = []
+        self.armed = False
+        self.stance = None
+        self.reset()
+
+    def reset(self) -> None:
+        self.gradient = Norms()
+        self.running: dict[int, Backward] = {}
+        self.left: list | None = None  # the state of the gradients after the last backward pass
+        self.forget_passes()
+
+    def forget_passes(self) -> None:
+        self.passes, self.entries = Norms(), Counter()
+        self.forward: list[tuple[int, float | Tensor, int]] = []
+
+    def take(self) -> tuple[Norms, Counter[int]]:
+        """The passes so far; what comes then belongs to the next step."""
+        taken = self.passes, self.entries
+        self.forget_passes()
+        return taken
+
+    def arm(self) -> None:
+        if self.armed:
+            return
+        self.armed = True
+        self.reset()
+        if self.watches_layers and "torch._dynamo" in sys.modules:
+            # Compiled code does not call hooks that it was compiled without.
+            self.stance = torch.compiler.set_stance("force_eager")
+        self.switches = self.switches or self.make_switches()
+        for switch in self.switches:
+            switch.on()
+
+    def disarm(self) -> None:
+        self.armed = False
+        for switch in self.switches:
+            switch.off()
+        if self.stance is not None:
+            self.stance.__exit__(None, None, None)
+            self.stance = None
+
+    def make_switches(self) -> "list[Switch]":
+        """A hook for each layer; where no layer is watched, for each weight: a frozen one may be thawed at any time."""
+        if self.watches_layers:
+            return [Switch(Layer(self, i), layer.register_forward_hook) for i, layer in enumerate(self.layers)]
+        differentiable = [w for w in self.weights if w.is_floating_point() or w.is_complex()] if self.gradients else []
+        return [Switch(self.backward_passes_by, partial(register_on_weight, weight)) for weight in differentiable]
+
+    # --- what the hooks see ------------------------------------------------------------------------------------------
+
+    def error_arrived(self, layer: int, output: int, gradients: tuple[Tensor | None, ...]) -> None:
+        if not self.armed:
+            return
+        backward = self.running.get(current_task()) or self.backward_starts()
+        error = gradients[output]
+        if not self.errors or error is None:
+            return
+        if error.is_cpu:
+            backward.errors.append((layer, norm(error)))
+            return
+        backward.held.append((layer, as_real(error)))
+        backward.entries += error.numel()
+        if backward.entries > HELD:
+            backward.measure_held()
+
+    def backward_passes_by(self, _gradient: object) -> None:
+        """At a weight, or at what a layer puts out beside its first output."""
+        if self.armed and current_task() not in self.running:
+            self.backward_starts()
+
+    # --- a backward pass ---------------------------------------------------------------------------------------------
+
+    def backward_starts(self) -> Backward:
+        """The pass that the calling hook runs in: a pass inside a pass, as in checkpointing, is one of its own."""
+        task = current_task()
+        now = self.gradients_now() if self.watches_layers else []
+        if not self.running and self.left is not None and self.left != now:
+            # Not one more micro-batch: the gradients were zeroed, so the step that the earlier passes were for was
+            # never made.  A GradScaler leaves it out when it finds an infinity.
+            self.passes, self.entries = Norms(), Counter()
+        self.running[task] = backward = Backward(now)
+        # The engine runs callbacks when the pass is over, in order.  DistributedDataParallel waits for its all-reduce
+        # in one that it may queue later than this; one that is queued from within a callback comes after that.
+        queue = Variable._execution_engine.queue_callback
+        queue(lambda: queue(lambda: self.backward_ended(task)))
+        return backward
+
+    @torch.no_grad()
+    def backward_ended(self, task: int) -> None:
+        backward = self.running.pop(task, None)
+        if backward is None or not self.armed:
+            return
+        if self.watches_layers:
+            now = self.gradients_now()
+            if backward.gradients_before == now:
+                return  # nothing was accumulated: autograd.grad, which is not part of training
+            self.left = now
+            self.keep(backward)
+        if self.gradients:
+            self.gradient = Norms()
+            measure_gradients(self.gradient, "gradient", self.weights, self.groups)
+
+    def keep(self, backward: Backward) -> None:
+        """What a pass found in the layers, and what the forward pass before it did."""
+        backward.measure_held()
+        self.passes.put_each("error", backward.errors)
+        self.passes.put_each("activation", [(layer, value) for layer, value, _ in self.forward])
+        for layer, _, number in self.forward:
+            self.entries[layer] += number
+        self.forward = []
+
+    def gradients_now(self) -> list[tuple[int, int] | None]:
+        """Changes when a gradient is zeroed, replaced or written to; looks at no number."""
+        return [None if (g := weight.grad) is None else (id(g), g._version) for weight in self.weights]
+
+
+class Layer:
+    """A layer's forward hook, on the first real or complex tensor of its output.
+
+    A copy of the model, in memory or in a file, has one that does nothing.
+    """
+
+    def __init__(self, probes: Probes, layer: int):
+        self.probes, self.layer = probes, layer
+        self.first_output = partial(probes.error_arrived, layer, 0)
+
+    def __call__(self, _module: nn.Module, _inputs: object, output: object) -> None:
+        numbers = list(numbers_in(output))
+        if not numbers or not torch.is_grad_enabled():
+            return  # an evaluation in between is not part of the step
+        h, *others = numbers
+        probes, node = self.probes, h.grad_fn
+        if probes.activations:  # at once: what follows may write into the layer's output
+            probes.forward.append((self.layer, norm(h.detach()), h.numel()))
+        if node is not None:  # which stays what it is when h is written to; a hook on h would move
+            at = h.output_nr
+            node.register_prehook(partial(probes.error_arrived, self.layer, at) if at else self.first_output)
+        for other in others:  # the loss may see one of these alone, such as the last state of a recurrent net
+            if other.grad_fn is not None:
+                other.grad_fn.register_prehook(probes.backward_passes_by)
+
+    def __reduce__(self) -> tuple:
+        return Unwatched, ()
+
+
+def register_on_weight(weight: Tensor, hook: Callable) -> RemovableHandle:
+    """For when its gradient has been accumulated; torch takes such a hook only where a gradient is required."""
+    required = weight.requires_grad
+    handle = weight.requires_grad_(True).register_post_accumulate_grad_hook(hook)
+    weight.requires_grad_(required)
+    return handle
+
+
+class Switch:
+    """A hook that goes on and off where it was registered: registering one anew takes ten times as long."""
+
+    def __init__(self, hook: Callable, register: Callable[[Callable], RemovableHandle]):
+        handle = register(hook)
+        self.hook, self.hooks, self.key = hook, handle.hooks_dict_ref(), handle.id
+
+    def on(self) -> None:
+        self.hooks[self.key] = self.hook
+
+    def off(self) -> None:
+        self.hooks.pop(self.key, None)
+
+
+class Unwatched:
+    def __call__(self, *_args: object) -> None:
+        return None
+
+
+def measure_gradients(into: Norms, kind: str, weights: list[Tensor], groups: list[list[int]]) -> None:
+    for group in groups:
+        present = [(i, g) for i in group if (g := weights[i].grad) is not None]
+        if present:
+            positions, gradients = zip(*present, strict=True)
+            into.put(kind, positions, norms(gradients))

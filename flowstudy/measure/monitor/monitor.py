@@ -1,0 +1,375 @@
+"""GradientMonitor: gradient, update, error-signal and activation norms by layer, in the user's own training loop."""
+
+import difflib
+import os
+import sys
+import weakref
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from types import CodeType
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from flowstudy.measure.drawn import Drawn
+
+from .hooks import Probes
+from .kept import Parts, load_parts
+from .norms import Layout
+from .step_record import StepRecord, tables, was_left_out
+from .watched import QUANTITIES, Groups, watch
+
+CALL = "GradientMonitor"
+TOGETHER = 64  # records that nobody waits for are put away together: one at a time takes three times as long
+
+
+@runtime_checkable
+class ScalarWriter(Protocol):
+    """What a TensorBoard SummaryWriter can do."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> object: ...
+
+
+class Numbers(NamedTuple):
+    """A record on the host; its table is worked out when somebody asks for it."""
+
+    step: int
+    layout: Layout
+    entries: Counter[int]
+    values: array
+
+
+class GradientMonitor(Drawn):
+    """Records, layer by layer, what training steps do to a model; the loop stays as it is.
+
+        with fs.GradientMonitor(model, every=10) as monitor:
+            train(model)
+        monitor.plot()
+
+    A step is one step of an optimizer that holds weights of the model; the optimizer's hooks tell when it comes, and
+    the micro-batches before it belong to it.  Several optimizers that take turns make one step together; one that has
+    all that is to be trained makes steps by itself.  Steps that are not recorded cost nothing.  Norms are taken on the
+    model's device, in float64 (on a CPU in float32 where that is as good to 1e-5), and copied to the host once a
+    record, without waiting for the device.
+
+    Args:
+        model: any module; its DistributedDataParallel or torch.compile wrapper will do as well.
+        every: record steps 0, every, 2 every, ....
+        optimizer: count this optimizer's steps alone; None counts all that hold weights of the model.
+        scaler: the GradScaler, for loops that call `step`; else it is found.
+        quantities: all, or some of the columns below. Nothing is hooked into the forward pass for the first three.
+        store: a new or empty folder. Each record is written to it when it is complete, so a killed run keeps all but
+            the last; `GradientMonitor.load(folder)` and `pandas.read_parquet(folder)` read it; milliseconds each.
+        writer: a TensorBoard SummaryWriter; three curves per quantity: first, median and last layer.
+
+    What it cannot see: error signals and activations of layers that run inside compiled graphs which were made before
+    the monitor was attached, of scripted modules, and of weights that are used without their module's call (their
+    gradients belong to the module around them that runs).
+
+    Under DistributedDataParallel only the first process writes to `store` and `writer`.
+
+    Attributes:
+        frame: a row per record and layer: `step` (updates before it), `layer` (1 is the first), `module`, `type`, and
+
+            log10_weight_gradient_norm: of dL/dW as the last backward pass before the step left it: summed over
+                micro-batches, averaged over processes, unscaled, not yet clipped; biases left out.
+            log10_clipped_gradient_norm: of the gradient that the optimizer was given.
+            update_to_weight: ||W after - W before|| / ||W before|| of the step.
+            log10_error_signal_norm: of dL/dh, h the layer's output, unscaled; micro-batches and uses of a shared layer
+                are parts of one vector. Under DistributedDataParallel: of this process's loss and samples.
+            activation_mean_square: over all entries of the layer's outputs.
+
+            Norms are `gradient_flow`'s, |h|^2 = h conj(h) where numbers are complex; of an output that is a tuple, dict
+            or dataclass, those of its first real or complex tensor. Layers are in the order in which the model holds
+            them, a row for a layer that runs several times. Weights in an nn.ParameterList or behind a parametrization
+            are those of the module around it that computes with them. -inf is an exact 0 (in a float64 model also what
+            is below 1e-154), nan a diverged net, or what the step did not have: a gradient of a frozen layer, or of one
+            that the loss does not see; an output of a layer that is not called.
+
+        records: how many there are. The latest may be there only when the next step is made, or on leaving.
+
+    A step that a GradScaler leaves out is not recorded; in its place comes the next one.  Where a fused optimizer
+    leaves it out, `step` counts it all the same.  A scale that is multiplied in by hand is not known.
+
+    Compiled code does not call hooks: where error signals or activations are wanted, compiled models run eagerly in
+    recorded steps, so keep `every` large there.
+
+    Raises:
+        ValueError, TypeError: a model without trainable weights, an optimizer that holds none of them, an unknown
+            quantity, `every` below 1, a store that holds something.
+    """
+
+    drawn_by = "training_heat_map"
+
+    def __init__(self, model: nn.Module, *, every: int = 1, optimizer: Optimizer | None = None,
+                 scaler: torch.amp.GradScaler | None = None, quantities: Sequence[str] = QUANTITIES,
+                 store: str | os.PathLike | None = None, writer: ScalarWriter | None = None):
+        self.every = check_every(every)
+        layers, self.watched = watch(CALL, model, check_quantities(quantities))
+        self.position = {id(weight): i for i, weight in enumerate(self.watched.weights)}
+        self.holders: weakref.WeakKeyDictionary[Optimizer, tuple[int, Groups]] = weakref.WeakKeyDictionary()
+        self.every_weight = self.watched.groups(range(len(self.watched.weights)))
+        self.optimizer = self.check_optimizer(CALL, optimizer)
+        self.scaler = check_scaler(scaler)
+        self.parts = None if store is None or not first_process() else Parts(CALL, store)
+        self.writer = check_writer(writer) if first_process() else None
+        wanted = self.watched.quantities
+        self.probes = Probes(list(layers.values()), self.watched.weights, self.every_weight,
+                             gradients=QUANTITIES[0] in wanted, errors=QUANTITIES[3] in wanted,
+                             activations=QUANTITIES[4] in wanted)
+        self.handles: list = []
+        self.current = 0                          # the step in progress
+        self.stepped: set = set()                 # who has stepped in it
+        self.team: set | None = None              # who makes a step together, once that is known
+        self.record: StepRecord | None = None     # of the step in progress
+        self.fetching: list[StepRecord] = []      # complete; their numbers are on their way to the host
+        self.numbers: list[Numbers] = []
+
+    # --- for users ---------------------------------------------------------------------------------------------------
+
+    def attach(self) -> "GradientMonitor":
+        """Start to watch, as `with` does; once attached, nothing more."""
+        if not self.handles:
+            self.handles = [register_optimizer_step_pre_hook(self.before_step),
+                            register_optimizer_step_post_hook(self.after_step)]
+            self.prepare()
+        return self
+
+    def detach(self) -> None:
+        """Stop to watch: model and optimizers are without hooks again, every record is in the frame."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+        self.complete()
+        self.deliver()
+        self.probes.disarm()
+
+    def __enter__(self) -> "GradientMonitor":
+        return self.attach()
+
+    def __exit__(self, *_exception: object) -> None:
+        self.detach()
+
+    def step(self, optimizer: Optimizer | None = None) -> None:
+        """Say that the weights are about to change, after backward and clipping, where no torch optimizer steps.
+
+        The update is then what changed until the next call.  Beside a torch optimizer the call changes nothing.
+        """
+        call = f"{CALL}.step"
+        if not self.handles:
+            raise RuntimeError(f"{call}: the monitor must be attached. Use `with monitor:` or monitor.attach().")
+        held = self.every_weight if optimizer is None else self.held_by(self.check_optimizer(call, optimizer))
+        self.begin(self)
+        if self.record is not None:
+            self.record.before_step(held, self.probes, None, self.scaler)
+            self.record.taken = True
+
+    @property
+    def is_written(self) -> bool:
+        """Whether records go somewhere as they come."""
+        return self.parts is not None or self.writer is not None
+
+    @property
+    def records(self) -> int:
+        self.deliver()
+        return len(self.numbers)
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        self.deliver()
+        return self.rows(self.numbers)
+
+    @staticmethod
+    def load(folder: str | os.PathLike) -> pd.DataFrame:
+        """The frame of a run that was given `store=folder`, finished or killed."""
+        return load_parts(f"{CALL}.load", folder)
+
+    # --- what the optimizers' hooks call -----------------------------------------------------------------------------
+
+    def before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        if self.optimizer is not None and optimizer is not self.optimizer:
+            return
+        if held := self.held_by(optimizer):
+            self.begin(optimizer)
+            if self.record is not None:
+                closure = (args[1] if len(args) > 1 else kwargs.get("closure")) is not None  # args[0] is the optimizer
+                self.record.before_step(held, self.probes, optimizer, self.scaler or scaler_in_charge(), closure)
+
+    def after_step(self, optimizer: Optimizer, _args: tuple, _kwargs: dict) -> None:
+        if optimizer not in self.stepped:
+            return
+        if self.record is not None:
+            self.record.after_step()
+        if self.team is not None and self.team <= self.stepped:
+            self.complete()
+            self.prepare()
+
+    def begin(self, who: "Optimizer | GradientMonitor") -> None:
+        """Somebody is about to change weights: the first to do so opens the step's record, if it has one."""
+        if self.fetching and self.is_written and self.fetching[-1].norms.ready():
+            self.deliver()
+        if who in self.stepped:  # for the second time: the step in progress was over
+            self.team = self.stepped
+            self.complete()
+            self.current, self.stepped = self.current + 1, set()
+        if not self.stepped and self.is_due(self.current):
+            self.record = StepRecord(self.current, self.watched)
+        self.stepped.add(who)
+        if self.team is None and isinstance(who, Optimizer) and self.steps_alone(who):
+            self.team = {who}
+
+    def steps_alone(self, optimizer: Optimizer) -> bool:
+        """Whether nothing is left for others to step; should they all the same, the next step will tell."""
+        held = {i for group in self.held_by(optimizer) for i in group}
+        return optimizer is self.optimizer or all(
+            i in held for i, weight in enumerate(self.watched.weights) if weight.requires_grad)
+
+    # --- a record's way ----------------------------------------------------------------------------------------------
+
+    def is_due(self, step: int) -> bool:
+        return step % self.every == 0
+
+    def prepare(self) -> None:
+        """Hooks on for the next step if it is to be recorded, off if not."""
+        if self.is_due(self.current + bool(self.stepped)):
+            self.probes.arm()
+        else:
+            self.probes.disarm()
+
+    def complete(self) -> None:
+        """The step in progress is over: start to fetch its record."""
+        record, self.record = self.record, None
+        if record is None or not record.taken:
+            return
+        if record.before:
+            record.after_step()
+        record.norms.fetch()
+        self.fetching.append(record)
+        behind = len(self.fetching) - (record.norms.arrived is not None)  # the latest may still be on its way
+        if behind >= (1 if self.is_written else TOGETHER):
+            self.deliver(behind)
+
+    def deliver(self, number: int | None = None) -> None:
+        """Put the first so many records that were fetched where they belong, or all."""
+        number = len(self.fetching) if number is None else number
+        records, self.fetching = self.fetching[:number], self.fetching[number:]
+        for record in records:
+            layout, entries, values = record.norms.layout, record.entries, record.norms.read()
+            if was_left_out(layout, values):
+                continue
+            if self.numbers and (layout, entries) == (self.numbers[-1].layout, self.numbers[-1].entries):
+                layout, entries = self.numbers[-1].layout, self.numbers[-1].entries  # held once; worked out together
+            self.numbers.append(Numbers(record.step, layout, entries, values))
+            if self.parts is not None:
+                self.parts.append(self.rows(self.numbers[-1:]))
+            if self.writer is not None:
+                write_curves(self.writer, self.rows(self.numbers[-1:]), self.watched.quantities)
+
+    def rows(self, numbers: list[Numbers]) -> pd.DataFrame:
+        layers, quantities = len(self.watched.names), self.watched.quantities
+        values = [np.empty((0, layers, len(quantities)))]
+        for _, alike in groupby(numbers, key=lambda one: (id(one.layout), id(one.entries))):
+            _, layouts, entries, vectors = zip(*alike, strict=True)
+            values.append(tables(self.watched, layouts[0], entries[0], np.array(vectors)))
+        columns = np.concatenate(values).reshape(-1, len(quantities)).T
+        return pd.DataFrame({
+            "step": np.repeat(np.array([one.step for one in numbers], dtype=int), layers),
+            "layer": np.tile(np.arange(1, layers + 1), len(numbers)),
+            "module": self.watched.names * len(numbers),
+            "type": self.watched.types * len(numbers),
+        } | dict(zip(quantities, columns, strict=True)))
+
+    # --- who holds what ----------------------------------------------------------------------------------------------
+
+    def held_by(self, optimizer: Optimizer) -> Groups:
+        groups = optimizer.param_groups
+        known = self.holders.get(optimizer)
+        if known is None or known[0] != len(groups):
+            held = [self.position[id(p)] for group in groups for p in group["params"] if id(p) in self.position]
+            everything = len(set(held)) == len(self.watched.weights)
+            self.holders[optimizer] = known = (len(groups),
+                                               self.every_weight if everything else self.watched.groups(held))
+        return known[1]
+
+    def check_optimizer(self, call: str, optimizer: Optimizer | None) -> Optimizer | None:
+        if optimizer is None:
+            return None
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"{call}: `optimizer` must be a torch.optim.Optimizer, got {type(optimizer).__name__}. "
+                            f"For a loop of your own, leave it out and call {CALL}.step().")
+        if not self.held_by(optimizer):
+            raise ValueError(f"{call}: `optimizer` must hold weights of `model`, got one that holds none of them. "
+                             "Was the model copied, or wrapped, after the optimizer was made?")
+        return optimizer
+
+
+def scaler_in_charge() -> torch.amp.GradScaler | None:
+    """The GradScaler whose `step` the calling optimizer step runs in: the optimizer is not told, the stack knows."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code is SCALER_STEP:
+            return frame.f_locals["self"]
+        frame = frame.f_back
+    return None
+
+
+SCALER_STEP: CodeType = torch.amp.GradScaler.step.__code__
+
+
+def write_curves(writer: ScalarWriter, rows: pd.DataFrame, quantities: Sequence[str]) -> None:
+    for name in quantities:
+        values = rows[name]
+        curves = {"first layer": values.iloc[0], "median layer": values.median(), "last layer": values.iloc[-1]}
+        for curve, value in curves.items():
+            writer.add_scalar(f"{name}/{curve}", float(value), int(rows["step"].iloc[0]))
+
+
+def first_process() -> bool:
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+
+def check_every(every: int) -> int:
+    if isinstance(every, bool) or not isinstance(every, int):
+        raise TypeError(f"{CALL}: `every` must be a whole number of steps, got {every!r}.")
+    if every < 1:
+        raise ValueError(f"{CALL}: `every` must be at least 1, got {every}. every=10 records each tenth step.")
+    return every
+
+
+def check_quantities(quantities: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(quantities, str):
+        raise TypeError(f"{CALL}: `quantities` must be a list of names, got the string {quantities!r}. "
+                        f"Pass [{quantities!r}].")
+    chosen = tuple(dict.fromkeys(quantities))
+    for name in chosen:
+        if name not in QUANTITIES:
+            close = difflib.get_close_matches(str(name), QUANTITIES, n=1)
+            raise ValueError(f"{CALL}: `quantities` must be among {', '.join(QUANTITIES)}, got {name!r}."
+                             + (f" Did you mean {close[0]!r}?" if close else ""))
+    if not chosen:
+        raise ValueError(f"{CALL}: `quantities` must name at least one, got none. Leave it out for all of them.")
+    return tuple(name for name in QUANTITIES if name in chosen)
+
+
+def check_scaler(scaler: torch.amp.GradScaler | None) -> torch.amp.GradScaler | None:
+    if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
+        raise TypeError(f"{CALL}: `scaler` must be a torch.amp.GradScaler, got {type(scaler).__name__}.")
+    return scaler
+
+
+def check_writer(writer: ScalarWriter | None) -> ScalarWriter | None:
+    if writer is not None and not callable(getattr(writer, "add_scalar", None)):
+        raise TypeError(f"{CALL}: `writer` must have add_scalar, as a TensorBoard SummaryWriter does, "
+                        f"got {type(writer).__name__}. For a folder of Parquet files pass store=.")
+    return writer

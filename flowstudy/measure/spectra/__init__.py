@@ -1,0 +1,1 @@
+"""Spectra of input-output Jacobians: the routes, what each costs, and what is refused."""

@@ -1,0 +1,186 @@
+"""The spectrum of every layer's Jacobian and of every product of layers, for one net or the whole of a stack."""
+
+from collections.abc import Iterator
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from flowstudy.measure.models.chain import Factor, NotProvedError, proved_jacobians
+from flowstudy.measure.models.context import RandomState, in_own_context
+from flowstudy.measure.models.dense_jacobian import Stretch, row_and_image
+from flowstudy.measure.models.layers import parts_of_own_net
+from flowstudy.measure.numerics.product_svd import partial_product_svd, product_svd
+
+from .checks import check_alike, check_real, prepare
+from .one_model import pass_and_chain
+from .result import JacobianSpectrum, joined
+from .routes import RESOLVED, agreement_of, dtype_name, eps_of, logs_of, samples_at_once, spectrum_of, structural_rank
+
+
+@in_own_context
+def layer_jacobian_spectra(model: nn.Module, x: Tensor | None = None, *, samples: int = 16,
+                           seed: int = 0) -> pd.DataFrame:
+    """How isometry is lost with depth: the spectrum of every layer's Jacobian and of every product of layers 1..l.
+
+    The layers are the factors of `jacobian_spectrum`'s product route, held against the uncut model as there.
+
+    Args: as `jacobian_spectrum`.
+
+    Returns:
+        A row per sample, layer (1..) and rank: `log_singular_value` of layer l's own Jacobian (natural log), and
+        `log_singular_value_from_input` of the input-to-layer-l Jacobian; nan where one has fewer values, or where a
+        value is not resolved; -inf is exactly zero.
+
+    Raises:
+        ValueError, TypeError: as `jacobian_spectrum`; a model with a layer whose backward pass is not its Jacobian's
+            (a hook on gradients).
+    """
+    call = "layer_jacobian_spectra"
+    probe, x = prepare(call, model, x, samples, seed)
+    check_real(call, x)
+    state = RandomState(x.device)
+    whole, chain = pass_and_chain(call, probe, x, state)
+    together = samples_at_once("product", chain, whole)
+    if together >= len(x):
+        layers = spectra_by_layer(call, whole, chain)
+    else:
+        row, image = row_and_image(whole)
+        parts = [spectra_of_part(call, probe, *part, state)
+                 for part in zip(x.split(together), row.split(together), image.split(together), strict=True)]
+        layers = [(layer[0][0], joined([one for _, one, _ in layer]), joined([total for _, _, total in layer]))
+                  for layer in zip(*parts, strict=True)]
+    return frame_of(layers)
+
+
+def frame_of(layers: list[tuple[str, JacobianSpectrum, JacobianSpectrum]]) -> pd.DataFrame:
+    """A row for each sample, layer and rank, with nan where one of a layer's two spectra has fewer values."""
+    parts = []
+    for layer, (name, own, total) in enumerate(layers, 1):
+        ranks = max(own.log_singular_values.shape[-1], total.log_singular_values.shape[-1])
+        logs = [torch.nn.functional.pad(log_s, (0, ranks - log_s.shape[-1]), value=torch.nan)
+                for log_s in (own.log_singular_values, total.log_singular_values)]
+        samples = len(logs[0])
+        parts.append(pd.DataFrame({
+            "sample": torch.arange(samples).repeat_interleave(ranks).numpy(),
+            "rank": torch.arange(1, ranks + 1).repeat(samples).numpy(),
+            "log_singular_value": logs[0].flatten().numpy(),
+            "log_singular_value_from_input": logs[1].flatten().numpy(),
+            "layer": layer,
+            "module": name,
+        }))
+    return pd.concat(parts, ignore_index=True)
+
+
+def spectra_of_part(call: str, probe: nn.Module, x: Tensor, row: Tensor, image: Tensor, state: RandomState,
+                    ) -> list[tuple[str, JacobianSpectrum, JacobianSpectrum]]:
+    """Of a part of a batch, whose own pass must take a random row where the pass of the whole batch took it.
+
+    Args:
+        row, image: the row, and where it was taken.
+    """
+    whole, chain = pass_and_chain(call, probe, x, state)
+    check_alike(call, whole.back(row), image, agreement_of(dtype_name(whole)), len(x))
+    return spectra_by_layer(call, whole, chain)
+
+
+def spectra_by_layer(call: str, whole: Stretch, chain: list[Factor],
+                     ) -> list[tuple[str, JacobianSpectrum, JacobianSpectrum]]:
+    """Of each layer, its name, its own spectrum, and that of the product of all layers up to it."""
+    dtype = dtype_name(whole)
+    try:
+        factors = list(proved_jacobians(chain, agreement_of(dtype)))
+    except NotProvedError as error:
+        raise ValueError(f"{call}: `model` must be a chain of layers whose Jacobians autograd's backward pass agrees "
+                         f"with, and {error} is not one (a hook on gradients?). "
+                         "Use jacobian_spectrum(model, x, method='dense').") from None
+    own = [single(factor, dtype) for factor in factors]
+    return [(factor.name, one, total)
+            for factor, one, total in zip(chain, own, running_products(factors, own, dtype), strict=True)]
+
+
+def single(factor: Float[Tensor, "sample outputs inputs"], dtype: str) -> JacobianSpectrum:
+    """A matrix's own singular values: LAPACK's where they are clear of rounding, exact zeros by rows that are zero."""
+    found = spectrum_of(factor, torch.zeros(len(factor)), 1, dtype, structural_rank(factor))
+    if is_resolved(found):
+        return found
+    return JacobianSpectrum(*logs_of(product_svd([factor], eps=eps_of(dtype))), 1, factor.shape[-1], "product", dtype)
+
+
+def running_products(factors: list[Tensor], own: list[JacobianSpectrum], dtype: str) -> list[JacobianSpectrum]:
+    """Of the products A_l ... A_1: multiplied out while every value is clear of rounding, then by their factors."""
+    found, product = [own[0]], factors[0]
+    error = torch.zeros(len(product))   # norm of the product's rounding so far
+    rank = structural_rank(product)
+    for layer, (factor, one) in enumerate(zip(factors[1:], own[1:], strict=True), 2):
+        size, before = one.singular_values[:, 0].nan_to_num(), found[-1].singular_values[:, 0].nan_to_num()
+        error = size * error + 2 * factor.shape[-1] * eps_of(dtype) * size * before
+        product, rank = thin(factor @ product), torch.minimum(rank, structural_rank(factor))
+        spectrum = spectrum_of(product, error, layer, dtype, rank)
+        if not is_resolved(spectrum):
+            break
+        found.append(spectrum)
+    if len(found) < len(factors):
+        by_factors = partial_product_svd(factors, eps=eps_of(dtype))
+        for layer, spectrum in enumerate(by_factors, 1):
+            if layer > len(found):
+                found.append(JacobianSpectrum(*logs_of(spectrum), layer, factors[0].shape[-1], "product", dtype))
+    return found
+
+
+def thin(product: Float[Tensor, "sample rows columns"]) -> Float[Tensor, "sample rows columns"]:
+    """A matrix with the same singular values, alone and in every product from the left, and more columns of zeros.
+
+    Where many rows are zero in every sample (dead units), the others span few dimensions.  The columns are turned into
+    these by an orthogonal matrix; zero columns cost the next singular values nothing.
+    """
+    live = (product != 0).any(0).any(1)
+    if 4 * live.sum() > 3 * product.shape[-1]:
+        return product
+    narrow = torch.zeros_like(product)
+    narrow[:, live, :int(live.sum())] = torch.linalg.qr(product[:, live].mT, mode="r").R.mT
+    return narrow
+
+
+def is_resolved(found: JacobianSpectrum) -> bool:
+    return bool((found.log_error <= RESOLVED).all()) and not found.below_floor.any()
+
+
+@in_own_context
+def stacked_jacobian_spectrum(model: nn.Module, state: dict[str, Tensor], x: Tensor, *,
+                              part: str = "body") -> Float[Tensor, "net sample rank"]:
+    """Log singular values of every net of a stack by the product route; `model` is one of flowstudy's nets.
+
+    Equal to `jacobian_spectrum` of each net alone.
+
+    Args:
+        state: parameters by name, stacked along a leading net axis.
+        x: inputs (sample, inputs), shared by the nets.
+        part: "body" or "all".
+    """
+    layers = parts_of_own_net(model)
+    if layers is None:
+        raise ValueError(f"stacked_jacobian_spectrum: `model` must be one of flowstudy's own nets as they are, got "
+                         f"{type(model).__name__}. Measure the nets one by one with jacobian_spectrum.")
+    names = {module: name for name, module in model.named_modules()}
+
+    def jacobians() -> Iterator[Tensor]:
+        h = x.double().expand(len(next(iter(state.values()))), *x.shape)
+        for i, layer in enumerate(layers):
+            prefix = f"{names[layer]}."
+            own = {name[len(prefix):]: value.double() for name, value in state.items() if name.startswith(prefix)}
+            apply = torch.func.vmap(lambda own, h, layer=layer: torch.func.functional_call(layer, own, (h,)))
+            inside = part == "all" or 0 < i < len(layers) - 1
+            if inside:
+                one = torch.func.jacfwd if h.shape[-1] <= own_width(own) else torch.func.jacrev
+                differentiate = one(lambda own, h, layer=layer: torch.func.functional_call(layer, own, (h,)), argnums=1)
+                yield torch.func.vmap(torch.func.vmap(differentiate, (None, 0)))(own, h)
+            h = apply(own, h)
+
+    with torch.no_grad():
+        return product_svd(jacobians()).log_singular_values.cpu()
+
+
+def own_width(own: dict[str, Tensor]) -> int:
+    return min(value.shape[1] for value in own.values() if value.ndim > 2)

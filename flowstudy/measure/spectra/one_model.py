@@ -1,0 +1,187 @@
+"""Singular values of the input-output Jacobian, sample by sample, in float64."""
+
+import difflib
+
+from torch import Tensor, nn
+
+from flowstudy.measure.models.chain import Factor, NotProvedError, chain_of, noted_calls
+from flowstudy.measure.models.context import RandomState, in_own_context
+from flowstudy.measure.models.dense_jacobian import Stretch, row_and_image, run
+from flowstudy.measure.models.graph import edge_of
+
+from .checks import (
+    Picked,
+    check_alike,
+    check_apart,
+    check_chunk,
+    check_depends,
+    check_k,
+    check_linear,
+    check_output,
+    check_real,
+    ends_of,
+    prepare,
+)
+from .result import JacobianSpectrum, joined, largest
+from .routes import (
+    RESOLVED,
+    TOP,
+    agreement_of,
+    choose,
+    dense_spectrum,
+    dtype_name,
+    matrix_free_spectrum,
+    product_spectrum,
+    samples_at_once,
+)
+
+METHODS = ("auto", "product", "dense", "matrix_free")
+
+
+@in_own_context
+def jacobian_spectrum(model: nn.Module, x: Tensor | None = None, *, part: str | tuple[int, int] = "all",
+                      samples: int = 16, method: str = "auto", k: int | None = None, chunk: int | None = None,
+                      seed: int = 0, start: str | None = None, output: str | int | None = None,
+                      mode: str = "eval") -> JacobianSpectrum:
+    """Singular values of d output / d input at each sample, on a float64 copy in eval mode.
+
+    All routes differentiate one untouched forward pass, by autograd's own backward pass, whatever the model does in
+    between (for dropout in train mode that is one mask).  The product route cuts that pass wherever one value carries
+    everything on (a residual block is one factor), works on the factors' Jacobians, and is right in every singular
+    value at any depth.  Each factor is held against the backward pass of the uncut model; where one differs, the model
+    is measured uncut.  The dense route multiplies out, and tells only values within 1e-16 of the largest from rounding:
+    the rest is nan, counted in `below_floor`.  Where one sample's Jacobian would not fit in 256 MiB, the matrix-free
+    route finds the k largest with their residuals, the mean square with an interval, and the density.  The model, its
+    mode, its gradients and the global random state stay as they are.
+
+    Args:
+        model: any module from one tensor to one tensor, both with a leading sample axis.
+        x: inputs (sample, ...); None draws standard normal inputs where the model has `in_features`, or where its
+            first layer is linear.
+        part: "all" is input to output; "body" is the first layer's output to the last hidden layer's (width x width);
+            (start, stop) is layer start's output to layer stop's, 0 being the input, of a chain.
+        samples: at most so many inputs are measured, the first ones of `x`.
+        method: "product", "dense", "matrix_free", or "auto": product where the model is a chain whose factors fit in
+            memory, else dense where the Jacobian does.  Where the product route would take several times as long (few
+            wide layers, such as convolutions), dense comes first, and is kept if it resolves every value.
+        k: keep the k largest singular values; None is all, 10 by the matrix-free route.
+        chunk: rows (or columns) of the Jacobian computed at once by the dense route; None fits a budget of 1 GiB in
+            all. Does not change the result.
+        seed: of the inputs drawn when `x` is None.
+        start: name of a module whose output takes the input's place, such as an embedding; dense route.
+        output: which entry of a tuple or dict output is meant.
+        mode: "eval" or "train"; dropout then keeps one random mask.
+
+    Raises:
+        ValueError, TypeError: no x and no known input shape, an empty or non-finite batch, an unknown part or method,
+            a model that is not a chain where one is needed, an output that does not depend on x, a model that mixes
+            the samples of a batch (batch norm in train mode): one sample then has no Jacobian of its own.
+
+    What it cannot measure: inputs that are not real tensors (pass `start`), models that mix the samples of a batch or
+    cannot be copied, backward passes that are not linear (a hook that clips), and a product route for models that no
+    single value cuts: each is refused in one line.
+
+    Source: Saxe et al. 2014; Pennington, Schoenholz, Ganguli 2017 (dynamical isometry).
+    """
+    call = "jacobian_spectrum"
+    if method not in METHODS:
+        raise ValueError(f"{call}: `method` must be one of {', '.join(METHODS)}, got {method!r}.")
+    if start is not None and method in ("product", "matrix_free"):
+        raise ValueError(f"{call}: `start` goes with method='dense', got {method!r}. Leave `method` out.")
+    check_chunk(call, chunk)
+    probe, x = prepare(call, model, x, samples, seed, output, mode)
+    state = RandomState(x.device)
+    if start is not None:
+        return largest(k, started_spectrum(call, probe, start, x, chunk, state))
+    check_real(call, x)
+    return spectrum_at(call, probe, x, state, part=part, method=method, k=k, chunk=chunk, seed=seed)
+
+
+def spectrum_at(call: str, probe: nn.Module, x: Tensor, state: RandomState, *, part: str | tuple[int, int],
+                method: str, k: int | None, chunk: int | None, seed: int,
+                seen: tuple[Tensor, Tensor] | None = None) -> JacobianSpectrum:
+    """Of as many samples at once as memory allows, the others after them.
+
+    Args:
+        seen: of samples that are a part of a batch: a random row, and where the batch's pass took it.
+    """
+    _, chain = pass_and_chain(call, probe, x, state)
+    first, last = ends_of(call, part, chain)
+    within = chain[first:last]
+    piece = Stretch(within[0].start, within[-1].end, x.device, tuple(n for f in reversed(within) for n in f.nodes))
+    if seen is not None:
+        check_alike(call, piece.back(seen[0]), seen[1], agreement_of(dtype_name(piece)), len(x))
+    entire = part == "all" or (first, last) == (0, len(chain))
+    check_k(call, k, min(piece.inputs, piece.outputs))
+    route = choose(method, within, piece)
+    together = samples_at_once(route, within, piece)
+    if together < len(x) and route != "matrix_free":
+        options = {"part": part, "method": method, "k": k, "chunk": chunk, "seed": seed}
+        parts = zip(x.split(together), *(both.split(together) for both in row_and_image(piece)), strict=True)
+        return joined([spectrum_at(call, probe, one, state, seen=(row, image), **options)
+                       for one, row, image in parts])
+    dtype = dtype_name(piece)
+    again = state.repeated(probe)
+
+    def dense() -> JacobianSpectrum:
+        check_linear(call, piece)
+        forward = (again, x) if entire else (None, None)
+        return largest(k, dense_spectrum(piece, len(within), chunk, dtype, *forward))
+
+    if route == "matrix_free":
+        if not entire:
+            raise ValueError(f"{call}: method='matrix_free' measures whole models, got part={part!r}. Pass the part as "
+                             "its own model.")
+        k = k or min(TOP, piece.inputs, piece.outputs)
+        return matrix_free_spectrum(call, piece, again, x, len(within), k, seed, dtype)
+    if route == "dense":
+        return dense()
+    if route == "dense first":
+        found = dense()
+        if not found.below_floor.any() and (found.log_error.nan_to_num() <= RESOLVED).all():
+            return found
+    try:
+        return largest(k, product_spectrum(within, dtype))
+    except NotProvedError as error:
+        if method == "product":
+            raise ValueError(f"{call}: method='product' needs factors that autograd's backward pass agrees with, and "
+                             f"{error} is not one (a hook on gradients?). Use method='dense'.") from None
+        return dense()
+
+
+def pass_and_chain(call: str, probe: nn.Module, x: Tensor, state: RandomState) -> tuple[Stretch, list[Factor]]:
+    """One untouched forward pass, checked, and the factors that it falls into."""
+    with state.replayed(), noted_calls(probe) as calls:
+        start, y = run(probe, x)
+    y = check_output(call, y, len(x))
+    check_depends(call, y, start)
+    whole = Stretch(start, edge_of(y), x.device)
+    check_apart(call, whole, y)
+    model = probe.model if isinstance(probe, Picked) else probe
+    return whole, chain_of(model, whole, calls)
+
+
+def started_spectrum(call: str, probe: nn.Module, start: str, x: Tensor, chunk: int | None,
+                     state: RandomState) -> JacobianSpectrum:
+    """From the output of module `start`, in the same pass."""
+    modules = dict((probe.model if isinstance(probe, Picked) else probe).named_modules())
+    if start not in modules:
+        near = difflib.get_close_matches(start, modules, 3)
+        raise ValueError(f"{call}: `start` must name a module of the model, got {start!r}."
+                         + (f" Did you mean {' or '.join(map(repr, near))}?" if near else ""))
+    outputs: list[object] = []
+    note = modules[start].register_forward_hook(lambda _m, _a, out: outputs.append(out))
+    with note, state.replayed():
+        y = check_output(call, run(probe, x)[1] if x.is_floating_point() else probe(x), len(x))
+    if len(outputs) != 1 or not isinstance(outputs[0], Tensor) or not outputs[0].requires_grad:
+        raise ValueError(f"{call}: `start` must name a module that is called once and returns one tensor, got "
+                         f"{start!r}, called {len(outputs)} times. Name another.")
+    begin = outputs[0]
+    if begin.ndim < 2 or len(begin) != len(x):
+        raise ValueError(f"{call}: `start` must name a module whose output keeps the sample axis first, got "
+                         f"{start!r} with output {tuple(begin.shape)} for {len(x)} samples. Name another.")
+    check_depends(call, y, edge_of(begin))
+    stretch = Stretch(edge_of(begin), edge_of(y), x.device)
+    check_apart(call, stretch, y)
+    check_linear(call, stretch)
+    return dense_spectrum(stretch, 1, chunk, dtype_name(stretch))

@@ -1,0 +1,187 @@
+"""The routes to the singular values of a stretch of a pass, what each costs, and which is taken when."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from flowstudy.measure.models.chain import Factor, proved_jacobians
+from flowstudy.measure.models.dense_jacobian import AGREEMENT, Function, Stretch, jacobian_of, row_and_image
+from flowstudy.measure.models.graph import coarsest, reachable, shape_of
+from flowstudy.measure.numerics.matrix_free import LinearMap, jacobian_map, largest_singular_values
+from flowstudy.measure.numerics.product_svd import product_svd
+from flowstudy.measure.numerics.stochastic_spectrum import mean_squared_singular_value, spectral_density
+
+from .checks import check_alike
+from .result import JacobianSpectrum
+
+MEMORY_BUDGET = 2**30  # bytes, beside the model's own: a quarter for the Jacobians held at once, the rest for their svd
+WIDEST = 2048  # units: "auto" takes the product route up to here; its cost goes with the cube
+TOP = 10  # singular values that the matrix-free route finds where `k` does not say
+# Multiplications of matrices of the factors' width that a step costs, measured on a CPU at widths 64 to 512: each
+# factor's QR and update, the Jacobi sweeps at the end, and LAPACK's singular values.
+QR_STEPS, JACOBI_STEPS, SVD_STEPS = 8, 150, 12
+DENSE_FIRST = 3.0      # times as cheap as the product route must the dense one be to be tried before it ...
+WORTH_CHOOSING = 5e9   # ... where the product route takes more multiplications than this, a second or so
+ROUNDING_FACTOR = 4.0  # times the estimated rounding of a Jacobian: one random row is a sample of it
+RESOLVED = 1e-6        # largest error of a log value with which a dense spectrum is kept
+
+
+def dtype_name(stretch: Stretch) -> str:
+    """The coarsest dtype that the pass computes in between the two ends."""
+    nodes = reachable(stretch.end) if stretch.nodes is None else list(stretch.nodes)
+    return str(coarsest(nodes)).removeprefix("torch.")
+
+
+def eps_of(dtype: str) -> float:
+    return torch.finfo(getattr(torch, dtype)).eps
+
+
+def agreement_of(dtype: str) -> float:
+    """By how much two routes may differ: rounding of thousands of operations in this dtype."""
+    return max(AGREEMENT, 1e4 * eps_of(dtype))
+
+
+# --- product ---------------------------------------------------------------------------------------------------------
+
+
+def product_spectrum(chain: list[Factor], dtype: str) -> JacobianSpectrum:
+    """Raises NotProvedError where a factor is not what autograd makes of it."""
+    spectrum = product_svd(proved_jacobians(chain, agreement_of(dtype)), eps=eps_of(dtype))
+    return JacobianSpectrum(*logs_of(spectrum), len(chain), chain[0].inputs, "product", dtype)
+
+
+def logs_of(spectrum: object) -> tuple[Tensor, Tensor, Tensor]:
+    return spectrum.log_singular_values.cpu(), spectrum.log_error.cpu(), spectrum.below_floor.cpu()
+
+
+# --- dense -----------------------------------------------------------------------------------------------------------
+
+
+def dense_spectrum(stretch: Stretch, factors: int, chunk: int | None, dtype: str, function: Function | None = None,
+                   x: Tensor | None = None) -> JacobianSpectrum:
+    jacobians, rounding = jacobian_of(stretch, chunk, function, x)
+    return spectrum_of(jacobians, ROUNDING_FACTOR * rounding, factors, dtype)
+
+
+def spectrum_of(jacobians: Float[Tensor, "sample outputs inputs"], rounding: Float[Tensor, " sample"], factors: int,
+                dtype: str, rank: Int[Tensor, " sample"] | None = None) -> JacobianSpectrum:
+    """Of matrices that are written out, each with the norm of the error with which it is known.
+
+    Args:
+        rank: at most so many values are not exactly zero, where that is known (`structural_rank`).
+    """
+    wild = ~jacobians.flatten(1).sum(-1).isfinite()
+    if wild.any():   # or a sum that overflowed
+        wild = ~jacobians.isfinite().flatten(1).all(-1)
+        jacobians = torch.where(wild[:, None, None], 0.0, jacobians)
+    s = singular_values(jacobians).cpu()
+    noise = s[:, :1] * max(jacobians.shape[1:]) * eps_of(dtype) + rounding.nan_to_num().cpu().unsqueeze(-1)
+    zero = torch.zeros_like(s, dtype=torch.bool)
+    if rank is not None:
+        zero = (torch.arange(s.shape[-1]) >= rank.cpu().unsqueeze(-1)) & ~wild.cpu().unsqueeze(-1)
+    below = (s <= noise) & ~zero
+    log_s = s.log().masked_fill(below | wild.cpu().unsqueeze(-1), math.nan)
+    return JacobianSpectrum(
+        log_singular_values=log_s.masked_fill(zero, -math.inf),
+        log_error=(noise / s).masked_fill(zero, 0.0),
+        below_floor=below.sum(-1),
+        factors=factors, inputs=jacobians.shape[-1], method="dense", dtype=dtype,
+    )
+
+
+def singular_values(matrices: Float[Tensor, "sample rows columns"]) -> Float[Tensor, "sample rank"]:
+    """LAPACK's; rows and columns that are zero in every sample (dead units) are left out, at a cost of their cube."""
+    live = (matrices != 0).any(0)
+    trimmed = matrices[:, live.any(1)][:, :, live.any(0)]
+    s = torch.linalg.svdvals(trimmed)
+    return torch.nn.functional.pad(s, (0, min(matrices.shape[1:]) - s.shape[-1]))
+
+
+def structural_rank(matrices: Float[Tensor, "sample rows columns"]) -> Int[Tensor, " sample"]:
+    """An upper bound of the rank that rounding has no part in: rows, or columns, that are not exactly zero."""
+    live = matrices != 0
+    return torch.minimum(live.any(-1).sum(-1), live.any(-2).sum(-1))
+
+
+# --- matrix-free -----------------------------------------------------------------------------------------------------
+
+
+def matrix_free_spectrum(call: str, piece: Stretch, function: Function, x: Tensor, factors: int, k: int, seed: int,
+                         dtype: str) -> JacobianSpectrum:
+    """Sample by sample, from products with the Jacobian and its transpose."""
+    try:
+        maps = [jacobian_map(lambda h: function(h.unsqueeze(0)).squeeze(0), sample) for sample in x]
+    except RuntimeError as error:  # torch.func's own, about an operation that it does not differentiate
+        raise ValueError(f"{call}: method='matrix_free' needs a model that torch.func can differentiate, got "
+                         f"{str(error).splitlines()[0]!r}. Use method='dense'.") from error
+    check_maps(call, piece, maps, agreement_of(dtype))
+    extremes = [largest_singular_values(linear_map, k, seed=seed) for linear_map in maps]
+    estimates = tuple((mean_squared_singular_value(m, seed=seed), spectral_density(m, seed=seed)) for m in maps)
+    log_s = torch.stack([e.log_values for e in extremes])
+    error = torch.stack([e.residuals for e in extremes]) * (log_s[:, :1] - log_s).exp()  # ds / s
+    return JacobianSpectrum(log_s, error, log_s.isnan().sum(-1), factors, x[0].numel(), "matrix_free", dtype, estimates)
+
+
+def check_maps(call: str, piece: Stretch, maps: list[LinearMap], agreement: float) -> None:
+    """The model gives a sample alone what it gives it in the batch: each map takes a random row where the pass does."""
+    row, image = row_and_image(piece)
+    rows = row.reshape(len(row), 1, piece.outputs)
+    for linear_map, one, true in zip(maps, rows, image.flatten(1), strict=True):
+        same_size = linear_map.outputs == piece.outputs
+        taken = linear_map.backward(one).squeeze(0) if same_size else torch.full_like(true, torch.nan)
+        check_alike(call, taken, true, agreement, 1)
+
+
+# --- which -----------------------------------------------------------------------------------------------------------
+
+
+def choose(method: str, chain: list[Factor], whole: Stretch) -> str:
+    """"product", "dense", "matrix_free", or "dense first": dense, unless it leaves values that are not resolved."""
+    if method != "auto":
+        return method
+    widest = max(factor.outputs for factor in chain)
+    dense_fits = 8 * whole.inputs * whole.outputs <= MEMORY_BUDGET // 4
+    if len(chain) > 1 and widest <= WIDEST and product_bytes(chain) <= MEMORY_BUDGET:
+        product, dense = product_cost(chain), dense_cost(chain, whole)
+        return "dense first" if dense_fits and product > max(DENSE_FIRST * dense, WORTH_CHOOSING) else "product"
+    return "dense" if dense_fits else "matrix_free"
+
+
+def product_bytes(chain: list[Factor]) -> int:
+    """For one sample: the largest factor's Jacobian, and the product's running state with what is made on the way."""
+    running, largest = chain[0].inputs, 0
+    for factor in chain:
+        largest = max(largest, 3 * factor.inputs * factor.outputs + 8 * factor.outputs * min(running, factor.outputs))
+        running = min(running, factor.outputs)
+    return 8 * largest
+
+
+def samples_at_once(route: str, chain: list[Factor], whole: Stretch) -> int:
+    """Of which the memory budget holds what the route needs."""
+    dense = 4 * 8 * whole.inputs * whole.outputs
+    needed = {"product": product_bytes(chain), "dense first": max(dense, product_bytes(chain))}.get(route, dense)
+    return max(1, MEMORY_BUDGET // needed)
+
+
+def product_cost(chain: list[Factor]) -> float:
+    """Multiplications, for all samples."""
+    running, cost = chain[0].inputs, 0.0
+    for factor in chain:
+        rows = 0 if factor.rule is not None else factor.outputs * pass_cost(factor)
+        running = min(running, factor.outputs)
+        cost += rows + factor.samples * QR_STEPS * factor.outputs * factor.inputs * running
+    return cost + chain[0].samples * JACOBI_STEPS * running**3
+
+
+def dense_cost(chain: list[Factor], whole: Stretch) -> float:
+    """Multiplications, for all samples."""
+    small, large = sorted((whole.inputs, whole.outputs))
+    return whole.outputs * sum(map(pass_cost, chain)) + whole.samples * SVD_STEPS * large * small**2
+
+
+def pass_cost(factor: Factor) -> float:
+    """Multiplications of a backward pass of all samples: every weight at every position, and a few for every value."""
+    values = math.prod(shape_of(factor.end))
+    return 4.0 * values + sum(p.numel() / p.shape[0] * values for p in factor.weights if p.ndim > 1)

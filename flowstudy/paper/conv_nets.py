@@ -1,0 +1,46 @@
+"""The paper's convolutional nets: its tables beside ours."""
+
+import pandas as pd
+
+# Test accuracy of highway nets [%], mean over 5 runs where the paper gives one: Srivastava et al. 2015, tables 1 to 3.
+PUBLISHED = {
+    ("table 1", "mnist", "mnist_16"): 99.40, ("table 1", "mnist", "mnist_32"): 99.54,
+    ("table 2", "cifar10", "A"): 89.18, ("table 2", "cifar10", "B"): 92.28, ("table 2", "cifar10", "C"): 91.20,
+    ("table 3", "cifar10", "cifar_10"): 92.31, ("table 3", "cifar100", "cifar_100"): 67.61,
+}
+ONE_RUN = ("A", "C")  # of which the paper gives one run's accuracy
+EPOCHS = {"mnist": 300, "cifar10": 400, "cifar100": 400}  # of the authors' solvers
+MNIST_RATE, CIFAR_RATE = 0.01, 0.025  # the authors' learning rates
+
+
+def conv_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy of the last epoch [%], mean over seeds, beside the paper's: rows of REPLICATION.md.
+
+    `paper` is empty for plain nets, which the paper did not train, for other data sets and other learning rates.
+    """
+    kinds = ["dataset", "net", "block", "learning_rate", "parameters"]
+    runs = frame.groupby([*kinds, "seed"], sort=False).last().reset_index()
+    items = {net: item for item, _, net in PUBLISHED}
+    rows = []
+    for (dataset, net, block, rate, parameters), group in runs.groupby(kinds, sort=False):
+        right = 100 * group["test_accuracy"]
+        theirs = block == "highway" and rate == (MNIST_RATE if net.startswith("mnist") else CIFAR_RATE)
+        epochs = sorted(group["epoch"].unique())
+        published = PUBLISHED.get((items[net], dataset, net)) if theirs else None
+        rows.append({
+            "item": items[net],
+            "quantity": f"{net}, {block}, {parameters:,} parameters, learning rate {rate:g}: test accuracy %",
+            "paper": published, "ours": right.mean(),
+            "note": dataset + (f", mean of {len(group)} seeds, standard deviation {right.std():.2f}" if len(group) > 1
+                               else ", one seed")
+                    + f", after epoch {', '.join(map(str, epochs))}"
+                    + (f"; {right.isna().sum()} diverged" if right.isna().any() else "")
+                    + ("" if published is None else against(dataset, net, int(max(epochs)))),
+        })
+    return pd.DataFrame(rows).astype({"paper": "float64"})
+
+
+def against(dataset: str, net: str, epochs: int) -> str:
+    kind = "one run" if net in ONE_RUN else "mean of 5 runs"
+    short = epochs < EPOCHS[dataset]
+    return f"; the paper's is {kind} of {EPOCHS[dataset]} epochs" + (": ours stopped early" if short else "")

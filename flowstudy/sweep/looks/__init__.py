@@ -1,0 +1,1 @@
+"""What `run` can measure: same-structure cells in, tidy rows out."""

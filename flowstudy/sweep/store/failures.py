@@ -1,0 +1,97 @@
+"""What becomes of a cell that cannot be computed: its traceback is kept, the others go on."""
+
+import json
+import platform
+import socket
+import time
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from flowstudy.sweep.cells import Cell
+
+from .files import StoreError, write_whole
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One cell that could not be computed, as `<root>/failed/<table>/<key>.json` keeps it.
+
+    Attributes:
+        key: of the cell.
+        cell: its fields.
+        error: the last line of the traceback.
+        traceback: the whole of it.
+        when, host: UTC time and machine.
+    """
+
+    key: str
+    cell: dict
+    error: str
+    traceback: str
+    when: str
+    host: str
+
+
+class SweepError(RuntimeError):
+    """Some cells failed; every other cell's rows are stored.
+
+    Attributes:
+        failures: one `Failure` a cell.
+        rows: the frame that `run` would have returned, without the failed cells.
+    """
+
+    def __init__(self, message: str, failures: Sequence[Failure],
+                 rows: pd.DataFrame | dict[str, pd.DataFrame]):
+        super().__init__(message)
+        self.failures, self.rows = list(failures), rows
+
+
+def failure(cell: Cell, error: BaseException | str) -> Failure:
+    if isinstance(error, str):
+        last = whole = error
+    else:
+        last = traceback.format_exception_only(error)[0].strip().partition("\n")[0]
+        whole = "".join(traceback.format_exception(error))
+    return Failure(cell.key, asdict(cell), last, whole, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                   socket.gethostname() or platform.node())
+
+
+def folder_of(root: Path, table: str) -> Path:
+    """Beside the tables, not in them: a table's folder holds Parquet alone."""
+    return root / "failed" / table
+
+
+def remember(root: Path, table: str, failed: Iterable[Failure]) -> None:
+    for one in failed:
+        write_whole(folder_of(root, table) / f"{one.key}.json", json.dumps(asdict(one), indent=1).encode())
+
+
+def forget(root: Path, table: str, cells: Iterable[Cell]) -> None:
+    """These cells have been computed after all."""
+    folder = folder_of(root, table)
+    if folder.exists():
+        for cell in cells:
+            (folder / f"{cell.key}.json").unlink(missing_ok=True)
+
+
+def failed_keys(root: Path, table: str) -> set[str]:
+    return {path.stem for path in folder_of(root, table).glob("*.json")}
+
+
+def is_refusal(error: Exception) -> bool:
+    """The call or the disk is wrong, not a cell: one-line messages of our own, which no smaller group would change."""
+    refused = isinstance(error, ValueError | TypeError) and str(error).startswith("run: ")
+    return refused or isinstance(error, StoreError)
+
+
+def raise_for(failures: Sequence[Failure], cells: int, root: Path, table: str,
+              rows: pd.DataFrame | dict[str, pd.DataFrame]) -> None:
+    """One error for all."""
+    if failures:
+        raise SweepError(f"run: {len(failures)} of {cells} cells failed, the first with `{failures[0].error}`. "
+                         f"The rows of the other {cells - len(failures)} are stored; tracebacks are in "
+                         f"{folder_of(root, table)}. Run again to try the failed cells once more.", failures, rows)

@@ -1,0 +1,61 @@
+"""Plans that a store has been asked for, as `<root>/plans/<hash>.json`: `status` compares them with what is there."""
+
+import json
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowstudy.sweep.cells import CELL_FIELDS, Cell, digest
+
+from .files import sweep_leftovers, write_whole
+
+DEFAULTS = Cell()
+
+
+@dataclass(frozen=True)
+class Record:
+    """What `run` was asked for.
+
+    Attributes:
+        measure, options: as given to `run`, defaults filled in.
+        table: of the store.
+        cells: the whole plan, each cell once, whatever part of it a shard runs.
+        asked: UTC time of the first run.
+    """
+
+    measure: str
+    options: dict
+    table: str
+    cells: list[Cell]
+    asked: str
+
+
+def remember_plan(root: Path, measure: str, options: dict, table: str, cells: Sequence[Cell]) -> None:
+    cells = list(dict.fromkeys(cells))
+    path = root / "plans" / f"{digest([table, *sorted(cell.key for cell in cells)])}.json"
+    if not path.exists():
+        asked = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        plan = {"measure": measure, "options": options, "table": table, "asked": asked,
+                "cells": [settings(cell) for cell in cells]}
+        write_whole(path, json.dumps(plan).encode())
+    sweep_leftovers(path.parent)
+
+
+def remembered_plans(root: Path) -> dict[str, Record]:
+    """By name, in the order of their first run; what cannot be read is left out with a warning."""
+    found = {}
+    for path in sorted((root / "plans").glob("*.json")):
+        try:
+            plan = json.loads(path.read_bytes())
+            found[path.stem] = Record(**(plan | {"cells": [Cell(**cell) for cell in plan["cells"]]}))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            warnings.warn(f"Store: {path} is not a plan that this version of flowstudy reads ({error}); ignored.",
+                          stacklevel=2)
+    return dict(sorted(found.items(), key=lambda item: item[1].asked))
+
+
+def settings(cell: Cell) -> dict[str, object]:
+    """The fields that tell a cell from `Cell()`."""
+    return {name: value for name in CELL_FIELDS if (value := getattr(cell, name)) != getattr(DEFAULTS, name)}

@@ -1,0 +1,188 @@
+"""Parquet tables of results.  Exists so that appends are atomic and a plan can ask what is missing."""
+
+import io
+import json
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flowstudy.sweep.cells import CELL_FIELDS, LATER, Cell, digest
+
+from .files import check_writable, set_aside, sweep_leftovers, write_whole
+
+SCHEMA = "flowstudy-1"  # raise it when rows of an older version can no longer be read as this one's
+OPTIONAL = {"gain": "float64", "gate_bias": "float64", "train_samples": "Int64"}  # typed also where all are None
+Read = TypeVar("Read")
+KEPT = {"compression": "zstd", "write_page_checksum": True}
+
+
+class NewerError(ValueError):
+    """A later version of flowstudy wrote this file: not damage."""
+
+
+class Store:
+    """A folder `<root>/<table>/<hash of the cells>.parquet`; each file holds whole cells, its footer says which.
+
+    A file is written under a temporary name and then renamed: a killed run leaves no half-written table, and what
+    is stored is never computed again.  Any number of processes may read and write at once, on a shared disk too: a
+    cell that two of them stored is read once.  A file that cannot be read is set aside with a warning, never deleted;
+    one of a later version is left alone.  `pandas.read_parquet(<root>/<table>)` and DuckDB read a table as it is.
+    """
+
+    def __init__(self, root: str | os.PathLike):
+        self.root = Path(root)
+        self._footers: dict[Path, tuple[tuple, dict | None]] = {}  # by file: its time and size, and what it said then
+        self._swept: set[Path] = set()
+
+    def stored(self, table: str) -> dict[str, Path]:
+        """Which file holds each stored cell's rows, by the cell's key."""
+        found: dict[str, Path] = {}
+        for path, footer in self._files(table):
+            for key in footer["cells"]:
+                found.setdefault(key, path)
+        return found
+
+    def missing(self, cells: Iterable[Cell], table: str) -> list[Cell]:
+        stored = self.stored(table)
+        return [cell for cell in cells if cell.key not in stored]
+
+    def holds(self, cells: Sequence[Cell], table: str) -> bool:
+        """Whether exactly these cells were stored together: one file to look at, not all of them."""
+        path = self.path(cells, table)
+        return path.exists() and self._footer(path) is not None
+
+    def path(self, cells: Sequence[Cell], table: str) -> Path:
+        """The same cells have the same file, so that what is computed twice is stored once."""
+        return self.root / table / f"{digest([SCHEMA, *(cell.key for cell in cells)])}.parquet"
+
+    def prepare(self, table: str) -> None:
+        """Make the table's folder and clear it of what killed writers left; raise StoreError if it takes no files."""
+        check_writable(self.root / table)
+        sweep_leftovers(self.root / table)
+        self._swept.add(self.root / table)
+
+    def append(self, table: str, cells: Sequence[Cell], rows: pd.DataFrame, provenance: dict) -> Path:
+        """Store the rows of whole cells; `rows` has a column `cell`, the position in `cells` that a row belongs to.
+
+        Raises:
+            StoreError: the disk is full or the folder read-only; the table is as it was.
+        """
+        tidy = pd.DataFrame(settings_of(cells, rows["cell"].to_numpy()) | dict(rows.drop(columns="cell").items()))
+        arrow = pa.Table.from_pandas(tidy, preserve_index=False)
+        footer = {"schema": SCHEMA, "cells": [cell.key for cell in cells], "provenance": provenance}
+        arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"flowstudy": json.dumps(footer)})
+        written = io.BytesIO()
+        pq.write_table(arrow, written, **KEPT)
+        path = self.path(cells, table)
+        if path.parent not in self._swept:
+            sweep_leftovers(path.parent)
+            self._swept.add(path.parent)
+        write_whole(path, written.getvalue())
+        return path
+
+    def load(self, cells: Sequence[Cell], table: str) -> pd.DataFrame:
+        """The rows of these cells, in the order of the plan, every field of the cell beside every measured value."""
+        stored = self.stored(table)
+        order = {cell.key: i for i, cell in enumerate(cells)}
+        absent = [key for key in order if key not in stored]
+        if absent:
+            raise KeyError(f"Store.load: {len(absent)} of {len(order)} cells are not in {self.root / table}. "
+                           "Run them first.")
+        if not order:
+            return pd.DataFrame(columns=["cell", *CELL_FIELDS])
+        files = list(dict.fromkeys(stored[key] for key in order))
+        tables = [self._read(path) for path in files]
+        if any(read is None for read in tables):
+            return self.load(cells, table)  # the cells of what was set aside are in another file, or missing
+        rows = pa.concat_tables(tables, promote_options="permissive").to_pandas()
+        number = {path: i for i, path in enumerate(files)}
+        owner = rows["cell"].map({key: number[stored[key]] for key in order})  # nan: a cell that was not asked for
+        rows = rows[owner == np.arange(len(files)).repeat([len(read) for read in tables])]
+        return rows.iloc[rows["cell"].map(order).argsort(kind="stable")].reset_index(drop=True)
+
+    def provenance(self, table: str) -> list[dict]:
+        """One record a file: versions, device, seconds."""
+        return [footer["provenance"] for footer in self.footers(table)]
+
+    def footers(self, table: str) -> list[dict]:
+        """What each file that is in use says of itself: `cells` (keys) and `provenance`."""
+        used = set(self.stored(table).values())
+        return [footer for path, footer in self._files(table) if path in used]
+
+    def _files(self, table: str) -> list[tuple[Path, dict]]:
+        """Every file of the table that can be read, with what its footer says."""
+        footers = [(path, self._footer(path)) for path in sorted((self.root / table).glob("*.parquet"))]
+        return [(path, footer) for path, footer in footers if footer is not None]
+
+    def _footer(self, path: Path) -> dict | None:
+        """What the file says of itself, read once while it stays as it is; None if it cannot be read."""
+        try:
+            state = path.stat()
+        except FileNotFoundError:  # set aside by another process since it was listed
+            return None
+        state = (state.st_mtime_ns, state.st_size, state.st_ino)
+        known = self._footers.get(path)
+        if known is None or known[0] != state:
+            known = self._footers[path] = (state, self._checked(path, lambda: checked_footer(pq.read_schema(path))))
+        return known[1]
+
+    def _read(self, path: Path) -> pa.Table | None:
+        rows = self._checked(path, lambda: with_later_fields(pq.read_table(path, page_checksum_verification=True)))
+        if rows is None and path in self._footers:
+            self._footers[path] = (self._footers[path][0], None)  # where it could not be moved it is not read again
+        return rows
+
+    def _checked(self, path: Path, read: Callable[[], Read]) -> Read | None:
+        try:
+            return read()
+        except FileNotFoundError:
+            return None
+        except NewerError as error:
+            warnings.warn(f"Store: {path} is left alone: {error}. Its cells count as missing; update flowstudy to "
+                          "read them.", stacklevel=2)
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+            aside = set_aside(path)
+            done = "ignored, as it cannot be moved" if aside is None else f"set aside as {aside.name}"
+            warnings.warn(f"Store: {path} is not a table of flowstudy ({error}); {done}, its cells count as missing.",
+                          stacklevel=2)
+        return None
+
+
+def settings_of(cells: Sequence[Cell], position: np.ndarray) -> dict[str, object]:
+    """Columns that repeat each cell's key and fields on every row of it."""
+    columns: dict[str, object] = {"cell": np.array([cell.key for cell in cells], dtype=object)[position]}
+    for name in CELL_FIELDS:
+        values = [getattr(cell, name) for cell in cells]
+        typed = pd.array(values, dtype=OPTIONAL[name]) if name in OPTIONAL else np.array(
+            values, dtype=object if isinstance(values[0], str) else None)
+        columns[name] = typed[position]
+    return columns
+
+
+def checked_footer(schema: pa.Schema) -> dict:
+    footer = json.loads((schema.metadata or {}).get(b"flowstudy", "{}"))
+    if "schema" not in footer:
+        raise ValueError("something else wrote it")
+    if footer["schema"] != SCHEMA:
+        mine, its = (re.fullmatch(r"flowstudy-(\d+)", str(name)) for name in (SCHEMA, footer["schema"]))
+        kind = NewerError if its and int(its[1]) > int(mine[1]) else ValueError
+        raise kind(f"its schema is {footer['schema']}, this version reads {SCHEMA}")
+    if not all(isinstance(key, str) for key in footer["cells"]) or "cell" not in schema.names:
+        raise ValueError("it does not say whose rows it has")
+    return footer
+
+
+def with_later_fields(rows: pa.Table) -> pa.Table:
+    """Rows of a file that was written before Cell had all its fields: those have their defaults."""
+    for name, default in LATER.items():
+        if name not in rows.column_names:
+            rows = rows.add_column(CELL_FIELDS.index(name) + 1, name, pa.array([default] * len(rows)))
+    return rows

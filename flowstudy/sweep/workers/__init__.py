@@ -1,0 +1,1 @@
+"""Who computes: this process, others on this machine, or a Dask cluster."""

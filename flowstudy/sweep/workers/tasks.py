@@ -1,0 +1,217 @@
+"""A task is one group of same-structure cells: measured as one stack, stored as one file, safe to run again."""
+
+import functools
+import os
+import platform
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from flowstudy.data import Dataset, load_dataset
+from flowstudy.sweep.cells import Cell, digest
+from flowstudy.sweep.looks.in_training import InTraining, measure_together
+from flowstudy.sweep.store.failures import Failure, failure, forget, is_refusal, remember
+from flowstudy.sweep.store.files import sweep_leftovers, write_whole
+from flowstudy.sweep.store.store import Store
+from flowstudy.train import Checkpoint
+
+from .memory import nets_that_fit
+
+VERSION = version("flowstudy")
+Measurement = Callable[..., pd.DataFrame]
+Load = Callable[[str, int | None, torch.device], Dataset]
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a process needs to compute one group; it travels to workers pickled.
+
+    Attributes:
+        cells: of one structure.
+        table: of the store at `store`, an absolute path that every worker sees.
+        measurement: from `MEASUREMENTS`, with its `options`.
+        device: "auto" or torch's name of it, where the task runs.
+        checkpoint_every: seconds of training between two checkpoints.
+        beside: further measurements of the same training: (table, measurement, options) each.
+        flowstudy: version that planned it; a worker of another version refuses.
+    """
+
+    cells: tuple[Cell, ...]
+    table: str
+    store: Path
+    measurement: Measurement
+    options: dict
+    device: str
+    flowstudy: str
+    checkpoint_every: float = 60.0
+    beside: tuple[tuple[str, InTraining, dict], ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The same group for the same table is the same task."""
+        return digest([*self.tables, *(cell.key for cell in self.cells)])
+
+    @property
+    def tables(self) -> list[str]:
+        return [self.table, *(table for table, *_ in self.beside)]
+
+    @property
+    def work(self) -> int:
+        return sum(map(work, self.cells))
+
+
+def work(cell: Cell) -> int:
+    """Units of the progress bar: net-epochs, or 1 for a net that is measured as it starts."""
+    return max(cell.epochs, 1)
+
+
+def load(name: str, train_samples: int | None, device: torch.device) -> Dataset:
+    data = load_dataset(name).flat().to(device)
+    return data if train_samples is None else data.subset(train_samples)
+
+
+def run_task(task: Task, tick: Callable[[int], object], store: Store, load: Load) -> list[Failure]:
+    """Compute and store the task's cells; return those that failed alone.
+
+    A group that raises is halved, down to single cells: one bad cell costs its neighbours a second run, not their
+    rows.  So is a group that does not fit into memory.
+
+    Raises:
+        StoreError, a wrong option, or what loading the data set raises: nothing that a smaller group would change.
+    """
+    device = torch.device(found_device(task.device))
+    data = load(task.cells[0].dataset, task.cells[0].train_samples, device)
+    failures: list[Failure] = []
+    waiting = pieces(task, data)
+    while waiting:
+        cells = waiting.pop(0)
+        if all(store.holds(cells, table) for table in task.tables):
+            # computed by another process since, or before this one was lost
+            tick(sum(map(work, cells)))
+            continue
+        error = attempt(task, cells, data, tick, store, device)
+        if error is not None and len(cells) > 1:
+            waiting[:0] = halves(cells)
+        elif error is not None:
+            failures.append(error)
+            remember(task.store, task.table, [error])
+            tick(work(cells[0]))
+    return failures
+
+
+def attempt(task: Task, cells: Sequence[Cell], data: Dataset, tick: Callable[[int], object], store: Store,
+            device: torch.device) -> Failure | None:
+    """Measure and append; what went wrong comes back as text, so that no traceback keeps the failed stack in memory."""
+    started, ticked = time.perf_counter(), 0
+
+    def count(units: int) -> None:
+        nonlocal ticked
+        ticked += units
+        tick(units)
+
+    checkpoint = checkpoint_of(task, cells)
+    try:
+        rows = measure(task, cells, data, count, checkpoint)
+    except Exception as error:
+        if is_refusal(error):
+            raise
+        if checkpoint:
+            checkpoint.remove()
+        tick(-ticked)
+        failed = failure(cells[0], error)
+    else:
+        count(sum(map(work, cells)) - ticked)
+        for table, part in rows.items():
+            store.append(table, cells, part, provenance(device, time.perf_counter() - started))
+        forget(task.store, task.table, cells)
+        if checkpoint:
+            checkpoint.remove()
+        return None
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return failed
+
+
+def measure(task: Task, cells: Sequence[Cell], data: Dataset, tick: Callable[[int], object],
+            checkpoint: Checkpoint | None) -> dict[str, pd.DataFrame]:
+    """Rows by table."""
+    if not isinstance(task.measurement, InTraining):
+        return {task.table: task.measurement(list(cells), data, tick, **task.options)}
+    wanted = {table: (measurement, options)
+              for table, measurement, options in ((task.table, task.measurement, task.options), *task.beside)}
+    return measure_together(wanted, cells, data, tick, checkpoint)
+
+
+def pieces(task: Task, data: Dataset) -> list[Sequence[Cell]]:
+    """The task's cells in parts that fit into the memory of where it runs."""
+    first = task.cells[0]
+    size = nets_that_fit(first, data) if isinstance(task.measurement, InTraining) and first.epochs else len(task.cells)
+    return [task.cells[i:i + size] for i in range(0, len(task.cells), size)]
+
+
+def checkpoint_of(task: Task, cells: Sequence[Cell]) -> Checkpoint | None:
+    """Where training goes on if it is killed; None for what does not train."""
+    if not isinstance(task.measurement, InTraining) or not cells[0].epochs:
+        return None
+    key = replace(task, cells=tuple(cells)).key
+    return Checkpoint(checkpoint_folder(task.store, task.table) / f"{key}.pt", task.checkpoint_every,
+                      [cell.key for cell in cells], write_whole)
+
+
+def checkpoint_folder(root: Path, table: str) -> Path:
+    return root / "checkpoints" / table
+
+
+def sweep_checkpoints(store: Store, table: str) -> None:
+    """Remove those of groups whose cells have all been stored since, in other groups."""
+    sweep_leftovers(checkpoint_folder(store.root, table))
+    paths = list(checkpoint_folder(store.root, table).glob("*.pt"))
+    stored = store.stored(table) if paths else {}
+    for path in paths:
+        if all(key in stored for key in Checkpoint.key_of(path) or [""]):
+            path.unlink(missing_ok=True)
+
+
+def halves(cells: Sequence[Cell]) -> list[Sequence[Cell]]:
+    middle = (len(cells) + 1) // 2
+    return [cells[:middle], cells[middle:]]
+
+
+def found_device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def provenance(device: torch.device, seconds: float) -> dict:
+    """Where numbers come from; stored beside them."""
+    return {
+        "flowstudy": VERSION, "torch": torch.__version__, "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "worker": f"{socket.gethostname()}:{os.getpid()}", "seconds": round(seconds, 3),
+        "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
+    }
+
+
+# --- in a process that serves others ---------------------------------------------------------------------------------
+
+ONE_AT_A_TIME = threading.Lock()  # a worker with several threads: a stack is meant to have the device to itself
+worker_load = functools.lru_cache(maxsize=1)(load)
+worker_store = functools.lru_cache(maxsize=8)(Store)
+
+
+def serve_task(task: Task) -> list[Failure]:
+    """`run_task` on a worker, which keeps its data set from task to task."""
+    if task.flowstudy != VERSION:
+        raise ValueError(f"run: workers must have flowstudy {task.flowstudy}, as the process that calls `run`, got "
+                         f"{VERSION} on {socket.gethostname()}. Install the same version.")
+    with ONE_AT_A_TIME:
+        return run_task(task, lambda _units: None, worker_store(task.store), worker_load)

@@ -1,0 +1,1 @@
+"""Singular values of products of random matrices: exact at finite width, and free probability in its limit."""

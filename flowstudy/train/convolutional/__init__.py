@@ -1,0 +1,1 @@
+"""The paper's convolutional nets and how they learn."""

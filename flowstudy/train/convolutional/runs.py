@@ -1,0 +1,118 @@
+"""Several convolutional nets, one after another: the paper's, by name, and their plain twins."""
+
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from flowstudy.data.datasets import Dataset, load_dataset
+from flowstudy.nets import ConvNet, cifar_conv_net, fitnet, initialize_as_authors, mnist_conv_net
+
+from .recipe import Recipe, train_conv
+
+CONV_NETS: dict[str, Callable[..., ConvNet]] = {
+    "mnist_16": partial(mnist_conv_net, 16), "mnist_32": partial(mnist_conv_net, 32),
+    "cifar_10": partial(cifar_conv_net, 10), "cifar_100": partial(cifar_conv_net, 100),
+    "A": partial(fitnet, "A"), "B": partial(fitnet, "B"), "C": partial(fitnet, "C"),
+}
+
+
+class ConvRun(NamedTuple):
+    """A net of `CONV_NETS`, "highway" or "plain", and the seed of its weights, order of samples, crops and dropout."""
+
+    net: str
+    block: str
+    seed: int
+
+
+def conv_grid(net: Sequence[str], block: Sequence[str], seed: Iterable[int]) -> list[ConvRun]:
+    """All combinations.
+
+    >>> conv_grid(["mnist_16"], ["highway", "plain"], range(1))
+    [ConvRun(net='mnist_16', block='highway', seed=0), ConvRun(net='mnist_16', block='plain', seed=0)]
+    """
+    unknown = sorted(set(net) - set(CONV_NETS))
+    if unknown:
+        raise ValueError(f"conv_grid: `net` must be of {', '.join(CONV_NETS)}, got {', '.join(unknown)}.")
+    return [ConvRun(*values) for values in itertools.product(net, block, seed)]
+
+
+def load_images(name: str, size: int, *, channels: int | None = None, train_samples: int | None = None,
+                device: str | torch.device = "auto") -> Dataset:
+    """A data set with images of size x size pixels, enlarged bilinearly where they are smaller, as the digits are.
+
+    `channels` = 3 makes grey images coloured ones of three equal channels; images that have another number of channels
+    and are not grey are refused.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    data = load_dataset(name, device=device)
+    if train_samples is not None:
+        data = data.subset(train=train_samples)
+    there = data.x_train.shape[1]
+    channels = there if channels is None else channels
+    if channels < 1 or there not in (1, channels):
+        raise ValueError(f"load_images: `channels` must be {'at least 1' if there == 1 else there} for {name}, got "
+                         f"{channels}. Only the one channel of grey images can be repeated.")
+
+    def fitted(x: Tensor) -> Tensor:
+        x = x if x.shape[-1] == size else F.interpolate(x, (size, size), mode="bilinear")
+        return x.expand(-1, channels, -1, -1)
+
+    return replace(data, x_train=fitted(data.x_train), x_test=fitted(data.x_test))
+
+
+def train_conv_nets(runs: Sequence[ConvRun], data: Dataset, recipe: Recipe, *,
+                    store: str | os.PathLike | None = None, progress: bool = True) -> pd.DataFrame:
+    """Train each net from the authors' initial weights, on the device of `data`.
+
+    Args:
+        runs: `conv_grid`'s.
+        store: a folder; conv_nets/ in it keeps a file for each run, which goes on from there after a kill, and once
+            finished is not computed again. `torch.load` finds the trained weights in it.
+    Returns:
+        `net`, `block`, `seed`, `dataset`, `learning_rate` (the recipe's first), `parameters`, `epoch` (from 1),
+        `loss` (training, nats), `test_accuracy`.
+        A net that diverged has fewer rows, the last of them with nan.
+    """
+    frames = []
+    with tqdm(total=len(runs) * recipe.epochs, desc="train_conv_nets", unit="epoch", disable=not progress) as bar:
+        for run in runs:
+            net = initialize_as_authors(CONV_NETS[run.net](block=run.block), run.seed).to(data.x_train.device)
+            name = hashlib.sha256(f"{run} {data.name} {len(data.x_train)} {recipe}".encode()).hexdigest()[:16]
+            file = None if store is None else Path(store) / "conv_nets" / f"{name}.pt"
+            done = bar.n
+            history = train_conv(net, data, recipe, seed=run.seed, checkpoint=file, tick=lambda: bar.update())
+            bar.update(done + recipe.epochs - bar.n)  # what was there, or was not needed
+            parameters = sum(p.numel() for p in net.parameters())
+            frames.append(pd.DataFrame(run._asdict() | {
+                "dataset": data.name, "learning_rate": recipe.learning_rate, "parameters": parameters,
+                "epoch": range(1, len(history.loss) + 1), "loss": history.loss,
+                "test_accuracy": history.test_accuracy}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def train_conv_study(nets: Mapping[str, Sequence[str]], block: Sequence[str], seed: Iterable[int],
+                     recipes: Sequence[Recipe], *, size: int, channels: int | None = None,
+                     train_samples: int | None = None, device: str | torch.device = "auto",
+                     store: str | os.PathLike | None = None, progress: bool = True) -> pd.DataFrame:
+    """`train_conv_nets` on several data sets and by several recipes: the `nets` of each data set, every combination.
+
+    `size`, `channels`, `train_samples` and `device` as for `load_images`.
+    """
+    seeds, frames = list(seed), []
+    plans = {dataset: conv_grid(names, block, seeds) for dataset, names in nets.items()}  # refused before one trains
+    for dataset, runs in plans.items():
+        data = load_images(dataset, size, channels=channels, train_samples=train_samples, device=device)
+        frames += [train_conv_nets(runs, data, recipe, store=store, progress=progress) for recipe in recipes]
+    return pd.concat(frames, ignore_index=True)

@@ -1,0 +1,1 @@
+"""Nets of one structure stacked, so that one matrix product serves them all, and their steps."""

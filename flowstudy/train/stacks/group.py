@@ -1,0 +1,150 @@
+"""The nets of a stack in training: on a CPU in chunks that the cache holds, a thread to a core; on a GPU as one."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from flowstudy.data import Dataset
+from flowstudy.train.batches import Batches, padded_size
+
+from .any_module import StackedModules
+from .cuda_graph import GraphedSteps
+from .ensemble import Stack
+from .fully_connected import StackedFullyConnected, trains_by_hand
+
+Nets = StackedFullyConnected | StackedModules
+CHUNK = 50           # nets: fewer share the cost of a call worse (25 take 6 % longer, 13 a third), more fill the memory
+CHUNK_BYTES = 2**29  # of a chunk's buffers
+CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
+
+
+class Group:
+    """Same-structure nets in training.
+
+    Chunks do not interact, and what a net computes does not depend on its chunk, to the last bit on a CPU: every chunk
+    is trained by one thread.  Those threads flush denormal numbers to zero (they cost deep plain nets up to 1.5 x);
+    nobody measures in them.
+
+    Args:
+        template: a module of the nets' structure.
+        state: parameters by name, (net, ...) each.
+        momentum: (net,).
+        x, y: the training set, on the device of the nets.
+        samples: a step's batch, padding included.
+    """
+
+    def __init__(self, template: nn.Module, state: dict[str, Tensor], momentum: Float[Tensor, " net"], x: Tensor,
+                 y: Int[Tensor, " sample"], samples: int):
+        self.build: Callable[[dict, Tensor], Nets] = builder(template, x, y, samples)
+        # On a CPU grouped convolutions of 8 nets take 1.4 to 2.1 times as long as the nets one by one, of 4 nets 1.2 to
+        # 1.5 times (benchmarks/training.py --conv; the MNIST net of width 16 and 32, batch 100, one thread).
+        self.convolves = any(isinstance(module, CONVOLUTIONS) for module in template.modules())
+        self.device, self.on_gpu = x.device, x.device.type == "cuda"
+        self.fill(state, momentum)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.chunks))
+
+    def fill(self, state: dict[str, Tensor], momentum: Float[Tensor, " net"],
+             velocity: dict[str, Tensor] | None = None) -> None:
+        """Take these nets in; without a velocity they start at rest."""
+        nets = len(momentum)
+        self.momentum, self.chunks = momentum, []
+        if not nets:
+            return
+        if self.on_gpu:
+            parts = [slice(0, nets)]
+        else:
+            one = self.build({name: value[:1] for name, value in state.items()}, momentum[:1])
+            largest = 1 if self.convolves else max(1, min(CHUNK, CHUNK_BYTES // one.bytes()))
+            parts = chunk_slices(nets, largest, torch.get_num_threads())
+        for part in parts:
+            chunk = self.build({name: value[part] for name, value in state.items()}, momentum[part])
+            if velocity is not None:
+                own = chunk.velocities()
+                for name, value in velocity.items():
+                    own[name].copy_(value[part])
+            self.chunks.append(GraphedSteps(chunk) if self.on_gpu else chunk)
+
+    def keep(self, alive: Bool[Tensor, " net"]) -> None:
+        """Drop the other nets: they cost nothing from here on."""
+        state, velocity = self.state(), self.velocity()
+        self.fill({name: value[alive] for name, value in state.items()}, self.momentum[alive],
+                  {name: value[alive] for name, value in velocity.items()})
+
+    def set_rate(self, rate: Float[Tensor, " net"]) -> None:
+        for chunk, own in zip(self.chunks, rate.split([len(chunk) for chunk in self.chunks]), strict=True):
+            chunk.set_rate(own)
+
+    def run(self, batches: Batches) -> None:
+        """A step for each batch."""
+        if self.on_gpu:
+            for chunk in self.chunks:
+                chunk.run(batches)
+        else:
+            in_threads(lambda chunk: [chunk.step(*batch) for batch in zip(*batches, strict=True)], self.chunks)
+
+    def loss(self) -> Float[Tensor, " net"]:
+        """Mean cross-entropy [nats per sample] over the training set, float64."""
+        return torch.cat(in_threads(lambda chunk: chunk.loss(), self.chunks))
+
+    def wait(self) -> None:
+        """Until the steps are made: a GPU makes them while the host goes on."""
+        if self.on_gpu:
+            torch.cuda.synchronize(self.device)
+
+    def state(self) -> dict[str, Tensor]:
+        return joined([chunk.parameters() for chunk in self.chunks])
+
+    def velocity(self) -> dict[str, Tensor]:
+        return joined([chunk.velocities() for chunk in self.chunks])
+
+
+def bytes_per_net(nets: Stack, data: Dataset, batch_size: int) -> int:
+    """What each net of a stack takes while it trains: on a CPU the buffers of a step are those of a few chunks only."""
+    samples = padded_size(min(batch_size, len(data.x_train)))
+    state = {name: value[:1] for name, value in nets.state.items()}
+    momentum = torch.zeros(1, device=data.x_train.device)
+    weights = sum(value.nbytes for value in state.values())
+    if data.x_train.device.type == "cpu":
+        return 5 * weights  # with its velocity, and the copies that are taken in, handed out and checkpointed
+    return 3 * weights + builder(nets.template, data.x_train, data.y_train, samples)(state, momentum).bytes()
+
+
+def builder(template: nn.Module, x: Tensor, y: Tensor, samples: int) -> Callable[[dict, Tensor], Nets]:
+    if trains_by_hand(template):
+        return lambda state, momentum: StackedFullyConnected(template, state, momentum, x, y, samples)
+    return lambda state, momentum: StackedModules(template, state, momentum, x, y)
+
+
+def chunk_slices(nets: int, largest: int, workers: int) -> list[slice]:
+    """As even as can be, and as many for one worker as for another."""
+    count = min(nets, -(-nets // (largest * workers)) * workers)
+    bounds = [nets * i // count for i in range(count + 1)]
+    return [slice(first, last) for first, last in itertools.pairwise(bounds)]
+
+
+def in_threads(work: Callable[[Nets], object], chunks: Sequence[Nets]) -> list:
+    """`work` of each chunk, in order, in as many threads as torch may use, each of them one core."""
+    if len(chunks) == 0 or chunks[0].x.device.type != "cpu":
+        return [work(chunk) for chunk in chunks]
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(min(threads, len(chunks)), initializer=prepare_thread) as pool:
+            return list(pool.map(work, chunks))
+    finally:
+        torch.set_num_threads(threads)  # what threads of others find as their default
+
+
+def prepare_thread() -> None:
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+
+
+def joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
