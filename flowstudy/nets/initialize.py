@@ -15,7 +15,6 @@ from flowstudy import theory
 
 from .activation_modules import Nonlinearity, activation_between
 from .blocks import HighwayBlock, PlainBlock
-from .residual import ResidualBlock
 
 WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -101,7 +100,7 @@ def critical(m: Matrix, gain: float | None, rng: np.random.Generator) -> Draw:
     return normal(m, rng, (critical_gain(m.activation, m.bias_var) if own else gain) / math.sqrt(m.fan_in))
 
 
-FORWARDS = (PlainBlock.forward, HighwayBlock.forward, ResidualBlock.forward)  # that apply what `activation` names
+FORWARDS = {PlainBlock.forward}  # of blocks, that apply what `activation` names; `flowstudy.kinds` adds those of others
 SCHEMES = {scheme.__name__: scheme for scheme in
            (glorot_normal, glorot_uniform, he_normal, he_uniform, lecun_normal, lecun_uniform, orthogonal,
             random_walk, random_walk_exact, critical)}
@@ -168,8 +167,8 @@ def weight_matrices(model: nn.Module, activation: str | None, bias_var: float) -
     """Each matrix of the model in registration order; a fused highway weight is two."""
     hidden = activation_between(model, activation)
     gated = {block.affine for block in model.modules() if isinstance(block, HighwayBlock)}
-    blocks = [block for block in model.modules() if isinstance(block, PlainBlock | HighwayBlock | ResidualBlock)]
-    known = {block.affine: Nonlinearity(block.activation) for block in blocks if type(block).forward in FORWARDS}
+    known = {block.affine: Nonlinearity(block.activation) for block in model.modules()
+             if type(block).forward in FORWARDS}
     layers = [layer for layer in model.modules() if isinstance(layer, WEIGHT_LAYERS)]
     for layer in layers:
         if isinstance(layer, nn.modules.lazy.LazyModuleMixin) or layer._parameters.get("weight") is None:

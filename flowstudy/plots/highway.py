@@ -85,12 +85,12 @@ def deviation(part: pd.DataFrame) -> str:
 
 def named(rows: pd.DataFrame) -> pd.DataFrame:
     rows = with_family(rows)
-    return rows.assign(family=rows["family"].where(rows["net"] == "highway", "plain, " + rows["family"]))
+    return rows.assign(family=rows["family"].where(rows["gate_bias"].notna(), rows["net"] + ", " + rows["family"]))
 
 
 def family_colors(rows: pd.DataFrame) -> dict[str, object]:
-    gated = rows.loc[rows["net"] == "highway", "family"].unique()
-    others = rows.loc[rows["net"] != "highway", "family"].unique()
+    gated = rows.loc[rows["gate_bias"].notna(), "family"].unique()
+    others = rows.loc[rows["gate_bias"].isna(), "family"].unique()
     return dict(zip(gated, sns.color_palette("viridis", len(gated) + 1), strict=False)) | dict.fromkeys(others, "0.45")
 
 

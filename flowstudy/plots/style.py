@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from flowstudy.names import LABELS as NETS
+
 STYLE = sns.axes_style("whitegrid") | {
     "axes.titlesize": 10, "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9,
     "legend.title_fontsize": 9, "figure.titlesize": 12, "grid.color": "0.9", "axes.edgecolor": "0.6",
@@ -30,13 +32,13 @@ def with_family(frame: pd.DataFrame) -> pd.DataFrame:
     """`family` names the initialiser, or a highway net's gate bias; `panel` the kind of net and its activation."""
     names = LABELS["init"]
     family = [
-        rf"$b_T$ = {row.gate_bias:g}" if row.net == "highway"
+        rf"$b_T$ = {row.gate_bias:g}" if pd.notna(row.gate_bias)
         else names.get(row.init, row.init) + ("" if pd.isna(row.gain) else f" (gain {row.gain:.3g})")
         for row in frame[["net", "gate_bias", "init", "gain"]].drop_duplicates().itertuples()
     ]
     kinds = frame[["net", "gate_bias", "init", "gain"]].drop_duplicates().assign(family=family)
     # Nets that differ in gain alone are told apart by activation where that explains the gain.
-    return frame.merge(kinds, how="left").assign(panel=lambda rows: rows["net"] + " " + rows["activation"])
+    return frame.merge(kinds, how="left").assign(panel=lambda rows: rows["net"].map(NETS) + " " + rows["activation"])
 
 
 def median_and_band(ax: Axes, rows: pd.DataFrame, x: str, y: str, **style: object) -> None:

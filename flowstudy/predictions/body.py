@@ -2,14 +2,13 @@
 
 import math
 
-import numpy as np
 import pandas as pd
 
-from flowstudy import theory
+from . import layers as by_layer
+from .layers import cell_weight_var, has_mean_mode, is_gaussian
+from .theories import theory_of
 
-from .layers import has_mean_mode, is_gaussian, weight_var
-
-KIND = ["net", "init", "gain", "gate_bias", "activation", "depth", "width", "bias_var", "q0", "m0", "c0"]
+KIND = [*by_layer.KIND, "q0", "m0", "c0"]
 WITHOUT = "_without_largest"
 SPECTRAL = ["mean_squared", "P"]  # measured with and without the largest singular value
 QUANTITIES = ["q", "m", "c", "chi", "gradient_correlation", *SPECTRAL, *(name + WITHOUT for name in SPECTRAL)]
@@ -54,27 +53,17 @@ def predicted_moments(cell: pd.Series) -> pd.DataFrame:
 
 def mode_layers(cell: pd.Series) -> list[int]:
     """The layers from whose output back to the input the mean mode is more than SMALL_SHARE of the mean square."""
-    variance = weight_var(cell["init"], cell["gain"], cell["activation"], cell["width"])
+    variance = cell_weight_var(cell)
     if not has_mean_mode(cell) or cell["depth"] < 2 or not math.isfinite(variance):
         return []
-    gate_bias = cell["gate_bias"] if cell["net"] == "highway" else 0.0
-    rows = theory.mean_mode(cell["net"], cell["activation"], int(cell["depth"] - 1), gate_bias, variance, variance,
-                            q0=cell["q0"], m0=cell["m0"], bias_var=cell["bias_var"])
+    rows = theory_of(cell).mean_mode(cell, int(cell["depth"] - 1), variance, cell["q0"], cell["m0"], cell["bias_var"])
     odds = rows["log_mode"] - math.log(cell["width"]) - rows["log_bulk"]
     return rows.loc[odds > math.log(SMALL_SHARE / (1 - SMALL_SHARE)), "layer"].tolist()
 
 
 def moments_of(cell: pd.Series) -> pd.DataFrame:
     """theory's frame of the body, `layer` 1..depth - 1; nothing else where net or initialiser have no theory here."""
-    variance = weight_var(cell["init"], cell["gain"], cell["activation"], cell["width"])
-    layers, activation = int(cell["depth"] - 1), cell["activation"]
-    start = {name: cell[name] for name in ("q0", "c0", "bias_var")}
+    variance, layers = cell_weight_var(cell), int(cell["depth"] - 1)
     if cell["init"] == "orthogonal" or not math.isfinite(variance):
         return pd.DataFrame({"layer": range(1, layers + 1)})
-    if cell["net"] == "highway":
-        return theory.highway(activation, layers, cell["gate_bias"], variance, variance, m0=cell["m0"], **start)
-    if cell["net"] == "residual":
-        return theory.residual_net(activation, layers, variance, m0=cell["m0"], **start)
-    frame = theory.plain(activation, layers, variance, **start)
-    spread = [theory.spectrum_variance(activation, 1, q=length) for length in frame["length"]]
-    return frame.assign(P=1 + np.cumsum(spread))  # the layers are free of each other: their relative variances add up
+    return theory_of(cell).moments(cell, layers, variance, cell["q0"], cell["m0"], cell["c0"], cell["bias_var"])

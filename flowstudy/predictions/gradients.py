@@ -18,17 +18,14 @@ import pandas as pd
 from scipy.special import expit
 
 from flowstudy import theory
-from flowstudy.theory.mean_field.highway import Gate
-from flowstudy.theory.random_matrix.fluctuations import LIVE
 
-from .layers import has_mean_mode, is_gaussian, layer_theory, mode_theory, weight_var
+from .layers import KIND, cell_weight_var, has_mean_mode, is_gaussian, layer_theory, mode_theory
+from .theories import NOT_KNOWN, theory_of
 
-KIND = ["net", "init", "gain", "gate_bias", "bias_var", "activation", "depth", "width"]  # all but the seed
 START = ["activation_mean_square", "activation_mean"]  # of layer 1: where theory sets out
 NATS = 2 * math.log(10)   # log10 of a norm -> ln of its square
 ROUNDING = 1e-6           # what float32 weights leave of a gap that is exactly 0
 SMALL_SHARE = 0.1         # of the mean mode, up to which all units' error signals are alike
-NOT_KNOWN = theory.Moments(math.nan, math.nan)
 
 
 # --- slopes over the layers ------------------------------------------------------------------------------------------
@@ -156,10 +153,7 @@ def weight_gradient_drift(cell: pd.Series) -> np.ndarray:
 
 
 def carried(cell: pd.Series, q: np.ndarray) -> np.ndarray | float:
-    if cell["net"] != "highway":
-        return float(cell["net"] == "residual")
-    variance = weight_var(cell["init"], cell["gain"], cell["activation"], cell["width"])
-    return np.array([Gate(cell["gate_bias"], variance * mean_square).moments[0, 2] for mean_square in q])
+    return theory_of(cell).carried(cell, cell_weight_var(cell), q)
 
 
 # --- shared ----------------------------------------------------------------------------------------------------------
@@ -170,7 +164,7 @@ def law_in_words(cell: pd.Series, one: bool, quantity: str = "log10_error_signal
         return "first order in 1 / width" if cell["init"].endswith("uniform") else "exact"
     if quantity == "log10_error_signal_norm" and has_mean_mode(cell):
         return "infinite width and the mean mode"
-    first_order = one and cell["net"] == "plain" and quantity == "log10_error_signal_norm"
+    first_order = one and theory_of(cell).first_order and quantity == "log10_error_signal_norm"
     return "first order in 1 / width" if first_order else "infinite width"
 
 
@@ -190,7 +184,7 @@ def mean_steps(cell: pd.Series) -> np.ndarray:
     if math.isfinite(step.mean):
         return np.full(len(layers), step.mean)
     steps = np.log(layers["chi"].to_numpy())
-    if cell["net"] != "plain" or not np.isfinite(steps).all() or not len(steps):
+    if not theory_of(cell).first_order or not np.isfinite(steps).all() or not len(steps):
         return steps
     spread = theory.spectrum_variance(cell["activation"], 1, "orthogonal", layers["length"].to_numpy())
     return steps - (3 * spread + 2 * (cell["init"] != "orthogonal")) / (2 * cell["width"])
@@ -219,12 +213,7 @@ def mode_share(cell: pd.Series) -> np.ndarray:
 
 def exact_step(cell: pd.Series) -> theory.Moments:
     """Of ln ||error signal||^2 from one layer's output to that of the layer before: see the module."""
-    variance = weight_var(cell["init"], cell["gain"], cell["activation"], cell["width"])
-    if cell["net"] != "plain" or cell["activation"] not in LIVE or cell["bias_var"] or not math.isfinite(variance):
-        return NOT_KNOWN
-    weights = "orthogonal" if cell["init"] == "orthogonal" else "gaussian"
-    return theory.Moments(*map(float, theory.log_jacobian_norm(cell["width"], 1, cell["activation"], weights,
-                                                               variance)))
+    return theory_of(cell).exact_step(cell, cell_weight_var(cell))
 
 
 def one_sample(flow: pd.DataFrame) -> bool:

@@ -7,6 +7,10 @@ import pandas as pd
 
 from flowstudy import theory
 
+from .theories import theory_of
+
+# The columns that tell a kind of net: all of a cell's but the seed and how it learns.
+KIND = ["net", "init", "gain", "gate_bias", "activation", "depth", "width", "bias_var"]
 # Of square matrices, where the cell gives none: see flowstudy.nets.initialize.
 GAINS = {"glorot_normal": 1.0, "glorot_uniform": 1.0, "he_normal": 2**0.5, "he_uniform": 2**0.5, "lecun_normal": 1.0,
          "lecun_uniform": 1.0, "orthogonal": 1.0}
@@ -17,12 +21,12 @@ ODD = ("linear", "tanh", "hard_tanh", "erf")  # activations of mean 0
 
 def has_mean_mode(cell: pd.Series) -> bool:
     """Whether one singular value grows beyond all others (`theory.mean_mode`)."""
-    return cell["net"] != "plain" and cell["activation"] not in ODD
+    return theory_of(cell).carries and cell["activation"] not in ODD
 
 
 def is_gaussian(cell: pd.Series) -> bool:
     """Whether theory speaks of the weights: that of highway and residual nets does not know orthogonal ones."""
-    return cell["net"] == "plain" or cell["init"] != "orthogonal"
+    return theory_of(cell).covers_orthogonal or cell["init"] != "orthogonal"
 
 
 def weight_var(init: str, gain: float | None, activation: str, width: int | np.integer) -> float:
@@ -36,32 +40,28 @@ def weight_var(init: str, gain: float | None, activation: str, width: int | np.i
     return float("nan")
 
 
+def cell_weight_var(cell: pd.Series) -> float:
+    return weight_var(cell["init"], cell["gain"], cell["activation"], cell["width"])
+
+
 def layer_theory(cell: pd.Series) -> pd.DataFrame:
     """Layers 2..depth at infinite width, from the measured mean square and mean of layer 1's output: a row per layer,
     `q` and `chi` as `theory.plain` has them; nan where not known."""
-    variance = weight_var(cell["init"], cell["gain"], cell["activation"], cell["width"])
+    variance = cell_weight_var(cell)
     q, m, layers = cell["activation_mean_square"], cell["activation_mean"], cell["depth"] - 1
     if layers < 1 or not math.isfinite(variance) or not q > 0:
         return pd.DataFrame(np.nan, index=range(max(layers, 0)), columns=["q", "chi"])
-    bias_var = cell.get("bias_var", 0.0)
-    if cell["net"] == "highway":
-        return theory.highway(cell["activation"], layers, cell["gate_bias"], variance, variance, q0=q, m0=m, c0=1.0,
-                              bias_var=bias_var)
-    if cell["net"] == "residual":
-        return theory.residual_net(cell["activation"], layers, variance, q0=q, m0=m, c0=1.0, bias_var=bias_var)
-    return theory.plain(cell["activation"], layers, variance, bias_var, q0=q)
+    return theory_of(cell).layers(cell, layers, variance, q, m, cell.get("bias_var", 0.0))
 
 
 def mode_theory(cell: pd.Series) -> pd.DataFrame:
     """`theory.mean_mode` of layers 2..depth, `mode` divided by the width: what it adds to the mean square."""
-    variance = weight_var(cell["init"], cell["gain"], cell["activation"], cell["width"])
+    variance = cell_weight_var(cell)
     q, m, layers = cell["activation_mean_square"], cell["activation_mean"], cell["depth"] - 1
     columns = ["log_bulk", "log_mode", "log_bulk_back", "log_mode_back"]
     if layers < 1 or not math.isfinite(variance) or not q > 0:
         return pd.DataFrame(np.nan, index=range(max(layers, 0)), columns=[*columns, "P"])
-    gate_bias = cell["gate_bias"] if cell["net"] == "highway" else 0.0
-    rows = theory.mean_mode(cell["net"], cell["activation"], layers, gate_bias, variance, variance, q0=q, m0=m,
-                            bias_var=cell.get("bias_var", 0.0))
+    rows = theory_of(cell).mean_mode(cell, layers, variance, q, m, cell.get("bias_var", 0.0))
     return rows.assign(**{name: rows[name] - math.log(cell["width"]) for name in ("log_mode", "log_mode_back")})
 
 

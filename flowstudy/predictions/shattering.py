@@ -7,9 +7,9 @@ import pandas as pd
 
 from flowstudy import theory
 
-from .layers import weight_var
+from .layers import KIND, cell_weight_var
+from .theories import theory_of
 
-KIND = ["net", "init", "gain", "gate_bias", "activation", "depth", "width", "bias_var"]  # all but the seed
 FAN_IN = ("he_normal", "lecun_normal")  # Gaussian, and of one weight_var in the first layer too, which is not square
 ROUNDING = 1e-12  # what is left of a gap that is exactly 0
 
@@ -37,38 +37,22 @@ def predicted_by_angle(nets: pd.DataFrame) -> pd.DataFrame:
     cell = nets.iloc[0]
     angles = nets.drop_duplicates("lag")
     both = np.array([correlations(cell, angle) for angle in angles["angle"]])
+    independent = theory_of(cell).independent_masks(cell, cell_weight_var(cell))
     return pd.DataFrame({"lag": angles["lag"].to_numpy(), "predicted": both[:, 0], "predicted_hidden": both[:, 1],
-                         "independent": independent_masks(cell)} | {name: cell[name] for name in KIND})
+                         "independent": independent} | {name: cell[name] for name in KIND})
 
 
 def correlations(cell: pd.Series, angle: float) -> tuple[float, float]:
     """Of gradients and of the last hidden outputs: one plain layer, then the body; inputs of mean square 1."""
     if cell["init"] not in FAN_IN:
         return math.nan, math.nan
-    variance = weight_var(cell["init"], cell["gain"], cell["activation"], cell["width"])
+    variance = cell_weight_var(cell)
     # Gates that are wide open make the plain layer, with the mean of its outputs, where the body sets out.
     first = theory.highway(cell["activation"], 1, math.inf, variance, 0.0, c0=math.cos(angle),
                            bias_var=cell["bias_var"]).iloc[0]
     if cell["depth"] == 1:
         return first["gradient_correlation"], first["c"]
-    start = {"q0": first["q"], "m0": first["m"], "c0": first["c"], "bias_var": cell["bias_var"]}
-    last = body(cell, int(cell["depth"]) - 1, variance, start).iloc[-1]
+    body = theory_of(cell).correlations(cell, int(cell["depth"]) - 1, variance, first["q"], first["m"], first["c"],
+                                        cell["bias_var"])
+    last = body.iloc[-1]
     return first["gradient_correlation"] * last["gradient_correlation"], last["c"]
-
-
-def body(cell: pd.Series, layers: int, variance: float, start: dict[str, float]) -> pd.DataFrame:
-    if cell["net"] == "highway":
-        return theory.highway(cell["activation"], layers, cell["gate_bias"], variance, variance, **start)
-    if cell["net"] == "residual":
-        return theory.residual_net(cell["activation"], layers, variance, **start)
-    return theory.highway(cell["activation"], layers, math.inf, variance, 0.0, **start)
-
-
-def independent_masks(cell: pd.Series) -> float:
-    """1/2 for a plain ReLU layer and, with He's weights, 3/4 for a residual one."""
-    variance = weight_var(cell["init"], cell["gain"], cell["activation"], cell["width"])
-    if cell["activation"] != "relu" or cell["net"] not in ("plain", "residual") or not math.isclose(variance, 2):
-        return math.nan
-    if cell["depth"] == 1:
-        return 0.5
-    return 0.5 * float(theory.shattered_correlation(cell["net"], cell["depth"] - 1))

@@ -4,15 +4,13 @@ import math
 
 import numpy as np
 import pandas as pd
-from scipy.interpolate import PchipInterpolator
 from scipy.special import logsumexp
 
-from flowstudy import theory
-from flowstudy.theory.mean_field.activations import activation_named
 from flowstudy.theory.random_matrix.free_product import product_log_singular_values
 
-from .gradients import KIND, START, carried, kinds_of, z_of
-from .layers import has_mean_mode, is_gaussian, layer_theory, mode_theory, weight_var
+from .gradients import carried, kinds_of, z_of
+from .layers import KIND, cell_weight_var, has_mean_mode, is_gaussian, layer_theory, mode_theory
+from .theories import theory_of
 
 STATISTICS = {
     "rank": "singular values that are not 0",
@@ -23,7 +21,6 @@ STATISTICS = {
 NONE_LIVE = (-math.inf, math.nan)
 BESIDE_WIDTH = 1 / 4  # of n singular values: how large E s^4 / (E s^2)^2 may be for the limit to hold to some 10 %
 SAME_LAW = 0.1        # relative distance of the relative variances, up to which a free law stands for the spectrum's
-NODES = 24  # layers at which a highway layer's volume is worked out; it is smooth in the logarithm of the layer
 
 
 def with_predicted_statistics(spectra: pd.DataFrame, flow: pd.DataFrame) -> pd.DataFrame:
@@ -77,56 +74,25 @@ def spectrum_statistics(log_s: np.ndarray) -> dict[str, float]:
 def statistics_law(cell: pd.Series) -> list[float]:
     if cell["depth"] < 2:
         return [math.nan] * len(STATISTICS)
-    layers = layer_theory(cell)
-    if cell["net"] == "plain":
-        return [rank_law(cell), mean_log_law(cell, layers), np.log(layers["chi"]).sum(skipna=False),
-                plain_relative_variance(cell, layers)]
+    layers, of_kind = layer_theory(cell), theory_of(cell)
+    first = [of_kind.rank(cell), of_kind.mean_log(cell, cell_weight_var(cell), layers)]
+    if not of_kind.carries:
+        return [*first, np.log(layers["chi"]).sum(skipna=False), of_kind.relative_variance(cell, layers)]
     last = mode_theory(cell).iloc[-1]
     square = float(np.logaddexp(last["log_bulk"], last["log_mode"]))
-    return [rank_law(cell), mean_log_law(cell, layers), square, relative_variance_with_mode(cell, last)]
+    return [*first, square, relative_variance_with_mode(cell, last)]
 
 
 def statistics_valid(cell: pd.Series) -> list[bool]:
     """By statistic, of a kind of net that has a prediction."""
     if cell["depth"] < 2:
         return [False] * len(STATISTICS)
-    plain = cell["net"] == "plain"
-    excess = plain_relative_variance(cell, layer_theory(cell)) if plain else mode_theory(cell)["P"].iloc[-1] - 1
+    of_kind = theory_of(cell)
+    excess = (mode_theory(cell)["P"].iloc[-1] - 1 if of_kind.carries
+              else of_kind.relative_variance(cell, layer_theory(cell)))
     small = bool(1 + excess <= BESIDE_WIDTH * cell["width"] or excess == 0)
     known = [math.isfinite(value) and is_gaussian(cell) for value in statistics_law(cell)]
     return [*known[:-1], known[-1] and small]
-
-
-def rank_law(cell: pd.Series) -> float:
-    if cell["net"] != "plain" or cell["activation"] != "relu" or cell["bias_var"]:
-        return math.nan
-    return float(theory.expected_rank(cell["width"], cell["depth"] - 1))
-
-
-def mean_log_law(cell: pd.Series, layers: pd.DataFrame) -> float:
-    variance, depth = cell_weight_var(cell), cell["depth"] - 1
-    plain_relu = cell["net"] == "plain" and cell["activation"] == "relu"  # some s are 0
-    if layers["chi"].isna().any() or cell["net"] == "residual" or plain_relu:
-        return math.nan
-    if cell["net"] == "highway":
-        return highway_mean_log(cell, layers)
-    if cell["init"] == "orthogonal":
-        weights = depth * math.log(variance) / 2
-    else:
-        weights = float(theory.sum_log_singular_values(cell["width"], depth, variance).mean) / cell["width"]
-    phi = activation_named("mean_log_law", cell["activation"])
-    return weights + sum(float(phi.mean(lambda h: np.log(np.abs(phi.slope(h))), length)) for length in layers["length"])
-
-
-def highway_mean_log(cell: pd.Series, layers: pd.DataFrame) -> float:
-    variance, depth = cell_weight_var(cell), len(layers)
-    q, m = (np.append(cell[start], layers[name].to_numpy()[:-1]) for start, name in zip(START, "qm", strict=True))
-    nodes = np.unique(np.geomspace(1, depth, NODES).astype(int))
-    volumes = [theory.highway_log_volume(cell["activation"], cell["gate_bias"], variance, variance, q[i - 1], m[i - 1])
-               for i in nodes]
-    if len(nodes) < 2:
-        return float(np.sum(volumes))
-    return float(PchipInterpolator(np.log(nodes), volumes)(np.log(np.arange(1, depth + 1))).sum())
 
 
 def relative_variance_with_mode(cell: pd.Series, last: pd.Series) -> float:
@@ -143,14 +109,6 @@ def relative_variance_with_mode(cell: pd.Series, last: pd.Series) -> float:
     return float(fourth) / (1 + mode) ** 2 - 1
 
 
-def plain_relative_variance(cell: pd.Series, layers: pd.DataFrame) -> float:
-    if layers["chi"].isna().any():
-        return math.nan
-    weights = "orthogonal" if cell["init"] == "orthogonal" else "gaussian"
-    by_layer = theory.spectrum_variance(cell["activation"], 1, weights, layers["length"].to_numpy())
-    return float(np.broadcast_to(by_layer, len(layers)).sum())  # one number where it depends on no q
-
-
 def predicted_spectrum(cell: pd.Series) -> tuple[np.ndarray, bool]:
     """ln singular values of J by rank, infinite width, nan where the law is not known in closed form; and whether the
     law is that of such nets.
@@ -162,8 +120,7 @@ def predicted_spectrum(cell: pd.Series) -> tuple[np.ndarray, bool]:
     """
     width = cell["width"]
     layers = layer_theory(cell)
-    plain = cell["net"] == "plain" and (cell["activation"] != "linear" or cell["init"] == "orthogonal")
-    if plain or cell["depth"] < 2 or layers["chi"].isna().any():
+    if not theory_of(cell).is_free_product(cell) or cell["depth"] < 2 or layers["chi"].isna().any():
         return np.full(width, math.nan), False
     chi = layers["chi"].to_numpy()
     carry = np.broadcast_to(carried(cell, np.append(cell["activation_mean_square"], layers["q"].to_numpy()[:-1])),
@@ -171,7 +128,7 @@ def predicted_spectrum(cell: pd.Series) -> tuple[np.ndarray, bool]:
     quantiles = (width - np.arange(1, width + 1) + 0.5) / width
     law = product_log_singular_values(quantiles, np.sqrt(carry), np.sqrt(chi - carry))
     own = (1 - (carry / chi) ** 2).sum()  # the law's relative variance: (2 carry gain + gain^2) / chi^2 a layer
-    true = mode_theory(cell)["P"].iloc[-1] - 1 if cell["net"] != "plain" else own
+    true = mode_theory(cell)["P"].iloc[-1] - 1 if theory_of(cell).carries else own
     valid = is_gaussian(cell) and abs(own - true) <= SAME_LAW * abs(true)
     return np.where((quantiles > 1 - 1 / width) & has_mean_mode(cell), math.nan, law), bool(valid)
 
@@ -191,7 +148,3 @@ def with_predicted_spectra(spectra: pd.DataFrame, flow: pd.DataFrame) -> pd.Data
     rows = rows.merge(of_kind, how="left", on=[*KIND, "rank"])
     return rows.assign(z=z_of(rows["mean"] - rows["predicted"], rows["std"], rows["count"])).drop(
         columns=["mean", "std", "count"])
-
-
-def cell_weight_var(cell: pd.Series) -> float:
-    return weight_var(cell["init"], cell["gain"], cell["activation"], cell["width"])

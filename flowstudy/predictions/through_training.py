@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from .gradients import KIND
+from .layers import KIND
 from .spectra import net_statistics, with_predicted_statistics
 
 

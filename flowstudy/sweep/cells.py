@@ -11,10 +11,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from flowstudy.data.datasets import DATASETS
-from flowstudy.nets import ACTIVATIONS, SCHEMES, HighwayNet, PlainNet, ResidualNet
-
-NETS = {"plain": PlainNet, "highway": HighwayNet, "residual": ResidualNet}
-PAPER_WIDTH = {"plain": 71, "highway": 50, "residual": 71}  # about 5,000 parameters a layer either way
+from flowstudy.kinds import KINDS
+from flowstudy.nets import ACTIVATIONS, SCHEMES
 
 # Of the authors' search tables; the paper's text (Srivastava et al. 2015, section 3.1) gives the gate bias alone.
 PAPER_RANGES: dict[str, tuple] = {
@@ -38,12 +36,12 @@ class Cell:
     """One net: what it is, how it starts, how it learns.
 
     Attributes:
-        net: "plain", "highway" or "residual".
+        net: "plain", "highway" or "residual", or another of `flowstudy.kinds`.
         depth: hidden layers, the plain input layer included.
-        width: units a layer; None is the paper's (71 plain, 50 highway; 71 residual).
+        width: units a layer; None is the kind's own (71 plain, 50 highway, as in the paper; 71 residual).
         activation: see `flowstudy.ACTIVATIONS`.
         init: see `flowstudy.initialize`; `gain` and `bias_var` likewise, None is the scheme's own gain.
-        gate_bias: b_T of every highway block; None for other nets, -2 where a highway cell gives none.
+        gate_bias: b_T of every highway block; None for nets without gates, -2 where a highway cell gives none.
         dataset: see `flowstudy.load_dataset`; `train_samples` of its training set, None is all.
         seed: of the weights.
         learning_rate, momentum, decay, epochs, batch_size, order_seed: see `flowstudy.train.loop.Settings`.
@@ -68,13 +66,14 @@ class Cell:
     bias_var: float = 0.0
 
     def __post_init__(self):
-        one_of(net=(self.net, NETS), activation=(self.activation, ACTIVATIONS), init=(self.init, SCHEMES),
+        one_of(net=(self.net, KINDS), activation=(self.activation, ACTIVATIONS), init=(self.init, SCHEMES),
                dataset=(self.dataset, DATASETS))
+        kind = KINDS[self.net]
         fill = object.__setattr__  # the dataclass is frozen: defaults that depend on the net are filled in here
         if self.width is None:
-            fill(self, "width", PAPER_WIDTH[self.net])
-        if self.net == "highway" and self.gate_bias is None:
-            fill(self, "gate_bias", -2.0)
+            fill(self, "width", kind.width)
+        if self.gate_bias is None:
+            fill(self, "gate_bias", kind.gate_bias)
         for name in ("depth", "width", "seed", "epochs", "batch_size", "order_seed", "train_samples"):
             value = getattr(self, name)
             least = 0 if name in ("seed", "epochs", "order_seed") else 1
@@ -89,7 +88,7 @@ class Cell:
                 number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
                 require(number and not np.isnan(value), name, "a number", value)
                 fill(self, name, float(value) + 0.0)  # -0.0 is 0.0: equal cells have equal keys
-        require(self.net == "highway" or self.gate_bias is None, "gate_bias", f"left out of {self.net} nets",
+        require(kind.gate_bias is not None or self.gate_bias is None, "gate_bias", f"left out of {self.net} nets",
                 self.gate_bias)
         require(self.gain is None or 0 < self.gain < np.inf, "gain", "positive and finite", self.gain)
         require(0 <= self.bias_var < np.inf, "bias_var", "at least 0 and finite", self.bias_var)
@@ -162,9 +161,9 @@ def random_search(n: int, *, net: str | Sequence[str] = "plain", depth: int | Se
     for kind, layers in itertools.product(values(net), values(depth)):
         make_cell("random_search", {"net": kind, "depth": layers} | fixed)  # an error must not reach the generator
     for kind, layers, i in itertools.product(values(net), values(depth), range(n)):
-        rng = np.random.default_rng((seed, list(NETS).index(kind), layers, i))
+        rng = np.random.default_rng((seed, list(KINDS).index(kind), layers, i))
         drawn = {"net": kind, "depth": layers, "seed": i} | draw_settings(rng, ranges, decay_law) | fixed
-        if kind != "highway" and "gate_bias" not in fixed:
+        if KINDS[kind].gate_bias is None and "gate_bias" not in fixed:
             del drawn["gate_bias"]
         scheme = init if isinstance(init, str) else init[drawn["activation"]]
         cells.append(make_cell("random_search", drawn | {"init": scheme}))

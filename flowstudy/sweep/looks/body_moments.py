@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from flowstudy.data import Dataset
+from flowstudy.kinds import KINDS
 from flowstudy.measure.body_moments import body_moments, two_inputs
 from flowstudy.nets import initialize
-from flowstudy.sweep.cells import NETS, Cell
+from flowstudy.sweep.cells import Cell
 
 WEIGHTS = ("init", "gain", "bias_var", "seed")  # nets of one structure that agree in these have the same weights
 
@@ -24,14 +25,15 @@ def body_moments_rows(cells: Sequence[Cell], data: Dataset, tick: Callable[[int]
         if cell.epochs:
             raise ValueError(f"run: `epochs` must be 0 to measure body_moments, got {cell.epochs}. Leave it out.")
     first, place = cells[0], data.x_train.device
-    net = NETS[first.net](data.x_train.shape[1], first.width, first.depth, data.classes, first.activation).to(place)
+    net = KINDS[first.net].net(data.x_train.shape[1], first.width, first.depth, data.classes, first.activation)
+    net = net.to(place)
     frames, drawn = [], None
     for i, cell in enumerate(cells):
         weights = {name: getattr(cell, name) for name in WEIGHTS}
         if weights != drawn:
             initialize(net, cell.init, seed=cell.seed, gain=cell.gain, bias_var=cell.bias_var)
             drawn = weights
-        if cell.net == "highway":
+        if cell.gate_bias is not None:
             net.set_gate_bias(cell.gate_bias)
         x = two_inputs(cell.width, q0, m0, c0, seed=cell.seed).to(place)
         rows = body_moments(net.blocks, x, every=every, probes=probes, seed=cell.seed)

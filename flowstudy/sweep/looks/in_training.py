@@ -7,8 +7,9 @@ import pandas as pd
 import torch
 
 from flowstudy.data import Dataset
+from flowstudy.kinds import KINDS
 from flowstudy.nets import initialize
-from flowstudy.sweep.cells import NETS, Cell
+from flowstudy.sweep.cells import Cell
 from flowstudy.train import Checkpoint, History, Moment, RecordAt, Settings, Stack, stack_states, train
 
 Tick = Callable[[int], object]
@@ -122,10 +123,10 @@ def loss_rows(history: History) -> pd.DataFrame:
 def build(cells: Sequence[Cell], data: Dataset) -> Stack:
     """The cells' nets as they start: one module, initialised for each cell in turn (building modules is what costs)."""
     first = cells[0]  # of a group: all cells have its structure
-    net = NETS[first.net](data.x_train.shape[1], first.width, first.depth, data.classes, first.activation)
+    net = KINDS[first.net].net(data.x_train.shape[1], first.width, first.depth, data.classes, first.activation)
     states = []
     for cell in cells:
-        if cell.net == "highway":
+        if cell.gate_bias is not None:
             net.set_gate_bias(cell.gate_bias)
         initialize(net, cell.init, seed=cell.seed, gain=cell.gain, bias_var=cell.bias_var)
         states.append({name: value.detach().clone() for name, value in net.named_parameters()})

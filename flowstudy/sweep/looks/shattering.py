@@ -8,9 +8,10 @@ import pandas as pd
 from torch import Tensor, nn
 
 from flowstudy.data import Dataset
+from flowstudy.kinds import KINDS
 from flowstudy.measure.shattering import READOUTS, circle, cosine_by_lag, input_gradients
 from flowstudy.nets import initialize
-from flowstudy.sweep.cells import NETS, Cell
+from flowstudy.sweep.cells import Cell
 
 LAGS = 16  # measured, at most: evenly spaced in log
 
@@ -60,9 +61,9 @@ def nets_and_circles(cells: Sequence[Cell], data: Dataset, points: int) -> Itera
         if cell.epochs:
             raise ValueError(f"run: `epochs` must be 0 to measure input gradients, got {cell.epochs}. Leave it out.")
     first, x = cells[0], data.x_train  # a group's cells have one structure
-    net = NETS[first.net](x.shape[1], first.width, first.depth, data.classes, first.activation).to(x.device)
+    net = KINDS[first.net].net(x.shape[1], first.width, first.depth, data.classes, first.activation).to(x.device)
     around = circle(x[0], x[1], points)
     for cell in cells:
-        if cell.net == "highway":
+        if cell.gate_bias is not None:
             net.set_gate_bias(cell.gate_bias)
         yield initialize(net, cell.init, seed=cell.seed, gain=cell.gain, bias_var=cell.bias_var), around

@@ -7,16 +7,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowstudy.nets.blocks import HighwayBlock, PlainBlock, runs_as
-from flowstudy.nets.fully_connected import FullyConnected, HighwayNet, PlainNet
-from flowstudy.nets.residual import ResidualBlock, ResidualNet
+from flowstudy.nets.blocks import PlainBlock, runs_as
+from flowstudy.nets.fully_connected import FullyConnected
 from flowstudy.train.batches import in_batches, padded_size
 
 from .activations import SATURATED, STACKED
-from .stacked_layers import Affine, Biases, HighwayLayer, Kept, PlainLayer, ResidualLayer, Scratch, scratch_of
+from .stacked_layers import Affine, Biases, Kept, PlainLayer, Scratch, scratch_of
 
-NETS = (FullyConnected, PlainNet, HighwayNet, ResidualNet)
-LAYERS = {PlainBlock: PlainLayer, HighwayBlock: HighwayLayer, ResidualBlock: ResidualLayer}
+# Classes of nets, and the stacked layer of each class of block.  `flowstudy.kinds` fills both.
+NETS: set[type[FullyConnected]] = {FullyConnected}
+LAYERS: dict[type[nn.Module], type] = {}
 EVALUATION_BATCH = 512  # samples: what an evaluation keeps stays in the cache
 
 
@@ -43,8 +43,9 @@ class StackedFullyConnected:
         self.affines = {name: Affine(copy_of(state[f"{name}.weight"]), *place, self.momentum)
                         for name, place in zip(names, places, strict=True)}
         self.scale = torch.zeros_like(self.momentum)
-        self.layers = [LAYERS[type(layer)](affine, STACKED[layer.activation]) for layer, affine in
-                       zip([template.input, *template.blocks], self.affines.values(), strict=False)]
+        kinds = [PlainLayer, *(LAYERS[type(block)] for block in template.blocks)]
+        self.layers = [layer(affine, STACKED[module.activation]) for layer, affine, module in
+                       zip(kinds, self.affines.values(), [template.input, *template.blocks], strict=False)]
         self.readout = self.affines["readout"]
         self.targets = F.one_hot(y, self.readout.weight.shape[1]).to(first)
         self.kept = [layer.keep(len(self), self.width, samples) for layer in self.layers]

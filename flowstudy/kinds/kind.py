@@ -1,0 +1,71 @@
+"""What a kind of net is made of, and how the rooms below come to know it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from flowstudy import names
+from flowstudy.measure.models import layer_rules
+from flowstudy.nets.fully_connected import FullyConnected
+from flowstudy.nets.initialize import FORWARDS
+from flowstudy.predictions import theories
+from flowstudy.train.stacks import fully_connected
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of fully connected net: a plain input layer, depth - 1 blocks of one class, a linear read-out.
+
+    What a kind does not have is None, and is then done in the general way.
+
+    Attributes:
+        name: what `Cell.net` calls it.
+        label: what plots call it.
+        net: class, called with (in_features, width, depth, out_features, activation).
+        block: class of its blocks, each with an `affine` and the name of its `activation`.
+        width: units a layer where a cell gives none.
+        gate_bias: of its gates where a cell gives none; None: it has no gates.  Nets with gates have `set_gate_bias`.
+        stacked: the block's layer in a stack of nets (see `train.stacks.stacked_layers`); None: stacks of such nets are
+            trained by automatic differentiation.
+        jacobian: the block's Jacobian in closed form, of a block and inputs (sample, features); None: it is pulled back
+            row by row.
+        theory: None: predictions say that they have none.
+    """
+
+    name: str
+    label: str
+    net: type[FullyConnected]
+    block: type[nn.Module]
+    width: int
+    gate_bias: float | None
+    stacked: type | None
+    jacobian: Callable[[nn.Module, Tensor], Tensor] | None
+    theory: theories.BodyTheory | None
+
+
+KINDS: dict[str, Kind] = {}  # by name
+
+
+def register(kind: Kind) -> None:
+    """Each room below takes what it can use of the kind."""
+    if kind.name in KINDS:
+        raise ValueError(f"register: `name` must be that of no other kind, got {kind.name!r}.")
+    KINDS[kind.name] = kind
+    names.LABELS[kind.name] = kind.label
+    FORWARDS.add(kind.block.forward)
+    fully_connected.NETS.add(kind.net)
+    if kind.stacked is not None:
+        fully_connected.LAYERS[kind.block] = kind.stacked
+    if kind.jacobian is not None:
+        layer_rules.BLOCK_RULES[kind.block] = kind.jacobian
+    theories.THEORIES[kind.name] = kind.theory or theories.BodyTheory()
+
+
+def unregister(name: str) -> None:
+    kind = KINDS.pop(name)
+    del names.LABELS[name], theories.THEORIES[name]
+    FORWARDS.discard(kind.block.forward)
+    fully_connected.NETS.discard(kind.net)
+    fully_connected.LAYERS.pop(kind.block, None)
+    layer_rules.BLOCK_RULES.pop(kind.block, None)

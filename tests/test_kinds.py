@@ -1,0 +1,150 @@
+"""Every kind of net, and one that this file makes up, goes through all rooms; what a kind has not is declared."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+import flowstudy as fs
+from flowstudy import predictions
+from flowstudy.kinds import KINDS, Kind, register, unregister
+from flowstudy.nets import ACTIVATIONS, initialize
+from flowstudy.nets.fully_connected import FullyConnected
+from flowstudy.plots.style import with_family
+from flowstudy.train.stacks.fully_connected import trains_by_hand
+
+
+class ScaledBlock(nn.Module):
+    """y = x / 2 + activation(affine(x))"""
+
+    def __init__(self, affine: nn.Module, activation: str):
+        super().__init__()
+        self.affine, self.activation = affine, activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / 2 + ACTIVATIONS[self.activation](self.affine(x))
+
+
+class ScaledNet(FullyConnected):
+    def __init__(self, in_features: int, width: int, depth: int, out_features: int, activation: str):
+        super().__init__(in_features, width, depth, out_features, activation,
+                         lambda: ScaledBlock(nn.Linear(width, width), activation))
+
+
+TOY = Kind(name="scaled", label="half residual", net=ScaledNet, block=ScaledBlock, width=12, gate_bias=None,
+           stacked=None, jacobian=None, theory=None)
+
+
+@pytest.fixture(autouse=True)
+def toy() -> Iterator[None]:
+    register(TOY)
+    yield
+    unregister(TOY.name)
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> Callable[..., pd.DataFrame]:
+    return lambda plan, measure, **options: measured(plan, measure, store=tmp_path, progress=False, **options)
+
+
+NAMES = [*KINDS, TOY.name]
+every_kind = pytest.mark.parametrize("name", NAMES)
+
+
+def cells(name: str, **changed: object) -> list[fs.Cell]:
+    return fs.grid(**{"net": name, "depth": 4, "width": 9, "activation": "tanh", "init": "he_normal",
+                      "train_samples": 200, "seed": range(3)} | changed)
+
+
+def build(cell: fs.Cell, **how: object) -> nn.Module:
+    net = KINDS[cell.net].net(64, cell.width, cell.depth, 10, cell.activation)
+    if cell.gate_bias is not None:
+        net.set_gate_bias(cell.gate_bias)
+    return initialize(net, cell.init, seed=cell.seed, **how)
+
+
+def test_what_a_kind_has_not_is_declared():
+    """No field has a default: a kind that forgets its rule, its stacked layer or its theory does not exist."""
+    assert all(field.default is MISSING and field.default_factory is MISSING for field in fields(Kind))
+    with pytest.raises(TypeError, match="theory"):
+        Kind(name="forgetful", label="", net=ScaledNet, block=ScaledBlock, width=1, gate_bias=None, stacked=None,
+             jacobian=None)
+    with pytest.raises(ValueError, match="no other kind"):
+        register(TOY)
+
+
+@every_kind
+def test_a_cell_has_the_kinds_defaults(name):
+    cell, kind = fs.Cell(net=name), KINDS[name]
+    assert (cell.width, cell.gate_bias) == (kind.width, kind.gate_bias)
+    if kind.gate_bias is None:
+        with pytest.raises(ValueError, match=f"`gate_bias` must be left out of {name} nets"):
+            fs.Cell(net=name, gate_bias=-1.0)
+
+
+@every_kind
+def test_critical_weights_know_the_blocks_activation(name):
+    """He et al. 2015: weight_var 2 for ReLU, so that ten thousand draws have that variance to 4 standard errors."""
+    net = build(fs.Cell(net=name, depth=2, width=100, activation="relu", init="critical"))
+    weight = net.blocks[0].affine.weight[:100]
+    assert 100 * weight.var().item() == pytest.approx(2, abs=4 * 2 * 2e-4**0.5)
+
+
+@every_kind
+def test_a_stack_trains_as_the_nets_alone(name, measured, tmp_path):
+    """By hand where the kind has a stacked layer, else by vmap: the losses of each net alone, to float32's rounding."""
+    plan = cells(name, epochs=2, batch_size=50, learning_rate=0.05)
+    together = measured(plan, "training_loss")
+    alone = pd.concat([fs.run([cell], measure="training_loss", store=tmp_path / cell.key, progress=False)
+                       for cell in plan])
+    assert together["loss"].to_numpy() == pytest.approx(alone["loss"].to_numpy(), rel=1e-5)
+    assert together.groupby("cell")["loss"].last().lt(together.groupby("cell")["loss"].first()).all()
+    assert trains_by_hand(build(plan[0])) == (KINDS[name].stacked is not None)
+
+
+@every_kind
+def test_the_product_of_layers_is_the_jacobian(name):
+    """Factors in closed form where the kind has a rule, else pulled back; ln s as of the matrix written out."""
+    net, x = build(cells(name)[0]), torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+    product, dense = (fs.jacobian_spectrum(net, x, method=method) for method in ("product", "dense"))
+    assert product.factors == 5
+    assert product.log_singular_values.numpy() == pytest.approx(dense.log_singular_values.numpy(), abs=1e-9)
+    if KINDS[name].jacobian is not None:
+        block, h = net.blocks[0].double(), torch.randn(4, 9, dtype=torch.float64)
+        true = torch.func.vmap(torch.func.jacrev(block))(h)
+        assert torch.allclose(KINDS[name].jacobian(block, h), true, rtol=1e-12, atol=1e-14)
+
+
+@every_kind
+def test_plots_call_it_by_its_label(name, measured):
+    panel = with_family(measured(cells(name)[:1], "gradient_flow"))["panel"]
+    assert panel.unique() == [f"{KINDS[name].label} tanh"]
+
+
+@every_kind
+def test_predictions_have_a_number_or_say_that_they_have_none(name, measured):
+    """Where the kind has a theory every join has numbers, else every join runs and has none, marked not valid."""
+    plan = cells(name, width=30)
+    flow = measured(plan, "gradient_flow")
+    spectra = measured(plan, "jacobian_spectrum")
+    moments = measured(plan, "body_moments")
+    correlation = measured(plan, "gradient_correlation", points=16)
+    statistics = predictions.with_predicted_statistics(spectra, flow)
+    norms = predictions.with_predicted_norms(flow)
+    joins = [norms[norms["layer"] < norms["depth"]],  # theory starts at the measured norm of the last layer
+             statistics[statistics["statistic"] == "log_mean_square"],
+             predictions.with_predicted_spectra(spectra, flow),
+             predictions.with_predicted_moments(moments),
+             predictions.with_predicted_correlations(correlation)]
+    for rows in joins:
+        assert len(rows)
+        if KINDS[name].theory is None:
+            assert rows["predicted"].isna().all()
+            assert not rows.get("valid", pd.Series(False)).any()
+    if KINDS[name].theory is not None:
+        known = [rows["predicted"].notna().any() for rows in joins]
+        assert known == [True, True, name != "plain", True, True]  # a plain tanh net's whole law has no closed form
