@@ -48,7 +48,7 @@ def layer_theory(cell: pd.Series) -> pd.DataFrame:
     """Layers 2..depth at infinite width, from the measured mean square and mean of layer 1's output: a row per layer,
     `q` and `chi` as `theory.plain` has them; nan where not known."""
     variance = cell_weight_var(cell)
-    q, m, layers = cell["activation_mean_square"], cell["activation_mean"], cell["depth"] - 1
+    q, m, layers = cell["activation_mean_square"], cell["activation_mean"], int(cell["depth"]) - 1
     if layers < 1 or not math.isfinite(variance) or not q > 0:
         return pd.DataFrame(np.nan, index=range(max(layers, 0)), columns=["q", "chi"])
     return theory_of(cell).layers(cell, layers, variance, q, m, cell.get("bias_var", 0.0))
@@ -57,7 +57,7 @@ def layer_theory(cell: pd.Series) -> pd.DataFrame:
 def mode_theory(cell: pd.Series) -> pd.DataFrame:
     """`theory.mean_mode` of layers 2..depth, `mode` divided by the width: what it adds to the mean square."""
     variance = cell_weight_var(cell)
-    q, m, layers = cell["activation_mean_square"], cell["activation_mean"], cell["depth"] - 1
+    q, m, layers = cell["activation_mean_square"], cell["activation_mean"], int(cell["depth"]) - 1
     columns = ["log_bulk", "log_mode", "log_bulk_back", "log_mode_back"]
     if layers < 1 or not math.isfinite(variance) or not q > 0:
         return pd.DataFrame(np.nan, index=range(max(layers, 0)), columns=[*columns, "P"])
