@@ -46,7 +46,7 @@ def figure_1_claims(loss: pd.DataFrame, top: int, deepest: pd.DataFrame | None =
                      f"this of {runs} of {epochs}"))
     if deepest is not None:
         start, end = deepest.iloc[0], deepest.iloc[-1]
-        rows.append(("figure 1", f"highway {end['depth']}: loss after {end['epoch']} epochs", np.nan, end["loss"],
+        rows.append(("figure 1", f"highway {end['depth']}: loss after {counted(end['epoch'])}", np.nan, end["loss"],
                      f"from {start['loss']:.3f}: it learns; the paper prints no number"))
     return pd.DataFrame(rows, columns=["item", "quantity", "paper", "ours", "note"]).astype({"paper": float})
 
@@ -76,3 +76,7 @@ def ours(loss: pd.DataFrame, top: int) -> list[tuple[tuple[str, int], float, flo
         finals = runs["loss"].fillna(np.log(10)).sort_values()
         found.append((kind, float(finals.iloc[0]), float(finals.iloc[:top].mean())))
     return found
+
+
+def counted(epochs: int) -> str:
+    return "1 epoch" if epochs == 1 else f"{epochs} epochs"

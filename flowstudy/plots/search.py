@@ -10,11 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
-from flowstudy import theory
-from flowstudy.predictions import weight_var
-
 from .style import STYLE, depth_axis
-from .training import CHANCE, final_loss
+from .training import CHANCE, final_loss, gate_bias_rules
 
 Z = 1.96  # of the intervals: 95 %
 
@@ -74,25 +71,13 @@ def loss_by_gate_bias(ax: Axes, highway: pd.DataFrame, lowest: float) -> PathCol
                       cmap="viridis_r", vmin=math.log10(lowest), vmax=math.log10(CHANCE), s=36, edgecolors="0.3",
                       linewidths=0.4, zorder=3)
     ax.scatter(x[died], rows["gate_bias"][died], marker="x", color="crimson", s=30, label="diverged", zorder=3)
-    draw_rules(ax, rows)
+    for bias, depths, style in gate_bias_rules(rows, max(2, rows["depth"].min() * 0.8), rows["depth"].max() * 1.2):
+        ax.plot(depths, bias, color="black", lw=1.2, **style)
     depth_axis(ax, rows["depth"])
     ax.set(title=f"highway runs, {rows['activation'].iloc[0]}", xlabel="depth (hidden layers)",
            ylabel="gate bias $b_T$ at the start")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=8, frameon=False)
     return dots
-
-
-def draw_rules(ax: Axes, highway: pd.DataFrame) -> None:
-    """Both gate biases of `theory.suggest_gate_bias`, for the depth's highway layers and the runs' weights."""
-    cell = highway.iloc[0]
-    variance = weight_var(cell["init"], cell["gain"], cell["activation"], cell["width"])
-    ends = max(2, highway["depth"].min() * 0.8), highway["depth"].max() * 1.2
-    depths = np.unique(np.geomspace(*ends, 8).round().astype(int))
-    rate = theory.suggest_gate_bias(depths - 1)
-    whole = theory.suggest_gate_bias(depths - 1, "whole net", activation=cell["activation"], weight_var=variance,
-                                     gate_weight_var=variance)
-    ax.plot(depths, rate, color="black", lw=1.2, label="a factor e at the late layers' rate, $-\\ln(2 L - 1)$")
-    ax.plot(depths, whole, color="black", lw=1.2, ls="--", label="a factor e over the whole net, by the recursion")
 
 
 def wilson(successes: np.ndarray, runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFor
 from flowstudy import theory
 from flowstudy.paper.conv_nets import PUBLISHED
 from flowstudy.paper.published import FIGURE_1
+from flowstudy.predictions import weight_var
 
 from .style import STYLE, depth_axis, depth_colors
 
@@ -24,7 +25,7 @@ def trainability_map(frame: pd.DataFrame, axis: str = "weight_var", accuracy: st
     """Accuracy after training over depth and `axis`, and the depth that theory allows drawn over it.
 
     Plain tanh nets over "weight_var": 6 xi_c, six depth scales of the correlation of two inputs (Schoenholz et al.
-    2017).  Highway nets over "gate_bias": the late layers' rule b_T = -ln(2 L - 1).  A run that diverged counts as
+    2017).  Highway nets over "gate_bias": both rules of `theory.suggest_gate_bias`.  A run that diverged counts as
     chance.
     """
     frame = frame.assign(weight_var=frame["gain"] ** 2, right=frame[accuracy].fillna(1 / CLASSES))
@@ -34,9 +35,9 @@ def trainability_map(frame: pd.DataFrame, axis: str = "weight_var", accuracy: st
         ax = figure.subplots()
         picture = ax.pcolormesh(table.columns, table.index, table, shading="nearest", cmap="viridis", vmin=0, vmax=1)
         figure.colorbar(picture, label=f"{accuracy.replace('_', ' ')}, median over seeds")
-        x, depth, label = allowed_depth(frame, axis)
-        ax.plot(x, depth, color="white", lw=3.0)
-        ax.plot(x, depth, color="crimson", lw=1.6, label=label)
+        for x, depth, style in allowed_depths(frame, axis):
+            ax.plot(x, depth, color="white", lw=3.0)
+            ax.plot(x, depth, **style | {"color": "crimson", "lw": 1.6})
         edges = ax.get_xlim(), (table.index.min() * 0.8, table.index.max() * 1.25)
         ax.set(xlim=edges[0], ylim=edges[1], yscale="log", ylabel="depth (hidden layers)",
                xlabel={"weight_var": r"weight variance $\sigma_w^2$", "gate_bias": "gate bias $b_T$"}[axis])
@@ -50,14 +51,29 @@ def trainability_map(frame: pd.DataFrame, axis: str = "weight_var", accuracy: st
     return figure
 
 
-def allowed_depth(frame: pd.DataFrame, axis: str) -> tuple[np.ndarray, np.ndarray, str]:
-    """The curve that theory draws: along `axis`, the largest depth it expects to train."""
+Curve = tuple[np.ndarray, np.ndarray, dict[str, object]]  # x, y, and how it is drawn
+
+
+def allowed_depths(frame: pd.DataFrame, axis: str) -> list[Curve]:
+    """The curves that theory draws: along `axis`, the largest depth it expects to train."""
     if axis == "gate_bias":
-        depth = np.geomspace(max(2, frame["depth"].min()), frame["depth"].max(), 100).round().astype(int)
-        return theory.suggest_gate_bias(depth - 1), depth, "late layers' rule $b_T = -\\ln(2L - 1)$"
+        return gate_bias_rules(frame, max(2, frame["depth"].min()), frame["depth"].max())
     variance = np.linspace(frame["weight_var"].min(), frame["weight_var"].max(), 200)
     field = theory.mean_field(frame["activation"].iloc[0], variance, frame["bias_var"].iloc[0])
-    return variance, 6 * field.xi_c, "six depth scales, $6 \\xi_c$"
+    return [(variance, 6 * field.xi_c, {"label": "six depth scales, $6 \\xi_c$"})]
+
+
+def gate_bias_rules(highway: pd.DataFrame, low: float, high: float) -> list[Curve]:
+    """Gate bias and depth by both rules of `theory.suggest_gate_bias`, for the highway layers of nets of these depths
+    and the runs' weights."""
+    cell = highway.iloc[0]
+    variance = weight_var(cell["init"], cell["gain"], cell["activation"], cell["width"])
+    depths = np.unique(np.geomspace(low, high, 8).round().astype(int))
+    rate = theory.suggest_gate_bias(depths - 1)
+    whole = theory.suggest_gate_bias(depths - 1, "whole net", activation=cell["activation"], weight_var=variance,
+                                     gate_weight_var=variance)
+    return [(rate, depths, {"label": "a factor e at the late layers' rate, $-\\ln(2 L - 1)$"}),
+            (whole, depths, {"label": "a factor e over the whole net, by the recursion", "ls": "--"})]
 
 
 def figure_1(frame: pd.DataFrame, top: int = 10) -> Figure:
