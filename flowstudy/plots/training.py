@@ -47,7 +47,7 @@ def trainability_map(frame: pd.DataFrame, axis: str = "weight_var", accuracy: st
         cell = frame.iloc[0]
         ax.set_title(f"{cell['net']} {cell['activation']}, width {cell['width']}, {cell['dataset']}, "
                      f"{cell['epochs']} epochs")
-        ax.legend(loc="upper right" if axis == "weight_var" else "lower left")
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=8, frameon=False)
     return figure
 
 
