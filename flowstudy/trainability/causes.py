@@ -1,0 +1,116 @@
+"""Why a net does not train, as far as its start shows it, and what helps against each cause."""
+
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from flowstudy.measure import GradientFlow
+
+SMALL, LARGE = 1 / 30, 30.0   # root mean square of inputs: beyond, weights drawn for unit inputs do not fit
+FAR_OFF = 3.0                 # times what constant outputs reach: a loss at the start that outputs of a wrong scale make
+ALIKE = 0.98                  # mean cosine of two samples' signals at the last hidden layer
+DEAD = 0.98                   # share of units that put out exactly 0
+SATURATED = 0.25              # mean slope, of its largest, of units that bound their output
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Attributes: name, a word or two; what was seen; what helps."""
+
+    name: str
+    seen: str
+    advice: str
+
+
+def causes_of(model: nn.Module, flow: GradientFlow, x: Tensor, outputs: Tensor, loss_at_start: float,
+              constant: float, loss: object) -> list[Cause]:
+    """All that apply, the surest first."""
+    found = [cut_off(flow), softmax_twice(outputs, loss), input_scale(x), dead(flow), output_scale(loss_at_start, constant),
+             saturated(model, flow), collapsed(flow), signal(flow)]
+    return [cause for cause in found if cause is not None]
+
+
+def cut_off(flow: GradientFlow) -> Cause | None:
+    names = layers_cut_off(flow.frame)
+    if not names:
+        return None
+    listed = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return Cause("cut off", f"the loss does not depend on the weights of {listed}",
+                 "Look for detach(), no_grad() or .data between these layers and the loss; freeze them with "
+                 "requires_grad_(False) if that is meant.")
+
+
+def layers_cut_off(frame: pd.DataFrame) -> list[str]:
+    """Layers that are meant to learn and get no gradient, in order."""
+    return frame.loc[(frame["gradient"] == "none") & frame["trainable"], "module"].tolist()
+
+
+def softmax_twice(outputs: Tensor, loss: object) -> Cause | None:
+    z = outputs.detach()
+    if loss != "cross_entropy" or z.ndim < 2 or z.shape[1] < 2:
+        return None
+    sums = z.sum(1)
+    if z.min() < 0 or not torch.allclose(sums, torch.ones_like(sums), atol=1e-6):
+        return None
+    return Cause("softmax before cross-entropy", "outputs are probabilities that add up to 1, and the loss takes their "
+                 "softmax again", "Return the logits: cross_entropy takes the softmax itself.")
+
+
+def input_scale(x: Tensor) -> Cause | None:
+    if not x.is_floating_point():
+        return None
+    size = float(x.double().square().mean().sqrt())
+    if SMALL <= size <= LARGE:
+        return None
+    return Cause("scale of the inputs", f"the inputs' root mean square is {size:.2g}",
+                 "Standardise the inputs: mean 0, standard deviation 1.")
+
+
+def dead(flow: GradientFlow) -> Cause | None:
+    rows = flow.frame[flow.frame["zero_fraction"] >= DEAD]
+    if rows.empty:
+        return None
+    share = rows["zero_fraction"].iloc[0]
+    return Cause("dead units", f"{share:.0%} of the outputs of {rows['module'].iloc[0]!r} are exactly 0",
+                 "Set the biases to 0 and draw the weights anew (fs.initialize(model, 'he_normal')).")
+
+
+def output_scale(loss_at_start: float, constant: float) -> Cause | None:
+    if math.isfinite(loss_at_start) and not loss_at_start > FAR_OFF * constant:
+        return None
+    return Cause("scale of the outputs", f"the loss at the start is {loss_at_start:.3g}, and {constant:.3g} for constant "
+                 "outputs", "Scale the read-out's weights, or residual branches, down, or normalise before the read-out.")
+
+
+def saturated(model: nn.Module, flow: GradientFlow) -> Cause | None:
+    bounded = any(isinstance(m, nn.Sigmoid | nn.Tanh | nn.Hardtanh) for m in model.modules()) or any(
+        getattr(m, "activation", None) in ("tanh", "sigmoid", "hard_tanh", "erf") for m in model.modules())
+    if not bounded or flow.verdict.kind not in ("vanishing", "dead"):
+        return None
+    large = flow.frame["activation_mean_square"] > 9   # pre-activations of 3: slopes of tanh below .01
+    if not large.any():
+        return None
+    name = flow.frame.loc[large, "module"].iloc[0]
+    return Cause("saturated units", f"pre-activations at {name!r} have a root mean square of "
+                 f"{math.sqrt(flow.frame.loc[large, 'activation_mean_square'].iloc[0]):.2g}",
+                 "Draw smaller weights (variance 1 / fan_in), or normalise before the activations.")
+
+
+def collapsed(flow: GradientFlow) -> Cause | None:
+    known = flow.frame["activation_correlation"].dropna()
+    if len(known) < 3 or not known.iloc[-2] >= ALIKE or known.iloc[0] >= ALIKE:
+        return None
+    return Cause("inputs collapse", f"at the last hidden layer two samples' signals have a cosine of "
+                 f"{known.iloc[-2]:.3f}, {known.iloc[0]:.2f} at the first",
+                 "Add skip connections (x + branch(x)), or use fewer layers: inputs that are alike cannot be told apart.")
+
+
+def signal(flow: GradientFlow) -> Cause | None:
+    verdict = flow.verdict
+    if verdict.kind in ("stable", "cannot tell", "cut off"):
+        return None
+    return Cause(f"{verdict.kind} gradients", verdict.sentence.removeprefix(f"{verdict.kind}: ").rstrip("."),
+                 verdict.advice)
