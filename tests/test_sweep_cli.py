@@ -140,10 +140,10 @@ def test_a_missing_plan_is_one_line(here):
 # --- status ----------------------------------------------------------------------------------------------------------
 
 
-def fails_at_seed_2(cells, data, tick):
-    if any(cell.seed == 2 for cell in cells):
+def fails_at_seed_2(moment, data):
+    if any(cell.seed == 2 for cell in moment.cells):
         raise ZeroDivisionError("bad")
-    return training_loss(cells, data, tick)
+    return training_loss(moment, data)
 
 
 def test_status_tells_done_failed_and_missing(here, monkeypatch):
@@ -177,7 +177,7 @@ def test_time_left_is_cost_left_over_pace(tmp_path):
     assert pd.isna(status(tmp_path)["seconds_left"].iloc[0])
     for start, end in ((0, 100), (2, 105)):
         moment = datetime.fromtimestamp(1e9 + end, UTC).isoformat(timespec="milliseconds")
-        Store(tmp_path).append(table, cells[start:start + 2], pd.DataFrame({"cell": [0, 1]}),
+        Store(tmp_path).append(table, cells[start:start + 2], pd.DataFrame({"place": [0, 1]}),
                                {"seconds": 10.0, "finished": moment})
     assert status(tmp_path)["seconds_left"].iloc[0] == pytest.approx(22.5)
 

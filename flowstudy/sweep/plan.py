@@ -1,7 +1,6 @@
 """A plan before it runs: what is refused, what is trained together, and which part is whose."""
 
 import difflib
-import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -9,8 +8,8 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
-from flowstudy.sweep.looks.in_training import OF_TRAINING, InTraining, as_record_at
-from flowstudy.sweep.looks.table import MEASUREMENTS
+from flowstudy.sweep.looks.in_training import as_record_at
+from flowstudy.sweep.looks.table import AS_THEY_START, MEASUREMENTS, OF_TRAINING, options_of
 from flowstudy.sweep.workers.tasks import work
 
 from .cells import Cell, digest
@@ -38,8 +37,7 @@ def check_options(measure: str, options: Mapping[str, object]) -> dict[str, obje
     if measure not in MEASUREMENTS:
         raise ValueError(f"run: `measure` must be one of {', '.join(MEASUREMENTS)}, got {measure!r}."
                          + did_you_mean(measure, MEASUREMENTS))
-    known = {name: p.default for name, p in inspect.signature(MEASUREMENTS[measure]).parameters.items()
-             if p.default is not p.empty}
+    known = options_of(measure)
     for name in options:
         if name not in known:
             raise TypeError(f"run: {measure} takes {', '.join(known) or 'no options'}, got `{name}`."
@@ -53,16 +51,28 @@ def check_options(measure: str, options: Mapping[str, object]) -> dict[str, obje
     return {name: value for name, value in full.items() if name not in OF_TRAINING or value != OF_TRAINING[name]}
 
 
-def check_measures(measure: str | Sequence[str], options: Mapping[str, object]) -> dict[str, dict[str, object]]:
+def check_measures(measure: str | Sequence[str], options: Mapping[str, object],
+                   cells: Sequence[Cell]) -> dict[str, dict[str, object]]:
     """The options of each measurement that is wanted: of several, each takes those that it knows."""
-    names = [measure] if isinstance(measure, str) else list(measure)
-    if len(names) == 1 and isinstance(measure, str):
-        return {measure: check_options(measure, options)}
+    if isinstance(measure, str):
+        wanted = {measure: check_options(measure, options)}
+    else:
+        wanted = check_several(list(measure), options)
+    trained = [cell.epochs for cell in cells if cell.epochs]
+    for name in wanted:
+        if name in AS_THEY_START and trained:
+            raise ValueError(f"run: `epochs` must be 0 to measure {AS_THEY_START[name]}, got {trained[0]}. "
+                             "Leave it out.")
+    return wanted
+
+
+def check_several(names: Sequence[str], options: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    together = [name for name in MEASUREMENTS if name not in AS_THEY_START]
     for name in names:
-        if not isinstance(MEASUREMENTS.get(name), InTraining):
-            known = ", ".join(name for name, one in MEASUREMENTS.items() if isinstance(one, InTraining))
-            raise ValueError(f"run: several of `measure` must be of nets in training ({known}), got {name!r}.")
-    takes = {name: inspect.signature(MEASUREMENTS[name]).parameters for name in names}
+        if name not in together:
+            raise ValueError(f"run: several of `measure` must be of nets in training ({', '.join(together)}), got "
+                             f"{name!r}.")
+    takes = {name: options_of(name) for name in names}
     for option in options:
         if not any(option in known for known in takes.values()):
             raise TypeError(f"run: none of {', '.join(names)} takes `{option}`.")
