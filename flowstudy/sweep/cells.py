@@ -1,6 +1,5 @@
 """A cell is one net with its training settings; a plan is a list of cells, plain data."""
 
-import difflib
 import functools
 import hashlib
 import itertools
@@ -12,6 +11,7 @@ import numpy as np
 
 from flowstudy.data.datasets import DATASETS
 from flowstudy.nets import ACTIVATIONS, SCHEMES, HighwayNet, PlainNet, ResidualNet
+from flowstudy.refusal import did_you_mean
 
 NETS = {"plain": PlainNet, "highway": HighwayNet, "residual": ResidualNet}
 PAPER_WIDTH = {"plain": 71, "highway": 50, "residual": 71}  # about 5,000 parameters a layer either way
@@ -206,9 +206,8 @@ def check_ranges(ranges: Mapping[str, Sequence]) -> dict[str, Sequence]:
 def check_axes(call: str, axes: Iterable[str]) -> None:
     for name in axes:
         if name not in CELL_FIELDS:
-            near = difflib.get_close_matches(name, CELL_FIELDS, 1)
             raise ValueError(f"{call}: unknown axis `{name}`; a Cell has {', '.join(CELL_FIELDS)}."
-                             + (f" Did you mean `{near[0]}`?" if near else ""))
+                             + did_you_mean(name, CELL_FIELDS, quoted="`{}`".format))
 
 
 def make_cell(call: str, settings: dict) -> Cell:
@@ -225,9 +224,8 @@ def values(axis: object) -> list:
 def one_of(**choices: tuple[object, Iterable]) -> None:
     for name, (value, known) in choices.items():
         if value not in tuple(known):
-            near = difflib.get_close_matches(str(value), known, 1)
             raise ValueError(f"Cell: `{name}` must be one of {', '.join(known)}, got {value!r}."
-                             + (f" Did you mean {near[0]!r}?" if near else ""))
+                             + did_you_mean(value, known))
 
 
 def require(holds: bool, name: str, rule: str, value: object) -> None:

@@ -1,6 +1,5 @@
 """A plan before it runs: what is refused, what is trained together, and which part is whose."""
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -8,6 +7,7 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
+from flowstudy.refusal import did_you_mean
 from flowstudy.sweep.looks.in_training import as_record_at
 from flowstudy.sweep.looks.table import AS_THEY_START, MEASUREMENTS, OF_TRAINING, options_of
 from flowstudy.sweep.workers.tasks import work
@@ -147,8 +147,3 @@ def shard_of(cells: Sequence[Cell], which: int, parts: int) -> list[Cell]:
 def cost(cell: Cell) -> int:
     """Time that a cell takes, in units of its own: cells of one structure cost the same."""
     return work(cell) * cell.depth
-
-
-def did_you_mean(name: object, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(name), list(known), 1)
-    return f" Did you mean {near[0]!r}?" if near else ""

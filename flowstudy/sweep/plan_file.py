@@ -7,8 +7,10 @@ from pathlib import Path
 
 import yaml
 
+from flowstudy.refusal import did_you_mean
+
 from .cells import CELL_FIELDS, Cell, grid, random_search
-from .plan import check_options, did_you_mean
+from .plan import check_options
 
 SEARCH_ARGUMENTS = [name for name, p in inspect.signature(random_search).parameters.items() if p.kind != p.VAR_KEYWORD]
 SECTIONS = {"grid": (grid, CELL_FIELDS), "random_search": (random_search, [*SEARCH_ARGUMENTS, *CELL_FIELDS])}

@@ -1,13 +1,12 @@
 """Singular values of the input-output Jacobian, sample by sample, in float64."""
 
-import difflib
-
 from torch import Tensor, nn
 
 from flowstudy.measure.models.chain import Factor, NotProvedError, chain_of, noted_calls
 from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.dense_jacobian import Stretch, row_and_image, run
 from flowstudy.measure.models.graph import edge_of
+from flowstudy.refusal import did_you_mean
 
 from .checks import (
     Picked,
@@ -166,9 +165,8 @@ def started_spectrum(call: str, probe: nn.Module, start: str, x: Tensor, chunk: 
     """From the output of module `start`, in the same pass."""
     modules = dict((probe.model if isinstance(probe, Picked) else probe).named_modules())
     if start not in modules:
-        near = difflib.get_close_matches(start, modules, 3)
         raise ValueError(f"{call}: `start` must name a module of the model, got {start!r}."
-                         + (f" Did you mean {' or '.join(map(repr, near))}?" if near else ""))
+                         + did_you_mean(start, modules, most=3))
     outputs: list[object] = []
     note = modules[start].register_forward_hook(lambda _m, _a, out: outputs.append(out))
     with note, state.replayed():

@@ -13,7 +13,7 @@ import pandas as pd
 
 from flowstudy.sweep.cells import Cell
 
-from .files import StoreError, write_whole
+from .files import StoreError, write_to_store
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def folder_of(root: Path, table: str) -> Path:
 
 def remember(root: Path, table: str, failed: Iterable[Failure]) -> None:
     for one in failed:
-        write_whole(folder_of(root, table) / f"{one.key}.json", json.dumps(asdict(one), indent=1).encode())
+        write_to_store(folder_of(root, table) / f"{one.key}.json", json.dumps(asdict(one), indent=1).encode())
 
 
 def forget(root: Path, table: str, cells: Iterable[Cell]) -> None:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from flowstudy.sweep.cells import CELL_FIELDS, LATER, Cell, digest
 
-from .files import check_writable, set_aside, sweep_leftovers, write_whole
+from .files import check_writable, set_aside, sweep_leftovers, write_to_store
 
 SCHEMA = "flowstudy-1"  # raise it when rows of an older version can no longer be read as this one's
 OPTIONAL = {"gain": "float64", "gate_bias": "float64", "train_samples": "Int64"}  # typed also where all are None
@@ -86,7 +86,7 @@ class Store:
         if path.parent not in self._swept:
             sweep_leftovers(path.parent)
             self._swept.add(path.parent)
-        write_whole(path, written.getvalue())
+        write_to_store(path, written.getvalue())
         return path
 
     def load(self, cells: Sequence[Cell], table: str) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from flowstudy.sweep.cells import Cell, digest
 from flowstudy.sweep.looks.in_training import measure_together
 from flowstudy.sweep.looks.table import Look
 from flowstudy.sweep.store.failures import Failure, failure, forget, is_refusal, remember
-from flowstudy.sweep.store.files import sweep_leftovers, write_whole
+from flowstudy.sweep.store.files import sweep_leftovers, write_to_store
 from flowstudy.sweep.store.store import Store
 from flowstudy.train import Checkpoint
 
@@ -154,7 +154,7 @@ def checkpoint_of(task: Task, cells: Sequence[Cell]) -> Checkpoint | None:
         return None
     name = digest([CHECKPOINT, replace(task, cells=tuple(cells)).key])
     return Checkpoint(checkpoint_folder(task.store, task.table) / f"{name}.pt", task.checkpoint_every,
-                      [cell.key for cell in cells], write_whole)
+                      [cell.key for cell in cells], write_to_store)
 
 
 def checkpoint_folder(root: Path, table: str) -> Path:
