@@ -13,6 +13,7 @@ from pandas.testing import assert_frame_equal
 
 from flowstudy.sweep import Cell, Store, StoreError, SweepError, engine, grid, run
 from flowstudy.sweep.looks.table import MEASUREMENTS
+from flowstudy.sweep.plan_error import PlanError
 from flowstudy.sweep.workers import local
 from flowstudy.sweep.workers.tasks import Task
 
@@ -41,7 +42,7 @@ def fatal_seed(moment, data):
 
 
 def refused(moment, data):
-    raise ValueError("run: `this` must be something else, got that.")
+    raise PlanError("run: `this` must be something else, got that.")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from flowstudy.data import Dataset
 from flowstudy.measure import gate_activity
 from flowstudy.measure.lesions import lesion_losses
 from flowstudy.nets import HighwayNet
+from flowstudy.sweep.plan_error import PlanError
 from flowstudy.train import Stack
 
 from .moment import CellsMoment
@@ -19,7 +20,7 @@ def gate_routing(moment: CellsMoment, data: Dataset, sample: int = 0) -> pd.Data
     `single_output` (Srivastava et al. 2015, figure 2)."""
     check_highway("gate_routing", moment.stack)
     if not 0 <= sample < len(data.x_train):
-        raise ValueError(f"run: `sample` must be between 0 and {len(data.x_train) - 1}, got {sample}.")
+        raise PlanError(f"run: `sample` must be between 0 and {len(data.x_train) - 1}, got {sample}.")
     one, frames = data.x_train[sample:sample + 1], []
     for i in range(len(moment.stack)):
         net = moment.stack.net(i)
@@ -63,5 +64,5 @@ def block_outputs(net: HighwayNet, x: Tensor) -> Tensor:
 
 def check_highway(measure: str, nets: Stack) -> None:
     if not isinstance(nets.template, HighwayNet) or nets.template.depth < 2:
-        raise ValueError(f"run: `net` must be 'highway' with depth of at least 2 to measure {measure}, got "
-                         f"{type(nets.template).__name__} of depth {nets.template.depth}.")
+        raise PlanError(f"run: `net` must be 'highway' with depth of at least 2 to measure {measure}, got "
+                        f"{type(nets.template).__name__} of depth {nets.template.depth}.")

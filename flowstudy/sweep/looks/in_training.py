@@ -8,6 +8,7 @@ import torch
 from flowstudy.data import Dataset
 from flowstudy.sweep.cells import Cell
 from flowstudy.sweep.cells_to_nets import stack_of
+from flowstudy.sweep.plan_error import PlanError
 from flowstudy.train import Checkpoint, Moment, RecordAt, Settings, train
 
 from .moment import CellsMoment
@@ -73,7 +74,7 @@ def as_record_at(at: object) -> RecordAt:
     try:
         return at if isinstance(at, RecordAt) else RecordAt(**at)
     except TypeError:
-        raise ValueError(f"run: `at` must be a RecordAt, or a mapping of `epochs` and `steps`, got {at!r}.") from None
+        raise PlanError(f"run: `at` must be a RecordAt, or a mapping of `epochs` and `steps`, got {at!r}.") from None
 
 
 def settings_of(cells: Sequence[Cell], data: Dataset, precision: str) -> Settings:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from flowstudy.sweep.cells import Cell
 
-from .files import StoreError, write_to_store
+from .files import write_to_store
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,6 @@ def forget(root: Path, table: str, cells: Iterable[Cell]) -> None:
 
 def failed_keys(root: Path, table: str) -> set[str]:
     return {path.stem for path in folder_of(root, table).glob("*.json")}
-
-
-def is_refusal(error: Exception) -> bool:
-    """The call or the disk is wrong, not a cell: one-line messages of our own, which no smaller group would change."""
-    refused = isinstance(error, ValueError | TypeError) and str(error).startswith("run: ")
-    return refused or isinstance(error, StoreError)
 
 
 def raise_for(failures: Sequence[Failure], cells: int, root: Path, table: str,

@@ -18,8 +18,9 @@ from flowstudy.data import Dataset, load_dataset
 from flowstudy.sweep.cells import Cell, digest
 from flowstudy.sweep.looks.in_training import measure_together
 from flowstudy.sweep.looks.table import Look
-from flowstudy.sweep.store.failures import Failure, failure, forget, is_refusal, remember
-from flowstudy.sweep.store.files import sweep_leftovers, write_to_store
+from flowstudy.sweep.plan_error import PlanError
+from flowstudy.sweep.store.failures import Failure, failure, forget, remember
+from flowstudy.sweep.store.files import StoreError, sweep_leftovers, write_to_store
 from flowstudy.sweep.store.store import Store
 from flowstudy.train import Checkpoint
 
@@ -86,7 +87,7 @@ def run_task(task: Task, tick: Callable[[int], object], store: Store, load: Load
     rows.  So is a group that does not fit into memory.
 
     Raises:
-        StoreError, a wrong option, or what loading the data set raises: nothing that a smaller group would change.
+        PlanError, StoreError, or what loading the data set raises: nothing that a smaller group would change.
     """
     device = torch.device(found_device(task.device))
     data = load(task.cells[0].dataset, task.cells[0].train_samples, device)
@@ -121,9 +122,9 @@ def attempt(task: Task, cells: Sequence[Cell], data: Dataset, tick: Callable[[in
     checkpoint = checkpoint_of(task, cells)
     try:
         rows = measure_together(task.measurements, cells, data, count, checkpoint)
+    except (PlanError, StoreError):  # the call or the disk is wrong, not a cell
+        raise
     except Exception as error:
-        if is_refusal(error):
-            raise
         if checkpoint:
             checkpoint.remove()
         tick(-ticked)
@@ -202,7 +203,7 @@ worker_store = functools.lru_cache(maxsize=8)(Store)
 def serve_task(task: Task) -> list[Failure]:
     """`run_task` on a worker, which keeps its data set from task to task."""
     if task.flowstudy != VERSION:
-        raise ValueError(f"run: workers must have flowstudy {task.flowstudy}, as the process that calls `run`, got "
-                         f"{VERSION} on {socket.gethostname()}. Install the same version.")
+        raise PlanError(f"run: workers must have flowstudy {task.flowstudy}, as the process that calls `run`, got "
+                        f"{VERSION} on {socket.gethostname()}. Install the same version.")
     with ONE_AT_A_TIME:
         return run_task(task, lambda _units: None, worker_store(task.store), worker_load)
