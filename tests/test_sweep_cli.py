@@ -132,6 +132,27 @@ def test_wrong_options_are_refused(here, arguments, message):
     assert not (here / "results").exists()
 
 
+def test_a_missing_package_is_one_line(here, monkeypatch):
+    """Of an engine that was asked for: the message names the extra."""
+    monkeypatch.setitem(sys.modules, "distributed", None)  # as where it is not installed
+    result = call("sweep", "plan.yaml", "--engine", "tcp://127.0.0.1:8786")
+    assert result.exit_code == 2 and "pip install 'flowstudy[cluster]'" in result.output
+    assert len(result.output.strip().splitlines()) == 1
+    with pytest.raises(ModuleNotFoundError, match=r"^run: `engine` must be 'local' where Dask is not installed"):
+        run(CELLS, engine="tcp://127.0.0.1:8786")
+
+
+def test_an_error_that_is_no_refusal_keeps_its_traceback(here, monkeypatch):
+    """Whatever its message begins with."""
+    def broken(*_arguments, **_options):
+        raise ValueError("run: a fault of the library's own")
+
+    monkeypatch.setattr("flowstudy.cli.sweeps.run", broken)
+    result = call("sweep", "plan.yaml")
+    assert result.exit_code == 1 and isinstance(result.exception, ValueError)
+    assert "a fault" not in result.output
+
+
 def test_a_missing_plan_is_one_line(here):
     result = call("sweep", "plam.yaml")
     assert result.exit_code == 2 and "got plam.yaml" in result.output

@@ -11,6 +11,7 @@ import pytest
 import torch
 from pandas.testing import assert_frame_equal
 
+from flowstudy.refusal import RefusalError
 from flowstudy.sweep import Cell, Store, StoreError, SweepError, engine, grid, run
 from flowstudy.sweep.looks.table import MEASUREMENTS
 from flowstudy.sweep.plan_error import PlanError
@@ -145,6 +146,18 @@ def test_a_wrong_call_is_no_failure_of_cells(tmp_path, call):
     with pytest.raises(ValueError, match=r"^run: `this` must be"):
         call(refused)
     assert failed_files(tmp_path) == []
+
+
+def test_what_a_measurement_refuses_costs_its_cell_alone(tmp_path, call):
+    """One net's refusal is no refusal of the call, whatever its message begins with: the other cells are stored."""
+    def refuses_one(moment, data):
+        if any(cell.seed == BAD for cell in moment.cells):
+            raise RefusalError("run: `model` must be another one.")
+        return seeds(moment, data)
+
+    with pytest.raises(SweepError, match=r"the first with `.*RefusalError: run: `model` must be") as caught:
+        call(refuses_one)
+    check_two_bad_cells(caught, tmp_path, call)
 
 
 # --- folders that take nothing ---------------------------------------------------------------------------------------
