@@ -1,6 +1,5 @@
 """Initial weights by the name of their scheme, for any module with linear and convolutional layers."""
 
-import difflib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flowstudy import theory
+from flowstudy.refusal import did_you_mean
 
 from .activation_modules import Nonlinearity, activation_between
 from .blocks import HighwayBlock, PlainBlock
@@ -135,9 +135,8 @@ def initialize(model: nn.Module, scheme: str, *, seed: int = 0, gain: float | No
             `theory` does not have. The model is then unchanged.
     """
     if scheme not in SCHEMES:
-        near = difflib.get_close_matches(str(scheme), SCHEMES, 1)
         raise ValueError(f"initialize: `scheme` must be one of {', '.join(SCHEMES)}, got {scheme!r}."
-                         + (f" Did you mean {near[0]!r}?" if near else ""))
+                         + did_you_mean(scheme, SCHEMES))
     if not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"initialize: `seed` must be a non-negative integer, got {seed!r}.")
     if gain is not None and not (isinstance(gain, int | float | np.number) and gain > 0 and math.isfinite(gain)):

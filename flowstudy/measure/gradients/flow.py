@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from flowstudy.measure.drawn import Drawn
 from flowstudy.measure.models.context import in_own_context
 from flowstudy.measure.models.copies import check_input, check_module, float64_copy, own_tensor
+from flowstudy.refusal import RefusalError
 
 from .losses import Loss, check_loss
 from .one_model import measure
@@ -140,7 +141,7 @@ def gradient_flow(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss:
     x, y = check_input(call, model, x), own_tensor(y)
     if samples is not None:
         if not 1 <= samples <= len(x):
-            raise ValueError(f"{call}: `samples` must be between 1 and the batch's {len(x)}, got {samples}.")
+            raise RefusalError(f"{call}: `samples` must be between 1 and the batch's {len(x)}, got {samples}.")
         x, y = x[:samples], None if y is None else y[:samples]
     found = measure(call, lambda: float64_copy(call, model, frozen=False), x, y, check_loss(call, loss, y), loss)
     columns = {name: values.cpu().numpy() for name, values in found.statistics.items()}

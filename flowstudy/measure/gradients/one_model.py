@@ -20,6 +20,7 @@ from flowstudy.measure.models.layers import (
     weights_of,
 )
 from flowstudy.measure.models.outputs import numbers_in
+from flowstudy.refusal import RefusalError
 
 from .losses import Loss, check_labels
 from .statistics import kind_of_gradient, log10_norm, nothing, statistics_of
@@ -50,7 +51,7 @@ def measure(call: str, fresh: Callable[[], nn.Module], x: Tensor, y: Tensor | No
     probe, state = fresh(), RandomState(x.device)
     layers, loose = shared_out(probe)
     if not layers and not loose:
-        raise ValueError(f"{call}: `model` must have layers with weights, got {type(probe).__name__} without any.")
+        raise RefusalError(f"{call}: `model` must have layers with weights, got {type(probe).__name__} without any.")
     leaf, output, value, uses = one_pass(call, probe, x, y, objective, loss, layers, loose, state)
     if missed := weights_missed(probe, layers, loose, uses, value):
         probe = fresh()   # they are used, but not by calls of their modules: each use of them is a layer
@@ -59,9 +60,9 @@ def measure(call: str, fresh: Callable[[], nn.Module], x: Tensor, y: Tensor | No
         loose |= {name: parameters[name] for name in missed}
         leaf, output, value, uses = one_pass(call, probe, x, y, objective, loss, layers, loose, state)
     if not uses:
-        raise ValueError(f"{call}: `model` must call its layers, got {type(probe).__name__}, whose forward calls none "
-                         f"of {', '.join(map(repr, layers))}. Let `hidden_layers` list modules that are called, or "
-                         "rename it.")
+        raise RefusalError(f"{call}: `model` must call its layers, got {type(probe).__name__}, whose forward calls "
+                           f"none of {', '.join(map(repr, layers))}. Let `hidden_layers` list modules that are called, "
+                           "or rename it.")
     weights = weights_by_use(probe, layers, uses)
     wanted = dict.fromkeys(name for names in weights for name in names)
     leaves = {name: p for name, p in probe.named_parameters() if name in wanted and p.requires_grad}

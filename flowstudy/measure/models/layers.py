@@ -10,13 +10,14 @@ from torch.nn.utils import parametrize
 
 from flowstudy.nets.blocks import runs_as
 from flowstudy.nets.fully_connected import FullyConnected
+from flowstudy.refusal import RefusalError
 
 
 def layers_of(call: str, model: nn.Module) -> dict[str, nn.Module]:
     """The layers by name: the model's `hidden_layers` where it lists them, else every module with its own weights."""
     layers = listed_layers(model) or {name: module for name, module in model.named_modules() if module in owners(model)}
     if not layers:
-        raise ValueError(f"{call}: `model` must have layers with weights, got {type(model).__name__} without any.")
+        raise RefusalError(f"{call}: `model` must have layers with weights, got {type(model).__name__} without any.")
     return layers
 
 

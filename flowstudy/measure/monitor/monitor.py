@@ -1,6 +1,5 @@
 """GradientMonitor: gradient, update, error-signal and activation norms by layer, in the user's own training loop."""
 
-import difflib
 import os
 import sys
 import weakref
@@ -19,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from flowstudy.measure.drawn import Drawn
+from flowstudy.refusal import did_you_mean
 
 from .hooks import Probes
 from .kept import Parts, load_parts
@@ -354,9 +354,8 @@ def check_quantities(quantities: Iterable[str]) -> tuple[str, ...]:
     chosen = tuple(dict.fromkeys(quantities))
     for name in chosen:
         if name not in QUANTITIES:
-            close = difflib.get_close_matches(str(name), QUANTITIES, n=1)
             raise ValueError(f"{CALL}: `quantities` must be among {', '.join(QUANTITIES)}, got {name!r}."
-                             + (f" Did you mean {close[0]!r}?" if close else ""))
+                             + did_you_mean(name, QUANTITIES))
     if not chosen:
         raise ValueError(f"{CALL}: `quantities` must name at least one, got none. Leave it out for all of them.")
     return tuple(name for name in QUANTITIES if name in chosen)

@@ -12,6 +12,7 @@ from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.dense_jacobian import Stretch, row_and_image
 from flowstudy.measure.models.layers import parts_of_own_net
 from flowstudy.measure.numerics.product_svd import partial_product_svd, product_svd
+from flowstudy.refusal import RefusalError
 
 from .checks import check_alike, check_real, prepare
 from .one_model import pass_and_chain
@@ -92,9 +93,9 @@ def spectra_by_layer(call: str, whole: Stretch, chain: list[Factor],
     try:
         factors = list(proved_jacobians(chain, agreement_of(dtype)))
     except NotProvedError as error:
-        raise ValueError(f"{call}: `model` must be a chain of layers whose Jacobians autograd's backward pass agrees "
-                         f"with, and {error} is not one (a hook on gradients?). "
-                         "Use jacobian_spectrum(model, x, method='dense').") from None
+        raise RefusalError(f"{call}: `model` must be a chain of layers whose Jacobians autograd's backward pass agrees "
+                           f"with, and {error} is not one (a hook on gradients?). "
+                           "Use jacobian_spectrum(model, x, method='dense').") from None
     own = [single(factor, dtype) for factor in factors]
     return [(factor.name, one, total)
             for factor, one, total in zip(chain, own, running_products(factors, own, dtype), strict=True)]

@@ -1,13 +1,12 @@
 """Singular values of the input-output Jacobian, sample by sample, in float64."""
 
-import difflib
-
 from torch import Tensor, nn
 
 from flowstudy.measure.models.chain import Factor, NotProvedError, chain_of, noted_calls
 from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.dense_jacobian import Stretch, row_and_image, run
 from flowstudy.measure.models.graph import edge_of
+from flowstudy.refusal import RefusalError, did_you_mean
 
 from .checks import (
     Picked,
@@ -85,9 +84,9 @@ def jacobian_spectrum(model: nn.Module, x: Tensor | None = None, *, part: str | 
     """
     call = "jacobian_spectrum"
     if method not in METHODS:
-        raise ValueError(f"{call}: `method` must be one of {', '.join(METHODS)}, got {method!r}.")
+        raise RefusalError(f"{call}: `method` must be one of {', '.join(METHODS)}, got {method!r}.")
     if start is not None and method in ("product", "matrix_free"):
-        raise ValueError(f"{call}: `start` goes with method='dense', got {method!r}. Leave `method` out.")
+        raise RefusalError(f"{call}: `start` goes with method='dense', got {method!r}. Leave `method` out.")
     check_chunk(call, chunk)
     probe, x = prepare(call, model, x, samples, seed, output, mode)
     state = RandomState(x.device)
@@ -130,8 +129,8 @@ def spectrum_at(call: str, probe: nn.Module, x: Tensor, state: RandomState, *, p
 
     if route == "matrix_free":
         if not entire:
-            raise ValueError(f"{call}: method='matrix_free' measures whole models, got part={part!r}. Pass the part as "
-                             "its own model.")
+            raise RefusalError(f"{call}: method='matrix_free' measures whole models, got part={part!r}. Pass the part "
+                               "as its own model.")
         k = k or min(TOP, piece.inputs, piece.outputs)
         return matrix_free_spectrum(call, piece, again, x, len(within), k, seed, dtype)
     if route == "dense":
@@ -144,8 +143,8 @@ def spectrum_at(call: str, probe: nn.Module, x: Tensor, state: RandomState, *, p
         return largest(k, product_spectrum(within, dtype))
     except NotProvedError as error:
         if method == "product":
-            raise ValueError(f"{call}: method='product' needs factors that autograd's backward pass agrees with, and "
-                             f"{error} is not one (a hook on gradients?). Use method='dense'.") from None
+            raise RefusalError(f"{call}: method='product' needs factors that autograd's backward pass agrees with, and "
+                               f"{error} is not one (a hook on gradients?). Use method='dense'.") from None
         return dense()
 
 
@@ -166,20 +165,19 @@ def started_spectrum(call: str, probe: nn.Module, start: str, x: Tensor, chunk: 
     """From the output of module `start`, in the same pass."""
     modules = dict((probe.model if isinstance(probe, Picked) else probe).named_modules())
     if start not in modules:
-        near = difflib.get_close_matches(start, modules, 3)
-        raise ValueError(f"{call}: `start` must name a module of the model, got {start!r}."
-                         + (f" Did you mean {' or '.join(map(repr, near))}?" if near else ""))
+        raise RefusalError(f"{call}: `start` must name a module of the model, got {start!r}."
+                           + did_you_mean(start, modules, most=3))
     outputs: list[object] = []
     note = modules[start].register_forward_hook(lambda _m, _a, out: outputs.append(out))
     with note, state.replayed():
         y = check_output(call, run(probe, x)[1] if x.is_floating_point() else probe(x), len(x))
     if len(outputs) != 1 or not isinstance(outputs[0], Tensor) or not outputs[0].requires_grad:
-        raise ValueError(f"{call}: `start` must name a module that is called once and returns one tensor, got "
-                         f"{start!r}, called {len(outputs)} times. Name another.")
+        raise RefusalError(f"{call}: `start` must name a module that is called once and returns one tensor, got "
+                           f"{start!r}, called {len(outputs)} times. Name another.")
     begin = outputs[0]
     if begin.ndim < 2 or len(begin) != len(x):
-        raise ValueError(f"{call}: `start` must name a module whose output keeps the sample axis first, got "
-                         f"{start!r} with output {tuple(begin.shape)} for {len(x)} samples. Name another.")
+        raise RefusalError(f"{call}: `start` must name a module whose output keeps the sample axis first, got "
+                           f"{start!r} with output {tuple(begin.shape)} for {len(x)} samples. Name another.")
     check_depends(call, y, edge_of(begin))
     stretch = Stretch(edge_of(begin), edge_of(y), x.device)
     check_apart(call, stretch, y)

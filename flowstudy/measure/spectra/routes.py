@@ -12,6 +12,7 @@ from flowstudy.measure.models.graph import coarsest, reachable, shape_of
 from flowstudy.measure.numerics.matrix_free import LinearMap, jacobian_map, largest_singular_values
 from flowstudy.measure.numerics.product_svd import product_svd
 from flowstudy.measure.numerics.stochastic_spectrum import mean_squared_singular_value, spectral_density
+from flowstudy.refusal import RefusalError
 
 from .checks import check_alike
 from .result import JacobianSpectrum
@@ -114,8 +115,8 @@ def matrix_free_spectrum(call: str, piece: Stretch, function: Function, x: Tenso
     try:
         maps = [jacobian_map(lambda h: function(h.unsqueeze(0)).squeeze(0), sample) for sample in x]
     except RuntimeError as error:  # torch.func's own, about an operation that it does not differentiate
-        raise ValueError(f"{call}: method='matrix_free' needs a model that torch.func can differentiate, got "
-                         f"{str(error).splitlines()[0]!r}. Use method='dense'.") from error
+        raise RefusalError(f"{call}: method='matrix_free' needs a model that torch.func can differentiate, got "
+                           f"{str(error).splitlines()[0]!r}. Use method='dense'.") from error
     check_maps(call, piece, maps, agreement_of(dtype))
     extremes = [largest_singular_values(linear_map, k, seed=seed) for linear_map in maps]
     estimates = tuple((mean_squared_singular_value(m, seed=seed), spectral_density(m, seed=seed)) for m in maps)
