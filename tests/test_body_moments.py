@@ -13,9 +13,10 @@ from torch.nn.utils import parametrizations
 
 import flowstudy as fs
 from flowstudy import plots, theory
-from flowstudy.measure.body_moments import body_moments, one_thread, two_inputs
+from flowstudy.measure.body_moments import body_moments, two_inputs
 from flowstudy.nets import HighwayBlock, PlainBlock
 from flowstudy.predictions.body import with_predicted_moments
+from flowstudy.threads import one_thread
 
 MOMENTS = ["q", "m", "c", "chi", "mean_squared", "P", "mean_squared_without_largest", "P_without_largest",
            "gradient_correlation"]

@@ -9,12 +9,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from flowstudy.measure.numerics import matrix_free, stochastic_spectrum
-from flowstudy.measure.numerics.matrix_free import (
-    LinearMap,
-    jacobian_map,
-    largest_singular_values,
-    smallest_singular_values,
-)
+from flowstudy.measure.numerics.linear_map import LinearMap, jacobian_map
+from flowstudy.measure.numerics.matrix_free import largest_singular_values, smallest_singular_values
 from flowstudy.measure.numerics.stochastic_spectrum import mean_squared_singular_value, spectral_density
 from flowstudy.nets import HighwayNet, PlainNet, initialize
 

@@ -1,7 +1,6 @@
 """What mean field predicts of a net's body, measured layer by layer: two signals, and the Jacobians at them."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -13,6 +12,7 @@ from flowstudy.measure.models.context import in_own_context
 from flowstudy.measure.models.copies import float64_copy, own_tensor
 from flowstudy.measure.models.dense_jacobian import jacobian
 from flowstudy.measure.models.layer_rules import layer_rule
+from flowstudy.threads import one_thread
 
 Blocks = nn.Sequential | Sequence[nn.Module]
 
@@ -100,17 +100,6 @@ def spectral_moments(total: Tensor, log_square: Tensor) -> dict[str, Tensor]:
 
 def second_moment(squares: Tensor) -> Tensor:
     return squares.square().mean() / squares.mean().square()
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """LAPACK's eigenvalues gain little from a second thread, and on busy cores its threads wait: 0.07 s become 15."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def two_inputs(width: int, q: float = 1.0, m: float = 0.0, c: float = 0.5, *,

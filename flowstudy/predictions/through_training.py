@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from .by_net import log_conditions
 from .gradients import KIND
 from .spectra import net_statistics, with_predicted_statistics
 
@@ -29,8 +30,7 @@ def through_training(spectra: pd.DataFrame, flow: pd.DataFrame) -> pd.DataFrame:
 
 
 def conditions(spectra: pd.DataFrame) -> pd.DataFrame:
-    finite = spectra[np.isfinite(spectra["log_singular_value"])]
-    spread = finite.groupby(["cell", "sample"], sort=False)["log_singular_value"].agg(np.ptp) / math.log(10)
+    spread = log_conditions(spectra)["log_singular_value"] / math.log(10)
     return by_cell(spectra, spread.groupby("cell", sort=False).mean(), "log10_condition")
 
 

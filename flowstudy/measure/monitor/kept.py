@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 
-RECORDS = 64  # in a file; a file is written anew with every record, under another name first
+from flowstudy.whole_file import write_whole
+
+RECORDS = 64  # in a file; a file is written anew with every record
 
 
 class Parts:
@@ -23,9 +25,7 @@ class Parts:
     def append(self, rows: pd.DataFrame) -> None:
         self.records.append(rows)
         path = self.folder / f"part-{self.full:06d}.parquet"
-        unfinished = self.folder / f".{path.name}.{os.getpid()}.tmp"
-        pd.concat(self.records).to_parquet(unfinished, index=False)
-        unfinished.replace(path)
+        write_whole(path, pd.concat(self.records).to_parquet(index=False))
         if len(self.records) == RECORDS:
             self.records, self.full = [], self.full + 1
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from flowstudy.measure.models.chain import Factor, proved_jacobians
 from flowstudy.measure.models.dense_jacobian import AGREEMENT, Function, Stretch, jacobian_of, row_and_image
 from flowstudy.measure.models.graph import coarsest, reachable, shape_of
-from flowstudy.measure.numerics.matrix_free import LinearMap, jacobian_map, largest_singular_values
+from flowstudy.measure.numerics.linear_map import LinearMap, jacobian_map
+from flowstudy.measure.numerics.matrix_free import largest_singular_values
 from flowstudy.measure.numerics.product_svd import product_svd
 from flowstudy.measure.numerics.stochastic_spectrum import mean_squared_singular_value, spectral_density
 

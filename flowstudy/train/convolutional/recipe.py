@@ -3,8 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 
 from flowstudy.data import Dataset
 from flowstudy.data.augment import INPUTS, cropped, random_crops
+from flowstudy.threads import one_thread
 from flowstudy.train.checkpoint import Checkpoint
 
 from .sgd import nesterov_sgd, set_learning_rate
@@ -100,17 +100,6 @@ def train_conv(net: nn.Module, data: Dataset, recipe: Recipe, *, seed: int = 0,
         if last:
             break
     return history
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Same bits whatever the number of cores; on busy ones a second thread made a step 27 times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @one_thread()
