@@ -2,10 +2,9 @@
 
 import math
 
-import numpy as np
 import pandas as pd
 
-from .by_net import log_conditions
+from .by_net import backward_slopes, log_conditions
 from .gradients import KIND
 from .spectra import net_statistics, with_predicted_statistics
 
@@ -35,14 +34,7 @@ def conditions(spectra: pd.DataFrame) -> pd.DataFrame:
 
 
 def slopes(flow: pd.DataFrame) -> pd.DataFrame:
-    log_square = 2 * math.log(10) * flow["log10_error_signal_norm"]
-    rows = flow.assign(y=log_square.where(np.isfinite(log_square)))
-
-    def slope(net: pd.DataFrame) -> float:
-        known = net.dropna(subset="y")
-        return -float(np.polyfit(known["layer"], known["y"], 1)[0]) if len(known) > 1 else math.nan
-
-    return by_cell(flow, rows.groupby("cell", sort=False)[["layer", "y"]].apply(slope), "slope")
+    return by_cell(flow, backward_slopes(flow).set_index("cell")["slope"], "slope")
 
 
 def by_cell(rows: pd.DataFrame, measured: pd.Series, statistic: str) -> pd.DataFrame:
