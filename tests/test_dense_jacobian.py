@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from flowstudy.measure import jacobian, jacobian_spectrum
-from flowstudy.measure.models.dense_jacobian import Stretch, run
+from flowstudy.measure.models.dense_jacobian import Stretch, start_and_output
 from flowstudy.measure.models.graph import edge_of
 
 
@@ -63,7 +63,7 @@ def test_written_out_and_transposed_equal_the_slow_twins(name):
     expected = torch.stack([slow_jacobian(function, sample) for sample in x])
     for chunk in (None, 1, 2):
         torch.testing.assert_close(jacobian(function, x, chunk=chunk), expected, rtol=1e-13, atol=1e-14)
-    start, y = run(function, x)
+    start, y = start_and_output(function, x)
     rows = torch.randn(2, *y.shape, dtype=torch.float64)
     pulled = torch.einsum("rso,soi->rsi", rows.flatten(2), expected)
     found = Stretch(start, edge_of(y), x.device).pull(rows).flatten(2)

@@ -323,7 +323,7 @@ def test_density_does_not_depend_on_its_memory(monkeypatch):
     """One start at a time gives what all at once give."""
     linear_map = dense_map(MATRICES["clusters"]())
     together = spectral_density(linear_map, queries=5, steps=20)
-    monkeypatch.setattr(stochastic_spectrum, "PROBE_MEMORY", 1)
+    monkeypatch.setattr(stochastic_spectrum, "KRYLOV_MEMORY", 1)
     apart = spectral_density(linear_map, queries=5, steps=20)
     for point in torch.tensor([0.05, 0.3, 0.45, 0.7]).double().log():
         (share, error), (expected, its_error) = (d.cumulative(point[None]) for d in (apart, together))

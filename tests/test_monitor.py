@@ -406,7 +406,7 @@ def test_what_is_not_training_is_not_recorded():
             model(50 * other)
         h = (20 * other).requires_grad_()
         torch.autograd.grad(model(h).sum(), h)
-        monitor.probes.forward.clear()  # the forward pass of the penalty is one of the step
+        monitor.hooks.forward.clear()  # the forward pass of the penalty is one of the step
         F.cross_entropy(model(x), y).backward()
         sgd(model).step()
     with GradientMonitor(twin) as expected:

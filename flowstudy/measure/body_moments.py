@@ -52,7 +52,7 @@ def body_moments(blocks: Blocks, x: Float[Tensor, "2 width"], *, every: int = 1,
         ValueError: no blocks, blocks of several widths or convolutional ones, a number that is no positive integer.
     """
     call = "body_moments"
-    check(call, blocks, every=every, probes=probes)
+    check_blocks(call, blocks, every=every, probes=probes)
     x = own_tensor(x).double()
     rows = [moments(layer, *state) for layer, state in enumerate(states(call, blocks, x, probes, seed), 1)
             if layer % every == 0 or layer in (1, len(blocks))]
@@ -94,11 +94,11 @@ def spectral_moments(total: Tensor, log_square: Tensor) -> dict[str, Tensor]:
     else:   # behind a layer whose Jacobian is 0; LAPACK raises
         squares = total.new_full((len(total),), torch.nan)
     rest = squares[:-1]
-    return {"P": second_moment(squares), "mean_squared_without_largest": rest.mean() * log_square.exp(),
-            "P_without_largest": second_moment(rest)}
+    return {"P": relative_second_moment(squares), "mean_squared_without_largest": rest.mean() * log_square.exp(),
+            "P_without_largest": relative_second_moment(rest)}
 
 
-def second_moment(squares: Tensor) -> Tensor:
+def relative_second_moment(squares: Tensor) -> Tensor:
     return squares.square().mean() / squares.mean().square()
 
 
@@ -122,7 +122,7 @@ def two_inputs(width: int, q: float = 1.0, m: float = 0.0, c: float = 0.5, *,
     return torch.from_numpy(m + spread**0.5 * np.stack([one, shared * one + (1 - shared**2)**0.5 * other]))
 
 
-def check(call: str, blocks: Blocks, **integers: int) -> None:
+def check_blocks(call: str, blocks: Blocks, **integers: int) -> None:
     for name, value in integers.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{call}: `{name}` must be an integer of at least 1, got {value!r}.")

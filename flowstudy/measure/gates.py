@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from flowstudy.measure.models.context import RandomState
 from flowstudy.measure.models.copies import check_input, float64_copy
 from flowstudy.measure.models.forward import LooseWeights
-from flowstudy.measure.models.layers import hooks, layers_of, shared_out
+from flowstudy.measure.models.layers import changed_outputs, layers_of, shared_out
 from flowstudy.nets import HighwayBlock
 
 CHUNK = 512  # inputs that run at once: bounds the memory that 60,000 images take in a convolutional net
 
-Use = tuple[int, str]                       # of a block: the layer's number, the block's name
+BlockUse = tuple[int, str]                       # of a block: the layer's number, the block's name
 Gates = Float64[Tensor, "sample unit"]
 ClassMeans = Float64[Tensor, "class unit"]
 
@@ -73,12 +73,12 @@ def gate_activity(model: nn.Module, x: Tensor, y: Tensor | None = None) -> GateA
     Source: Srivastava, Greff, Schmidhuber 2015 (arXiv:1507.06228), section 4.1.
     """
     call = "gate_activity"
-    probe = float64_copy(call, model).eval()
+    copied = float64_copy(call, model).eval()
     x = check_input(call, model, x)
     classes, of_class = check_classes(call, x, y)
     with torch.no_grad(), RandomState(x.device).replayed():
-        means = means_by_use(call, probe, x, len(classes), of_class)
-    return GateActivity(frame_of(probe, means), None if y is None else frame_by_class(means, classes))
+        means = means_by_use(call, copied, x, len(classes), of_class)
+    return GateActivity(frame_by_unit(copied, means), None if y is None else frame_by_class(means, classes))
 
 
 @contextmanager
@@ -131,9 +131,9 @@ def copy_input(_block: nn.Module, args: tuple, kwargs: dict, _output: Tensor) ->
 
 
 def means_by_use(call: str, model: nn.Module, x: Tensor, classes: int, of_class: Int64[Tensor, " sample"],
-                 ) -> dict[Use, tuple[Float64[Tensor, " unit"], ClassMeans]]:
+                 ) -> dict[BlockUse, tuple[Float64[Tensor, " unit"], ClassMeans]]:
     """For every use of a block the mean of T over all inputs and over those of each class."""
-    sums: dict[Use, Tensor] = {}
+    sums: dict[BlockUse, Tensor] = {}
     for start in range(0, len(x), CHUNK):
         gates = gates_in_one_pass(call, model, x[start:start + CHUNK])
         if start == 0:
@@ -147,7 +147,7 @@ def means_by_use(call: str, model: nn.Module, x: Tensor, classes: int, of_class:
     return {use: (total.sum(0) / len(x), total / samples) for use, total in sums.items()}
 
 
-def gates_in_one_pass(call: str, model: nn.Module, x: Tensor) -> dict[Use, Gates]:
+def gates_in_one_pass(call: str, model: nn.Module, x: Tensor) -> dict[BlockUse, Gates]:
     """T of each use of each block, in execution order.
 
     T is read off the affine map's output, which the pass computes anyway. As the layer may be the block, its affine
@@ -171,15 +171,15 @@ def gates_in_one_pass(call: str, model: nn.Module, x: Tensor) -> dict[Use, Gates
 
     layers, loose = shared_out(model)
     with ExitStack() as stack:   # layers are counted as in gradient_flow
-        stack.enter_context(hooks({name: block.affine for name, block in blocks.items()}, read))
-        stack.enter_context(hooks(layers, count))
+        stack.enter_context(changed_outputs({name: block.affine for name, block in blocks.items()}, read))
+        stack.enter_context(changed_outputs(layers, count))
         if loose:
             stack.enter_context(LooseWeights(loose, x, lambda name, *_: count(name, x)))
         model(x)
     return gates
 
 
-def frame_of(model: nn.Module, means: dict[Use, tuple[Tensor, ClassMeans]]) -> pd.DataFrame:
+def frame_by_unit(model: nn.Module, means: dict[BlockUse, tuple[Tensor, ClassMeans]]) -> pd.DataFrame:
     def rows(layer: int, name: str, overall: Tensor) -> pd.DataFrame:
         bias = model.get_submodule(name).gate_bias
         return pd.DataFrame({"layer": layer, "module": name, "unit": range(len(overall)),
@@ -188,7 +188,7 @@ def frame_of(model: nn.Module, means: dict[Use, tuple[Tensor, ClassMeans]]) -> p
     return pd.concat([rows(*use, overall) for use, (overall, _) in means.items()], ignore_index=True)
 
 
-def frame_by_class(means: dict[Use, tuple[Tensor, ClassMeans]], classes: Int64[Tensor, " class"]) -> pd.DataFrame:
+def frame_by_class(means: dict[BlockUse, tuple[Tensor, ClassMeans]], classes: Int64[Tensor, " class"]) -> pd.DataFrame:
     def rows(layer: int, name: str, overall: Tensor, of_class: ClassMeans) -> pd.DataFrame:
         units = len(overall)
         return pd.DataFrame({
@@ -274,7 +274,7 @@ def check_classes(call: str, x: Tensor, y: Tensor | None) -> tuple[Int64[Tensor,
     if y is None:
         return x.new_zeros(1, dtype=torch.int64), x.new_zeros(len(x), dtype=torch.int64)
     if not isinstance(y, Tensor):
-        raise TypeError(f"{call}: `y` must be a tensor of labels, got {type(y).__name__}. Use torch.as_tensor.")
+        raise TypeError(f"{call}: `y` must be a tensor of labels, got {type(y).__name__}. BlockUse torch.as_tensor.")
     if y.shape != x.shape[:1] or y.is_floating_point():
         raise ValueError(f"{call}: `y` must be one integer label per sample, shape ({len(x)},), got {y.dtype} of shape "
                          f"{tuple(y.shape)}. Pass None for the overall mean alone.")
@@ -289,14 +289,14 @@ def check_layers(call: str, layers: int | Iterable[int], order: list[nn.Module],
     for number in sorted(wanted - with_gates):
         what = f", a {type(order[number - 1]).__name__}, which has no gate" if 1 <= number <= len(order) else ""
         raise ValueError(f"{call}: `layers` must be numbers of highway layers, got {number}{what}. "
-                         f"This model's are {in_words(sorted(with_gates))}.")
+                         f"This model's are {numbers_in_words(sorted(with_gates))}.")
     return wanted
 
 
-def in_words(numbers: list[int]) -> str:
+def numbers_in_words(numbers: list[int]) -> str:
     """Ascending numbers, short where none is missing: '2 to 50'.
 
-    >>> in_words([2, 3, 4]), in_words([2, 3, 5])
+    >>> numbers_in_words([2, 3, 4]), numbers_in_words([2, 3, 5])
     ('2 to 4', '2, 3, 5')
     """
     whole = len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1

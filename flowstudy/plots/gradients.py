@@ -44,14 +44,14 @@ def gradient_by_layer(frame: pd.DataFrame, quantity: str = "log10_error_signal_n
             rows = frame[(frame["panel"] == panel) & (frame["family"] == family)]
             for depth, part in rows.groupby("depth"):
                 median_and_band(ax, part, "layer", quantity, color=colors[depth])
-                draw_theory(ax, part, band=bool(depth == rows["depth"].max()))
+                draw_predicted_layers(ax, part, band=bool(depth == rows["depth"].max()))
             ax.set_title(f"{title_of(panels, panel, family)}{farthest_in_words(rows, quantity)}", fontsize=9)
         finish(figure, axes, len(panels), f"layer (1 is next to the input){theory_in_words(frame)}", LABELS[quantity])
         legend(figure, {f"{depth}": color for depth, color in colors.items()}, frame)
     return figure
 
 
-def draw_theory(ax: Axes, nets: pd.DataFrame, band: bool) -> None:
+def draw_predicted_layers(ax: Axes, nets: pd.DataFrame, band: bool) -> None:
     middle = nets.groupby("layer")["predicted"].median()
     spread = nets.groupby("layer")["predicted_std"].first()
     draw_prediction(ax, middle, nets.groupby("layer")["valid"].first(), ls=(0, (2, 2)), **THIN)

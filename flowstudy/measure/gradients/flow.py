@@ -11,7 +11,7 @@ from flowstudy.measure.models.context import in_own_context
 from flowstudy.measure.models.copies import check_input, check_module, float64_copy, own_tensor
 
 from .losses import Loss, check_loss
-from .one_model import measure
+from .one_model import measure_model
 from .verdict import Verdict, backward_slope, slope_error, verdict_of
 
 
@@ -142,7 +142,7 @@ def gradient_flow(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss:
         if not 1 <= samples <= len(x):
             raise ValueError(f"{call}: `samples` must be between 1 and the batch's {len(x)}, got {samples}.")
         x, y = x[:samples], None if y is None else y[:samples]
-    found = measure(call, lambda: float64_copy(call, model, frozen=False), x, y, check_loss(call, loss, y), loss)
+    found = measure_model(call, lambda: float64_copy(call, model, frozen=False), x, y, check_loss(call, loss, y), loss)
     columns = {name: values.cpu().numpy() for name, values in found.statistics.items()}
     return GradientFlow(
         frame=pd.DataFrame(found.layers | columns | {"gradient": found.gradient}),

@@ -84,7 +84,7 @@ class Stretch:
         return draw.to(self.device)
 
 
-def run(function: Callable[[Tensor], object], x: Tensor) -> tuple[GradientEdge, object]:
+def start_and_output(function: Callable[[Tensor], object], x: Tensor) -> tuple[GradientEdge, object]:
     """Where the gradient with respect to `x` arrives, and the function of it."""
     with torch.enable_grad():
         value = x.detach().requires_grad_().clone()   # a clone: the function may begin with an in-place operation
@@ -100,7 +100,7 @@ def jacobian(function: Function, x: Float[Tensor, "sample *inputs"], *,
         function: of a batch, (sample, ...) to (sample, ...), that treats samples one by one.
         chunk: rows or columns computed at once; None fits a memory budget. Does not change the result.
     """
-    start, y = run(function, x)
+    start, y = start_and_output(function, x)
     if not y.requires_grad:   # a constant
         return x.new_zeros(len(x), math.prod(y.shape[1:]), math.prod(x.shape[1:]), dtype=torch.float64)
     return jacobian_of(Stretch(start, edge_of(y), x.device), chunk, function, x)[0]

@@ -73,10 +73,10 @@ def activation_statistics(h: Tensor, lead: int, samples: int) -> tuple[Float[Ten
     mean = h.flatten(lead).mean(-1).real if h.is_complex() else h.flatten(lead).mean(-1)
     parts = torch.view_as_real(h) if h.is_complex() else h
     square = parts.flatten(lead).square().sum(-1) / max(1, h.flatten(lead).shape[-1])
-    return mean, square, zeros, correlation(parts, lead, samples)
+    return mean, square, zeros, mean_cosine(parts, lead, samples)
 
 
-def correlation(h: Tensor, lead: int, samples: int) -> Float[Tensor, "*net"]:
+def mean_cosine(h: Tensor, lead: int, samples: int) -> Float[Tensor, "*net"]:
     """Mean cosine between two samples: |sum of unit vectors|^2 holds every pair twice and each sample once."""
     if samples < 2 or h.ndim <= lead + 1 or h.shape[lead] != samples:
         return torch.full(h.shape[:lead], torch.nan, dtype=h.dtype, device=h.device)

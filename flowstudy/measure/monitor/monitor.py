@@ -20,7 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from flowstudy.measure.drawn import Drawn
 
-from .hooks import Probes
+from .hooks import ModelHooks
 from .kept import Parts, load_parts
 from .norms import Layout
 from .step_record import StepRecord, tables, was_left_out
@@ -121,9 +121,9 @@ class GradientMonitor(Drawn):
         self.parts = None if store is None or not first_process() else Parts(CALL, store)
         self.writer = check_writer(writer) if first_process() else None
         wanted = self.watched.quantities
-        self.probes = Probes(list(layers.values()), self.watched.weights, self.every_weight,
-                             gradients=QUANTITIES[0] in wanted, errors=QUANTITIES[3] in wanted,
-                             activations=QUANTITIES[4] in wanted)
+        self.hooks = ModelHooks(list(layers.values()), self.watched.weights, self.every_weight,
+                                gradients=QUANTITIES[0] in wanted, errors=QUANTITIES[3] in wanted,
+                                activations=QUANTITIES[4] in wanted)
         self.handles: list = []
         self.current = 0                          # the step in progress
         self.stepped: set = set()                 # who has stepped in it
@@ -149,7 +149,7 @@ class GradientMonitor(Drawn):
         self.handles = []
         self.complete()
         self.deliver()
-        self.probes.disarm()
+        self.hooks.disarm()
 
     def __enter__(self) -> "GradientMonitor":
         return self.attach()
@@ -168,7 +168,7 @@ class GradientMonitor(Drawn):
         held = self.every_weight if optimizer is None else self.held_by(self.check_optimizer(call, optimizer))
         self.begin(self)
         if self.record is not None:
-            self.record.before_step(held, self.probes, None, self.scaler)
+            self.record.before_step(held, self.hooks, None, self.scaler)
             self.record.taken = True
 
     @property
@@ -200,7 +200,7 @@ class GradientMonitor(Drawn):
             self.begin(optimizer)
             if self.record is not None:
                 closure = (args[1] if len(args) > 1 else kwargs.get("closure")) is not None  # args[0] is the optimizer
-                self.record.before_step(held, self.probes, optimizer, self.scaler or scaler_in_charge(), closure)
+                self.record.before_step(held, self.hooks, optimizer, self.scaler or scaler_in_charge(), closure)
 
     def after_step(self, optimizer: Optimizer, _args: tuple, _kwargs: dict) -> None:
         if optimizer not in self.stepped:
@@ -239,9 +239,9 @@ class GradientMonitor(Drawn):
     def prepare(self) -> None:
         """Hooks on for the next step if it is to be recorded, off if not."""
         if self.is_due(self.current + bool(self.stepped)):
-            self.probes.arm()
+            self.hooks.arm()
         else:
-            self.probes.disarm()
+            self.hooks.disarm()
 
     def complete(self) -> None:
         """The step in progress is over: start to fetch its record."""

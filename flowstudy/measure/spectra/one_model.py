@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from flowstudy.measure.models.chain import Factor, NotProvedError, chain_of, noted_calls
 from flowstudy.measure.models.context import RandomState, in_own_context
-from flowstudy.measure.models.dense_jacobian import Stretch, row_and_image, run
+from flowstudy.measure.models.dense_jacobian import Stretch, row_and_image, start_and_output
 from flowstudy.measure.models.graph import edge_of
 
 from .checks import (
@@ -22,7 +22,7 @@ from .checks import (
     ends_of,
     prepare,
 )
-from .result import JacobianSpectrum, joined, largest
+from .result import JacobianSpectrum, joined_spectra, largest
 from .routes import (
     RESOLVED,
     TOP,
@@ -89,15 +89,15 @@ def jacobian_spectrum(model: nn.Module, x: Tensor | None = None, *, part: str | 
     if start is not None and method in ("product", "matrix_free"):
         raise ValueError(f"{call}: `start` goes with method='dense', got {method!r}. Leave `method` out.")
     check_chunk(call, chunk)
-    probe, x = prepare(call, model, x, samples, seed, output, mode)
+    copied, x = prepare(call, model, x, samples, seed, output, mode)
     state = RandomState(x.device)
     if start is not None:
-        return largest(k, started_spectrum(call, probe, start, x, chunk, state))
+        return largest(k, started_spectrum(call, copied, start, x, chunk, state))
     check_real(call, x)
-    return spectrum_at(call, probe, x, state, part=part, method=method, k=k, chunk=chunk, seed=seed)
+    return spectrum_at(call, copied, x, state, part=part, method=method, k=k, chunk=chunk, seed=seed)
 
 
-def spectrum_at(call: str, probe: nn.Module, x: Tensor, state: RandomState, *, part: str | tuple[int, int],
+def spectrum_at(call: str, copied: nn.Module, x: Tensor, state: RandomState, *, part: str | tuple[int, int],
                 method: str, k: int | None, chunk: int | None, seed: int,
                 seen: tuple[Tensor, Tensor] | None = None) -> JacobianSpectrum:
     """Of as many samples at once as memory allows, the others after them.
@@ -105,7 +105,7 @@ def spectrum_at(call: str, probe: nn.Module, x: Tensor, state: RandomState, *, p
     Args:
         seen: of samples that are a part of a batch: a random row, and where the batch's pass took it.
     """
-    _, chain = pass_and_chain(call, probe, x, state)
+    _, chain = pass_and_chain(call, copied, x, state)
     first, last = ends_of(call, part, chain)
     within = chain[first:last]
     piece = Stretch(within[0].start, within[-1].end, x.device, tuple(n for f in reversed(within) for n in f.nodes))
@@ -118,10 +118,10 @@ def spectrum_at(call: str, probe: nn.Module, x: Tensor, state: RandomState, *, p
     if together < len(x) and route != "matrix_free":
         options = {"part": part, "method": method, "k": k, "chunk": chunk, "seed": seed}
         parts = zip(x.split(together), *(both.split(together) for both in row_and_image(piece)), strict=True)
-        return joined([spectrum_at(call, probe, one, state, seen=(row, image), **options)
+        return joined_spectra([spectrum_at(call, copied, one, state, seen=(row, image), **options)
                        for one, row, image in parts])
     dtype = dtype_name(piece)
-    again = state.repeated(probe)
+    again = state.repeated(copied)
 
     def dense() -> JacobianSpectrum:
         check_linear(call, piece)
@@ -149,22 +149,22 @@ def spectrum_at(call: str, probe: nn.Module, x: Tensor, state: RandomState, *, p
         return dense()
 
 
-def pass_and_chain(call: str, probe: nn.Module, x: Tensor, state: RandomState) -> tuple[Stretch, list[Factor]]:
+def pass_and_chain(call: str, copied: nn.Module, x: Tensor, state: RandomState) -> tuple[Stretch, list[Factor]]:
     """One untouched forward pass, checked, and the factors that it falls into."""
-    with state.replayed(), noted_calls(probe) as calls:
-        start, y = run(probe, x)
+    with state.replayed(), noted_calls(copied) as calls:
+        start, y = start_and_output(copied, x)
     y = check_output(call, y, len(x))
     check_depends(call, y, start)
     whole = Stretch(start, edge_of(y), x.device)
     check_apart(call, whole, y)
-    model = probe.model if isinstance(probe, Picked) else probe
+    model = copied.model if isinstance(copied, Picked) else copied
     return whole, chain_of(model, whole, calls)
 
 
-def started_spectrum(call: str, probe: nn.Module, start: str, x: Tensor, chunk: int | None,
+def started_spectrum(call: str, copied: nn.Module, start: str, x: Tensor, chunk: int | None,
                      state: RandomState) -> JacobianSpectrum:
     """From the output of module `start`, in the same pass."""
-    modules = dict((probe.model if isinstance(probe, Picked) else probe).named_modules())
+    modules = dict((copied.model if isinstance(copied, Picked) else copied).named_modules())
     if start not in modules:
         near = difflib.get_close_matches(start, modules, 3)
         raise ValueError(f"{call}: `start` must name a module of the model, got {start!r}."
@@ -172,7 +172,7 @@ def started_spectrum(call: str, probe: nn.Module, start: str, x: Tensor, chunk: 
     outputs: list[object] = []
     note = modules[start].register_forward_hook(lambda _m, _a, out: outputs.append(out))
     with note, state.replayed():
-        y = check_output(call, run(probe, x)[1] if x.is_floating_point() else probe(x), len(x))
+        y = check_output(call, start_and_output(copied, x)[1] if x.is_floating_point() else copied(x), len(x))
     if len(outputs) != 1 or not isinstance(outputs[0], Tensor) or not outputs[0].requires_grad:
         raise ValueError(f"{call}: `start` must name a module that is called once and returns one tensor, got "
                          f"{start!r}, called {len(outputs)} times. Name another.")

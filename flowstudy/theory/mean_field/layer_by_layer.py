@@ -8,7 +8,7 @@ import pandas as pd
 
 
 @runtime_checkable
-class Layer(Protocol):
+class Signals(Protocol):
     """Two inputs at one layer: ln of their mean square q, mean in units of sqrt(q), cosine; the Jacobian so far."""
 
     log_q: float
@@ -19,7 +19,7 @@ class Layer(Protocol):
     gradient_correlation: float
 
 
-L = TypeVar("L", bound=Layer)
+L = TypeVar("L", bound=Signals)
 
 
 def table_of_layers(first: L, step: Callable[[L], L], depth: int,

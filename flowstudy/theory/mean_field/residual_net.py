@@ -61,7 +61,7 @@ def residual_net(activation: str, depth: Values, weight_var: Values, q0: Values 
 
 @dataclass(frozen=True)
 class ResidualState:
-    """Two inputs at one layer, and the Jacobian so far; see `Layer`."""
+    """Two inputs at one layer, and the Jacobian so far; see `Signals`."""
 
     log_q: float
     m: float
