@@ -84,7 +84,7 @@ class Factor(Stretch):
 
 def chain_of(model: nn.Module, whole: Stretch, calls: dict[Key, Call]) -> list[Factor]:
     """The factors of the stretch from the model's input to its output, in order; one where it cannot be cut."""
-    segments = segments_between(whole.end, whole.start)
+    segments = segments_between(whole.end, whole.start, whole.nodes)
     names = owner_names(model)
     factors: list[Factor] = []
     for segment in segments_with_weights(segments, whole.samples):

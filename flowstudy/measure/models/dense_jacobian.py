@@ -29,7 +29,7 @@ class Stretch:
     Attributes:
         start, end: where the gradients with respect to the two values arrive.
         device: of the values.
-        nodes: of the graph in between, if known.
+        nodes: that its backward pass meets, if known.
     """
 
     start: GradientEdge

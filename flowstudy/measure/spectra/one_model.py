@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from flowstudy.measure.models.chain import Factor, NotProvedError, chain_of, noted_calls
 from flowstudy.measure.models.context import RandomState, in_own_context
-from flowstudy.measure.models.dense_jacobian import Stretch, row_and_image, start_and_output
-from flowstudy.measure.models.graph import edge_of
+from flowstudy.measure.models.dense_jacobian import Function, Stretch, row_and_image, start_and_output
+from flowstudy.measure.models.graph import edge_of, reachable
 
 from .checks import (
     Picked,
@@ -111,7 +111,6 @@ def spectrum_at(call: str, copied: nn.Module, x: Tensor, state: RandomState, *, 
     piece = Stretch(within[0].start, within[-1].end, x.device, tuple(n for f in reversed(within) for n in f.nodes))
     if seen is not None:
         check_alike(call, piece.back(seen[0]), seen[1], agreement_of(dtype_name(piece)), len(x))
-    entire = part == "all" or (first, last) == (0, len(chain))
     check_k(call, k, min(piece.inputs, piece.outputs))
     route = choose(method, within, piece)
     together = samples_at_once(route, within, piece)
@@ -119,31 +118,45 @@ def spectrum_at(call: str, copied: nn.Module, x: Tensor, state: RandomState, *, 
         options = {"part": part, "method": method, "k": k, "chunk": chunk, "seed": seed}
         parts = zip(x.split(together), *(both.split(together) for both in row_and_image(piece)), strict=True)
         return joined_spectra([spectrum_at(call, copied, one, state, seen=(row, image), **options)
-                       for one, row, image in parts])
+                               for one, row, image in parts])
+    entire = part == "all" or (first, last) == (0, len(chain))
+    forward = (state.repeated(copied), x) if entire else None
+    if route != "matrix_free":
+        return largest(k, exact_spectrum(call, route, within, piece, forward, k, chunk, insist=method == "product"))
+    if forward is None:
+        raise ValueError(f"{call}: method='matrix_free' measures whole models, got part={part!r}. Pass the part as "
+                         "its own model.")
+    k = k or min(TOP, piece.inputs, piece.outputs)
+    return matrix_free_spectrum(call, piece, *forward, len(within), k, seed, dtype_name(piece))
+
+
+def exact_spectrum(call: str, route: str, within: list[Factor], piece: Stretch,
+                   forward: tuple[Function, Tensor] | None, k: int | None, chunk: int | None, *,
+                   insist: bool) -> JacobianSpectrum:
+    """By the product or the dense route; where the one that comes first will not do, by the other.
+
+    Args:
+        forward: the function and its inputs, where the piece is all of a model: the dense route may go forward too.
+        k: so many values must be resolved for the dense route's to be kept; None: all.
+        insist: on the product route.
+    """
     dtype = dtype_name(piece)
-    again = state.repeated(copied)
 
     def dense() -> JacobianSpectrum:
         check_linear(call, piece)
-        forward = (again, x) if entire else (None, None)
-        return largest(k, dense_spectrum(piece, len(within), chunk, dtype, *forward))
+        return dense_spectrum(piece, len(within), chunk, dtype, *(forward or (None, None)))
 
-    if route == "matrix_free":
-        if not entire:
-            raise ValueError(f"{call}: method='matrix_free' measures whole models, got part={part!r}. Pass the part as "
-                             "its own model.")
-        k = k or min(TOP, piece.inputs, piece.outputs)
-        return matrix_free_spectrum(call, piece, again, x, len(within), k, seed, dtype)
     if route == "dense":
         return dense()
     if route == "dense first":
         found = dense()
-        if not found.below_floor.any() and (found.log_error.nan_to_num() <= RESOLVED).all():
+        kept = largest(k, found)
+        if not kept.below_floor.any() and (kept.log_error.nan_to_num() <= RESOLVED).all():
             return found
     try:
-        return largest(k, product_spectrum(within, dtype))
+        return product_spectrum(within, dtype)
     except NotProvedError as error:
-        if method == "product":
+        if insist:
             raise ValueError(f"{call}: method='product' needs factors that autograd's backward pass agrees with, and "
                              f"{error} is not one (a hook on gradients?). Use method='dense'.") from None
         return dense()
@@ -155,7 +168,7 @@ def pass_and_chain(call: str, copied: nn.Module, x: Tensor, state: RandomState) 
         start, y = start_and_output(copied, x)
     y = check_output(call, y, len(x))
     check_depends(call, y, start)
-    whole = Stretch(start, edge_of(y), x.device)
+    whole = Stretch(start, edge_of(y), x.device, tuple(reachable(edge_of(y))))
     check_apart(call, whole, y)
     model = copied.model if isinstance(copied, Picked) else copied
     return whole, chain_of(model, whole, calls)
