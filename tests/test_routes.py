@@ -7,8 +7,11 @@ import torch
 from torch import nn
 
 from flowstudy import HighwayNet, initialize, jacobian_spectrum, layer_jacobian_spectra
+from flowstudy.measure.models import dense_jacobian, graph
 from flowstudy.measure.models.context import RandomState
 from flowstudy.measure.models.dense_jacobian import jacobian
+from flowstudy.measure.models.graph import reachable
+from flowstudy.measure.spectra import one_model, routes
 from flowstudy.measure.spectra.one_model import pass_and_chain
 from flowstudy.measure.spectra.routes import choose
 
@@ -273,3 +276,12 @@ def test_samples_that_do_not_fit_in_memory_together_are_measured_in_turn(monkeyp
         monkeypatch.undo()
         assert apart.method == method and apart.log_singular_values.shape == (4, 9)
         assert (apart.log_singular_values - together.log_singular_values).abs().max() < 1e-10
+
+
+def test_the_graph_of_a_whole_model_is_walked_once(monkeypatch):
+    """All that is asked of it, where it can be cut and what it computes in, comes from one list of its nodes."""
+    walks = []
+    for module in (graph, one_model, routes, dense_jacobian):
+        monkeypatch.setattr(module, "reachable", lambda edge: walks.append(edge) or reachable(edge))
+    layer_jacobian_spectra(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)), torch.randn(2, 4))
+    assert len(walks) == 1

@@ -131,7 +131,8 @@ def gradient_flow(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss:
         ValueError, TypeError: a model without weights, an empty or non-finite batch, labels that do not fit.
 
     What it cannot measure: the gradients of a part of the model that runs its own backward pass (checkpointing with
-    use_reentrant=True); of models that cannot be copied; and layers of compiled or scripted modules, which show as one.
+    use_reentrant=True); of models that cannot be copied; layers that are called inside torch.func.vmap, which are
+    refused; and layers of compiled or scripted modules, which show as one.
 
     Source: Glorot & Bengio 2010 (section 4: back-propagated gradients by layer).
     """

@@ -93,7 +93,7 @@ def one_pass(call: str, copied: nn.Module, x: Tensor, y: Tensor | None, objectiv
     """The input as a leaf, the output, the loss, and the uses of layers."""
     leaf = x.detach().clone().requires_grad_(x.is_floating_point())
     with state.replayed():
-        output, uses = watched_pass(copied, leaf.clone(), layers, loose)   # a clone: it may be written to
+        output, uses = watched_pass(call, copied, leaf.clone(), layers, loose)   # a clone: it may be written to
     check_targets(call, output, y, loss)
     return leaf, output, objective(output, y), uses
 

@@ -100,7 +100,13 @@ def jacobian(function: Function, x: Float[Tensor, "sample *inputs"], *,
         function: of a batch, (sample, ...) to (sample, ...), that treats samples one by one.
         chunk: rows or columns computed at once; None fits a memory budget. Does not change the result.
     """
-    start, y = start_and_output(function, x)
+    return jacobian_of_pass(*start_and_output(function, x), x, function, chunk)
+
+
+def jacobian_of_pass(start: GradientEdge, y: Tensor, x: Float[Tensor, "sample *inputs"],
+                     function: Function | None = None, chunk: int | None = None,
+                     ) -> Float[Tensor, "sample outputs inputs"]:
+    """d y / dx of every sample, `start` being where the gradient with respect to x arrives; see `jacobian_of`."""
     if not y.requires_grad:   # a constant
         return x.new_zeros(len(x), math.prod(y.shape[1:]), math.prod(x.shape[1:]), dtype=torch.float64)
     return jacobian_of(Stretch(start, edge_of(y), x.device), chunk, function, x)[0]

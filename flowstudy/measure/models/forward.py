@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .graph import edge_of
-from .outputs import numbers_in, tensors_in
+from .outputs import is_inside_vmap, numbers_in, tensors_in
 
 ACTIVATION_STATISTICS = ("activation_mean", "activation_mean_square", "zero_fraction", "activation_correlation")
 current_backward_pass = torch._C._current_graph_task_id  # -1 outside of backward passes
@@ -39,12 +39,15 @@ class Use:
     statistics: tuple[Float[Tensor, "*net"], ...]
 
 
-def watched_pass(model: nn.Module, x: Tensor, layers: Mapping[str, nn.Module], loose: Mapping[str, Tensor],
-                 ) -> tuple[object, list[Use]]:
+def watched_pass(call: str, model: nn.Module, x: Tensor, layers: Mapping[str, nn.Module],
+                 loose: Mapping[str, Tensor]) -> tuple[object, list[Use]]:
     """The model's output, and the uses of its layers and loose weights in order of execution.
 
     A layer's output may have any structure: the first real or complex tensor in it counts.  Calls from within a
     backward pass, where a checkpointed part of the model is computed again, do not.
+
+    Raises:
+        ValueError: a layer is called inside torch.func.vmap.
     """
     uses: list[Use] = []
 
@@ -52,6 +55,9 @@ def watched_pass(model: nn.Module, x: Tensor, layers: Mapping[str, nn.Module], l
         h = next(numbers_in(output), None)
         if h is None or current_backward_pass() != -1:
             return
+        if is_inside_vmap(h):
+            raise ValueError(f"{call}: `model` must call its layers outside of torch.func.vmap, got {name!r} called "
+                             "inside, where what it puts out has no error signal. Call it on the whole batch.")
         with torch._C.DisableTorchFunction(), torch.no_grad():
             statistics = activation_statistics(h.detach(), 0, len(x))
         uses.append(Use(name, module, weights, h.shape, edge_of(h), statistics))

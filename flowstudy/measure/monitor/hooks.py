@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.utils.hooks import RemovableHandle
 
-from flowstudy.measure.models.outputs import numbers_in
+from flowstudy.measure.models.outputs import is_inside_vmap, numbers_in
 
 from .norms import Norms, as_real, norm, norms
 
@@ -180,6 +180,8 @@ class LayerHook:
         if not numbers or not torch.is_grad_enabled():
             return  # an evaluation in between is not part of the step
         h, *others = numbers
+        if is_inside_vmap(h):
+            return  # numbers cannot be looked at there
         hooks, node = self.hooks, h.grad_fn
         if hooks.activations:  # at once: what follows may write into the layer's output
             hooks.forward.append((self.layer, norm(h.detach()), h.numel()))

@@ -48,8 +48,8 @@ class GradientMonitor(Drawn):
         writer: a TensorBoard SummaryWriter; three curves per quantity: first, median and last layer.
 
     What it cannot see: error signals and activations of layers that run inside compiled graphs which were made before
-    the monitor was attached, of scripted modules, and of weights that are used without their module's call (their
-    gradients belong to the module around them that runs).
+    the monitor was attached, of scripted modules, of calls inside torch.func.vmap, and of weights that are used without
+    their module's call (their gradients belong to the module around them that runs).
 
     Under DistributedDataParallel only the first process writes to `store` and `writer`.
 
