@@ -104,7 +104,7 @@ def test_dense_route_keeps_to_its_memory_budget(monkeypatch):
     jacobian_spectrum(model, x[:1], method="dense")   # what is loaded once and for all
     found = []
     free = peak_of(lambda: found.append(jacobian_spectrum(model, x, method="dense")))
-    monkeypatch.setattr("flowstudy.measure.spectra.routes.MEMORY_BUDGET", 2**26)
+    monkeypatch.setattr("flowstudy.measure.spectra.choice.MEMORY_BUDGET", 2**26)
     kept = peak_of(lambda: found.append(jacobian_spectrum(model, x, method="dense")))
     assert kept <= 2**26 < free
     torch.testing.assert_close(found[1].log_singular_values, found[0].log_singular_values, rtol=0, atol=1e-10)

@@ -1,4 +1,4 @@
-"""Per-layer gradient, error-signal and activation statistics of one batch."""
+"""gradient_flow: gradients, error signals and activations by layer, of one batch; and what may be asked of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

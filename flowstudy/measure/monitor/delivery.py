@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .kept import Parts
+from .kept import RecordFolder
 from .norms import Layout
 from .step_record import StepRecord, tables, was_left_out
 from .watched import Watched
@@ -43,7 +43,7 @@ class Delivery:
 
     def __init__(self, call: str, watched: Watched, store: str | os.PathLike | None, writer: ScalarWriter | None):
         self.watched = watched
-        self.parts = None if store is None or not first_process() else Parts(call, store)
+        self.folder = None if store is None or not first_process() else RecordFolder(call, store)
         self.writer = check_writer(call, writer) if first_process() else None
         self.fetching: list[StepRecord] = []      # complete; their numbers are on their way to the host
         self.numbers: list[Numbers] = []
@@ -51,7 +51,7 @@ class Delivery:
     @property
     def is_written(self) -> bool:
         """Whether records go somewhere as they come."""
-        return self.parts is not None or self.writer is not None
+        return self.folder is not None or self.writer is not None
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -83,8 +83,8 @@ class Delivery:
             if self.numbers and (layout, entries) == (self.numbers[-1].layout, self.numbers[-1].entries):
                 layout, entries = self.numbers[-1].layout, self.numbers[-1].entries  # held once; worked out together
             self.numbers.append(Numbers(record.step, layout, entries, values))
-            if self.parts is not None:
-                self.parts.append(self.rows(self.numbers[-1:]))
+            if self.folder is not None:
+                self.folder.append(self.rows(self.numbers[-1:]))
             if self.writer is not None:
                 write_curves(self.writer, self.rows(self.numbers[-1:]), self.watched.quantities)
 

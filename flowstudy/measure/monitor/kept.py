@@ -1,4 +1,4 @@
-"""Rows kept as they come: a folder of Parquet files that is whole whenever the process ends."""
+"""Records kept as they come: a folder of Parquet files that is whole whenever the process ends."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from flowstudy.whole_file import write_whole
 RECORDS = 64  # in a file; a file is written anew with every record
 
 
-class Parts:
+class RecordFolder:
     def __init__(self, call: str, folder: str | os.PathLike):
         if not isinstance(folder, str | os.PathLike):
             raise TypeError(f"{call}: `store` must be the path of a folder, got {type(folder).__name__}.")
@@ -30,7 +30,7 @@ class Parts:
             self.records, self.full = [], self.full + 1
 
 
-def load_parts(call: str, folder: str | os.PathLike) -> pd.DataFrame:
+def load_records(call: str, folder: str | os.PathLike) -> pd.DataFrame:
     paths = sorted(Path(folder).glob("part-*.parquet"))
     if not paths:
         raise ValueError(f"{call}: `folder` must hold records of a monitor, got {folder}, which has none.")

@@ -17,7 +17,7 @@ from flowstudy.measure.drawn import Drawn
 
 from .delivery import Delivery, ScalarWriter
 from .hooks import ModelHooks
-from .kept import load_parts
+from .kept import load_records
 from .step_record import StepRecord
 from .watched import QUANTITIES, Groups, watch
 
@@ -158,7 +158,7 @@ class GradientMonitor(Drawn):
     @staticmethod
     def load(folder: str | os.PathLike) -> pd.DataFrame:
         """The frame of a run that was given `store=folder`, finished or killed."""
-        return load_parts(f"{CALL}.load", folder)
+        return load_records(f"{CALL}.load", folder)
 
     # --- what the optimizers' hooks call -----------------------------------------------------------------------------
 

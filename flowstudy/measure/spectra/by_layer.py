@@ -14,9 +14,10 @@ from flowstudy.measure.models.layers import parts_of_own_net
 from flowstudy.measure.numerics.product_svd import partial_product_svd, product_svd
 
 from .checks import check_alike, check_real, prepare
+from .choice import samples_at_once
 from .one_model import pass_and_chain
 from .result import JacobianSpectrum, joined_spectra
-from .routes import RESOLVED, agreement_of, dtype_name, eps_of, logs_of, samples_at_once, spectrum_of, structural_rank
+from .routes import RESOLVED, agreement_of, dtype_name, eps_of, logs_of, spectrum_of, structural_rank
 
 
 @in_own_context

@@ -1,4 +1,4 @@
-"""Singular values of the input-output Jacobian, sample by sample, in float64."""
+"""jacobian_spectrum: the singular values of a model's input-output Jacobian, sample by sample, in float64."""
 
 import difflib
 
@@ -22,17 +22,16 @@ from .checks import (
     ends_of,
     prepare,
 )
+from .choice import choose, samples_at_once
 from .result import JacobianSpectrum, joined_spectra, largest
 from .routes import (
     RESOLVED,
     TOP,
     agreement_of,
-    choose,
     dense_spectrum,
     dtype_name,
     matrix_free_spectrum,
     product_spectrum,
-    samples_at_once,
 )
 
 METHODS = ("auto", "product", "dense", "matrix_free")
