@@ -57,10 +57,10 @@ def read_plan(path: Path, measure: str | None = None) -> PlanFile:
 
 def arguments(where: str, section: object, known: Iterable[str]) -> dict[str, object]:
     check_mapping(where, section, known)
-    return {name: plain(value) for name, value in section.items()}
+    return {name: as_python(value) for name, value in section.items()}
 
 
-def plain(value: object) -> object:
+def as_python(value: object) -> object:
     """YAML's values as Python's: ranges written out, and 1e-3 a number, which YAML takes for a word."""
     if isinstance(value, Mapping) and set(value) == {"range"}:
         ends = as_list(value["range"])
@@ -68,9 +68,9 @@ def plain(value: object) -> object:
             raise PlanError(f"sweep: `range` must be a whole number or two, got {value['range']!r}.")
         return list(range(*ends))
     if isinstance(value, Mapping):
-        return {name: plain(one) for name, one in value.items()}
+        return {name: as_python(one) for name, one in value.items()}
     if isinstance(value, list):
-        return [plain(one) for one in value]
+        return [as_python(one) for one in value]
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:

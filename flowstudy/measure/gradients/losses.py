@@ -28,7 +28,7 @@ def random_readout(output: Tensor, _y: None) -> Tensor:
     return (flat @ weights.to(flat)).real.mean() if flat.is_complex() else (flat @ weights.to(flat)).mean()
 
 
-def check_labels(call: str, output: object, y: object, loss: str | Loss) -> None:
+def check_targets(call: str, output: object, y: object, loss: str | Loss) -> None:
     """One tensor which the labels fit, or whatever a loss of the user's own takes."""
     if callable(loss):
         return

@@ -81,7 +81,7 @@ def positions(layer: nn.Module | None, shape: torch.Size, samples: int) -> int:
 
 
 @contextmanager
-def hooks(layers: dict[str, nn.Module], change: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
+def changed_outputs(layers: dict[str, nn.Module], change: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
     """Each layer's output goes through `change(name, output)` while the context lasts; of a tuple, its first entry."""
 
     def hook(name: str, output: Tensor | tuple) -> Tensor | tuple:

@@ -20,18 +20,18 @@ def prepare(call: str, model: nn.Module, x: Tensor | None, samples: int, seed: i
     """The copy to measure and the inputs to measure it at."""
     if mode not in ("eval", "train"):
         raise RefusalError(f"{call}: `mode` must be 'eval' or 'train', got {mode!r}.")
-    probe = float64_copy(call, model).train(mode == "train")
-    for own in probe.parameters():
+    copied = float64_copy(call, model).train(mode == "train")
+    for own in copied.parameters():
         own.requires_grad_(own.is_floating_point() or own.is_complex())  # a factor is told by its weights
-    for name, module in probe.named_modules():
+    for name, module in copied.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
             raise RefusalError(f"{call}: `mode` must be 'eval' for a model with batch norm, got 'train': {name!r} "
                                "mixes the samples of a batch, so that one sample has no Jacobian of its own.")
     if output is not None:
-        probe = Picked(probe, call, output)
+        copied = Picked(copied, call, output)
     if not isinstance(samples, int) or samples < 1:
         raise RefusalError(f"{call}: `samples` must be an integer of at least 1, got {samples!r}.")
-    return probe, check_input(call, model, draw_input(call, model, samples, seed) if x is None else x)[:samples]
+    return copied, check_input(call, model, draw_input(call, model, samples, seed) if x is None else x)[:samples]
 
 
 class Picked(nn.Module):

@@ -76,7 +76,7 @@ class Store:
         Raises:
             StoreError: the disk is full or the folder read-only; the table is as it was.
         """
-        tidy = pd.DataFrame(settings_of(cells, rows["place"].to_numpy()) | dict(rows.drop(columns="place").items()))
+        tidy = pd.DataFrame(fields_of(cells, rows["place"].to_numpy()) | dict(rows.drop(columns="place").items()))
         arrow = pa.Table.from_pandas(tidy, preserve_index=False)
         footer = {"schema": SCHEMA, "cells": [cell.key for cell in cells], "provenance": provenance}
         arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"flowstudy": json.dumps(footer)})
@@ -157,7 +157,7 @@ class Store:
         return None
 
 
-def settings_of(cells: Sequence[Cell], place: np.ndarray) -> dict[str, object]:
+def fields_of(cells: Sequence[Cell], place: np.ndarray) -> dict[str, object]:
     """Columns that repeat each cell's key and fields on every row of it."""
     columns: dict[str, object] = {"cell": np.array([cell.key for cell in cells], dtype=object)[place]}
     for name in CELL_FIELDS:
