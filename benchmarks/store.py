@@ -16,6 +16,7 @@ import torch
 import typer
 
 from flowstudy.sweep import Store, grid, run
+from flowstudy.sweep.looks.moment import CellsMoment
 from flowstudy.sweep.looks.table import MEASUREMENTS
 from flowstudy.sweep.plan import groups
 
@@ -45,8 +46,8 @@ def main(cells: Annotated[int, typer.Option(help="of the plan", min=100)] = 10_0
     report(f"{len(plan)} cells", rows, machine(torch.device("cpu")), json)
 
 
-def nothing(cells: list, data: object, tick: Callable[[int], object]) -> pd.DataFrame:
-    return pd.DataFrame({"cell": range(len(cells)), "value": 0.0})
+def nothing(moment: CellsMoment, data: object) -> pd.DataFrame:
+    return pd.DataFrame({"place": range(len(moment.cells)), "value": 0.0})
 
 
 if __name__ == "__main__":

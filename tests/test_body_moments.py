@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import random
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -13,9 +15,10 @@ from torch.nn.utils import parametrizations
 
 import flowstudy as fs
 from flowstudy import plots, theory
-from flowstudy.measure.body_moments import body_moments, one_thread, two_inputs
+from flowstudy.measure.body_moments import body_moments, two_inputs
 from flowstudy.nets import HighwayBlock, PlainBlock
 from flowstudy.predictions.body import with_predicted_moments
+from flowstudy.threads import one_thread
 
 MOMENTS = ["q", "m", "c", "chi", "mean_squared", "P", "mean_squared_without_largest", "P_without_largest",
            "gradient_correlation"]
@@ -146,6 +149,37 @@ def test_threads_are_given_back():
         assert torch.get_num_threads() == 1
         raise KeyError
     assert torch.get_num_threads() == before
+
+
+DRAWS = {
+    "torch": lambda: torch.rand(()),
+    "numpy": lambda: torch.tensor(np.random.rand()),  # noqa: NPY002  the global state is what models draw from
+    "random": lambda: torch.tensor(random.random()),
+}
+
+
+class RandomScale(nn.Module):
+    """y = s x, s drawn in every call, in eval mode too."""
+
+    def __init__(self, draw: Callable[[], torch.Tensor]):
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.draw() * x
+
+
+@pytest.mark.parametrize("source", DRAWS)
+@pytest.mark.usefixtures("annotations_unchecked")  # they are checked on an item that `random` picks
+def test_blocks_that_draw_are_measured_in_one_pass_of_theirs(source):
+    """The Jacobian s I is that of the outputs s x, so that q grows by chi; layers draw on; the states stay."""
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+    frame = body_moments([RandomScale(DRAWS[source]) for _ in range(4)], two_inputs(6, q=2.0))
+    assert random.getstate() == states[0] and np.random.get_state()[1].tolist() == states[1]  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), states[2])
+    # Two inputs of one q, each with a scale of its own: after the first layer they differ, and chi is a plain mean.
+    assert frame["q"][0] == pytest.approx(2.0 * frame["chi"][0], rel=1e-12)
+    assert frame["chi"].nunique() == 4
 
 
 BAD = {

@@ -25,7 +25,7 @@ from flowstudy.train import (
     train_conv_study,
 )
 from flowstudy.train.convolutional import runs as conv_runs
-from flowstudy.train.convolutional.recipe import accuracy
+from flowstudy.train.convolutional.recipe import share_classified
 from flowstudy.train.convolutional.sgd import nesterov_sgd
 
 RECIPE = replace(MNIST_RECIPE, epochs=4, drops=(2,), batch_size=20, crop=True)
@@ -75,7 +75,7 @@ def test_an_epoch_is_its_steps_written_out():
         torch.testing.assert_close(p, q, rtol=0, atol=1e-6)  # memory layout changes the order of summation
     assert history.loss == pytest.approx([sum(losses) / 50], rel=1e-5)
     right = (slow.eval()(ready.x_test).argmax(1) == ready.y_test).double().mean().item()
-    assert history.test_accuracy == [right] == [accuracy(mine, ready.x_test, ready.y_test)]
+    assert history.test_accuracy == [right] == [share_classified(mine, ready.x_test, ready.y_test)]
 
 
 class Killed(Exception):

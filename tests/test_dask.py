@@ -61,11 +61,11 @@ def test_a_killed_worker_costs_nothing(tmp_path, cluster, alone, shipped):
     """The first to take a task is killed in the midst of it: the task runs again, and the frame is the same."""
     mark = tmp_path / "killed"
 
-    def killed_once(cells, data, tick):
+    def killed_once(moment, data):
         try:
             os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
         except FileExistsError:
-            return training_loss(cells, data, tick)
+            return training_loss(moment, data)
         time.sleep(0.5)
         return os.kill(os.getpid(), signal.SIGKILL)
 
@@ -77,10 +77,10 @@ def test_a_killed_worker_costs_nothing(tmp_path, cluster, alone, shipped):
 
 def test_a_bad_cell_fails_alone(tmp_path, cluster, shipped):
     """Its traceback comes from the worker; the others of its group are stored."""
-    def bad(cells, data, tick):
-        if any(cell.seed == 2 for cell in cells):
+    def bad(moment, data):
+        if any(cell.seed == 2 for cell in moment.cells):
             raise ZeroDivisionError("a bad cell")
-        return training_loss(cells, data, tick)
+        return training_loss(moment, data)
 
     shipped(bad)
     with pytest.raises(SweepError, match=r"4 of 16 cells .* the first with `ZeroDivisionError: a bad cell`") as caught:
@@ -95,10 +95,10 @@ def test_a_bad_cell_fails_alone(tmp_path, cluster, shipped):
 
 def test_a_group_that_kills_every_worker_is_given_up(tmp_path, cluster, shipped):
     """Four dead workers, twice: its cells failed.  Groups that waited on a worker when it died are stored."""
-    def fatal(cells, data, tick):
-        if cells[0].net == "highway" and cells[0].depth == 3:
+    def fatal(moment, data):
+        if moment.cells[0].net == "highway" and moment.cells[0].depth == 3:
             os.kill(os.getpid(), signal.SIGKILL)
-        return training_loss(cells, data, tick)
+        return training_loss(moment, data)
 
     shipped(fatal)
     with pytest.raises(SweepError, match=r"4 of 16 cells failed, the first with .*KilledWorker") as caught:
@@ -110,7 +110,7 @@ def test_a_store_that_is_not_shared_is_an_error(tmp_path, cluster, monkeypatch):
     """Rows that a worker has stored where this process cannot see them are not lost in silence."""
     monkeypatch.setattr(dask_engine, "SEEN_AFTER", 0.5)
     monkeypatch.setattr("flowstudy.sweep.engine.Task",  # a folder that is another one on the worker, as a local disk is
-                        lambda cells, table, store, *rest: Task(cells, table, tmp_path / "elsewhere", *rest))
+                        lambda cells, store, *rest: Task(cells, tmp_path / "elsewhere", *rest))
     with pytest.raises(RuntimeError, match=r"`store` must be a folder that the workers share"):
         run(PLAN, store=tmp_path / "here", engine=cluster, **OPTIONS)
 

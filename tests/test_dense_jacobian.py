@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from flowstudy.measure import jacobian, jacobian_spectrum
-from flowstudy.measure.models.dense_jacobian import Stretch, run
+from flowstudy.measure.models.dense_jacobian import Stretch, start_and_output
 from flowstudy.measure.models.graph import edge_of
 
 
@@ -63,7 +63,7 @@ def test_written_out_and_transposed_equal_the_slow_twins(name):
     expected = torch.stack([slow_jacobian(function, sample) for sample in x])
     for chunk in (None, 1, 2):
         torch.testing.assert_close(jacobian(function, x, chunk=chunk), expected, rtol=1e-13, atol=1e-14)
-    start, y = run(function, x)
+    start, y = start_and_output(function, x)
     rows = torch.randn(2, *y.shape, dtype=torch.float64)
     pulled = torch.einsum("rso,soi->rsi", rows.flatten(2), expected)
     found = Stretch(start, edge_of(y), x.device).pull(rows).flatten(2)
@@ -104,7 +104,7 @@ def test_dense_route_keeps_to_its_memory_budget(monkeypatch):
     jacobian_spectrum(model, x[:1], method="dense")   # what is loaded once and for all
     found = []
     free = peak_of(lambda: found.append(jacobian_spectrum(model, x, method="dense")))
-    monkeypatch.setattr("flowstudy.measure.spectra.routes.MEMORY_BUDGET", 2**26)
+    monkeypatch.setattr("flowstudy.measure.spectra.choice.MEMORY_BUDGET", 2**26)
     kept = peak_of(lambda: found.append(jacobian_spectrum(model, x, method="dense")))
     assert kept <= 2**26 < free
     torch.testing.assert_close(found[1].log_singular_values, found[0].log_singular_values, rtol=0, atol=1e-10)

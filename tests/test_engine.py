@@ -13,9 +13,8 @@ from flowstudy.data import load_dataset
 from flowstudy.measure import gradient_flow, jacobian_spectrum
 from flowstudy.measure.gradients.statistics import STATISTICS
 from flowstudy.nets import HighwayNet, PlainNet, initialize
-from flowstudy.sweep import Cell, engine, grid, run
+from flowstudy.sweep import Cell, cells_to_nets, engine, grid, run
 from flowstudy.sweep.cells import CELL_FIELDS
-from flowstudy.sweep.looks import in_training
 from flowstudy.sweep.looks import table as measurements
 
 SAMPLES = 40
@@ -45,9 +44,9 @@ def computed(monkeypatch) -> list[Cell]:
 
     def watch(measurement):
         @functools.wraps(measurement)  # with its signature, from which `run` takes the options
-        def watched(cells, *arguments, **options):
-            asked.extend(cells)
-            return measurement(cells, *arguments, **options)
+        def watched(moment, *arguments, **options):
+            asked.extend(moment.cells)
+            return measurement(moment, *arguments, **options)
 
         return watched
 
@@ -153,18 +152,18 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path, call, monkeypatch):
     whole = call(PLAN, nets_at_once=2, store=tmp_path / "whole")
     measurement, done = measurements.training_loss, []
 
-    def stopped(cells, data, tick):
+    def stopped(moment, data):
         if len(done) == 2:
             raise KeyboardInterrupt
-        done.append(cells)
-        return measurement(cells, data, tick)
+        done.append(moment.cells)
+        return measurement(moment, data)
 
     monkeypatch.setitem(engine.MEASUREMENTS, "training_loss", stopped)
     with pytest.raises(KeyboardInterrupt):
         call(PLAN, nets_at_once=2)
     rest = []
     monkeypatch.setitem(engine.MEASUREMENTS, "training_loss",
-                        lambda cells, data, tick: rest.extend(cells) or measurement(cells, data, tick))
+                        lambda moment, data: rest.extend(moment.cells) or measurement(moment, data))
     assert_frame_equal(call(PLAN, nets_at_once=2), whole, check_exact=True)
     assert sorted(cell.key for cell in [*itertools.chain(*done), *rest]) == sorted(cell.key for cell in PLAN)
 
@@ -201,7 +200,7 @@ WRONG = {
 def test_wrong_plans_are_refused_before_work_starts(call, tmp_path, monkeypatch, case):
     """One readable line; no net is built or trained, and no folder made."""
     kind, cells, options, message = WRONG[case]
-    monkeypatch.setattr(in_training, "build", lambda *_: pytest.fail("a net was built"))
+    monkeypatch.setattr(cells_to_nets, "nets_of", lambda *_: pytest.fail("a net was built"))
     with pytest.raises(kind, match=f"^run: {message}") as caught:
         call(cells, **options)
     assert "\n" not in str(caught.value)

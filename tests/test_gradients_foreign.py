@@ -246,3 +246,17 @@ def test_an_output_that_is_no_tensor_is_the_losss_affair():
         (h, [model.lstm.weight_ih_l0, model.lstm.weight_hh_l0]), (logits, [model.head.weight])])
     for column in STATISTICS:
         np.testing.assert_allclose(flow.frame[column], expected[column], rtol=ABSOLUTE, atol=ABSOLUTE, err_msg=column)
+
+
+@pytest.mark.parametrize("call", [lambda layer, h: torch.func.vmap(layer)(h),
+                                  lambda layer, h: torch.func.vmap(torch.func.functional_call, (None, None, 0))(
+                                      layer, dict(layer.named_parameters()), h)])
+def test_a_layer_that_is_called_inside_vmap_is_refused(call):
+    """What it puts out there is one of many tensors at once, which no error signal arrives at."""
+
+    class Inside(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[1](call(self[0], x))
+
+    with pytest.raises(ValueError, match=r"^gradient_flow: `model` must call .* outside of torch\.func\.vmap, got '0'"):
+        gradient_flow(Inside(nn.Linear(3, 4), nn.Linear(4, 2)), torch.randn(5, 3), torch.arange(5) % 2)

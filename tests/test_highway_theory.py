@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from flowstudy import theory
 from flowstudy.measure import gradient_flow, jacobian_spectrum
 from flowstudy.nets import HighwayBlock, initialize
-from flowstudy.theory.mean_field.highway import COLUMNS
 
 TANH, RELU = ("tanh", 1.0), ("relu", 2.0)
+COLUMNS = ["layer", "q", "m", "c", "chi", "mean_squared", "P", "gradient_correlation"]
 
 
 def given(text: str) -> object:

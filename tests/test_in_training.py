@@ -6,7 +6,7 @@ import torch
 from pandas.testing import assert_frame_equal
 
 from flowstudy.sweep import grid, run
-from flowstudy.sweep.looks import in_training
+from flowstudy.sweep.cells_to_nets import stack_of
 from flowstudy.sweep.workers import memory, tasks
 from flowstudy.train import Checkpoint, RecordAt, loop
 from flowstudy.train.stacks.fully_connected import StackedFullyConnected
@@ -78,7 +78,7 @@ def test_stacks_are_as_large_as_memory_allows(tmp_path, monkeypatch):
     """With room for two nets, groups of five train in parts, and the rows are the same."""
     cells = grid(**SMALL, seed=range(5), epochs=2)
     whole = run(cells, store=tmp_path / "whole", progress=False)
-    one = memory.bytes_per_net(in_training.build(cells[:1], tasks.load("digits", 120, torch.device("cpu"))),
+    one = memory.bytes_per_net(stack_of(cells[:1], tasks.load("digits", 120, torch.device("cpu"))),
                                tasks.load("digits", 120, torch.device("cpu")), 40)
     monkeypatch.setattr(memory, "free_bytes", lambda _device: 2.5 * one / memory.SHARE)
     assert_frame_equal(run(cells, store=tmp_path / "parts", progress=False), whole)

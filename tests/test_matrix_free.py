@@ -9,12 +9,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from flowstudy.measure.numerics import matrix_free, stochastic_spectrum
-from flowstudy.measure.numerics.matrix_free import (
-    LinearMap,
-    jacobian_map,
-    largest_singular_values,
-    smallest_singular_values,
-)
+from flowstudy.measure.numerics.linear_map import LinearMap, jacobian_map
+from flowstudy.measure.numerics.matrix_free import largest_singular_values, smallest_singular_values
 from flowstudy.measure.numerics.stochastic_spectrum import mean_squared_singular_value, spectral_density
 from flowstudy.nets import HighwayNet, PlainNet, initialize
 
@@ -327,7 +323,7 @@ def test_density_does_not_depend_on_its_memory(monkeypatch):
     """One start at a time gives what all at once give."""
     linear_map = dense_map(MATRICES["clusters"]())
     together = spectral_density(linear_map, queries=5, steps=20)
-    monkeypatch.setattr(stochastic_spectrum, "PROBE_MEMORY", 1)
+    monkeypatch.setattr(stochastic_spectrum, "KRYLOV_MEMORY", 1)
     apart = spectral_density(linear_map, queries=5, steps=20)
     for point in torch.tensor([0.05, 0.3, 0.45, 0.7]).double().log():
         (share, error), (expected, its_error) = (d.cumulative(point[None]) for d in (apart, together))

@@ -8,6 +8,7 @@ import pytest
 import flowstudy as fs
 from flowstudy import plots, theory
 from flowstudy.predictions import (
+    backward_slopes,
     with_predicted_norms,
     with_predicted_slopes,
     with_predicted_spectra,
@@ -153,7 +154,7 @@ def test_slopes_of_open_highway_relu_nets(run):
     cells = fs.grid(net="highway", activation="relu", init="glorot_normal", gate_bias=[-1.0, -2.0], depth=100, width=50,
                     seed=range(30))
     flow = run(cells, measure="gradient_flow", samples=1)
-    slopes = with_predicted_slopes(plots.backward_slopes(flow), flow)
+    slopes = with_predicted_slopes(backward_slopes(flow), flow)
     assert slopes["valid"].all()
     for _, nets in slopes.groupby("gate_bias"):
         gap, error = nets["slope"].mean() - nets["predicted"].iloc[0], nets["slope"].sem()

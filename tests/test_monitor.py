@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowstudy import GradientMonitor, gradient_flow, plots
+from flowstudy.measure.monitor.kept import RecordFolder, load_records
 from flowstudy.measure.monitor.norms import norm as measured_norm
 from flowstudy.measure.monitor.norms import norms, norms_of_rows
 from flowstudy.measure.monitor.watched import QUANTITIES
@@ -406,7 +408,7 @@ def test_what_is_not_training_is_not_recorded():
             model(50 * other)
         h = (20 * other).requires_grad_()
         torch.autograd.grad(model(h).sum(), h)
-        monitor.probes.forward.clear()  # the forward pass of the penalty is one of the step
+        monitor.hooks.forward.clear()  # the forward pass of the penalty is one of the step
         F.cross_entropy(model(x), y).backward()
         sgd(model).step()
     with GradientMonitor(twin) as expected:
@@ -627,6 +629,18 @@ def test_a_killed_run_keeps_every_record_but_the_last(tmp_path):
     assert kept["step"].max() >= 148 and len(list(store.iterdir())) == 3
     pd.testing.assert_frame_equal(kept, monitor.frame.iloc[:len(kept)])
     pd.testing.assert_frame_equal(pd.read_parquet(store), kept)
+
+
+def test_a_record_that_cannot_be_written_leaves_those_before_it(tmp_path, monkeypatch):
+    """The file that grows is written under another name first: a full disk costs the last record alone."""
+    folder, rows = RecordFolder("test", tmp_path / "store"), pd.DataFrame({"step": [0, 0], "norm": [0.5, -math.inf]})
+    folder.append(rows)
+    with monkeypatch.context() as full:
+        full.setattr("flowstudy.whole_file.os.fsync", Mock(side_effect=OSError(28, "no space")))
+        with pytest.raises(OSError, match="no space"):
+            folder.append(rows.assign(step=1))
+    pd.testing.assert_frame_equal(load_records("test", tmp_path / "store"), rows)
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["part-000000.parquet"]
 
 
 def test_a_writer_gets_three_curves_per_quantity():

@@ -255,3 +255,22 @@ def test_a_loss_of_a_later_output_alone_is_noticed():
     (row,) = monitor.frame.itertuples()
     assert 10**row.log10_weight_gradient_norm == pytest.approx(true, rel=ROUNDING)
     assert math.isnan(row.log10_error_signal_norm) and math.isfinite(row.activation_mean_square)
+
+
+def test_a_call_inside_vmap_is_left_alone():
+    """Its layer's weights are seen, what it puts out is not; the loop runs as it would."""
+
+    class Inside(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[1](torch.func.vmap(self[0])(x))
+
+    model, (x, y) = Inside(nn.Linear(FEATURES, 4), nn.Linear(4, CLASSES)), batch()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with GradientMonitor(model) as monitor:
+        F.cross_entropy(model(x), y).backward()
+        norm_of_weights = model[0].weight.grad.double().norm().log10().item()
+        optimizer.step()
+    inside, after = monitor.frame.to_dict("records")
+    assert inside["log10_weight_gradient_norm"] == pytest.approx(norm_of_weights, rel=1e-5)
+    assert math.isnan(inside["activation_mean_square"]) and math.isnan(inside["log10_error_signal_norm"])
+    assert math.isfinite(after["activation_mean_square"]) and math.isfinite(after["log10_error_signal_norm"])

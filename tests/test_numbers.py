@@ -35,7 +35,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from flowstudy import gradient_flow, jacobian_spectrum, layer_jacobian_spectra
-from flowstudy.measure.spectra import routes
+from flowstudy.measure.spectra import choice
 from flowstudy.nets import HighwayBlock, PlainBlock, ResidualBlock
 
 
@@ -875,7 +875,7 @@ def row_noise(h: Tensor) -> Tensor:
 @pytest.mark.parametrize("between", [lambda h: h * len(h), lambda h: h - h.detach().mean(0), row_noise])
 def test_a_batch_that_memory_does_not_hold_is_measured_as_a_whole_or_not(between, monkeypatch):
     """Samples that are run a few at a time must be what they are in the batch; as many as are held have theirs."""
-    monkeypatch.setattr(routes, "MEMORY_BUDGET", 2**13)
+    monkeypatch.setattr(choice, "MEMORY_BUDGET", 2**13)
     torch.manual_seed(0)
     model, x = layers(between, torch.tanh), torch.randn(12, 4)
     for call in (jacobian_spectrum, layer_jacobian_spectra):

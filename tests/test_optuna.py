@@ -45,17 +45,17 @@ def test_a_group_is_one_stack(tmp_path, study, monkeypatch):
     """Trials of one structure are trained together, in groups of the asked size, the last one smaller."""
     sizes = []
     monkeypatch.setitem(MEASUREMENTS, "training_loss",
-                        lambda cells, data, tick: sizes.append(len(cells)) or training_loss(cells, data, tick))
+                        lambda moment, data: sizes.append(len(moment.cells)) or training_loss(moment, data))
     optuna_search(study, space, trials=12, group=5, store=tmp_path, **OPTIONS)
     assert sizes == [5, 5, 2]
 
 
 def test_equal_trials_and_failed_cells(tmp_path, study, monkeypatch):
     """Trials that ask for one and the same net are all told its value; a cell that raises is told as failed."""
-    def seven_fails(cells, data, tick):
-        if any(cell.seed == 7 for cell in cells):
+    def seven_fails(moment, data):
+        if any(cell.seed == 7 for cell in moment.cells):
             raise ZeroDivisionError
-        return training_loss(cells, data, tick)
+        return training_loss(moment, data)
 
     monkeypatch.setitem(MEASUREMENTS, "training_loss", seven_fails)
     optuna_search(study, lambda trial: SETTINGS | {"seed": trial.suggest_categorical("seed", [7, 8])}, trials=8,

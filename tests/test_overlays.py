@@ -8,7 +8,7 @@ import pytest
 
 import flowstudy as fs
 from flowstudy import plots, theory
-from flowstudy.predictions import layer_gains, weight_var
+from flowstudy.predictions import backward_slopes, layer_gains, weight_var
 from flowstudy.predictions.gradients import (
     exact_step,
     predicted_slope,
@@ -60,7 +60,7 @@ def test_slopes_of_narrow_nets_follow_the_finite_width_law(flow):
 
     The variance's z has the normal law's sqrt(2 / nets) for standard error.
     """
-    slopes = with_predicted_slopes(plots.backward_slopes(flow), flow)
+    slopes = with_predicted_slopes(backward_slopes(flow), flow)
     assert len(slopes) == len(PLAN) and np.abs(slopes["z"]).max() < LARGEST_Z
     for (_, activation, init, _, depth), nets in slopes.groupby(KIND, dropna=False):
         std = nets["predicted_std"].iloc[0]
@@ -75,7 +75,7 @@ def test_slopes_of_tanh_nets_follow_the_first_order_in_width(run):
     """Width 40: |z| < 4.5, where the limit is off by more; the second order, below 6 / width^2, is allowed for."""
     tanh = run(fs.grid(net="plain", activation="tanh", init=["he_normal", "lecun_normal", "orthogonal"], depth=60,
                        width=40, seed=range(40)), measure="gradient_flow", samples=1)
-    slopes = with_predicted_slopes(plots.backward_slopes(tanh), tanh)
+    slopes = with_predicted_slopes(backward_slopes(tanh), tanh)
     for init, nets in slopes.groupby("init"):
         gap, error = nets["slope"].mean() - nets["predicted"].iloc[0], nets["slope"].sem()
         assert abs(gap) < LARGEST_Z * error + 6 / 40**2
@@ -91,7 +91,7 @@ def test_slopes_of_tanh_nets_follow_the_first_order_in_width(run):
 def test_slopes_of_a_batch_are_held_to_the_limit_of_infinite_width(run):
     """No finite-width law is claimed for several samples at once: He ReLU 0, Glorot ReLU ln 1/2, sample errors."""
     batch = run(PLAN[:5 * NETS], measure="gradient_flow", samples=3)
-    slopes = with_predicted_slopes(plots.backward_slopes(batch), batch)
+    slopes = with_predicted_slopes(backward_slopes(batch), batch)
     assert slopes["predicted_std"].isna().all() and (slopes["predicted"] == slopes["limit"]).all()
     predicted = slopes.groupby("init")["predicted"].agg(["min", "max"])
     assert predicted.loc["he_normal"].tolist() == pytest.approx([0, 0], abs=1e-12)
@@ -104,7 +104,7 @@ def test_slopes_of_a_batch_are_held_to_the_limit_of_infinite_width(run):
 
 def test_wide_nets_are_near_the_limit(wide):
     """Closed gates keep all; tanh and highway nets of width 100 are within a layer's 5 / (2 n) of the limit."""
-    slopes = with_predicted_slopes(plots.backward_slopes(wide), wide)
+    slopes = with_predicted_slopes(backward_slopes(wide), wide)
     shut = slopes[slopes["gate_bias"] == -40]
     assert shut["limit"].to_numpy() == pytest.approx(0, abs=1e-12)
     assert shut["slope"].to_numpy() == pytest.approx(0, abs=1e-12)
@@ -139,7 +139,7 @@ def test_weight_gradients_of_highway_nets_follow_the_limit(wide):
 def test_linear_orthogonal_nets_have_no_gap(flow):
     """Isometries: the slope and every norm are what theory says, to the rounding of 20 layers of float32 weights."""
     nets = flow[(flow["activation"] == "linear") & (flow["init"] == "orthogonal")]
-    slopes = with_predicted_slopes(plots.backward_slopes(nets), nets)
+    slopes = with_predicted_slopes(backward_slopes(nets), nets)
     assert np.abs(slopes["slope"] - slopes["predicted"]).max() < 1e-6
     for quantity in (ERROR, WEIGHT):
         rows = with_predicted_norms(nets, quantity)
@@ -150,7 +150,7 @@ def test_nets_scaled_by_a_known_factor_show_that_gap(flow):
     """ln 3 a layer added to He ReLU nets: the gap grows by it, z by it in standard errors."""
     nets = flow[(flow["init"] == "he_normal") & (flow["depth"] == 20)]
     scaled = nets.assign(**{ERROR: nets[ERROR] + (20 - nets["layer"]) * math.log(3) / NATS})
-    before, after = (with_predicted_slopes(plots.backward_slopes(frame), frame) for frame in (nets, scaled))
+    before, after = (with_predicted_slopes(backward_slopes(frame), frame) for frame in (nets, scaled))
     assert (after["slope"] - after["predicted"] - before["slope"] + before["predicted"]).to_numpy() == pytest.approx(
         math.log(3))
     error = before["predicted_std"].iloc[0] / math.sqrt(NETS)
@@ -307,7 +307,7 @@ def test_map_draws_the_depth_that_theory_allows():
     """6 xi_c where it is finite, and the depth at which the gate-bias rule gives each bias."""
     grid = pd.DataFrame([{"net": "plain", "activation": "tanh", "width": 9, "dataset": "digits", "epochs": 1,
                           "depth": depth, "gain": variance**0.5, "bias_var": 0.05, "gate_bias": bias,
-                          "test_accuracy": accuracy}
+                          "init": "glorot_normal", "test_accuracy": accuracy}
                          for depth, accuracy in ((5, 0.9), (50, math.nan)) for variance in (0.5, 1.0, 2.25)
                          for bias in (-5.0, -1.0)])
     figure = plots.trainability_map(grid, "weight_var")

@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.figure import Figure
 
-from flowstudy import plots
+from flowstudy import HighwayNet, gradient_flow, plots
+from flowstudy.predictions import backward_slopes
 
 
 def gradient_frame(cells: dict[str, list[float]]) -> pd.DataFrame:
@@ -20,17 +22,24 @@ def test_backward_slope_is_the_least_squares_slope_towards_the_input():
     rng = np.random.default_rng(0)
     cells = {name: list(rng.normal(size=7)) for name in "abc"}
     cells["b"][3] = -math.inf
-    slopes = plots.backward_slopes(gradient_frame(cells)).set_index("cell")["slope"]
+    slopes = backward_slopes(gradient_frame(cells)).set_index("cell")["slope"]
     for name, norms in cells.items():
         layers, values = np.arange(1, 8), 2 * math.log(10) * np.array(norms)
         kept = np.isfinite(values)
         assert slopes[name] == pytest.approx(-np.polyfit(layers[kept], values[kept], 1)[0], abs=1e-12)
 
 
+def test_a_nets_slope_in_frames_is_the_one_that_its_flow_has():
+    """Where all layers have as many positions, which is what frames of plans hold."""
+    net = HighwayNet(in_features=5, width=8, depth=6, out_features=3)
+    flow = gradient_flow(net, torch.randn(4, 5), torch.arange(4) % 3)
+    assert backward_slopes(flow.frame.assign(cell="a"))["slope"].item() == pytest.approx(flow.slope, rel=1e-12)
+
+
 def test_halving_the_mean_square_per_layer_has_slope_minus_ln_2():
     """Worked by hand: ||e_l||^2 = 2^(l - L)."""
     frame = gradient_frame({"a": [0.5 * (layer - 4) * math.log10(2) for layer in (1, 2, 3, 4)]})
-    assert plots.backward_slopes(frame)["slope"].item() == pytest.approx(-math.log(2), abs=1e-12)
+    assert backward_slopes(frame)["slope"].item() == pytest.approx(-math.log(2), abs=1e-12)
 
 
 def loss_frame(losses: dict[str, list[float]], net: str = "plain") -> pd.DataFrame:

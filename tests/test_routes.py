@@ -7,10 +7,13 @@ import torch
 from torch import nn
 
 from flowstudy import HighwayNet, initialize, jacobian_spectrum, layer_jacobian_spectra
+from flowstudy.measure.models import dense_jacobian, graph
 from flowstudy.measure.models.context import RandomState
 from flowstudy.measure.models.dense_jacobian import jacobian
+from flowstudy.measure.models.graph import reachable
+from flowstudy.measure.spectra import one_model, routes
+from flowstudy.measure.spectra.choice import choose
 from flowstudy.measure.spectra.one_model import pass_and_chain
-from flowstudy.measure.spectra.routes import choose
 
 
 class Residual(nn.Module):
@@ -252,8 +255,8 @@ def test_the_cheaper_right_route_is_taken(name):
 
 def test_a_dense_spectrum_with_values_left_open_is_not_kept(monkeypatch):
     """Tried first whatever it costs: orthogonal layers are kept as dense; what spans 40 decades goes to its factors."""
-    monkeypatch.setattr("flowstudy.measure.spectra.routes.WORTH_CHOOSING", 0.0)
-    monkeypatch.setattr("flowstudy.measure.spectra.routes.DENSE_FIRST", 0.0)
+    monkeypatch.setattr("flowstudy.measure.spectra.choice.WORTH_CHOOSING", 0.0)
+    monkeypatch.setattr("flowstudy.measure.spectra.choice.DENSE_FIRST", 0.0)
     torch.manual_seed(0)
     flat = initialize(nn.Sequential(*(nn.Linear(8, 8) for _ in range(4))).double(), "orthogonal")
     steep = nn.Sequential(*(nn.Linear(8, 8) for _ in range(60))).double()
@@ -268,8 +271,17 @@ def test_samples_that_do_not_fit_in_memory_together_are_measured_in_turn(monkeyp
     model, x = nn.Sequential(*(layer for _ in range(5) for layer in (nn.Linear(9, 9), nn.Tanh()))), torch.randn(4, 9)
     for method in ("product", "dense"):
         together = jacobian_spectrum(model, x, method=method)
-        monkeypatch.setattr("flowstudy.measure.spectra.routes.MEMORY_BUDGET", 8 * 12 * 81)
+        monkeypatch.setattr("flowstudy.measure.spectra.choice.MEMORY_BUDGET", 8 * 12 * 81)
         apart = jacobian_spectrum(model, x, method=method)
         monkeypatch.undo()
         assert apart.method == method and apart.log_singular_values.shape == (4, 9)
         assert (apart.log_singular_values - together.log_singular_values).abs().max() < 1e-10
+
+
+def test_the_graph_of_a_whole_model_is_walked_once(monkeypatch):
+    """All that is asked of it, where it can be cut and what it computes in, comes from one list of its nodes."""
+    walks = []
+    for module in (graph, one_model, routes, dense_jacobian):
+        monkeypatch.setattr(module, "reachable", lambda edge: walks.append(edge) or reachable(edge))
+    layer_jacobian_spectra(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)), torch.randn(2, 4))
+    assert len(walks) == 1

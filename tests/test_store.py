@@ -29,19 +29,19 @@ def rows_of(cells: list[Cell], each: int = 4, seed: int = 0) -> pd.DataFrame:
     """Rows that a measurement could give: integers, and floats with the awkward ones among them."""
     values = np.random.default_rng(seed).standard_normal(len(cells) * each)
     values[:4] = [np.nan, np.inf, -np.inf, 5e-324]
-    return pd.DataFrame({"cell": np.arange(len(cells)).repeat(each), "layer": np.tile(np.arange(each), len(cells)),
+    return pd.DataFrame({"place": np.arange(len(cells)).repeat(each), "layer": np.tile(np.arange(each), len(cells)),
                          "value": values})
 
 
 def assert_holds(frame: pd.DataFrame, cells: list[Cell], rows: pd.DataFrame) -> None:
     """The frame has the rows of these cells in their order, with every field of the cell, to the last bit."""
-    assert list(frame.columns) == ["cell", *CELL_FIELDS, *rows.columns.drop("cell")]
-    measured = list(rows.columns.drop("cell"))
+    assert list(frame.columns) == ["cell", *CELL_FIELDS, *rows.columns.drop("place")]
+    measured = list(rows.columns.drop("place"))
     assert_frame_equal(frame[measured], rows[measured], check_exact=True)
     for name in CELL_FIELDS:
-        expected = [getattr(cells[i], name) for i in rows["cell"]]
+        expected = [getattr(cells[i], name) for i in rows["place"]]
         assert [None if pd.isna(value) else value for value in frame[name]] == expected
-    assert frame["cell"].tolist() == [cells[i].key for i in rows["cell"]]
+    assert frame["cell"].tolist() == [cells[i].key for i in rows["place"]]
 
 
 # --- in and out ------------------------------------------------------------------------------------------------------
@@ -74,10 +74,10 @@ def test_rows_come_in_the_order_of_the_plan(tmp_path):
     """Whatever was stored together and when, a plan's rows come in its own order; cells beside it stay away."""
     store, rows = Store(tmp_path), rows_of(PLAN)
     for some in (PLAN[8:], PLAN[:3], PLAN[3:8]):
-        local = rows[rows["cell"].isin([PLAN.index(cell) for cell in some])]
-        store.append(TABLE, some, local.assign(cell=local["cell"].map(lambda i, some=some: some.index(PLAN[i]))), {})
+        local = rows[rows["place"].isin([PLAN.index(cell) for cell in some])]
+        store.append(TABLE, some, local.assign(place=local["place"].map(lambda i, some=some: some.index(PLAN[i]))), {})
     order = [7, 2, 11, 0]
-    parts = [rows[rows["cell"] == i].assign(cell=place) for place, i in enumerate(order)]
+    parts = [rows[rows["place"] == i].assign(place=place) for place, i in enumerate(order)]
     expected = pd.concat(parts, ignore_index=True)
     assert_holds(store.load([PLAN[i] for i in order], TABLE), [PLAN[i] for i in order], expected)
     assert_holds(store.load(PLAN, TABLE), PLAN, rows)
@@ -188,7 +188,7 @@ LIMITED = textwrap.dedent("""
     from flowstudy.sweep import Store, StoreError, grid
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
     try:
-        Store(sys.argv[1]).append("things", grid(), pd.DataFrame({"cell": 0, "x": np.random.rand(50_000)}), {})
+        Store(sys.argv[1]).append("things", grid(), pd.DataFrame({"place": 0, "x": np.random.rand(50_000)}), {})
     except StoreError as error:
         sys.exit(f"{error.errno} {error}")
 """)
@@ -311,7 +311,7 @@ TOGETHER = textwrap.dedent("""
     store = Store(sys.argv[1])
     for start in range(0, 60, size):
         some = cells[start:start + size]
-        store.append("things", some, pd.DataFrame({"cell": range(len(some)), "x": [c.seed for c in some]}), {})
+        store.append("things", some, pd.DataFrame({"place": range(len(some)), "x": [c.seed for c in some]}), {})
         assert not store.missing(some, "things")
     print(len(store.load(cells, "things")))
 """)
@@ -350,7 +350,7 @@ WRITERS = textwrap.dedent("""
     from flowstudy.sweep import Store, grid
 
     cells, each = grid(seed=range(10)), 50_000
-    rows = pd.DataFrame({"cell": [0] * each, "value": np.random.default_rng(0).standard_normal(each)})
+    rows = pd.DataFrame({"place": [0] * each, "value": np.random.default_rng(0).standard_normal(each)})
 
     def write_for_ever(store):
         while True:

@@ -132,6 +132,27 @@ def test_wrong_options_are_refused(here, arguments, message):
     assert not (here / "results").exists()
 
 
+def test_a_missing_package_is_one_line(here, monkeypatch):
+    """Of an engine that was asked for: the message names the extra."""
+    monkeypatch.setitem(sys.modules, "distributed", None)  # as where it is not installed
+    result = call("sweep", "plan.yaml", "--engine", "tcp://127.0.0.1:8786")
+    assert result.exit_code == 2 and "pip install 'flowstudy[cluster]'" in result.output
+    assert len(result.output.strip().splitlines()) == 1
+    with pytest.raises(ModuleNotFoundError, match=r"^run: `engine` must be 'local' where Dask is not installed"):
+        run(CELLS, engine="tcp://127.0.0.1:8786")
+
+
+def test_an_error_that_is_no_refusal_keeps_its_traceback(here, monkeypatch):
+    """Whatever its message begins with."""
+    def broken(*_arguments, **_options):
+        raise ValueError("run: a fault of the library's own")
+
+    monkeypatch.setattr("flowstudy.cli.sweeps.run", broken)
+    result = call("sweep", "plan.yaml")
+    assert result.exit_code == 1 and isinstance(result.exception, ValueError)
+    assert "a fault" not in result.output
+
+
 def test_a_missing_plan_is_one_line(here):
     result = call("sweep", "plam.yaml")
     assert result.exit_code == 2 and "got plam.yaml" in result.output
@@ -140,10 +161,10 @@ def test_a_missing_plan_is_one_line(here):
 # --- status ----------------------------------------------------------------------------------------------------------
 
 
-def fails_at_seed_2(cells, data, tick):
-    if any(cell.seed == 2 for cell in cells):
+def fails_at_seed_2(moment, data):
+    if any(cell.seed == 2 for cell in moment.cells):
         raise ZeroDivisionError("bad")
-    return training_loss(cells, data, tick)
+    return training_loss(moment, data)
 
 
 def test_status_tells_done_failed_and_missing(here, monkeypatch):
@@ -177,7 +198,7 @@ def test_time_left_is_cost_left_over_pace(tmp_path):
     assert pd.isna(status(tmp_path)["seconds_left"].iloc[0])
     for start, end in ((0, 100), (2, 105)):
         moment = datetime.fromtimestamp(1e9 + end, UTC).isoformat(timespec="milliseconds")
-        Store(tmp_path).append(table, cells[start:start + 2], pd.DataFrame({"cell": [0, 1]}),
+        Store(tmp_path).append(table, cells[start:start + 2], pd.DataFrame({"place": [0, 1]}),
                                {"seconds": 10.0, "finished": moment})
     assert status(tmp_path)["seconds_left"].iloc[0] == pytest.approx(22.5)
 

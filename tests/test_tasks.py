@@ -4,14 +4,17 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 from pandas.testing import assert_frame_equal
 
+from flowstudy.refusal import RefusalError
 from flowstudy.sweep import Cell, Store, StoreError, SweepError, engine, grid, run
 from flowstudy.sweep.looks.table import MEASUREMENTS
+from flowstudy.sweep.plan_error import PlanError
 from flowstudy.sweep.workers import local
 from flowstudy.sweep.workers.tasks import Task
 
@@ -20,27 +23,27 @@ PLAN = grid(net=["plain", "highway"], depth=3, seed=range(6), **SMALL)
 BAD = 4  # a seed
 
 
-def seeds(cells, data, tick):
+def seeds(moment, data):
     """Three rows a cell, known in advance."""
-    return pd.DataFrame({"cell": [i for i in range(len(cells)) for _ in range(3)],
-                         "x": [cell.seed + 0.1 * j for cell in cells for j in range(3)]})
+    return pd.DataFrame({"place": [i for i in range(len(moment.cells)) for _ in range(3)],
+                         "x": [cell.seed + 0.1 * j for cell in moment.cells for j in range(3)]})
 
 
-def bad_seed(cells, data, tick):
-    if any(cell.seed == BAD for cell in cells):
+def bad_seed(moment, data):
+    if any(cell.seed == BAD for cell in moment.cells):
         raise ZeroDivisionError("a bad\ncell")
-    return seeds(cells, data, tick)
+    return seeds(moment, data)
 
 
-def fatal_seed(cells, data, tick):
+def fatal_seed(moment, data):
     """As a crash below Python does, or the system's out-of-memory killer."""
-    if any(cell.seed == BAD for cell in cells):
+    if any(cell.seed == BAD for cell in moment.cells):
         os.kill(os.getpid(), signal.SIGKILL)
-    return seeds(cells, data, tick)
+    return seeds(moment, data)
 
 
-def refused(cells, data, tick):
-    raise ValueError("run: `this` must be something else, got that.")
+def refused(moment, data):
+    raise PlanError("run: `this` must be something else, got that.")
 
 
 @pytest.fixture
@@ -73,7 +76,7 @@ def check_two_bad_cells(caught, root, call, **options) -> None:
     assert all(Cell(**kept["cell"]) in bad and kept["host"] and kept["when"] for kept in failed_files(root))
     assert error.rows["seed"].tolist() == [cell.seed for cell in PLAN if cell.seed != BAD for _ in range(3)]
     asked = []
-    whole = call(lambda cells, data, tick: asked.extend(cells) or seeds(cells, data, tick), **options)
+    whole = call(lambda moment, data: asked.extend(moment.cells) or seeds(moment, data), **options)
     assert asked == bad
     assert whole["x"].tolist() == [cell.seed + 0.1 * j for cell in PLAN for j in range(3)]
     assert failed_files(root) == []
@@ -102,11 +105,11 @@ def test_a_group_that_does_not_fit_is_halved(tmp_path, call, error):
     """Until it fits: nothing counts as failed, and each cell is measured once in a group that fits."""
     sizes = []
 
-    def fits_two(cells, data, tick):
-        sizes.append(len(cells))
-        if len(cells) > 2:
+    def fits_two(moment, data):
+        sizes.append(len(moment.cells))
+        if len(moment.cells) > 2:
             raise error
-        return seeds(cells, data, tick)
+        return seeds(moment, data)
 
     assert_frame_equal(call(fits_two, store=tmp_path / "halved"), call(seeds, store=tmp_path / "whole"))
     assert sizes == [6, 3, 2, 1, 3, 2, 1] * 2
@@ -122,19 +125,15 @@ def test_progress_counts_no_failed_attempt(call, monkeypatch):
             super().__init__(*args, **kwargs)
             bars.append(self)
 
-    def ticks_then_fails(cells, data, tick):
-        tick(len(cells))
-        return bad_seed(cells, data, tick)
-
     monkeypatch.setattr(engine, "tqdm", Bar)
     with pytest.raises(SweepError):
-        call(ticks_then_fails, progress=True)
+        call(bad_seed, [replace(cell, epochs=1) for cell in PLAN], progress=True)  # it fails when the epoch is over
     assert [(bar.n, bar.total) for bar in bars] == [(12, 12)]
 
 
 def test_keyboard_interrupt_stops_at_once(tmp_path, call):
     """It is no failure of a cell."""
-    def interrupted(cells, data, tick):
+    def interrupted(moment, data):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -147,6 +146,18 @@ def test_a_wrong_call_is_no_failure_of_cells(tmp_path, call):
     with pytest.raises(ValueError, match=r"^run: `this` must be"):
         call(refused)
     assert failed_files(tmp_path) == []
+
+
+def test_what_a_measurement_refuses_costs_its_cell_alone(tmp_path, call):
+    """One net's refusal is no refusal of the call, whatever its message begins with: the other cells are stored."""
+    def refuses_one(moment, data):
+        if any(cell.seed == BAD for cell in moment.cells):
+            raise RefusalError("run: `model` must be another one.")
+        return seeds(moment, data)
+
+    with pytest.raises(SweepError, match=r"the first with `.*RefusalError: run: `model` must be") as caught:
+        call(refuses_one)
+    check_two_bad_cells(caught, tmp_path, call)
 
 
 # --- folders that take nothing ---------------------------------------------------------------------------------------
@@ -228,6 +239,6 @@ def test_a_refusal_comes_through_from_a_process(call):
 def test_a_worker_that_cannot_start_is_an_error(tmp_path, monkeypatch):
     """And not a failure of every cell: scripts without a main guard end here."""
     monkeypatch.setattr(local, "serve", time.sleep)  # which a connection is no argument of: the process dies
-    task = Task((Cell(),), "table", tmp_path, seeds, {}, "auto", "0.1.0")
+    task = Task((Cell(),), tmp_path, (("table", seeds, {}),), "auto", "0.1.0")
     with pytest.raises(RuntimeError, match=r"worker processes could not start.*__main__"):
         next(local.run_in_processes([task], ["cpu"]))

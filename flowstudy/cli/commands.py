@@ -18,6 +18,7 @@ from flowstudy.cli import sweeps
 from flowstudy.measure import gradient_flow, jacobian_spectrum
 from flowstudy.measure.drawn import Drawn
 from flowstudy.measure.models.layers import input_features
+from flowstudy.refusal import RefusalError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Will this network train at this depth, and if not, why?")
@@ -151,10 +152,8 @@ def in_plain_words(measure: Callable[[], Drawn]) -> Drawn:
     """A measurement's own refusal is one line for the user; what the user's model raises keeps its traceback."""
     try:
         return measure()
-    except (ValueError, TypeError) as error:
-        if str(error).startswith(("gradient_flow: ", "jacobian_spectrum: ")):
-            stop(str(error))
-        raise
+    except RefusalError as error:
+        return stop(str(error))
 
 
 def stop(message: str) -> None:

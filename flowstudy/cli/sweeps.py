@@ -9,6 +9,7 @@ from typing import Annotated
 import pandas as pd
 import typer
 
+from flowstudy.refusal import RefusalError
 from flowstudy.sweep import StoreError, SweepError, run
 from flowstudy.sweep.plan import table_of
 from flowstudy.sweep.plan_file import read_plan
@@ -62,8 +63,6 @@ def one_line() -> Iterator[None]:
     except StoreError as error:
         typer.echo(error.strerror, err=True)
         raise typer.Exit(2) from None
-    except (ValueError, TypeError, ModuleNotFoundError) as error:
-        if not str(error).startswith(("sweep: ", "run: ", "grid: ", "random_search: ")):
-            raise
+    except RefusalError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None

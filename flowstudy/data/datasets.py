@@ -1,6 +1,5 @@
 """The data sets that nets are trained on: whole sets as tensors on one device, from checksummed files."""
 
-import difflib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+
+from flowstudy.refusal import did_you_mean
 
 from .read_files import (
     CHECKSUMS,
@@ -308,6 +309,5 @@ def _as_tensors(name: str, batches: Sequence[Batch], classes: int, largest: int,
 
 
 def _unknown(name: object) -> str:
-    close = difflib.get_close_matches(str(name).lower().replace("-", "_"), DATASETS, n=1)
-    hint = f"Did you mean {close[0]!r}?" if close else "Pass one of these."
-    return f"load_dataset: `name` must be one of {', '.join(map(repr, DATASETS))}, got {name!r}. {hint}"
+    hint = did_you_mean(str(name).lower().replace("-", "_"), DATASETS) or " Pass one of these."
+    return f"load_dataset: `name` must be one of {', '.join(map(repr, DATASETS))}, got {name!r}.{hint}"

@@ -20,7 +20,7 @@ aten = torch.ops.aten
 NODES = 24  # layers at which a layer's volume is worked out; it is smooth in the logarithm of the layer
 
 
-def jacobian(block: HighwayBlock, x: Tensor) -> Tensor:
+def highway_jacobian(block: HighwayBlock, x: Tensor) -> Tensor:
     """T H' W_H + (H - x) T' W_T + diag(1 - T)."""
     with torch.no_grad():
         h, t = block.affine(x).chunk(2, -1)
@@ -108,5 +108,6 @@ class HighwayTheory(BodyTheory):
         return True
 
 
+# The width is that of the paper's section 3.1.
 HIGHWAY = Kind(name="highway", label="highway", net=HighwayNet, block=HighwayBlock, width=50, gate_bias=-2.0,
-               stacked=HighwayLayer, jacobian=jacobian, theory=HighwayTheory())  # width: of the paper, section 3.1
+               stacked=HighwayLayer, jacobian=highway_jacobian, theory=HighwayTheory())

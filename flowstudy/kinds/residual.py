@@ -16,7 +16,7 @@ from flowstudy.train.stacks.stacked_layers import Kept, PlainLayer, Scratch
 from .kind import Kind
 
 
-def jacobian(block: ResidualBlock, x: Tensor) -> Tensor:
+def residual_jacobian(block: ResidualBlock, x: Tensor) -> Tensor:
     """The plain layer's, and I more."""
     result = plain_rule(block.affine, ACTIVATIONS[block.activation], x)
     result.diagonal(dim1=-2, dim2=-1).add_(1)
@@ -79,4 +79,4 @@ class ResidualTheory(BodyTheory):
 
 
 RESIDUAL = Kind(name="residual", label="residual", net=ResidualNet, block=ResidualBlock, width=71, gate_bias=None,
-                stacked=ResidualLayer, jacobian=jacobian, theory=ResidualTheory())
+                stacked=ResidualLayer, jacobian=residual_jacobian, theory=ResidualTheory())

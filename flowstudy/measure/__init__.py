@@ -1,6 +1,6 @@
 """What is observed: model and batch in, float64 numbers out."""
 
-from .gates import GateActivity, gate_activity, lesion
+from .gates import GateActivity, gate_activity
 from .gradients.flow import (
     Comparison,
     GradientFlow,
@@ -11,7 +11,7 @@ from .gradients.flow import (
 )
 from .gradients.stacked import stacked_gradient_flow
 from .gradients.verdict import Verdict
-from .lesions import lesion_losses
+from .lesions import lesion, lesion_losses
 from .models.dense_jacobian import jacobian
 from .monitor.monitor import GradientMonitor
 from .numerics.product_svd import product_svd

@@ -1,7 +1,6 @@
 """What mean field predicts of a net's body, measured layer by layer: two signals, and the Jacobians at them."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -9,10 +8,11 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from flowstudy.measure.models.context import in_own_context
+from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.copies import float64_copy, own_tensor
-from flowstudy.measure.models.dense_jacobian import jacobian
+from flowstudy.measure.models.dense_jacobian import jacobian_of_pass, start_and_output
 from flowstudy.measure.models.layer_rules import layer_rule
+from flowstudy.threads import one_thread
 
 Blocks = nn.Sequential | Sequence[nn.Module]
 
@@ -46,21 +46,26 @@ def body_moments(blocks: Blocks, x: Float[Tensor, "2 width"], *, every: int = 1,
 
     What it cannot measure: blocks that are not functions of one vector each, such as convolutions; they are refused.
     Layers of the library's exact classes are measured by their Jacobians in closed form, all others, subclasses and
-    blocks with hooks among them, by autograd.
+    blocks with hooks among them, by autograd.  Of blocks that draw random numbers in eval mode too, it is one pass that
+    is measured; the global random state stays as it is.
 
     Raises:
         ValueError: no blocks, blocks of several widths or convolutional ones, a number that is no positive integer.
     """
     call = "body_moments"
-    check(call, blocks, every=every, probes=probes)
+    check_blocks(call, blocks, every=every, probes=probes)
     x = own_tensor(x).double()
-    rows = [moments(layer, *state) for layer, state in enumerate(states(call, blocks, x, probes, seed), 1)
-            if layer % every == 0 or layer in (1, len(blocks))]
+    random_state = RandomState(x.device)
+    try:
+        layers = enumerate(signals_and_jacobians(call, blocks, x, probes, seed, random_state), 1)
+        rows = [moments(layer, *found) for layer, found in layers if layer % every == 0 or layer in (1, len(blocks))]
+    finally:
+        random_state.restore()
     return pd.DataFrame(rows)
 
 
-def states(call: str, blocks: Blocks, h: Float64[Tensor, "2 width"], probes: int,
-           seed: int) -> Iterator[tuple[Tensor, ...]]:
+def signals_and_jacobians(call: str, blocks: Blocks, h: Float64[Tensor, "2 width"], probes: int, seed: int,
+                          state: RandomState) -> Iterator[tuple[Tensor, ...]]:
     """By layer: the outputs, the layer's two Jacobians, J of the first input scaled to mean square singular value 1
     with the log of what it was, and both inputs' J times random directions."""
     width = h.shape[1]
@@ -69,7 +74,7 @@ def states(call: str, blocks: Blocks, h: Float64[Tensor, "2 width"], probes: int
     directions = torch.randn(width, probes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     sent = directions.to(h.device).expand(2, -1, -1)
     for block in blocks:
-        h, jacobians = outputs_and_jacobians(call, float64_copy(call, block).eval(), h)
+        h, jacobians = outputs_and_jacobians(call, float64_copy(call, block).eval(), h, state)
         with torch.no_grad():
             total, sent = jacobians[0] @ total, jacobians @ sent
             square = total.square().sum() / width
@@ -94,23 +99,12 @@ def spectral_moments(total: Tensor, log_square: Tensor) -> dict[str, Tensor]:
     else:   # behind a layer whose Jacobian is 0; LAPACK raises
         squares = total.new_full((len(total),), torch.nan)
     rest = squares[:-1]
-    return {"P": second_moment(squares), "mean_squared_without_largest": rest.mean() * log_square.exp(),
-            "P_without_largest": second_moment(rest)}
+    return {"P": relative_second_moment(squares), "mean_squared_without_largest": rest.mean() * log_square.exp(),
+            "P_without_largest": relative_second_moment(rest)}
 
 
-def second_moment(squares: Tensor) -> Tensor:
+def relative_second_moment(squares: Tensor) -> Tensor:
     return squares.square().mean() / squares.mean().square()
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """LAPACK's eigenvalues gain little from a second thread, and on busy cores its threads wait: 0.07 s become 15."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def two_inputs(width: int, q: float = 1.0, m: float = 0.0, c: float = 0.5, *,
@@ -133,7 +127,7 @@ def two_inputs(width: int, q: float = 1.0, m: float = 0.0, c: float = 0.5, *,
     return torch.from_numpy(m + spread**0.5 * np.stack([one, shared * one + (1 - shared**2)**0.5 * other]))
 
 
-def check(call: str, blocks: Blocks, **integers: int) -> None:
+def check_blocks(call: str, blocks: Blocks, **integers: int) -> None:
     for name, value in integers.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{call}: `{name}` must be an integer of at least 1, got {value!r}.")
@@ -141,20 +135,22 @@ def check(call: str, blocks: Blocks, **integers: int) -> None:
         raise ValueError(f"{call}: `blocks` must hold at least one layer, got none. A net has some from depth 2 on.")
 
 
-def outputs_and_jacobians(call: str, block: nn.Module, h: Float64[Tensor, "2 width"],
+def outputs_and_jacobians(call: str, block: nn.Module, h: Float64[Tensor, "2 width"], state: RandomState,
                           ) -> tuple[Float64[Tensor, "2 width"], Float64[Tensor, "2 width width"]]:
-    """In closed form where the block is exactly what `layer_rule` knows, else by differentiation, input by input."""
+    """In closed form where the block is exactly what `layer_rule` knows, else by differentiation, input by input, of
+    the very pass that the outputs are from."""
     width = h.shape[1]
     try:
         jacobians = layer_rule(block, h)
-        with torch.no_grad():
-            after = torch.cat([block(one.clone()) for one in (h.split(1) if jacobians is None else [h])])
+        with state.continued():
+            passes = [start_and_output(block, one) for one in (h.split(1) if jacobians is None else [h])]
+        after = torch.cat([y for _, y in passes]).detach()
     except (RuntimeError, TypeError) as error:  # the block's own, about an input of this shape, or no tensor to join
         raise not_square(call, block, width) from error
     if after.shape != h.shape:
         raise not_square(call, block, width)
     if jacobians is None:
-        jacobians = torch.cat([jacobian(block, one) for one in h.split(1)])
+        jacobians = torch.cat([jacobian_of_pass(*one, x) for one, x in zip(passes, h.split(1), strict=True)])
     return after, jacobians
 
 

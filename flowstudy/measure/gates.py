@@ -1,8 +1,6 @@
-"""Transform gates: how far each is open for which inputs, and what becomes of a net when a layer's gates are closed."""
+"""Transform gates: how far each is open, for which inputs."""
 
-import operator
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pandas as pd
@@ -13,12 +11,12 @@ from torch import Tensor, nn
 from flowstudy.measure.models.context import RandomState
 from flowstudy.measure.models.copies import check_input, float64_copy
 from flowstudy.measure.models.forward import LooseWeights
-from flowstudy.measure.models.layers import hooks, layers_of, shared_out
-from flowstudy.nets import HighwayBlock
+from flowstudy.measure.models.gated_layers import layers_and_gates
+from flowstudy.measure.models.layers import changed_outputs, shared_out
 
 CHUNK = 512  # inputs that run at once: bounds the memory that 60,000 images take in a convolutional net
 
-Use = tuple[int, str]                       # of a block: the layer's number, the block's name
+BlockUse = tuple[int, str]                       # of a block: the layer's number, the block's name
 Gates = Float64[Tensor, "sample unit"]
 ClassMeans = Float64[Tensor, "class unit"]
 
@@ -73,67 +71,21 @@ def gate_activity(model: nn.Module, x: Tensor, y: Tensor | None = None) -> GateA
     Source: Srivastava, Greff, Schmidhuber 2015 (arXiv:1507.06228), section 4.1.
     """
     call = "gate_activity"
-    probe = float64_copy(call, model).eval()
+    copied = float64_copy(call, model).eval()
     x = check_input(call, model, x)
     classes, of_class = check_classes(call, x, y)
     with torch.no_grad(), RandomState(x.device).replayed():
-        means = means_by_use(call, probe, x, len(classes), of_class)
-    return GateActivity(frame_of(probe, means), None if y is None else frame_by_class(means, classes))
-
-
-@contextmanager
-def lesion(model: nn.Module, layers: int | Iterable[int]) -> Iterator[None]:
-    """Close all transform gates of these layers while the context lasts: each copies its input, bit for bit.
-
-    The net computes what it would with the layers removed. Parameters are not changed (a lesioned layer's get no
-    gradient), the model is as before afterwards, and lesions may be nested. A copy made meanwhile stays lesioned.
-
-    >>> from flowstudy.nets import HighwayNet
-    >>> net, h = HighwayNet(in_features=3, width=4, depth=3), torch.ones(1, 4)
-    >>> with lesion(net, 2):
-    ...     torch.equal(net.blocks[0](h), h)
-    True
-
-    Args:
-        model: any module with a `HighwayBlock` in it that runs its layers once each, in the order in which it holds
-            them.
-        layers: a layer's number, or several; none leaves the net intact. They count as in `gate_activity`: from 1,
-            plain layers included, so that a HighwayNet's are 2..depth.
-
-    Raises:
-        ValueError: a number that is no highway layer's, as 1 is in a HighwayNet; a compiled model; a HighwayBlock with
-            a forward of its own. In the model's forward pass: layers that run in another order, for which the numbers
-            would be wrong.
-        TypeError: numbers that are no integers.
-
-    Source: Srivastava, Greff, Schmidhuber 2015 (arXiv:1507.06228), section 4.2.
-    """
-    call = "lesion"
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{call}: `model` must be an nn.Module, got {type(model).__name__}.")
-    if any(hasattr(module, "_orig_mod") for module in model.modules()):
-        raise ValueError(f"{call}: `model` must not be compiled, got torch.compile's wrapper, which ignores lesions. "
-                         "Lesion and run the module that was compiled.")
-    order, gates = layers_and_gates(call, model)
-    closed = check_layers(call, layers, order, set(gates.values()))
-    with ExitStack() as stack:
-        watch_order(call, model, order, stack)
-        for block in (model.get_submodule(name) for name, number in gates.items() if number in closed):
-            stack.callback(block.register_forward_hook(copy_input, with_kwargs=True).remove)
-        yield
-
-
-def copy_input(_block: nn.Module, args: tuple, kwargs: dict, _output: Tensor) -> Tensor:
-    return next(iter((*args, *kwargs.values()))).clone()  # a clone, since what follows may work in place
+        means = means_by_use(call, copied, x, len(classes), of_class)
+    return GateActivity(frame_by_unit(copied, means), None if y is None else frame_by_class(means, classes))
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
 def means_by_use(call: str, model: nn.Module, x: Tensor, classes: int, of_class: Int64[Tensor, " sample"],
-                 ) -> dict[Use, tuple[Float64[Tensor, " unit"], ClassMeans]]:
+                 ) -> dict[BlockUse, tuple[Float64[Tensor, " unit"], ClassMeans]]:
     """For every use of a block the mean of T over all inputs and over those of each class."""
-    sums: dict[Use, Tensor] = {}
+    sums: dict[BlockUse, Tensor] = {}
     for start in range(0, len(x), CHUNK):
         gates = gates_in_one_pass(call, model, x[start:start + CHUNK])
         if start == 0:
@@ -147,7 +99,7 @@ def means_by_use(call: str, model: nn.Module, x: Tensor, classes: int, of_class:
     return {use: (total.sum(0) / len(x), total / samples) for use, total in sums.items()}
 
 
-def gates_in_one_pass(call: str, model: nn.Module, x: Tensor) -> dict[Use, Gates]:
+def gates_in_one_pass(call: str, model: nn.Module, x: Tensor) -> dict[BlockUse, Gates]:
     """T of each use of each block, in execution order.
 
     T is read off the affine map's output, which the pass computes anyway. As the layer may be the block, its affine
@@ -171,15 +123,15 @@ def gates_in_one_pass(call: str, model: nn.Module, x: Tensor) -> dict[Use, Gates
 
     layers, loose = shared_out(model)
     with ExitStack() as stack:   # layers are counted as in gradient_flow
-        stack.enter_context(hooks({name: block.affine for name, block in blocks.items()}, read))
-        stack.enter_context(hooks(layers, count))
+        stack.enter_context(changed_outputs({name: block.affine for name, block in blocks.items()}, read))
+        stack.enter_context(changed_outputs(layers, count))
         if loose:
             stack.enter_context(LooseWeights(loose, x, lambda name, *_: count(name, x)))
         model(x)
     return gates
 
 
-def frame_of(model: nn.Module, means: dict[Use, tuple[Tensor, ClassMeans]]) -> pd.DataFrame:
+def frame_by_unit(model: nn.Module, means: dict[BlockUse, tuple[Tensor, ClassMeans]]) -> pd.DataFrame:
     def rows(layer: int, name: str, overall: Tensor) -> pd.DataFrame:
         bias = model.get_submodule(name).gate_bias
         return pd.DataFrame({"layer": layer, "module": name, "unit": range(len(overall)),
@@ -188,7 +140,7 @@ def frame_of(model: nn.Module, means: dict[Use, tuple[Tensor, ClassMeans]]) -> p
     return pd.concat([rows(*use, overall) for use, (overall, _) in means.items()], ignore_index=True)
 
 
-def frame_by_class(means: dict[Use, tuple[Tensor, ClassMeans]], classes: Int64[Tensor, " class"]) -> pd.DataFrame:
+def frame_by_class(means: dict[BlockUse, tuple[Tensor, ClassMeans]], classes: Int64[Tensor, " class"]) -> pd.DataFrame:
     def rows(layer: int, name: str, overall: Tensor, of_class: ClassMeans) -> pd.DataFrame:
         units = len(overall)
         return pd.DataFrame({
@@ -200,70 +152,6 @@ def frame_by_class(means: dict[Use, tuple[Tensor, ClassMeans]], classes: Int64[T
         })
 
     return pd.concat([rows(*use, *both) for use, both in means.items()], ignore_index=True)
-
-
-# --- which layer a gate belongs to -----------------------------------------------------------------------------------
-
-
-def layers_and_gates(call: str, model: nn.Module) -> tuple[list[nn.Module], dict[str, int]]:
-    """The layers in the order in which the model holds them; of each HighwayBlock, by name, its layer's number."""
-    layers = set(layers_of(call, model).values())
-    order = [module for module in dict.fromkeys(inside_out(model)) if module in layers]
-    number: dict[nn.Module, int] = {}
-    for i, layer in enumerate(order, 1):
-        for part in layer.modules():
-            number.setdefault(part, i)
-    # By its affine map: the layer is the block itself in `hidden_layers`, else the map, since it holds the weights.
-    blocks = {name: m for name, m in model.named_modules() if isinstance(m, HighwayBlock)}
-    for name, block in blocks.items():
-        check_forward(call, name, block)
-    gates = {name: number[block.affine] for name, block in blocks.items() if block.affine in number}
-    if not gates:
-        raise ValueError(f"{call}: `model` must have a HighwayBlock among its layers, got {type(model).__name__} "
-                         "without any.")
-    return order, gates
-
-
-def check_forward(call: str, name: str, block: HighwayBlock) -> None:
-    """Hooks may be there: T is read off what the affine map puts out after them."""
-    if type(block).forward is not HighwayBlock.forward or "forward" in vars(block):
-        raise ValueError(f"{call}: `model` must have blocks that run as HighwayBlock does, got {name!r}, a "
-                         f"{type(block).__name__} with a forward of its own: what its gate does is not known. "
-                         "Pass the part of the model without it.")
-
-
-def inside_out(module: nn.Module) -> Iterator[nn.Module]:
-    """Every module after those inside it: a call ends after the calls inside it."""
-    for child in module.children():
-        yield from inside_out(child)
-    yield module
-
-
-def watch_order(call: str, model: nn.Module, layers: list[nn.Module], stack: ExitStack) -> None:
-    """While the stack lasts, refuse a forward pass of the model in which a layer's number is not its place."""
-    place: int | None = None  # of the layer that ran last; None outside of the model's own forward pass
-
-    def begin(*_: object) -> None:
-        nonlocal place
-        place = 0
-
-    def end(*_: object) -> None:
-        nonlocal place
-        place = None
-
-    def ran(number: int) -> None:
-        nonlocal place
-        if place is None:
-            return
-        place += 1
-        if place != number:
-            raise ValueError(f"{call}: `model` must run its layers in the order in which it holds them, once each, got "
-                             f"layer {number} in place {place}. Let it hold them in the order in which they run.")
-
-    stack.callback(model.register_forward_pre_hook(begin).remove)
-    for number, layer in enumerate(layers, 1):
-        stack.callback(layer.register_forward_hook(lambda *_, number=number: ran(number)).remove)
-    stack.callback(model.register_forward_hook(end, always_call=True).remove)
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------
@@ -279,25 +167,3 @@ def check_classes(call: str, x: Tensor, y: Tensor | None) -> tuple[Int64[Tensor,
         raise ValueError(f"{call}: `y` must be one integer label per sample, shape ({len(x)},), got {y.dtype} of shape "
                          f"{tuple(y.shape)}. Pass None for the overall mean alone.")
     return y.to(x.device, torch.int64).unique(return_inverse=True)
-
-
-def check_layers(call: str, layers: int | Iterable[int], order: list[nn.Module], with_gates: set[int]) -> set[int]:
-    try:
-        wanted = {operator.index(n) for n in (layers if isinstance(layers, Iterable) else [layers])}
-    except TypeError as error:
-        raise TypeError(f"{call}: `layers` must be a layer's number or a list of them, got {layers!r}.") from error
-    for number in sorted(wanted - with_gates):
-        what = f", a {type(order[number - 1]).__name__}, which has no gate" if 1 <= number <= len(order) else ""
-        raise ValueError(f"{call}: `layers` must be numbers of highway layers, got {number}{what}. "
-                         f"This model's are {in_words(sorted(with_gates))}.")
-    return wanted
-
-
-def in_words(numbers: list[int]) -> str:
-    """Ascending numbers, short where none is missing: '2 to 50'.
-
-    >>> in_words([2, 3, 4]), in_words([2, 3, 5])
-    ('2 to 4', '2, 3, 5')
-    """
-    whole = len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1
-    return f"{numbers[0]} to {numbers[-1]}" if whole else ", ".join(map(str, numbers))

@@ -40,10 +40,10 @@ def input_gradients(net: FullyConnected, x: Float[Tensor, "point feature"]) -> t
         last hidden outputs.  These differ where depth makes all points alike (ReLU): the direction that they share has
         a singular value which outgrows all others, and at finite width what it sends back drowns the rest.
     """
-    probe = float64_copy("input_gradients", net)
+    copied = float64_copy("input_gradients", net)
     x = x.detach().double().requires_grad_()
-    hidden = nn.Sequential(*probe.hidden_layers)(x)
-    readout = probe.readout.weight[0]
+    hidden = nn.Sequential(*copied.hidden_layers)(x)
+    readout = copied.readout.weight[0]
     shared = nn.functional.normalize(hidden.detach().mean(0), dim=0)
     readouts = (readout, readout - (readout @ shared) * shared)
     gradients = [torch.autograd.grad(hidden, x, v.expand_as(hidden), retain_graph=True)[0] for v in readouts]

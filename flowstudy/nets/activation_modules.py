@@ -41,11 +41,11 @@ def activation_between(model: nn.Module, name: str | None = None) -> Nonlinearit
     if name is not None:
         found = [one for one in found if one.name == name] or [Nonlinearity(name)]
     if len(found) > 1:
-        return Nonlinearity(" and ".join(map(in_words, found)), is_known=False)
+        return Nonlinearity(" and ".join(map(nonlinearity_in_words, found)), is_known=False)
     return next(iter(found), None)
 
 
-def in_words(one: Nonlinearity) -> str:
+def nonlinearity_in_words(one: Nonlinearity) -> str:
     return one.name + (f"({', '.join(map(str, one.options))})" if one.options else "")
 
 

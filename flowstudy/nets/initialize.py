@@ -1,6 +1,5 @@
 """Initial weights by the name of their scheme, for any module with linear and convolutional layers."""
 
-import difflib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flowstudy import theory
+from flowstudy.refusal import did_you_mean
 
 from .activation_modules import Nonlinearity, activation_between
 from .blocks import HighwayBlock, PlainBlock
@@ -81,13 +81,13 @@ def random_walk(m: Matrix, gain: float | None, rng: np.random.Generator) -> Draw
     Sussillo & Abbott 2014 (arXiv:1412.6558): g = exp(1 / 2N) for linear units, sqrt(2) exp(1.2 / (max(N, 6) - 2.4))
     for ReLU, N the layer's fan_in; 1.13 for tanh, which is not in the paper (`theory.random_walk_gain`).
     """
-    return normal(m, rng, (random_walk_gain(m.activation, m.fan_in) if gain is None else gain) / math.sqrt(m.fan_in))
+    return normal(m, rng, (random_walk_gain_of(m.activation, m.fan_in) if gain is None else gain) / math.sqrt(m.fan_in))
 
 
 def random_walk_exact(m: Matrix, gain: float | None, rng: np.random.Generator) -> Draw:
     """As random_walk, with the gain that is exact at fan_in, for linear and ReLU units: `theory.random_walk_gain`."""
-    own = gain is None
-    return normal(m, rng, (random_walk_gain(m.activation, m.fan_in, exact=True) if own else gain) / math.sqrt(m.fan_in))
+    gain = random_walk_gain_of(m.activation, m.fan_in, exact=True) if gain is None else gain
+    return normal(m, rng, gain / math.sqrt(m.fan_in))
 
 
 def critical(m: Matrix, gain: float | None, rng: np.random.Generator) -> Draw:
@@ -135,9 +135,8 @@ def initialize(model: nn.Module, scheme: str, *, seed: int = 0, gain: float | No
             `theory` does not have. The model is then unchanged.
     """
     if scheme not in SCHEMES:
-        near = difflib.get_close_matches(str(scheme), SCHEMES, 1)
         raise ValueError(f"initialize: `scheme` must be one of {', '.join(SCHEMES)}, got {scheme!r}."
-                         + (f" Did you mean {near[0]!r}?" if near else ""))
+                         + did_you_mean(scheme, SCHEMES))
     if not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"initialize: `seed` must be a non-negative integer, got {seed!r}.")
     if gain is not None and not (isinstance(gain, int | float | np.number) and gain > 0 and math.isfinite(gain)):
@@ -190,7 +189,7 @@ def is_readout(layer: nn.Module, layers: list[nn.Module]) -> bool:
     return layer is layers[-1] and isinstance(layer, nn.Linear)
 
 
-def random_walk_gain(activation: Nonlinearity | None, fan_in: int, exact: bool = False) -> float:
+def random_walk_gain_of(activation: Nonlinearity | None, fan_in: int, exact: bool = False) -> float:
     known, name = ("linear", "relu") if exact else ("linear", "relu", "tanh"), activation and activation.name
     if name not in known:
         raise ValueError(f"initialize: {'random_walk_exact' if exact else 'random_walk'!r} knows gains for "

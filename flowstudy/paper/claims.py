@@ -25,8 +25,8 @@ def routing_claims(routing: pd.DataFrame) -> pd.DataFrame:
     sparse = float((routing["single_activity"] > OPEN).mean())
     early = by_layer.index[1:] <= EARLY  # a step leads to the layer that it is counted to
     changes = {"change": share_of_change(outputs, early, 1), "squared change": share_of_change(outputs, early, 2)}
-    depth_slope = correlation(by_layer.index.to_numpy(), by_layer["trained_gate_bias"].to_numpy())
-    biased = correlation(by_layer["trained_gate_bias"].to_numpy(), by_layer["activity"].to_numpy())
+    depth_slope = rank_correlation(by_layer.index.to_numpy(), by_layer["trained_gate_bias"].to_numpy())
+    biased = rank_correlation(by_layer["trained_gate_bias"].to_numpy(), by_layer["activity"].to_numpy())
     return claims([
         ("figure 2", "share of gate biases that fell in training", None, float((change < 0).mean()),
          verdict(bool((change < 0).mean() > 0.5), "most biases decrease further")),
@@ -102,7 +102,7 @@ def share_of_change(outputs: np.ndarray, counted: np.ndarray, power: int) -> flo
     return float(steps[counted].sum() / steps.sum()) if steps.sum() > 0 else 1.0
 
 
-def correlation(a: np.ndarray, b: np.ndarray) -> float:
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's; nan where one of the two does not vary."""
     ranks = pd.DataFrame({"a": a, "b": b}).rank()
     return float(ranks["a"].corr(ranks["b"])) if ranks.nunique().min() > 1 else math.nan

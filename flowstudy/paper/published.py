@@ -46,8 +46,8 @@ def figure_1_claims(loss: pd.DataFrame, top: int, deepest: pd.DataFrame | None =
                      f"this of {runs} of {epochs}"))
     if deepest is not None:
         start, end = deepest.iloc[0], deepest.iloc[-1]
-        rows.append(("figure 1", f"highway {end['depth']}: loss after {counted(end['epoch'])}", np.nan, end["loss"],
-                     f"from {start['loss']:.3f}: it learns; the paper prints no number"))
+        rows.append(("figure 1", f"highway {end['depth']}: loss after {epochs_in_words(end['epoch'])}", np.nan,
+                     end["loss"], f"from {start['loss']:.3f}: it learns; the paper prints no number"))
     return pd.DataFrame(rows, columns=["item", "quantity", "paper", "ours", "note"]).astype({"paper": float})
 
 
@@ -78,5 +78,5 @@ def ours(loss: pd.DataFrame, top: int) -> list[tuple[tuple[str, int], float, flo
     return found
 
 
-def counted(epochs: int) -> str:
+def epochs_in_words(epochs: int) -> str:
     return "1 epoch" if epochs == 1 else f"{epochs} epochs"

@@ -3,7 +3,7 @@
 Lines are medians over seeds, bands go from the 10th to the 90th percentile.
 """
 
-from .gradients import backward_slopes, gradient_by_layer, slope_by_depth, slope_gap_by_depth
+from .gradients import gradient_by_layer, slope_by_depth, slope_gap_by_depth
 from .heat_map import TRAINING_PANELS, training_heat_map
 from .highway import highway_recursion, highway_spectrum
 from .results import gradient_flow, spectrum
@@ -25,7 +25,7 @@ __all__ = [
     # many nets
     "figure_1", "which_runs_train", "training_curve", "trainability_map", "conv_training",
     "spectra_through_training", "training_curves",
-    "gradient_by_layer", "slope_by_depth", "slope_gap_by_depth", "backward_slopes", "spectrum_by_depth",
+    "gradient_by_layer", "slope_by_depth", "slope_gap_by_depth", "spectrum_by_depth",
     "spectrum_statistic_by_depth", "condition_by_depth", "spectrum_by_route", "lyapunov_exponents",
     "highway_recursion", "highway_spectrum", "gradient_correlation", "gradient_correlation_by_depth",
     "gradient_around_circle", "gate_routing", "gate_routing_by_class", "lesions",

@@ -1,13 +1,12 @@
 """Gradients of many nets: norms by layer, slopes by depth."""
 
-import math
-
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from flowstudy.predictions.by_net import backward_slopes
 from flowstudy.predictions.gradients import with_predicted_norms, with_predicted_slopes
 
 from .style import (
@@ -45,14 +44,14 @@ def gradient_by_layer(frame: pd.DataFrame, quantity: str = "log10_error_signal_n
             rows = frame[(frame["panel"] == panel) & (frame["family"] == family)]
             for depth, part in rows.groupby("depth"):
                 median_and_band(ax, part, "layer", quantity, color=colors[depth])
-                draw_theory(ax, part, band=bool(depth == rows["depth"].max()))
+                draw_predicted_layers(ax, part, band=bool(depth == rows["depth"].max()))
             ax.set_title(f"{title_of(panels, panel, family)}{farthest_in_words(rows, quantity)}", fontsize=9)
         finish(figure, axes, len(panels), f"layer (1 is next to the input){theory_in_words(frame)}", LABELS[quantity])
         legend(figure, {f"{depth}": color for depth, color in colors.items()}, frame)
     return figure
 
 
-def draw_theory(ax: Axes, nets: pd.DataFrame, band: bool) -> None:
+def draw_predicted_layers(ax: Axes, nets: pd.DataFrame, band: bool) -> None:
     middle = nets.groupby("layer")["predicted"].median()
     spread = nets.groupby("layer")["predicted_std"].first()
     draw_prediction(ax, middle, nets.groupby("layer")["valid"].first(), ls=(0, (2, 2)), **THIN)
@@ -139,13 +138,3 @@ def draw_finite_width(ax: Axes, slopes: pd.DataFrame) -> None:
         ax.plot(by_depth.index, by_depth["law"], color="black", lw=1, ls="-." if orthogonal else "-",
                 label=f"exact, {'orthogonal' if orthogonal else 'Gaussian'}")
         ax.fill_between(by_depth.index, by_depth["law"] - error, by_depth["law"] + error, color="0.4", alpha=0.2, lw=0)
-
-
-def backward_slopes(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row per net, `slope` the least-squares slope of ln ||error signal||^2 over the layers, towards the input."""
-    norm = frame["log10_error_signal_norm"]
-    log_square = 2 * math.log(10) * norm.where(np.isfinite(norm))
-    rows = frame.assign(y=log_square, x=frame["layer"].where(log_square.notna()).astype(float))
-    x, y = (rows[v] - rows.groupby("cell")[v].transform("mean") for v in ("x", "y"))
-    sums = pd.DataFrame({"cell": rows["cell"], "xy": x * y, "xx": x * x}).groupby("cell", sort=False).sum()
-    return frame.drop_duplicates("cell").assign(slope=lambda nets: nets["cell"].map(-sums["xy"] / sums["xx"]))

@@ -71,7 +71,8 @@ def loss_by_gate_bias(ax: Axes, highway: pd.DataFrame, lowest: float) -> PathCol
                       cmap="viridis_r", vmin=math.log10(lowest), vmax=math.log10(CHANCE), s=36, edgecolors="0.3",
                       linewidths=0.4, zorder=3)
     ax.scatter(x[died], rows["gate_bias"][died], marker="x", color="crimson", s=30, label="diverged", zorder=3)
-    for bias, depths, style in gate_bias_rules(rows, max(2, rows["depth"].min() * 0.8), rows["depth"].max() * 1.2):
+    low, high = rows["depth"].min(), rows["depth"].max()
+    for bias, depths, style in gate_bias_rules(rows, float(max(2, low * 0.8)), float(high * 1.2)):
         ax.plot(depths, bias, color="black", lw=1.2, **style)
     depth_axis(ax, rows["depth"])
     ax.set(title=f"highway runs, {rows['activation'].iloc[0]}", xlabel="depth (hidden layers)",

@@ -28,7 +28,7 @@ def gradient_correlation(frame: pd.DataFrame, angle: float = 45.0) -> Figure:
                 degrees = np.degrees(rows["angle"])
                 at = rows.iloc[(degrees - angle).abs().argmin()]
                 ax.errorbar(degrees, rows["measured"], rows["standard_error"].fillna(0), color=colors[depth], fmt="o",
-                            label=f"L = {depth}{gap_in_words(at)}", **ERRORS)
+                            label=f"L = {depth}{gap_of_row(at)}", **ERRORS)
                 ax.plot(degrees, rows["predicted"], color=colors[depth], **DASHED)
             ax.set(title=kind, xscale="log", ylim=(-0.6, 1.05), yticks=[0, 0.25, 0.5, 0.75, 1])
             ax.set_xticks([3, 10, 30, 90, 180], ["3°", "10°", "30°", "90°", "180°"])
@@ -76,7 +76,7 @@ def lines_by_depth(gradients: Axes, hidden: Axes, kind: str, rows: pd.DataFrame,
                            fmt=style["marker"], mfc=filled, **ERRORS)
     gradients.plot(centred["depth"], centred["predicted"], color=color, **DASHED)
     gradients.plot(centred["depth"], centred["independent"], color=color, ls=":", lw=1.2)
-    label = kind + gap_in_words(centred.loc[centred["depth"].idxmax()])
+    label = kind + gap_of_row(centred.loc[centred["depth"].idxmax()])
     hidden.plot(centred["depth"], centred["hidden"], color=color, ls="none", marker=style["marker"], ms=4, label=label)
     hidden.plot(centred["depth"], centred["predicted_hidden"], color=color, **DASHED)
 
@@ -99,7 +99,7 @@ def gradient_around_circle(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def gap_in_words(row: pd.Series) -> str:
+def gap_of_row(row: pd.Series) -> str:
     known = np.isfinite([row["gap"], row["standard_error"]]).all()
     return f"  ({row['gap']:+.3f} ± {row['standard_error']:.3f})" if known else ""
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flowstudy import theory
-from flowstudy.predictions.gradients import KIND, z_of
+from flowstudy.predictions.by_net import with_predicted_conditions
 from flowstudy.predictions.spectra import STATISTICS
 
 from .style import (
@@ -122,7 +122,7 @@ def draw_law(ax: Axes, nets: pd.DataFrame, style: dict) -> None:
 def condition_by_depth(frame: pd.DataFrame) -> Figure:
     """log10 of the ratio of the largest to the smallest non-zero singular value against depth; of a frame from
     `with_predicted_spectra`, dashed, what the limit law of infinite width makes of it."""
-    spread = with_family(conditions(frame))
+    spread = with_family(with_predicted_conditions(frame))
     panels = spread["panel"].unique()
     with mpl.rc_context(STYLE):
         figure, axes = grid_of_axes(len(panels), min(len(panels), 2), height=3.4, width=4.6)
@@ -140,21 +140,6 @@ def condition_by_depth(frame: pd.DataFrame) -> Figure:
             figure.suptitle("dashed: theory at infinite width, where known; in brackets: mean less theory ± s.e. and z "
                             "at the largest depth", fontsize=9)
     return figure
-
-
-def conditions(spectra: pd.DataFrame) -> pd.DataFrame:
-    """A row per net: `log10_condition`, the mean over samples, `predicted` and `z`."""
-    spectra = spectra.assign(predicted=spectra.get("predicted", np.nan), valid=spectra.get("valid", False))
-    finite = spectra[np.isfinite(spectra["log_singular_value"])]
-    by_sample = finite.groupby(["cell", "sample"], sort=False)[["log_singular_value", "predicted"]]
-    spread = by_sample.agg(np.ptp).groupby("cell", sort=False).mean() / math.log(10)  # nan where one is not predicted
-    spread = spread.rename(columns={"log_singular_value": "log10_condition"}).reset_index()
-    cells = spectra.drop_duplicates("cell").drop(columns=["rank", "sample", "log_singular_value", "predicted", "z"],
-                                                 errors="ignore")
-    rows = cells.merge(spread, on="cell")
-    groups = rows.groupby(KIND, dropna=False, sort=False)["log10_condition"]
-    gap = groups.transform("mean") - rows["predicted"]
-    return rows.assign(z=z_of(gap, groups.transform("std"), groups.transform("count")))
 
 
 def spectrum_by_route(frame: pd.DataFrame) -> Figure:

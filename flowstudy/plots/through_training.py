@@ -29,7 +29,7 @@ def spectra_through_training(statistics: pd.DataFrame) -> Figure:
             for ax, depth in zip(row, depths, strict=True):
                 rows = statistics[(statistics["statistic"] == name) & (statistics["depth"] == depth)]
                 for color, (_, kind) in zip(sns.color_palette("colorblind"), kinds.iterrows(), strict=False):
-                    draw_kind(ax, of_kind(rows, kind), color, in_words(kind))
+                    draw_kind(ax, of_kind(rows, kind), color, kind_label(kind))
                 ax.set(title=f"depth {depth}" if number == 0 else "", yscale="log" if is_log else "linear")
                 ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
             row[0].set_ylabel(label)
@@ -49,7 +49,7 @@ def training_curves(loss: pd.DataFrame) -> Figure:
         for ax, depth in zip(axes, depths, strict=True):
             rows = loss[loss["depth"] == depth].rename(columns={"loss": "measured"}).assign(predicted=np.nan)
             for color, (_, kind) in zip(sns.color_palette("colorblind"), kinds.iterrows(), strict=False):
-                draw_kind(ax, of_kind(rows, kind), color, in_words(kind))
+                draw_kind(ax, of_kind(rows, kind), color, kind_label(kind))
             ax.set(title=f"depth {depth}", yscale="log")
         axes[0].set_ylabel("training cross-entropy  [nats]")
         handles, words = axes[0].get_legend_handles_labels()
@@ -74,6 +74,6 @@ def of_kind(rows: pd.DataFrame, kind: pd.Series) -> pd.DataFrame:
     return rows[same & alike]
 
 
-def in_words(kind: pd.Series) -> str:
+def kind_label(kind: pd.Series) -> str:
     words = f"{kind['net']}, {kind['init'].replace('_', ' ')}"
     return words if pd.isna(kind["gate_bias"]) else f"{words}, $b_T$ = {kind['gate_bias']:g}"

@@ -57,7 +57,7 @@ Curve = tuple[np.ndarray, np.ndarray, dict[str, object]]  # x, y, and how it is 
 def allowed_depths(frame: pd.DataFrame, axis: str) -> list[Curve]:
     """The curves that theory draws: along `axis`, the largest depth it expects to train."""
     if axis == "gate_bias":
-        return gate_bias_rules(frame, max(2, frame["depth"].min()), frame["depth"].max())
+        return gate_bias_rules(frame, float(max(2, frame["depth"].min())), float(frame["depth"].max()))
     variance = np.linspace(frame["weight_var"].min(), frame["weight_var"].max(), 200)
     field = theory.mean_field(frame["activation"].iloc[0], variance, frame["bias_var"].iloc[0])
     return [(variance, 6 * field.xi_c, {"label": "six depth scales, $6 \\xi_c$"})]

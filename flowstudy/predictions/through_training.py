@@ -2,9 +2,9 @@
 
 import math
 
-import numpy as np
 import pandas as pd
 
+from .by_net import backward_slopes, log_conditions
 from .layers import KIND
 from .spectra import net_statistics, with_predicted_statistics
 
@@ -29,20 +29,12 @@ def through_training(spectra: pd.DataFrame, flow: pd.DataFrame) -> pd.DataFrame:
 
 
 def conditions(spectra: pd.DataFrame) -> pd.DataFrame:
-    finite = spectra[np.isfinite(spectra["log_singular_value"])]
-    spread = finite.groupby(["cell", "sample"], sort=False)["log_singular_value"].agg(np.ptp) / math.log(10)
+    spread = log_conditions(spectra)["log_singular_value"] / math.log(10)
     return by_cell(spectra, spread.groupby("cell", sort=False).mean(), "log10_condition")
 
 
 def slopes(flow: pd.DataFrame) -> pd.DataFrame:
-    log_square = 2 * math.log(10) * flow["log10_error_signal_norm"]
-    rows = flow.assign(y=log_square.where(np.isfinite(log_square)))
-
-    def slope(net: pd.DataFrame) -> float:
-        known = net.dropna(subset="y")
-        return -float(np.polyfit(known["layer"], known["y"], 1)[0]) if len(known) > 1 else math.nan
-
-    return by_cell(flow, rows.groupby("cell", sort=False)[["layer", "y"]].apply(slope), "slope")
+    return by_cell(flow, backward_slopes(flow).set_index("cell")["slope"], "slope")
 
 
 def by_cell(rows: pd.DataFrame, measured: pd.Series, statistic: str) -> pd.DataFrame:

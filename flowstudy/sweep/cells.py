@@ -1,6 +1,5 @@
 """A cell is one net with its training settings; a plan is a list of cells, plain data."""
 
-import difflib
 import functools
 import hashlib
 import itertools
@@ -13,6 +12,9 @@ import numpy as np
 from flowstudy.data.datasets import DATASETS
 from flowstudy.kinds import KINDS
 from flowstudy.nets import ACTIVATIONS, SCHEMES
+from flowstudy.refusal import did_you_mean
+
+from .plan_error import PlanError
 
 # Of the authors' search tables; the paper's text (Srivastava et al. 2015, section 3.1) gives the gate bias alone.
 PAPER_RANGES: dict[str, tuple] = {
@@ -122,7 +124,7 @@ def grid(**axes: object) -> list[Cell]:
     columns = [values(axis) for axis in axes.values()]
     for name, column in zip(axes, columns, strict=True):
         if not column:
-            raise ValueError(f"grid: axis `{name}` must have at least one value, got none.")
+            raise PlanError(f"grid: axis `{name}` must have at least one value, got none.")
     return [make_cell("grid", dict(zip(axes, row, strict=True))) for row in itertools.product(*columns)]
 
 
@@ -151,9 +153,9 @@ def random_search(n: int, *, net: str | Sequence[str] = "plain", depth: int | Se
     """
     for name, value, least in (("n", n, 1), ("seed", seed, 0)):
         if not isinstance(value, int | np.integer) or value < least:
-            raise ValueError(f"random_search: `{name}` must be an integer of at least {least}, got {value!r}.")
+            raise PlanError(f"random_search: `{name}` must be an integer of at least {least}, got {value!r}.")
     if decay_law not in DECAY_LAWS:
-        raise ValueError(f"random_search: `decay_law` must be one of {', '.join(DECAY_LAWS)}, got {decay_law!r}.")
+        raise PlanError(f"random_search: `decay_law` must be one of {', '.join(DECAY_LAWS)}, got {decay_law!r}.")
     ranges = PAPER_RANGES | check_ranges(ranges or {})
     check_axes("random_search", fixed)
     check_schemes(init, values(fixed.get("activation", ranges["activation"])))
@@ -173,8 +175,8 @@ def random_search(n: int, *, net: str | Sequence[str] = "plain", depth: int | Se
 def check_schemes(init: str | Mapping[str, str], activations: Sequence[str]) -> None:
     missing = [] if isinstance(init, str) else [name for name in activations if name not in init]
     if missing:
-        raise ValueError("random_search: `init` must be a scheme, or hold one for each activation that is drawn, got "
-                         f"{dict(init)!r} without {', '.join(map(str, missing))}.")
+        raise PlanError("random_search: `init` must be a scheme, or hold one for each activation that is drawn, got "
+                        f"{dict(init)!r} without {', '.join(map(str, missing))}.")
 
 
 def draw_settings(rng: np.random.Generator, ranges: Mapping[str, Sequence], decay_law: str) -> dict[str, object]:
@@ -193,10 +195,10 @@ def draw_settings(rng: np.random.Generator, ranges: Mapping[str, Sequence], deca
 def check_ranges(ranges: Mapping[str, Sequence]) -> dict[str, Sequence]:
     for name, span in ranges.items():
         if name not in PAPER_RANGES:
-            raise ValueError(f"random_search: `ranges` may hold {', '.join(PAPER_RANGES)}, got {name!r}.")
+            raise PlanError(f"random_search: `ranges` may hold {', '.join(PAPER_RANGES)}, got {name!r}.")
         ends = values(span)
         if name != "activation" and not (len(ends) == 2 and ends[0] <= ends[1]):
-            raise ValueError(f"random_search: `ranges[{name!r}]` must be (low, high) with low <= high, got {span!r}.")
+            raise PlanError(f"random_search: `ranges[{name!r}]` must be (low, high) with low <= high, got {span!r}.")
         for end in ends:
             make_cell("random_search", {"net": "highway", name: end})
     return {name: values(span) for name, span in ranges.items()}
@@ -205,16 +207,15 @@ def check_ranges(ranges: Mapping[str, Sequence]) -> dict[str, Sequence]:
 def check_axes(call: str, axes: Iterable[str]) -> None:
     for name in axes:
         if name not in CELL_FIELDS:
-            near = difflib.get_close_matches(name, CELL_FIELDS, 1)
-            raise ValueError(f"{call}: unknown axis `{name}`; a Cell has {', '.join(CELL_FIELDS)}."
-                             + (f" Did you mean `{near[0]}`?" if near else ""))
+            raise PlanError(f"{call}: unknown axis `{name}`; a Cell has {', '.join(CELL_FIELDS)}."
+                            + did_you_mean(name, CELL_FIELDS, quoted="`{}`".format))
 
 
 def make_cell(call: str, settings: dict) -> Cell:
     try:
         return Cell(**settings)
     except ValueError as error:
-        raise ValueError(f"{call}: {settings}: {error}") from None
+        raise PlanError(f"{call}: {settings}: {error}") from None
 
 
 def values(axis: object) -> list:
@@ -224,14 +225,13 @@ def values(axis: object) -> list:
 def one_of(**choices: tuple[object, Iterable]) -> None:
     for name, (value, known) in choices.items():
         if value not in tuple(known):
-            near = difflib.get_close_matches(str(value), known, 1)
-            raise ValueError(f"Cell: `{name}` must be one of {', '.join(known)}, got {value!r}."
-                             + (f" Did you mean {near[0]!r}?" if near else ""))
+            raise PlanError(f"Cell: `{name}` must be one of {', '.join(known)}, got {value!r}."
+                            + did_you_mean(value, known))
 
 
 def require(holds: bool, name: str, rule: str, value: object) -> None:
     if not holds:
-        raise ValueError(f"Cell: `{name}` must be {rule}, got {value!r}.")
+        raise PlanError(f"Cell: `{name}` must be {rule}, got {value!r}.")
 
 
 def digest(value: object) -> str:

@@ -62,7 +62,7 @@ def run(cells: Sequence[Cell], *, measure: str | Sequence[str] = "training_loss"
         SweepError: some cells failed; its `failures` say how, its `rows` are those of all others.
     """
     cells = check_plan(cells)
-    wanted = {name: (table_of(name, own), own) for name, own in check_measures(measure, options).items()}
+    wanted = {name: (table_of(name, own), own) for name, own in check_measures(measure, options, cells).items()}
     check_engine(engine)
     mine = cells if shard is None else shard_of(cells, *check_shard(shard))
     if engine == "local":
@@ -74,10 +74,10 @@ def run(cells: Sequence[Cell], *, measure: str | Sequence[str] = "training_loss"
         for name, (table, own) in wanted.items():
             results.prepare(table)
             remember_plan(results.root, name, own, table, cells)
-        first, *others = ((table, MEASUREMENTS[name], own) for name, (table, own) in wanted.items())
+        measurements = tuple((table, MEASUREMENTS[name], own) for name, (table, own) in wanted.items())
         size = nets_at_once or default_size(cells, engine)
-        todo = [Task(tuple(cell for cell in group if cell in missing), first[0], Path(store).absolute(), *first[1:],
-                     device, VERSION, checkpoint_every, tuple(others))
+        todo = [Task(tuple(cell for cell in group if cell in missing), Path(store).absolute(), measurements, device,
+                     VERSION, checkpoint_every)
                 for group in groups(mine, size) if not missing.isdisjoint(group)]
         units = sum(task.work for task in todo)
         with tqdm(total=units, desc=", ".join(wanted), unit="net", disable=not progress) as bar:

@@ -1,7 +1,5 @@
 """A plan before it runs: what is refused, what is trained together, and which part is whose."""
 
-import difflib
-import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -9,24 +7,26 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
-from flowstudy.sweep.looks.in_training import OF_TRAINING, InTraining, as_record_at
-from flowstudy.sweep.looks.table import MEASUREMENTS
+from flowstudy.refusal import did_you_mean
+from flowstudy.sweep.looks.in_training import as_record_at
+from flowstudy.sweep.looks.table import AS_THEY_START, MEASUREMENTS, OF_TRAINING, options_of
 from flowstudy.sweep.workers.tasks import work
 
 from .cells import Cell, digest
+from .plan_error import PlanError, PlanTypeError
 
 Shard = str | tuple[int, int] | None
 
 
 def check_plan(cells: Sequence[Cell]) -> list[Cell]:
     if isinstance(cells, Cell):
-        raise TypeError("run: `cells` must be a sequence of Cell, got one Cell. Pass [cell].")
+        raise PlanTypeError("run: `cells` must be a sequence of Cell, got one Cell. Pass [cell].")
     cells = list(cells)
     if not cells:
-        raise ValueError("run: `cells` must hold at least one Cell, got none. Make a plan with flowstudy.grid(...).")
+        raise PlanError("run: `cells` must hold at least one Cell, got none. Make a plan with flowstudy.grid(...).")
     for i, cell in enumerate(cells):
         if not isinstance(cell, Cell):
-            raise TypeError(f"run: `cells` must be a sequence of Cell, got {type(cell).__name__} at {i}.")
+            raise PlanTypeError(f"run: `cells` must be a sequence of Cell, got {type(cell).__name__} at {i}.")
     return cells
 
 
@@ -36,38 +36,49 @@ def check_options(measure: str, options: Mapping[str, object]) -> dict[str, obje
     What every measurement in training can be told came later: left out at its defaults, older tables keep their names.
     """
     if measure not in MEASUREMENTS:
-        raise ValueError(f"run: `measure` must be one of {', '.join(MEASUREMENTS)}, got {measure!r}."
-                         + did_you_mean(measure, MEASUREMENTS))
-    known = {name: p.default for name, p in inspect.signature(MEASUREMENTS[measure]).parameters.items()
-             if p.default is not p.empty}
+        raise PlanError(f"run: `measure` must be one of {', '.join(MEASUREMENTS)}, got {measure!r}."
+                        + did_you_mean(measure, MEASUREMENTS))
+    known = options_of(measure)
     for name in options:
         if name not in known:
-            raise TypeError(f"run: {measure} takes {', '.join(known) or 'no options'}, got `{name}`."
-                            + did_you_mean(name, known))
+            raise PlanTypeError(f"run: {measure} takes {', '.join(known) or 'no options'}, got `{name}`."
+                                + did_you_mean(name, known))
     samples = options.get("samples", 1)  # the one option that needs no data set to be found wrong
     if not isinstance(samples, int | np.integer) or isinstance(samples, bool) or samples < 1:
-        raise ValueError(f"run: `samples` must be between 1 and the training set's size, got {samples!r}.")
+        raise PlanError(f"run: `samples` must be between 1 and the training set's size, got {samples!r}.")
     full = known | dict(options)
     if full.get("at") is not None:
         full["at"] = asdict(as_record_at(full["at"]))  # plain data: it goes into files
     return {name: value for name, value in full.items() if name not in OF_TRAINING or value != OF_TRAINING[name]}
 
 
-def check_measures(measure: str | Sequence[str], options: Mapping[str, object]) -> dict[str, dict[str, object]]:
+def check_measures(measure: str | Sequence[str], options: Mapping[str, object],
+                   cells: Sequence[Cell]) -> dict[str, dict[str, object]]:
     """The options of each measurement that is wanted: of several, each takes those that it knows."""
-    names = [measure] if isinstance(measure, str) else list(measure)
-    if len(names) == 1 and isinstance(measure, str):
-        return {measure: check_options(measure, options)}
+    if isinstance(measure, str):
+        wanted = {measure: check_options(measure, options)}
+    else:
+        wanted = check_several(list(measure), options)
+    trained = [cell.epochs for cell in cells if cell.epochs]
+    for name in wanted:
+        if name in AS_THEY_START and trained:
+            raise PlanError(f"run: `epochs` must be 0 to measure {AS_THEY_START[name]}, got {trained[0]}. "
+                            "Leave it out.")
+    return wanted
+
+
+def check_several(names: Sequence[str], options: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    together = [name for name in MEASUREMENTS if name not in AS_THEY_START]
     for name in names:
-        if not isinstance(MEASUREMENTS.get(name), InTraining):
-            known = ", ".join(name for name, one in MEASUREMENTS.items() if isinstance(one, InTraining))
-            raise ValueError(f"run: several of `measure` must be of nets in training ({known}), got {name!r}.")
-    takes = {name: inspect.signature(MEASUREMENTS[name]).parameters for name in names}
+        if name not in together:
+            raise PlanError(f"run: several of `measure` must be of nets in training ({', '.join(together)}), got "
+                            f"{name!r}.")
+    takes = {name: options_of(name) for name in names}
     for option in options:
         if not any(option in known for known in takes.values()):
-            raise TypeError(f"run: none of {', '.join(names)} takes `{option}`.")
+            raise PlanTypeError(f"run: none of {', '.join(names)} takes `{option}`.")
     if not names:
-        raise ValueError("run: `measure` must name at least one measurement, got an empty list.")
+        raise PlanError("run: `measure` must name at least one measurement, got an empty list.")
     return {name: check_options(name, {key: value for key, value in options.items() if key in known})
             for name, known in takes.items()}
 
@@ -82,8 +93,8 @@ def check_device(device: str) -> str:
         try:
             torch.empty(0, device=torch.device(device))
         except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"run: `device` must be 'auto' or a device that torch sees, got {device!r}: "
-                             f"{str(error).splitlines()[0]}") from None
+            raise PlanError(f"run: `device` must be 'auto' or a device that torch sees, got {device!r}: "
+                            f"{str(error).splitlines()[0]}") from None
     return device
 
 
@@ -109,7 +120,7 @@ def check_shard(shard: Shard) -> tuple[int, int]:
     except ValueError:
         which, parts = 0, 0
     if not 1 <= which <= parts:
-        raise ValueError(f"run: `shard` must be 'i/N' with i from 1 to N, got {shard!r}.")
+        raise PlanError(f"run: `shard` must be 'i/N' with i from 1 to N, got {shard!r}.")
     return which, parts
 
 
@@ -137,8 +148,3 @@ def shard_of(cells: Sequence[Cell], which: int, parts: int) -> list[Cell]:
 def cost(cell: Cell) -> int:
     """Time that a cell takes, in units of its own: cells of one structure cost the same."""
     return work(cell) * cell.depth
-
-
-def did_you_mean(name: object, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(name), list(known), 1)
-    return f" Did you mean {near[0]!r}?" if near else ""

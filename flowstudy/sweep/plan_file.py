@@ -7,8 +7,11 @@ from pathlib import Path
 
 import yaml
 
+from flowstudy.refusal import did_you_mean
+
 from .cells import CELL_FIELDS, Cell, grid, random_search
-from .plan import check_options, did_you_mean
+from .plan import check_options
+from .plan_error import PlanError
 
 SEARCH_ARGUMENTS = [name for name, p in inspect.signature(random_search).parameters.items() if p.kind != p.VAR_KEYWORD]
 SECTIONS = {"grid": (grid, CELL_FIELDS), "random_search": (random_search, [*SEARCH_ARGUMENTS, *CELL_FIELDS])}
@@ -37,14 +40,14 @@ def read_plan(path: Path, measure: str | None = None) -> PlanFile:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"sweep: `plan` must be a YAML file that can be read, got {path}: "
-                         f"{' '.join(str(error).split())}") from None
+        raise PlanError(f"sweep: `plan` must be a YAML file that can be read, got {path}: "
+                        f"{' '.join(str(error).split())}") from None
     check_mapping(path, content, KNOWN)
     cells = [cell for name, (build, known) in SECTIONS.items() for section in as_list(content.get(name))
              for cell in build(**arguments(f"{path}: {name}", section, known))]
     if not cells:
-        raise ValueError(f"sweep: {path} must have a section `grid` or `random_search`, got "
-                         f"{', '.join(content) or 'nothing'}.")
+        raise PlanError(f"sweep: {path} must have a section `grid` or `random_search`, got "
+                        f"{', '.join(content) or 'nothing'}.")
     measure = measure or content.get("measure", "training_loss")
     options = content.get("options") or {}
     check_mapping(f"{path}: options", options, None)
@@ -54,20 +57,20 @@ def read_plan(path: Path, measure: str | None = None) -> PlanFile:
 
 def arguments(where: str, section: object, known: Iterable[str]) -> dict[str, object]:
     check_mapping(where, section, known)
-    return {name: plain(value) for name, value in section.items()}
+    return {name: as_python(value) for name, value in section.items()}
 
 
-def plain(value: object) -> object:
+def as_python(value: object) -> object:
     """YAML's values as Python's: ranges written out, and 1e-3 a number, which YAML takes for a word."""
     if isinstance(value, Mapping) and set(value) == {"range"}:
         ends = as_list(value["range"])
         if not (1 <= len(ends) <= 2 and all(isinstance(end, int) for end in ends)):
-            raise ValueError(f"sweep: `range` must be a whole number or two, got {value['range']!r}.")
+            raise PlanError(f"sweep: `range` must be a whole number or two, got {value['range']!r}.")
         return list(range(*ends))
     if isinstance(value, Mapping):
-        return {name: plain(one) for name, one in value.items()}
+        return {name: as_python(one) for name, one in value.items()}
     if isinstance(value, list):
-        return [plain(one) for one in value]
+        return [as_python(one) for one in value]
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -80,8 +83,8 @@ def as_list(value: object) -> list:
 
 def check_mapping(where: object, section: object, known: Iterable[str] | None) -> None:
     if not isinstance(section, Mapping):
-        raise ValueError(f"sweep: {where} must be a mapping of names to values, got {section!r}.")
+        raise PlanError(f"sweep: {where} must be a mapping of names to values, got {section!r}.")
     for name in section:
         if known is not None and name not in known:
-            raise ValueError(f"sweep: {where}: unknown key `{name}`; it may have {', '.join(known)}."
-                             + did_you_mean(name, known))
+            raise PlanError(f"sweep: {where}: unknown key `{name}`; it may have {', '.join(known)}."
+                            + did_you_mean(name, known))

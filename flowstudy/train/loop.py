@@ -72,13 +72,19 @@ class Moment(NamedTuple):
         step: updates before it.
         epoch: passes over the training set before it, a fraction within one.
         stack: all nets; one that diverged as it was when that was found out.
-        loss: (net,) after the last whole epoch, nan for nets that diverged; None where nothing was trained.
+        losses: mean training cross-entropy after each whole epoch so far, entry 0 before training; not finite from the
+            epoch on in which a net diverged.
     """
 
     step: int
     epoch: float
     stack: Stack
-    loss: Tensor | None
+    losses: Float[Tensor, "net epochs"]
+
+    @property
+    def loss(self) -> Float[Tensor, " net"]:
+        """After the last whole epoch."""
+        return self.losses[:, -1]
 
 
 @runtime_checkable
@@ -240,9 +246,8 @@ class Run:
 
     def look(self) -> None:
         self.gather()
-        loss = self.progress.losses[-1]
         self.observer(Moment(self.progress.done, self.progress.done / self.per_epoch,
-                             Stack(self.template, self.state), loss))
+                             Stack(self.template, self.state), torch.stack(self.progress.losses, 1)))
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 

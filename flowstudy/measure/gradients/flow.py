@@ -1,4 +1,4 @@
-"""Per-layer gradient, error-signal and activation statistics of one batch."""
+"""gradient_flow: gradients, error signals and activations by layer, of one batch; and what may be asked of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from flowstudy.measure.drawn import Drawn
 from flowstudy.measure.models.context import in_own_context
 from flowstudy.measure.models.copies import check_input, check_module, float64_copy, own_tensor
+from flowstudy.refusal import RefusalError
 
 from .losses import Loss, check_loss
-from .one_model import measure
+from .one_model import measure_model
 from .verdict import Verdict, backward_slope, slope_error, verdict_of
 
 
@@ -131,7 +132,8 @@ def gradient_flow(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss:
         ValueError, TypeError: a model without weights, an empty or non-finite batch, labels that do not fit.
 
     What it cannot measure: the gradients of a part of the model that runs its own backward pass (checkpointing with
-    use_reentrant=True); of models that cannot be copied; and layers of compiled or scripted modules, which show as one.
+    use_reentrant=True); of models that cannot be copied; layers that are called inside torch.func.vmap, which are
+    refused; and layers of compiled or scripted modules, which show as one.
 
     Source: Glorot & Bengio 2010 (section 4: back-propagated gradients by layer).
     """
@@ -140,9 +142,9 @@ def gradient_flow(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss:
     x, y = check_input(call, model, x), own_tensor(y)
     if samples is not None:
         if not 1 <= samples <= len(x):
-            raise ValueError(f"{call}: `samples` must be between 1 and the batch's {len(x)}, got {samples}.")
+            raise RefusalError(f"{call}: `samples` must be between 1 and the batch's {len(x)}, got {samples}.")
         x, y = x[:samples], None if y is None else y[:samples]
-    found = measure(call, lambda: float64_copy(call, model, frozen=False), x, y, check_loss(call, loss, y), loss)
+    found = measure_model(call, lambda: float64_copy(call, model, frozen=False), x, y, check_loss(call, loss, y), loss)
     columns = {name: values.cpu().numpy() for name, values in found.statistics.items()}
     return GradientFlow(
         frame=pd.DataFrame(found.layers | columns | {"gradient": found.gradient}),

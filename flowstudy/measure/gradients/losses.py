@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flowstudy.refusal import RefusalError, RefusalTypeError
+
 Loss = Callable[[Tensor, Tensor | None], Tensor]
 LOSSES: dict[str, Loss] = {"cross_entropy": F.cross_entropy, "mse": F.mse_loss}
 
@@ -14,7 +16,8 @@ def check_loss(call: str, loss: str | Loss, y: Tensor | None) -> Loss:
     if callable(loss):
         return loss
     if loss not in LOSSES:
-        raise ValueError(f"{call}: `loss` must be one of {', '.join(LOSSES)} or a function (output, y), got {loss!r}.")
+        raise RefusalError(f"{call}: `loss` must be one of {', '.join(LOSSES)} or a function (output, y), got "
+                           f"{loss!r}.")
     return random_readout if y is None else LOSSES[loss]
 
 
@@ -25,24 +28,25 @@ def random_readout(output: Tensor, _y: None) -> Tensor:
     return (flat @ weights.to(flat)).real.mean() if flat.is_complex() else (flat @ weights.to(flat)).mean()
 
 
-def check_labels(call: str, output: object, y: object, loss: str | Loss) -> None:
+def check_targets(call: str, output: object, y: object, loss: str | Loss) -> None:
     """One tensor which the labels fit, or whatever a loss of the user's own takes."""
     if callable(loss):
         return
     if not isinstance(output, Tensor):
-        raise ValueError(f"{call}: `model` must return one tensor, got {type(output).__name__}. "
-                         "Pass `loss=`, a function (output, y) -> scalar that takes what it returns.")
+        raise RefusalError(f"{call}: `model` must return one tensor, got {type(output).__name__}. "
+                           "Pass `loss=`, a function (output, y) -> scalar that takes what it returns.")
     if y is None:
         return
     if not isinstance(y, Tensor):
-        raise TypeError(f"{call}: `y` must be a tensor of targets, got {type(y).__name__}. Use torch.as_tensor.")
+        raise RefusalTypeError(f"{call}: `y` must be a tensor of targets, got {type(y).__name__}. Use torch.as_tensor.")
     if loss != "cross_entropy":
         return
     if output.ndim < 2:
-        raise ValueError(f"{call}: `model` must have an output of shape (sample, class) for loss='cross_entropy', got "
-                         f"{tuple(output.shape)}. Pass loss='mse', or a function (output, y) -> scalar.")
+        raise RefusalError(f"{call}: `model` must have an output of shape (sample, class) for loss='cross_entropy', "
+                           f"got {tuple(output.shape)}. Pass loss='mse', or a function (output, y) -> scalar.")
     if len(y) != len(output):
-        raise ValueError(f"{call}: `y` must have one label per sample, got {len(y)} labels for {len(output)} samples.")
+        raise RefusalError(f"{call}: `y` must have one label per sample, got {len(y)} labels for {len(output)} "
+                           "samples.")
     if not y.is_floating_point() and (y.min() < 0 or y.max() >= output.shape[1]):
-        raise ValueError(f"{call}: `y` must hold labels from 0 to {output.shape[1] - 1}, the model's outputs, "
-                         f"got {int(y.min())} to {int(y.max())}.")
+        raise RefusalError(f"{call}: `y` must hold labels from 0 to {output.shape[1] - 1}, the model's outputs, "
+                           f"got {int(y.min())} to {int(y.max())}.")

@@ -20,8 +20,9 @@ from flowstudy.measure.models.layers import (
     weights_of,
 )
 from flowstudy.measure.models.outputs import numbers_in
+from flowstudy.refusal import RefusalError
 
-from .losses import Loss, check_labels
+from .losses import Loss, check_targets
 from .statistics import kind_of_gradient, log10_norm, nothing, statistics_of
 
 REPEATED = 1e-9  # relative difference between two passes of one model that rounding explains
@@ -40,86 +41,86 @@ class Measured:
     repeatable: bool
 
 
-def measure(call: str, fresh: Callable[[], nn.Module], x: Tensor, y: Tensor | None, objective: Loss,
-            loss: str | Loss) -> Measured:
+def measure_model(call: str, fresh: Callable[[], nn.Module], x: Tensor, y: Tensor | None, objective: Loss,
+                  loss: str | Loss) -> Measured:
     """Everything about a model.
 
     Args:
         fresh: makes a float64 copy of it; a forward pass may change the copy that it is made with.
     """
-    probe, state = fresh(), RandomState(x.device)
-    layers, loose = shared_out(probe)
+    copied, state = fresh(), RandomState(x.device)
+    layers, loose = shared_out(copied)
     if not layers and not loose:
-        raise ValueError(f"{call}: `model` must have layers with weights, got {type(probe).__name__} without any.")
-    leaf, output, value, uses = one_pass(call, probe, x, y, objective, loss, layers, loose, state)
-    if missed := weights_missed(probe, layers, loose, uses, value):
-        probe = fresh()   # they are used, but not by calls of their modules: each use of them is a layer
-        layers, loose = shared_out(probe)
-        parameters = dict(probe.named_parameters())
+        raise RefusalError(f"{call}: `model` must have layers with weights, got {type(copied).__name__} without any.")
+    leaf, output, value, uses = one_pass(call, copied, x, y, objective, loss, layers, loose, state)
+    if missed := weights_missed(copied, layers, loose, uses, value):
+        copied = fresh()   # they are used, but not by calls of their modules: each use of them is a layer
+        layers, loose = shared_out(copied)
+        parameters = dict(copied.named_parameters())
         loose |= {name: parameters[name] for name in missed}
-        leaf, output, value, uses = one_pass(call, probe, x, y, objective, loss, layers, loose, state)
+        leaf, output, value, uses = one_pass(call, copied, x, y, objective, loss, layers, loose, state)
     if not uses:
-        raise ValueError(f"{call}: `model` must call its layers, got {type(probe).__name__}, whose forward calls none "
-                         f"of {', '.join(map(repr, layers))}. Let `hidden_layers` list modules that are called, or "
-                         "rename it.")
-    weights = weights_by_use(probe, layers, uses)
+        raise RefusalError(f"{call}: `model` must call its layers, got {type(copied).__name__}, whose forward calls "
+                           f"none of {', '.join(map(repr, layers))}. Let `hidden_layers` list modules that are called, "
+                           "or rename it.")
+    weights = weights_by_use(copied, layers, uses)
     wanted = dict.fromkeys(name for names in weights for name in names)
-    leaves = {name: p for name, p in probe.named_parameters() if name in wanted and p.requires_grad}
+    leaves = {name: p for name, p in copied.named_parameters() if name in wanted and p.requires_grad}
     found = backward_pass(value, edge_of(leaf), [use.edge for use in uses], leaves)
     at_input, like = found.input_gradient, value.detach()
     return Measured(
-        layers=describe(probe, uses, len(x)),
+        layers=describe(copied, uses, len(x)),
         statistics=statistics_of(uses, weights, found, like, len(x)),
         gradient=[kind_of_gradient([found.gradients.get(name) for name in names]) for names in weights],
         log10_input_gradient_norm=log10_norm([at_input], 0) if at_input else nothing(like),
         loss=like,
         dtype=coarsest(reachable(edge_of(value))) if value.requires_grad else torch.float64,
-        repeatable=parts_of_own_net(probe) is not None or repeats(fresh(), x, output, state),
+        repeatable=parts_of_own_net(copied) is not None or repeats(fresh(), x, output, state),
     )
 
 
-def repeats(probe: nn.Module, x: Tensor, output: object, state: RandomState) -> bool:
+def repeats(copied: nn.Module, x: Tensor, output: object, state: RandomState) -> bool:
     """A fresh copy gives the same output, to rounding, from the same random state."""
     with state.replayed():
-        again = probe(x.detach().clone().requires_grad_(x.is_floating_point()).clone())
+        again = copied(x.detach().clone().requires_grad_(x.is_floating_point()).clone())
     pairs = zip(numbers_in(output), numbers_in(again), strict=False)
     return all(one.shape == other.shape and torch.allclose(one, other, rtol=REPEATED, atol=0.0, equal_nan=True)
                for one, other in pairs)
 
 
-def one_pass(call: str, probe: nn.Module, x: Tensor, y: Tensor | None, objective: Loss, loss: str | Loss,
+def one_pass(call: str, copied: nn.Module, x: Tensor, y: Tensor | None, objective: Loss, loss: str | Loss,
              layers: dict[str, nn.Module], loose: dict[str, Tensor], state: RandomState,
              ) -> tuple[Tensor, object, Tensor, list[Use]]:
     """The input as a leaf, the output, the loss, and the uses of layers."""
     leaf = x.detach().clone().requires_grad_(x.is_floating_point())
     with state.replayed():
-        output, uses = watched_pass(probe, leaf.clone(), layers, loose)   # a clone: it may be written to
-    check_labels(call, output, y, loss)
+        output, uses = watched_pass(call, copied, leaf.clone(), layers, loose)   # a clone: it may be written to
+    check_targets(call, output, y, loss)
     return leaf, output, objective(output, y), uses
 
 
-def weights_missed(probe: nn.Module, layers: dict[str, nn.Module], loose: dict[str, Tensor], uses: list[Use],
+def weights_missed(copied: nn.Module, layers: dict[str, nn.Module], loose: dict[str, Tensor], uses: list[Use],
                    value: Tensor) -> list[str]:
     """Weights that the loss depends on but no use of a layer owns."""
-    if not value.requires_grad or listed_layers(probe):
+    if not value.requires_grad or listed_layers(copied):
         return []
     called = {use.name for use in uses if use.module is not None}
-    owned = {name for names in weights_of(probe, layers, called).values() for name in names} | set(loose)
+    owned = {name for names in weights_of(copied, layers, called).values() for name in names} | set(loose)
     seen = leaves_in(reachable(edge_of(value)))
-    return [name for name, p in probe.named_parameters() if id(p) in seen and name not in owned
+    return [name for name, p in copied.named_parameters() if id(p) in seen and name not in owned
             and is_weight(name, p.ndim)]
 
 
-def weights_by_use(probe: nn.Module, layers: dict[str, nn.Module], uses: list[Use]) -> list[list[str]]:
-    owned = weights_of(probe, layers, {use.name for use in uses if use.module is not None})
+def weights_by_use(copied: nn.Module, layers: dict[str, nn.Module], uses: list[Use]) -> list[list[str]]:
+    owned = weights_of(copied, layers, {use.name for use in uses if use.module is not None})
     loose = {name for use in uses for name in use.weights}
     return [list(use.weights) if use.module is None else [n for n in owned[use.name] if n not in loose]
             for use in uses]
 
 
-def describe(probe: nn.Module, uses: list[Use], samples: int) -> dict[str, list]:
+def describe(copied: nn.Module, uses: list[Use], samples: int) -> dict[str, list]:
     """The columns that say which layer is which."""
-    parameters = dict(probe.named_parameters(remove_duplicate=False))
+    parameters = dict(copied.named_parameters(remove_duplicate=False))
 
     def size(use: Use) -> int:
         own = use.module.parameters() if use.module is not None else (parameters[name] for name in use.weights)

@@ -13,8 +13,8 @@ from flowstudy.measure.models.forward import Use, activation_statistics
 from flowstudy.measure.models.graph import edge_of
 from flowstudy.measure.models.layers import layers_of, parts_of_own_net, weights_of
 
-from .losses import Loss, check_labels, check_loss
-from .one_model import measure
+from .losses import Loss, check_loss, check_targets
+from .one_model import measure_model
 from .statistics import log10_norm, statistics_of
 
 
@@ -33,30 +33,30 @@ def stacked_gradient_flow(model: nn.Module, state: dict[str, Tensor], x: Tensor,
         By name, and `log10_input_gradient_norm`, (net,).
     """
     call = "gradient_flow"
-    probe = float64_copy(call, model)
+    copied = float64_copy(call, model)
     objective = check_loss(call, loss, y)
-    parts = parts_of_own_net(probe)
+    parts = parts_of_own_net(copied)
     if parts is None:
-        return stacked_one_by_one(call, probe, state, x, y, objective, loss)
-    check_labels(call, probe(x[:1].double()), None if y is None else y[:1], loss)
-    weights = weights_of(probe, layers_of(call, probe), layers_of(call, probe))
+        return stacked_one_by_one(call, copied, state, x, y, objective, loss)
+    check_targets(call, copied(x[:1].double()), None if y is None else y[:1], loss)
+    weights = weights_of(copied, layers_of(call, copied), layers_of(call, copied))
     wanted = {name for names in weights.values() for name in names}
     state = {name: value.detach().double().requires_grad_(name in wanted) for name, value in state.items()}
-    output, uses, leaf = stacked_pass(parts, probe, state, x.double())
+    output, uses, leaf = stacked_pass(parts, copied, state, x.double())
     value = torch.func.vmap(objective, in_dims=(0, None))(output, y)
     found = backward_pass(value, edge_of(leaf), [use.edge for use in uses], {name: state[name] for name in wanted})
     statistics = statistics_of(uses, [weights[use.name] for use in uses], found, value.detach(), len(x))
     return statistics | {"log10_input_gradient_norm": log10_norm([found.input_gradient], 1)}
 
 
-def stacked_one_by_one(call: str, probe: nn.Module, state: dict[str, Tensor], x: Tensor, y: Tensor | None,
+def stacked_one_by_one(call: str, copied: nn.Module, state: dict[str, Tensor], x: Tensor, y: Tensor | None,
                        objective: Loss, loss: str | Loss) -> dict[str, Tensor]:
     nets = len(next(iter(state.values())))
     rows: list[dict[str, Tensor]] = []
     for i in range(nets):
-        probe.load_state_dict({name: value[i].double() for name, value in state.items()}, strict=False)
-        probe.requires_grad_()
-        measured = measure(call, functools.partial(copy.deepcopy, probe), x.double(), y, objective, loss)
+        copied.load_state_dict({name: value[i].double() for name, value in state.items()}, strict=False)
+        copied.requires_grad_()
+        measured = measure_model(call, functools.partial(copy.deepcopy, copied), x.double(), y, objective, loss)
         rows.append(measured.statistics | {"log10_input_gradient_norm": measured.log10_input_gradient_norm})
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 

@@ -84,17 +84,17 @@ class Factor(Stretch):
 
 def chain_of(model: nn.Module, whole: Stretch, calls: dict[Key, Call]) -> list[Factor]:
     """The factors of the stretch from the model's input to its output, in order; one where it cannot be cut."""
-    segments = segments_between(whole.end, whole.start)
+    segments = segments_between(whole.end, whole.start, whole.nodes)
     names = owner_names(model)
     factors: list[Factor] = []
-    for segment in joined(segments, whole.samples):
+    for segment in segments_with_weights(segments, whole.samples):
         factors.append(Factor(segment.before, segment.after, whole.device, tuple(segment.nodes),
                               name=name_of(segment, names), rule=rule_of(segment, calls),
                               weights=tuple(leaves_in(segment.side).values())))
     return factors
 
 
-def joined(segments: list[Segment], samples: int) -> list[Segment]:
+def segments_with_weights(segments: list[Segment], samples: int) -> list[Segment]:
     """In forward order, cut at batches alone, and those without weights joined to the one before."""
     result: list[Segment] = []
     for segment in reversed(segments):
@@ -171,7 +171,7 @@ def proved_jacobians(chain: list[Factor], agreement: float = AGREEMENT) -> Itera
     for factor, own, image in zip(chain, [*images[1:], row], images, strict=True):
         jacobians = factor.jacobian()
         own, image = whole(own, factor.end, row), whole(image, factor.start, row)
-        seen = is_safe(own)
+        seen = safe_samples(own)
         here = proves(jacobians[seen], own[seen], image[seen], agreement)
         if not here or not (seen.all() or proves_alone(factor, jacobians, before, ~seen, agreement)):
             raise NotProvedError(factor.name)
@@ -196,7 +196,7 @@ def whole(value: Tensor | None, edge: GradientEdge, like: Tensor) -> Tensor:
     return like.new_zeros(shape_of(edge)) if value is None else value
 
 
-def is_safe(value: Tensor) -> Tensor:
+def safe_samples(value: Tensor) -> Tensor:
     """By sample: nothing of it has been lost at the ends of float64's range."""
     size = value.abs().reshape(len(value), -1).amax(-1)
     return (size < SAFE) & (size > 1 / SAFE)

@@ -110,6 +110,15 @@ class RandomState:
     def replayed(self) -> Iterator[None]:
         """A pass that draws what the first pass drew."""
         self.restore()
+        try:
+            with self.continued():
+                yield
+        finally:
+            self.restore()
+
+    @contextmanager
+    def continued(self) -> Iterator[None]:
+        """A pass that draws on from where the one before it stopped; `restore` then puts the state back."""
         before, draws = outside_torch(), Draws()
         try:
             with modes_of_the_model(self.device), draws:
@@ -117,7 +126,6 @@ class RandomState:
         finally:
             self.drew_inside |= draws.any
             self.drew_outside |= outside_torch() != before
-            self.restore()
 
     def repeated(self, function: Callable[P, R]) -> Callable[P, R]:
         """The function, drawing what the first pass drew whenever it is called."""

@@ -8,6 +8,8 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from flowstudy.refusal import RefusalError, RefusalTypeError
+
 IMMUTABLE = {type(None), bool, int, float, str}
 CONTAINERS = {dict, OrderedDict, list, set}
 TENSORS = {Tensor, nn.Parameter}
@@ -15,16 +17,16 @@ TENSORS = {Tensor, nn.Parameter}
 
 def check_module(call: str, model: object) -> None:
     if not isinstance(model, nn.Module):
-        raise TypeError(f"{call}: `model` must be an nn.Module, got {type(model).__name__}.")
+        raise RefusalTypeError(f"{call}: `model` must be an nn.Module, got {type(model).__name__}.")
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
-            raise TypeError(f"{call}: `model` must be made of ordinary modules, got a {type(module).__name__}"
-                            f"{f' at {name!r}' if name else ''}, which computes in the dtype that it was scripted in. "
-                            "Pass the module that it was made from.")
+            raise RefusalTypeError(f"{call}: `model` must be made of ordinary modules, got a {type(module).__name__}"
+                                   f"{f' at {name!r}' if name else ''}, which computes in the dtype that it was "
+                                   "scripted in. Pass the module that it was made from.")
         own = (*module._parameters.values(), *module._buffers.values())
         if any(isinstance(tensor, nn.parameter.UninitializedTensorMixin) for tensor in own):
-            raise ValueError(f"{call}: `model` must have its weights, got a {type(module).__name__}"
-                             f"{f' at {name!r}' if name else ''} without any yet. Run a batch through it first.")
+            raise RefusalError(f"{call}: `model` must have its weights, got a {type(module).__name__}"
+                               f"{f' at {name!r}' if name else ''} without any yet. Run a batch through it first.")
 
 
 def own_tensor(value: object) -> object:
@@ -91,21 +93,21 @@ def is_plain(kind: type) -> bool:
 def check_input(call: str, model: nn.Module, x: Tensor) -> Tensor:
     """`x` in float64 or complex128 (integers, such as token ids, stay), or the error that says what is wrong."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{call}: `x` must be a tensor of inputs, got {type(x).__name__}. Use torch.as_tensor.")
+        raise RefusalTypeError(f"{call}: `x` must be a tensor of inputs, got {type(x).__name__}. Use torch.as_tensor.")
     if x.ndim < 2 or x.numel() == 0:
-        raise ValueError(f"{call}: `x` must be a batch of at least one sample, got shape {tuple(x.shape)}. "
-                         "Its first axis counts samples: for one sample pass x.unsqueeze(0).")
+        raise RefusalError(f"{call}: `x` must be a batch of at least one sample, got shape {tuple(x.shape)}. "
+                           "Its first axis counts samples: for one sample pass x.unsqueeze(0).")
     device = next((p.device for p in model.parameters()), x.device)
     if x.device != device:
-        raise ValueError(f"{call}: `x` must be on the model's device {device}, got {x.device}. "
-                         f"Pass x.to({str(device)!r}).")
+        raise RefusalError(f"{call}: `x` must be on the model's device {device}, got {x.device}. "
+                           f"Pass x.to({str(device)!r}).")
     if not (x.is_floating_point() or x.is_complex()):
         return x
     if not x.isfinite().all():
-        raise ValueError(f"{call}: `x` must be finite, got {int((~x.isfinite()).sum())} NaN or infinite entries.")
+        raise RefusalError(f"{call}: `x` must be finite, got {int((~x.isfinite()).sum())} NaN or infinite entries.")
     features = getattr(model, "in_features", None)
     if isinstance(features, int) and x.shape[-1] != features:
-        raise ValueError(f"{call}: `x` must have {features} features in its last axis, got shape {tuple(x.shape)}. "
-                         "Flatten images with x.flatten(1).")
+        raise RefusalError(f"{call}: `x` must have {features} features in its last axis, got shape {tuple(x.shape)}. "
+                           "Flatten images with x.flatten(1).")
     dtype = torch.complex128 if x.is_complex() else torch.float64
     return x.detach().to(dtype).clone()   # made here: one that inference mode made cannot be differentiated

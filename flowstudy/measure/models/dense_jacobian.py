@@ -29,7 +29,7 @@ class Stretch:
     Attributes:
         start, end: where the gradients with respect to the two values arrive.
         device: of the values.
-        nodes: of the graph in between, if known.
+        nodes: that its backward pass meets, if known.
     """
 
     start: GradientEdge
@@ -84,7 +84,7 @@ class Stretch:
         return draw.to(self.device)
 
 
-def run(function: Callable[[Tensor], object], x: Tensor) -> tuple[GradientEdge, object]:
+def start_and_output(function: Callable[[Tensor], object], x: Tensor) -> tuple[GradientEdge, object]:
     """Where the gradient with respect to `x` arrives, and the function of it."""
     with torch.enable_grad():
         value = x.detach().requires_grad_().clone()   # a clone: the function may begin with an in-place operation
@@ -100,7 +100,13 @@ def jacobian(function: Function, x: Float[Tensor, "sample *inputs"], *,
         function: of a batch, (sample, ...) to (sample, ...), that treats samples one by one.
         chunk: rows or columns computed at once; None fits a memory budget. Does not change the result.
     """
-    start, y = run(function, x)
+    return jacobian_of_pass(*start_and_output(function, x), x, function, chunk)
+
+
+def jacobian_of_pass(start: GradientEdge, y: Tensor, x: Float[Tensor, "sample *inputs"],
+                     function: Function | None = None, chunk: int | None = None,
+                     ) -> Float[Tensor, "sample outputs inputs"]:
+    """d y / dx of every sample, `start` being where the gradient with respect to x arrives; see `jacobian_of`."""
     if not y.requires_grad:   # a constant
         return x.new_zeros(len(x), math.prod(y.shape[1:]), math.prod(x.shape[1:]), dtype=torch.float64)
     return jacobian_of(Stretch(start, edge_of(y), x.device), chunk, function, x)[0]

@@ -11,8 +11,10 @@ from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from flowstudy.refusal import RefusalError
+
 from .graph import edge_of
-from .outputs import numbers_in, tensors_in
+from .outputs import is_inside_vmap, numbers_in, tensors_in
 
 ACTIVATION_STATISTICS = ("activation_mean", "activation_mean_square", "zero_fraction", "activation_correlation")
 current_backward_pass = torch._C._current_graph_task_id  # -1 outside of backward passes
@@ -39,12 +41,15 @@ class Use:
     statistics: tuple[Float[Tensor, "*net"], ...]
 
 
-def watched_pass(model: nn.Module, x: Tensor, layers: Mapping[str, nn.Module], loose: Mapping[str, Tensor],
-                 ) -> tuple[object, list[Use]]:
+def watched_pass(call: str, model: nn.Module, x: Tensor, layers: Mapping[str, nn.Module],
+                 loose: Mapping[str, Tensor]) -> tuple[object, list[Use]]:
     """The model's output, and the uses of its layers and loose weights in order of execution.
 
     A layer's output may have any structure: the first real or complex tensor in it counts.  Calls from within a
     backward pass, where a checkpointed part of the model is computed again, do not.
+
+    Raises:
+        ValueError: a layer is called inside torch.func.vmap.
     """
     uses: list[Use] = []
 
@@ -52,6 +57,9 @@ def watched_pass(model: nn.Module, x: Tensor, layers: Mapping[str, nn.Module], l
         h = next(numbers_in(output), None)
         if h is None or current_backward_pass() != -1:
             return
+        if is_inside_vmap(h):
+            raise RefusalError(f"{call}: `model` must call its layers outside of torch.func.vmap, got {name!r} called "
+                               "inside, where what it puts out has no error signal. Call it on the whole batch.")
         with torch._C.DisableTorchFunction(), torch.no_grad():
             statistics = activation_statistics(h.detach(), 0, len(x))
         uses.append(Use(name, module, weights, h.shape, edge_of(h), statistics))
@@ -73,10 +81,10 @@ def activation_statistics(h: Tensor, lead: int, samples: int) -> tuple[Float[Ten
     mean = h.flatten(lead).mean(-1).real if h.is_complex() else h.flatten(lead).mean(-1)
     parts = torch.view_as_real(h) if h.is_complex() else h
     square = parts.flatten(lead).square().sum(-1) / max(1, h.flatten(lead).shape[-1])
-    return mean, square, zeros, correlation(parts, lead, samples)
+    return mean, square, zeros, mean_cosine(parts, lead, samples)
 
 
-def correlation(h: Tensor, lead: int, samples: int) -> Float[Tensor, "*net"]:
+def mean_cosine(h: Tensor, lead: int, samples: int) -> Float[Tensor, "*net"]:
     """Mean cosine between two samples: |sum of unit vectors|^2 holds every pair twice and each sample once."""
     if samples < 2 or h.ndim <= lead + 1 or h.shape[lead] != samples:
         return torch.full(h.shape[:lead], torch.nan, dtype=h.dtype, device=h.device)

@@ -10,8 +10,8 @@ such a hook would act on what arrives there, and again on what is sent on.
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -47,10 +47,6 @@ class Segment:
     nodes: list[Node]
     side: set[Node] = field(default_factory=set)
 
-    @cached_property
-    def nodes_met(self) -> set[Node]:
-        return set(self.nodes)
-
 
 def below(node: Node) -> list[Key]:
     """The values that a node's output was computed from."""
@@ -78,9 +74,14 @@ def reachable(edge: GradientEdge) -> list[Node]:
     return order
 
 
-def segments_between(end: GradientEdge, start: GradientEdge | None) -> list[Segment]:
-    """The graph from the end to the start, cut wherever it can be; one segment where `start` is not in it."""
-    order = reachable(end)
+def segments_between(end: GradientEdge, start: GradientEdge | None,
+                     order: Sequence[Node] | None = None) -> list[Segment]:
+    """The graph from the end to the start, cut wherever it can be; one segment where `start` is not in it.
+
+    Args:
+        order: the nodes that are `reachable` from the end, where they are known.
+    """
+    order = reachable(end) if order is None else order
     moving: set[Node] = set()
     if start is not None:
         for node in reversed(order):   # the start's own node, and all that its value flows into

@@ -10,13 +10,14 @@ from torch.nn.utils import parametrize
 
 from flowstudy.nets.blocks import runs_as
 from flowstudy.nets.fully_connected import FullyConnected
+from flowstudy.refusal import RefusalError
 
 
 def layers_of(call: str, model: nn.Module) -> dict[str, nn.Module]:
     """The layers by name: the model's `hidden_layers` where it lists them, else every module with its own weights."""
     layers = listed_layers(model) or {name: module for name, module in model.named_modules() if module in owners(model)}
     if not layers:
-        raise ValueError(f"{call}: `model` must have layers with weights, got {type(model).__name__} without any.")
+        raise RefusalError(f"{call}: `model` must have layers with weights, got {type(model).__name__} without any.")
     return layers
 
 
@@ -80,7 +81,7 @@ def positions(layer: nn.Module | None, shape: torch.Size, samples: int) -> int:
 
 
 @contextmanager
-def hooks(layers: dict[str, nn.Module], change: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
+def changed_outputs(layers: dict[str, nn.Module], change: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
     """Each layer's output goes through `change(name, output)` while the context lasts; of a tuple, its first entry."""
 
     def hook(name: str, output: Tensor | tuple) -> Tensor | tuple:

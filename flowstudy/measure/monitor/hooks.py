@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.utils.hooks import RemovableHandle
 
-from flowstudy.measure.models.outputs import numbers_in
+from flowstudy.measure.models.outputs import is_inside_vmap, numbers_in
 
 from .norms import Norms, as_real, norm, norms
 
@@ -34,7 +34,7 @@ class Backward:
             self.held, self.entries = [], 0
 
 
-class Probes:
+class ModelHooks:
     """Watches a model while armed, and keeps what its passes came to.
 
     Attributes:
@@ -93,7 +93,7 @@ class Probes:
     def make_switches(self) -> "list[Switch]":
         """A hook for each layer; where no layer is watched, for each weight: a frozen one may be thawed at any time."""
         if self.watches_layers:
-            return [Switch(Layer(self, i), layer.register_forward_hook) for i, layer in enumerate(self.layers)]
+            return [Switch(LayerHook(self, i), layer.register_forward_hook) for i, layer in enumerate(self.layers)]
         differentiable = [w for w in self.weights if w.is_floating_point() or w.is_complex()] if self.gradients else []
         return [Switch(self.backward_passes_by, partial(register_on_weight, weight)) for weight in differentiable]
 
@@ -165,30 +165,32 @@ class Probes:
         return [None if (g := weight.grad) is None else (id(g), g._version) for weight in self.weights]
 
 
-class Layer:
+class LayerHook:
     """A layer's forward hook, on the first real or complex tensor of its output.
 
     A copy of the model, in memory or in a file, has one that does nothing.
     """
 
-    def __init__(self, probes: Probes, layer: int):
-        self.probes, self.layer = probes, layer
-        self.first_output = partial(probes.error_arrived, layer, 0)
+    def __init__(self, hooks: ModelHooks, layer: int):
+        self.hooks, self.layer = hooks, layer
+        self.first_output = partial(hooks.error_arrived, layer, 0)
 
     def __call__(self, _module: nn.Module, _inputs: object, output: object) -> None:
         numbers = list(numbers_in(output))
         if not numbers or not torch.is_grad_enabled():
             return  # an evaluation in between is not part of the step
         h, *others = numbers
-        probes, node = self.probes, h.grad_fn
-        if probes.activations:  # at once: what follows may write into the layer's output
-            probes.forward.append((self.layer, norm(h.detach()), h.numel()))
+        if is_inside_vmap(h):
+            return  # numbers cannot be looked at there
+        hooks, node = self.hooks, h.grad_fn
+        if hooks.activations:  # at once: what follows may write into the layer's output
+            hooks.forward.append((self.layer, norm(h.detach()), h.numel()))
         if node is not None:  # which stays what it is when h is written to; a hook on h would move
             at = h.output_nr
-            node.register_prehook(partial(probes.error_arrived, self.layer, at) if at else self.first_output)
+            node.register_prehook(partial(hooks.error_arrived, self.layer, at) if at else self.first_output)
         for other in others:  # the loss may see one of these alone, such as the last state of a recurrent net
             if other.grad_fn is not None:
-                other.grad_fn.register_prehook(probes.backward_passes_by)
+                other.grad_fn.register_prehook(hooks.backward_passes_by)
 
     def __reduce__(self) -> tuple:
         return Unwatched, ()

@@ -1,14 +1,16 @@
-"""Rows kept as they come: a folder of Parquet files that is whole whenever the process ends."""
+"""Records kept as they come: a folder of Parquet files that is whole whenever the process ends."""
 
 import os
 from pathlib import Path
 
 import pandas as pd
 
-RECORDS = 64  # in a file; a file is written anew with every record, under another name first
+from flowstudy.whole_file import write_whole
+
+RECORDS = 64  # in a file; a file is written anew with every record
 
 
-class Parts:
+class RecordFolder:
     def __init__(self, call: str, folder: str | os.PathLike):
         if not isinstance(folder, str | os.PathLike):
             raise TypeError(f"{call}: `store` must be the path of a folder, got {type(folder).__name__}.")
@@ -23,14 +25,12 @@ class Parts:
     def append(self, rows: pd.DataFrame) -> None:
         self.records.append(rows)
         path = self.folder / f"part-{self.full:06d}.parquet"
-        unfinished = self.folder / f".{path.name}.{os.getpid()}.tmp"
-        pd.concat(self.records).to_parquet(unfinished, index=False)
-        unfinished.replace(path)
+        write_whole(path, pd.concat(self.records).to_parquet(index=False))
         if len(self.records) == RECORDS:
             self.records, self.full = [], self.full + 1
 
 
-def load_parts(call: str, folder: str | os.PathLike) -> pd.DataFrame:
+def load_records(call: str, folder: str | os.PathLike) -> pd.DataFrame:
     paths = sorted(Path(folder).glob("part-*.parquet"))
     if not paths:
         raise ValueError(f"{call}: `folder` must hold records of a monitor, got {folder}, which has none.")

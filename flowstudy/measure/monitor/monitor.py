@@ -1,17 +1,11 @@
 """GradientMonitor: gradient, update, error-signal and activation norms by layer, in the user's own training loop."""
 
-import difflib
 import os
 import sys
 import weakref
-from array import array
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 from types import CodeType
-from typing import NamedTuple, Protocol, runtime_checkable
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -19,31 +13,15 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from flowstudy.measure.drawn import Drawn
+from flowstudy.refusal import did_you_mean
 
-from .hooks import Probes
-from .kept import Parts, load_parts
-from .norms import Layout
-from .step_record import StepRecord, tables, was_left_out
+from .delivery import Delivery, ScalarWriter
+from .hooks import ModelHooks
+from .kept import load_records
+from .step_record import StepRecord
 from .watched import QUANTITIES, Groups, watch
 
 CALL = "GradientMonitor"
-TOGETHER = 64  # records that nobody waits for are put away together: one at a time takes three times as long
-
-
-@runtime_checkable
-class ScalarWriter(Protocol):
-    """What a TensorBoard SummaryWriter can do."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> object: ...
-
-
-class Numbers(NamedTuple):
-    """A record on the host; its table is worked out when somebody asks for it."""
-
-    step: int
-    layout: Layout
-    entries: Counter[int]
-    values: array
 
 
 class GradientMonitor(Drawn):
@@ -70,8 +48,8 @@ class GradientMonitor(Drawn):
         writer: a TensorBoard SummaryWriter; three curves per quantity: first, median and last layer.
 
     What it cannot see: error signals and activations of layers that run inside compiled graphs which were made before
-    the monitor was attached, of scripted modules, and of weights that are used without their module's call (their
-    gradients belong to the module around them that runs).
+    the monitor was attached, of scripted modules, of calls inside torch.func.vmap, and of weights that are used without
+    their module's call (their gradients belong to the module around them that runs).
 
     Under DistributedDataParallel only the first process writes to `store` and `writer`.
 
@@ -118,19 +96,16 @@ class GradientMonitor(Drawn):
         self.every_weight = self.watched.groups(range(len(self.watched.weights)))
         self.optimizer = self.check_optimizer(CALL, optimizer)
         self.scaler = check_scaler(scaler)
-        self.parts = None if store is None or not first_process() else Parts(CALL, store)
-        self.writer = check_writer(writer) if first_process() else None
+        self.delivery = Delivery(CALL, self.watched, store, writer)
         wanted = self.watched.quantities
-        self.probes = Probes(list(layers.values()), self.watched.weights, self.every_weight,
-                             gradients=QUANTITIES[0] in wanted, errors=QUANTITIES[3] in wanted,
-                             activations=QUANTITIES[4] in wanted)
+        self.hooks = ModelHooks(list(layers.values()), self.watched.weights, self.every_weight,
+                                gradients=QUANTITIES[0] in wanted, errors=QUANTITIES[3] in wanted,
+                                activations=QUANTITIES[4] in wanted)
         self.handles: list = []
         self.current = 0                          # the step in progress
         self.stepped: set = set()                 # who has stepped in it
         self.team: set | None = None              # who makes a step together, once that is known
         self.record: StepRecord | None = None     # of the step in progress
-        self.fetching: list[StepRecord] = []      # complete; their numbers are on their way to the host
-        self.numbers: list[Numbers] = []
 
     # --- for users ---------------------------------------------------------------------------------------------------
 
@@ -148,8 +123,8 @@ class GradientMonitor(Drawn):
             handle.remove()
         self.handles = []
         self.complete()
-        self.deliver()
-        self.probes.disarm()
+        self.delivery.deliver()
+        self.hooks.disarm()
 
     def __enter__(self) -> "GradientMonitor":
         return self.attach()
@@ -168,28 +143,22 @@ class GradientMonitor(Drawn):
         held = self.every_weight if optimizer is None else self.held_by(self.check_optimizer(call, optimizer))
         self.begin(self)
         if self.record is not None:
-            self.record.before_step(held, self.probes, None, self.scaler)
+            self.record.before_step(held, self.hooks, None, self.scaler)
             self.record.taken = True
 
     @property
-    def is_written(self) -> bool:
-        """Whether records go somewhere as they come."""
-        return self.parts is not None or self.writer is not None
-
-    @property
     def records(self) -> int:
-        self.deliver()
-        return len(self.numbers)
+        self.delivery.deliver()
+        return len(self.delivery.numbers)
 
     @property
     def frame(self) -> pd.DataFrame:
-        self.deliver()
-        return self.rows(self.numbers)
+        return self.delivery.frame
 
     @staticmethod
     def load(folder: str | os.PathLike) -> pd.DataFrame:
         """The frame of a run that was given `store=folder`, finished or killed."""
-        return load_parts(f"{CALL}.load", folder)
+        return load_records(f"{CALL}.load", folder)
 
     # --- what the optimizers' hooks call -----------------------------------------------------------------------------
 
@@ -200,7 +169,7 @@ class GradientMonitor(Drawn):
             self.begin(optimizer)
             if self.record is not None:
                 closure = (args[1] if len(args) > 1 else kwargs.get("closure")) is not None  # args[0] is the optimizer
-                self.record.before_step(held, self.probes, optimizer, self.scaler or scaler_in_charge(), closure)
+                self.record.before_step(held, self.hooks, optimizer, self.scaler or scaler_in_charge(), closure)
 
     def after_step(self, optimizer: Optimizer, _args: tuple, _kwargs: dict) -> None:
         if optimizer not in self.stepped:
@@ -213,8 +182,7 @@ class GradientMonitor(Drawn):
 
     def begin(self, who: "Optimizer | GradientMonitor") -> None:
         """Somebody is about to change weights: the first to do so opens the step's record, if it has one."""
-        if self.fetching and self.is_written and self.fetching[-1].norms.ready():
-            self.deliver()
+        self.delivery.deliver_arrived()
         if who in self.stepped:  # for the second time: the step in progress was over
             self.team = self.stepped
             self.complete()
@@ -231,7 +199,7 @@ class GradientMonitor(Drawn):
         return optimizer is self.optimizer or all(
             i in held for i, weight in enumerate(self.watched.weights) if weight.requires_grad)
 
-    # --- a record's way ----------------------------------------------------------------------------------------------
+    # --- a step ------------------------------------------------------------------------------------------------------
 
     def is_due(self, step: int) -> bool:
         return step % self.every == 0
@@ -239,52 +207,18 @@ class GradientMonitor(Drawn):
     def prepare(self) -> None:
         """Hooks on for the next step if it is to be recorded, off if not."""
         if self.is_due(self.current + bool(self.stepped)):
-            self.probes.arm()
+            self.hooks.arm()
         else:
-            self.probes.disarm()
+            self.hooks.disarm()
 
     def complete(self) -> None:
-        """The step in progress is over: start to fetch its record."""
+        """The step in progress is over, and so is its record."""
         record, self.record = self.record, None
         if record is None or not record.taken:
             return
         if record.before:
             record.after_step()
-        record.norms.fetch()
-        self.fetching.append(record)
-        behind = len(self.fetching) - (record.norms.arrived is not None)  # the latest may still be on its way
-        if behind >= (1 if self.is_written else TOGETHER):
-            self.deliver(behind)
-
-    def deliver(self, number: int | None = None) -> None:
-        """Put the first so many records that were fetched where they belong, or all."""
-        number = len(self.fetching) if number is None else number
-        records, self.fetching = self.fetching[:number], self.fetching[number:]
-        for record in records:
-            layout, entries, values = record.norms.layout, record.entries, record.norms.read()
-            if was_left_out(layout, values):
-                continue
-            if self.numbers and (layout, entries) == (self.numbers[-1].layout, self.numbers[-1].entries):
-                layout, entries = self.numbers[-1].layout, self.numbers[-1].entries  # held once; worked out together
-            self.numbers.append(Numbers(record.step, layout, entries, values))
-            if self.parts is not None:
-                self.parts.append(self.rows(self.numbers[-1:]))
-            if self.writer is not None:
-                write_curves(self.writer, self.rows(self.numbers[-1:]), self.watched.quantities)
-
-    def rows(self, numbers: list[Numbers]) -> pd.DataFrame:
-        layers, quantities = len(self.watched.names), self.watched.quantities
-        values = [np.empty((0, layers, len(quantities)))]
-        for _, alike in groupby(numbers, key=lambda one: (id(one.layout), id(one.entries))):
-            _, layouts, entries, vectors = zip(*alike, strict=True)
-            values.append(tables(self.watched, layouts[0], entries[0], np.array(vectors)))
-        columns = np.concatenate(values).reshape(-1, len(quantities)).T
-        return pd.DataFrame({
-            "step": np.repeat(np.array([one.step for one in numbers], dtype=int), layers),
-            "layer": np.tile(np.arange(1, layers + 1), len(numbers)),
-            "module": self.watched.names * len(numbers),
-            "type": self.watched.types * len(numbers),
-        } | dict(zip(quantities, columns, strict=True)))
+        self.delivery.take(record)
 
     # --- who holds what ----------------------------------------------------------------------------------------------
 
@@ -323,19 +257,6 @@ def scaler_in_charge() -> torch.amp.GradScaler | None:
 SCALER_STEP: CodeType = torch.amp.GradScaler.step.__code__
 
 
-def write_curves(writer: ScalarWriter, rows: pd.DataFrame, quantities: Sequence[str]) -> None:
-    for name in quantities:
-        values = rows[name]
-        curves = {"first layer": values.iloc[0], "median layer": values.median(), "last layer": values.iloc[-1]}
-        for curve, value in curves.items():
-            writer.add_scalar(f"{name}/{curve}", float(value), int(rows["step"].iloc[0]))
-
-
-def first_process() -> bool:
-    distributed = torch.distributed
-    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
-
-
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 
@@ -354,9 +275,8 @@ def check_quantities(quantities: Iterable[str]) -> tuple[str, ...]:
     chosen = tuple(dict.fromkeys(quantities))
     for name in chosen:
         if name not in QUANTITIES:
-            close = difflib.get_close_matches(str(name), QUANTITIES, n=1)
             raise ValueError(f"{CALL}: `quantities` must be among {', '.join(QUANTITIES)}, got {name!r}."
-                             + (f" Did you mean {close[0]!r}?" if close else ""))
+                             + did_you_mean(name, QUANTITIES))
     if not chosen:
         raise ValueError(f"{CALL}: `quantities` must name at least one, got none. Leave it out for all of them.")
     return tuple(name for name in QUANTITIES if name in chosen)
@@ -368,8 +288,3 @@ def check_scaler(scaler: torch.amp.GradScaler | None) -> torch.amp.GradScaler | 
     return scaler
 
 
-def check_writer(writer: ScalarWriter | None) -> ScalarWriter | None:
-    if writer is not None and not callable(getattr(writer, "add_scalar", None)):
-        raise TypeError(f"{CALL}: `writer` must have add_scalar, as a TensorBoard SummaryWriter does, "
-                        f"got {type(writer).__name__}. For a folder of Parquet files pass store=.")
-    return writer

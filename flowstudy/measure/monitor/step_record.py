@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .hooks import Probes, measure_gradients
+from .hooks import ModelHooks, measure_gradients
 from .norms import NOWHERE, SMALL, Layout, Norms, norms_of_rows
 from .watched import Groups, Watched
 
@@ -26,16 +26,16 @@ class StepRecord:
         self.scaled = self.taken = False
 
     @torch.no_grad()
-    def before_step(self, held: Groups, probes: Probes, optimizer: Optimizer | None,
+    def before_step(self, held: Groups, hooks: ModelHooks, optimizer: Optimizer | None,
                     scaler: torch.amp.GradScaler | None, closure: bool = False) -> None:
         if self.came:
             seen = {i for groups in self.came for group in groups for i in group}
             held = [some for group in held if (some := [i for i in group if i not in seen])]
         self.came.append(held)
         if closure:  # the backward passes come within the step
-            self.postponed = held, probes, optimizer, scaler
+            self.postponed = held, hooks, optimizer, scaler
         else:
-            self.measure_gradients(held, probes, optimizer, scaler)
+            self.measure_gradients(held, hooks, optimizer, scaler)
         if "update_to_weight" in self.watched.quantities:
             for group in held:
                 stacked = torch.stack([self.watched.weights[i] for i in group])
@@ -60,10 +60,10 @@ class StepRecord:
         torch._foreach_sub_(before.unbind(), now)
         return before
 
-    def measure_gradients(self, held: Groups, probes: Probes, optimizer: Optimizer | None,
+    def measure_gradients(self, held: Groups, hooks: ModelHooks, optimizer: Optimizer | None,
                           scaler: torch.amp.GradScaler | None) -> None:
-        self.norms.include(probes.gradient, only=None if held is probes.groups else {i for g in held for i in g})
-        passes, entries = probes.take()
+        self.norms.include(hooks.gradient, only=None if held is hooks.groups else {i for g in held for i in g})
+        passes, entries = hooks.take()
         self.norms.include(passes)
         self.entries.update(entries)
         # A fused optimizer is given the scaled gradient and the scale, and leaves the step out by itself.

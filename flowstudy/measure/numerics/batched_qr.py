@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-EPS = torch.finfo(torch.float64).eps
+from . import EPS
+
 # Largest over smallest diagonal entry of R up to which Cholesky QR is used. The true condition number was at most 300
 # times this ratio in 22000 Gaussian matrices of width 12 to 256, so Q^T Q is I to eps * (3e6)**2 = 2e-3 at worst.
 # Cholesky QR is not stable row by row: with a higher limit, factors graded by row would lose digits.

@@ -32,7 +32,7 @@ class Mixing:
     shift: Float[Tensor, " batch"]
 
 
-def pieces(a: Float[Tensor, "batch rows columns"]) -> list[Scaling | Mixing]:
+def tame_pieces(a: Float[Tensor, "batch rows columns"]) -> list[Scaling | Mixing]:
     """Factors of `a`, the one applied first first. All entries must be finite."""
     mantissa, whole = torch.frexp(a)
     entry = torch.where(a == 0, -torch.inf, whole.to(a))

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-EPS = torch.finfo(torch.float64).eps
+from . import EPS
+
 LN2 = math.log(2.0)
 DEAD = -2.0**50     # exponent of a row that is exactly zero: below anything a product can reach, still an exact integer
 BLOCK = 16          # rows per Jacobi block, two blocks meet at a time: about the fastest of 8, 16, 32 at widths 64, 256

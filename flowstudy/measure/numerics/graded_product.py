@@ -16,9 +16,10 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import structural_rank
 from torch import Tensor
 
+from . import EPS
 from .batched_qr import RATIO_LIMIT, cholesky_qr, row_stable_qr
-from .factor_pieces import Scaling, pieces
-from .graded_jacobi import DEAD, EPS, normalize_rows, power_ratio
+from .factor_pieces import Scaling, tame_pieces
+from .graded_jacobi import DEAD, normalize_rows, power_ratio
 from .product_error import (
     ERROR_FACTOR,
     GROWN,
@@ -102,7 +103,7 @@ def careful(state: Graded, a: Float[Tensor, "batch rows columns"]) -> Graded:
     """
     finite = a.isfinite().flatten(1).all(-1)
     state = replace(state, valid=state.valid & finite)
-    for piece in pieces(torch.where(state.valid[:, None, None], a, 0.0)):
+    for piece in tame_pieces(torch.where(state.valid[:, None, None], a, 0.0)):
         if isinstance(piece, Scaling):
             members = (piece.exponents < 0).any(-1).nonzero().squeeze(-1)
             part = state.part(members)

@@ -22,49 +22,13 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .vmap_loops import quiet_fallback
+from .linear_map import LinearMap
 
-EPS = torch.finfo(torch.float64).eps
-ROUNDING = 8 * EPS       # times sqrt(inputs + outputs) s_1: what products in float64 cannot tell from zero
 OVERSAMPLING = 2         # block vectors beyond k: the last of the k values converges as fast as the gap behind them
 BASIS_MEMORY = 2**29     # bytes of Krylov basis, both sides together, before a restart
 BASIS_BLOCKS = 24        # ... and never more than so many blocks: the basis is orthogonalised against at each step
-SEED = 0                 # of the random directions by which forward mode is held against the backward pass
-AGREEMENT = 1e-9         # relative difference between the two that rounding explains
 PRODUCT_BLOCKS = 500     # blocks of products before it is given up as not converged
-
-
-@dataclass(frozen=True)
-class LinearMap:
-    """A linear map J (outputs x inputs), known by its products. All tensors are float64 on `device`.
-
-    Attributes:
-        inputs, outputs: the sizes of J.
-        forward: (rows, inputs) -> (rows, outputs), J applied to each row.
-        backward: (rows, outputs) -> (rows, inputs), the transpose of J applied to each row.
-    """
-
-    inputs: int
-    outputs: int
-    forward: Callable[[Tensor], Tensor]
-    backward: Callable[[Tensor], Tensor]
-    device: torch.device | str = "cpu"
-
-    @property
-    def transpose(self) -> "LinearMap":
-        return LinearMap(self.outputs, self.inputs, self.backward, self.forward, self.device)
-
-    @property
-    def narrow(self) -> "LinearMap":
-        """The map or its transpose, whichever has no more inputs than outputs: the same nonzero singular values."""
-        return self if self.inputs <= self.outputs else self.transpose
-
-    @property
-    def floor(self) -> float:
-        """Relative to the largest singular value: what counts as zero."""
-        return ROUNDING * (self.inputs + self.outputs) ** 0.5
 
 
 @dataclass(frozen=True)
@@ -110,74 +74,6 @@ class Bidiagonal:
         return s, torch.linalg.vector_norm(p.mT @ self.coupling, dim=1)
 
 
-def jacobian_map(function: Callable[[Tensor], Tensor], sample: Tensor, *, chunk: int | None = 64) -> LinearMap:
-    """d function / d sample as a LinearMap, in float64, rows vectorised by vmap.
-
-    J^T is a reverse pass over the graph of one forward pass, which is kept. J is forward mode; where an operation has
-    none (a transformer's fused layer), the transpose of J^T, twice reverse mode. `torch.func.linearize` would save
-    repeating the forward pass, but traces for a second and is wrong for an LSTM from its second call on (torch 2.13).
-
-    Args:
-        function: one sample to one tensor, of any shapes, in float64. Deterministic.
-        sample: where to differentiate.
-        chunk: rows in flight at once: bounds the memory to so many times a forward pass. None: all.
-
-    Raises:
-        TypeError: the output is not a real floating tensor.
-        ValueError: the sample or the output is empty.
-    """
-    call, point = "jacobian_map", sample.detach().double()
-    if point.numel() == 0:
-        raise ValueError(f"{call}: `sample` must have at least one entry, got shape {tuple(sample.shape)}.")
-
-    def flat(x: Tensor) -> Tensor:
-        y = function(x.view_as(point).clone())   # a clone: the function may begin with an in-place operation
-        if not isinstance(y, Tensor) or not y.is_floating_point():
-            raise TypeError(f"{call}: `function` must return one real tensor, got "
-                            f"{y.dtype if isinstance(y, Tensor) else type(y).__name__}. Pick the output inside it.")
-        return y.flatten().double()
-
-    point_flat = point.flatten()
-    with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), quiet_fallback():   # fused attention has no second derivative
-        y, pull = torch.func.vjp(flat, point_flat)
-        if y.numel() == 0:
-            raise ValueError(f"{call}: `function` must return at least one entry, got none.")
-        push = push_forward(flat, point_flat, pull, y)
-
-    def rowwise(product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        vectorised = torch.func.vmap(product, chunk_size=chunk)
-
-        def apply(rows: Tensor) -> Tensor:
-            with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), quiet_fallback():
-                return vectorised(rows)
-        return apply
-
-    return LinearMap(point.numel(), y.numel(), rowwise(push), rowwise(lambda row: pull(row)[0]), point.device)
-
-
-def push_forward(flat: Callable[[Tensor], Tensor], point: Tensor, pull: Callable[[Tensor], tuple[Tensor]],
-                 y: Tensor) -> Callable[[Tensor], Tensor]:
-    """J on one row: forward mode if every operation has it and it is J^T's transpose, <u, J v> = <J^T u, v>.
-
-    Forward mode does not know of no_grad, nor of derivatives that a function has for its backward pass alone.
-    """
-    def push(row: Tensor) -> Tensor:
-        return torch.func.jvp(flat, (point,), (row,))[1]
-
-    generator = torch.Generator().manual_seed(SEED)
-    u, v = (torch.randn(len(of), generator=generator, dtype=torch.float64).to(of) for of in (y, point))
-    try:
-        taken = torch.func.vmap(push)(v.unsqueeze(0)).squeeze(0)
-        back = pull(u)[0]
-        size = (u.abs() @ taken.abs()).maximum(v.abs() @ back.abs())
-        if (u @ taken - back @ v).abs() <= AGREEMENT * size or not size.isfinite():
-            return push
-    except (NotImplementedError, RuntimeError):
-        pass
-    _, transposed = torch.func.vjp(lambda u: pull(u)[0], torch.zeros_like(y))
-    return lambda row: transposed(row)[0]
-
-
 def largest_singular_values(linear_map: LinearMap, k: int, *, block: int | None = None, tolerance: float = 1e-8,
                             max_products: int | None = None, seed: int = 0) -> Extremes:
     """The k largest singular values, in natural log, each with a residual that bounds its error.
@@ -200,7 +96,7 @@ def largest_singular_values(linear_map: LinearMap, k: int, *, block: int | None 
     block = check_extremes("largest_singular_values", linear_map, k, block, tolerance, max_products)
     budget = (max_products or PRODUCT_BLOCKS * block) - 2 * k   # the last 2 k state the residuals
     generator = torch.Generator().manual_seed(seed)
-    narrow, log_scale = rescaled(linear_map.narrow, generator)
+    narrow, log_scale = near_one(linear_map.narrow, generator)
     limit = max(k + 3 * block, min(BASIS_BLOCKS * block, BASIS_MEMORY // (8 * (narrow.inputs + narrow.outputs))))
     state, settled = started(narrow, block, generator), False
     while not settled and state.products + 2 * block <= budget:
@@ -260,7 +156,7 @@ def within(residual: Tensor, s: Tensor, tolerance: float, floor: float) -> bool:
     return bool((residual <= torch.clamp(tolerance * s, min=floor * s[0].item())).all())
 
 
-def rescaled(linear_map: LinearMap, generator: torch.Generator) -> tuple[LinearMap, float]:
+def near_one(linear_map: LinearMap, generator: torch.Generator) -> tuple[LinearMap, float]:
     """J over a power of two near its size, and the log of that: squares of a vanishing Jacobian would underflow."""
     draw = torch.randn(1, linear_map.inputs, generator=generator, dtype=torch.float64).to(linear_map.device)
     size = linear_map.forward(draw).abs().amax().item()
@@ -283,7 +179,7 @@ def started(linear_map: LinearMap, block: int, generator: torch.Generator) -> Bi
     fresh, none = torch.linalg.qr(draw.mT).Q.mT.to(device), draw[:0]
     return Bidiagonal(right=none.to(device), left=none.new_zeros(0, outputs, device=device), core=none.new_zeros(0, 0),
                       fresh=fresh, coupling=none.new_zeros(0, block), scale=0.0,
-                      products=1)   # the one that `rescaled` made
+                      products=1)   # the one that `near_one` made
 
 
 def grown(state: Bidiagonal, linear_map: LinearMap) -> Bidiagonal:

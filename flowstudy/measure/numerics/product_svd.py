@@ -16,19 +16,18 @@ Demmel & Veselic 1992, Drmac & Veselic 2008 (one-sided Jacobi); Benettin et al. 
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .batched_qr import LARGEST_SQUARE
-from .graded_jacobi import EPS, graded_singular_values, log_row_norms, power_ratio
+from . import EPS
+from .factors import MatrixLike, apply_all, first_factor, flatten_batch, matrix_of
+from .graded_jacobi import graded_singular_values, log_row_norms, power_ratio
 from .graded_product import Graded, by_cholesky, careful, in_order, sampled
 from .product_error import ERROR_FACTOR, LARGEST_ERROR, final_error
-
-Factor = Tensor | Callable[[Tensor], Tensor]
 
 BLOCK_RATIO = 300.0      # several factors share one QR while their conditioning stays below: costs 1e-12 in a log
 LARGEST_BLOCK = 16
@@ -56,7 +55,7 @@ class ProductSpectrum:
     below_floor: Int[Tensor, "*batch"]
 
 
-def product_svd(factors: Iterable[Factor], *, columns: int | None = None, batch_shape: tuple[int, ...] = (),
+def product_svd(factors: Iterable[MatrixLike], *, columns: int | None = None, batch_shape: tuple[int, ...] = (),
                 device: torch.device | str | None = None, block: int | None = None, eps: float = EPS,
                 seed: int = 0) -> ProductSpectrum:
     """Natural logs of all singular values of A_L ... A_1, each right within its stated error, at any depth.
@@ -102,7 +101,7 @@ def product_svd(factors: Iterable[Factor], *, columns: int | None = None, batch_
     return spectrum(state, *ends)
 
 
-def partial_product_svd(factors: Iterable[Factor], *, columns: int | None = None, batch_shape: tuple[int, ...] = (),
+def partial_product_svd(factors: Iterable[MatrixLike], *, columns: int | None = None, batch_shape: tuple[int, ...] = (),
                         device: torch.device | str | None = None, eps: float = EPS,
                         seed: int = 0) -> Iterator[ProductSpectrum]:
     """The spectra of A_1, A_2 A_1, ..., A_L ... A_1, one by one: one QR pass, one Jacobi per partial product.
@@ -119,9 +118,9 @@ def partial_product_svd(factors: Iterable[Factor], *, columns: int | None = None
 # --- the start -------------------------------------------------------------------------------------------------------
 
 
-def begin(call: str, factors: Iterable[Factor], columns: int | None, batch_shape: tuple[int, ...],
+def begin(call: str, factors: Iterable[MatrixLike], columns: int | None, batch_shape: tuple[int, ...],
           device: torch.device | str | None, eps: float, seed: int,
-          ) -> tuple[Graded, Iterator[Factor], tuple[tuple[int, ...], int]]:
+          ) -> tuple[Graded, Iterator[MatrixLike], tuple[tuple[int, ...], int]]:
     """The empty product, all the factors, and what `spectrum` needs: the batch axes and the product's columns."""
     if not EPS <= eps < 1:
         raise ValueError(f"{call}: `eps` must be from {EPS:.3g}, float64's own, to below 1, got {eps}. "
@@ -133,18 +132,6 @@ def begin(call: str, factors: Iterable[Factor], columns: int | None, batch_shape
         first = narrowed(first, seed)
     state = start(call, first, columns, batch_shape, device, eps, seed)
     return state, itertools.chain([first], rest), (batch_shape, columns)
-
-
-def first_factor(call: str, factors: Iterable[Factor]) -> tuple[Factor, Iterator[Factor]]:
-    """The first factor, and the others."""
-    if isinstance(factors, Tensor) or not isinstance(factors, Iterable):
-        raise TypeError(f"{call}: `factors` must be an iterable of factors, got {type(factors).__name__}. "
-                        "Pass `[factor]` for one, `stack.unbind(0)` for a stack.")
-    rest = iter(factors)
-    first = next(rest, None)
-    if first is None:
-        raise ValueError(f"{call}: `factors` must hold at least one factor, got none.")
-    return check_factor(call, first), rest
 
 
 def narrowed(first: Float[Tensor, "*batch rows columns"], seed: int) -> Tensor:
@@ -171,19 +158,7 @@ def haar(size: int, seed: int) -> Float[Tensor, "size size"]:
     return q * r.diagonal().sign()
 
 
-def check_factor(call: str, factor: Factor) -> Factor:
-    if isinstance(factor, Tensor):
-        if not factor.is_floating_point():
-            raise TypeError(f"{call}: a factor must be a real floating tensor, got {factor.dtype}.")
-        if factor.ndim < 2 or 0 in factor.shape:
-            raise ValueError(f"{call}: a factor must be of shape (*batch, rows, columns), none of them 0, "
-                             f"got {tuple(factor.shape)}.")
-    elif not callable(factor):
-        raise TypeError(f"{call}: a factor must be a tensor or a function of one, got {type(factor).__name__}.")
-    return factor
-
-
-def start(call: str, first: Factor, columns: int | None, batch_shape: tuple[int, ...],
+def start(call: str, first: MatrixLike, columns: int | None, batch_shape: tuple[int, ...],
           device: torch.device | str | None, eps: float, seed: int) -> Graded:
     """The empty product: Q_0 Haar distributed, so that no structure of the factors meets a special first column.
 
@@ -206,7 +181,7 @@ def start(call: str, first: Factor, columns: int | None, batch_shape: tuple[int,
 # --- one factor ------------------------------------------------------------------------------------------------------
 
 
-def advance(call: str, state: Graded, chunk: list[Factor]) -> tuple[Graded | None, float]:
+def advance(call: str, state: Graded, chunk: list[MatrixLike]) -> tuple[Graded | None, float]:
     """The product times the factors of the chunk, by one QR; and by how much it cancels digits, at most in the batch.
 
     That is the ratio of the largest pivot, or of the product of the factors' own sizes if larger, to the smallest.
@@ -215,7 +190,7 @@ def advance(call: str, state: Graded, chunk: list[Factor]) -> tuple[Graded | Non
     """
     if len(chunk) > 1 and any(not isinstance(factor, Tensor) for factor in chunk):
         return None, math.inf   # how large a function's factor is cannot be seen
-    m, row_size = apply_all(call, state, chunk)
+    m, row_size = apply_all(call, state.q, chunk)
     state = without_lost(call, state, chunk, row_size)
     unchanged = same_as(m, state.q) & state.valid
     state = replace(state, untouched=state.untouched & unchanged)
@@ -231,7 +206,7 @@ def advance(call: str, state: Graded, chunk: list[Factor]) -> tuple[Graded | Non
         if len(chunk) > 1:
             return None, math.inf
         members = (~safe).nonzero().squeeze(-1)
-        part, ratio = careful(state.part(members), matrix_of(call, chunk[0], state, members)), math.inf
+        part, ratio = careful(state.part(members), matrix_of(call, chunk[0], state.q, members)), math.inf
         grown = part if len(members) == len(safe) else grown.with_part(members, part)
     if unchanged.any():   # an exact identity leaves the state as it was, to the bit
         members = unchanged.nonzero().squeeze(-1)
@@ -239,7 +214,7 @@ def advance(call: str, state: Graded, chunk: list[Factor]) -> tuple[Graded | Non
     return sampled(replace(grown, steps=state.steps + 1)), ratio
 
 
-def without_lost(call: str, state: Graded, chunk: list[Factor], row_size: Float[Tensor, "batch rows"]) -> Graded:
+def without_lost(call: str, state: Graded, chunk: list[MatrixLike], row_size: Float[Tensor, "batch rows"]) -> Graded:
     """Members with NaN or infinity in a factor are no longer valid; looks closer only where a norm is not finite."""
     if row_size.isfinite().all():
         return state
@@ -248,58 +223,6 @@ def without_lost(call: str, state: Graded, chunk: list[Factor], row_size: Float[
             finite = flatten_batch(call, factor, len(row_size)).isfinite().all(-1).all(-1)
             state = replace(state, valid=state.valid & finite)
     return state
-
-
-def apply_all(call: str, state: Graded, chunk: list[Factor],
-              ) -> tuple[Float[Tensor, "batch rows directions"], Float[Tensor, "batch rows"]]:
-    """A_j ... A_i Q, and the norms of the last factor's rows times the root mean squared row norms of the others.
-
-    These norms are infinite where numbers on the way may have left the range of float64.
-    """
-    m, sizes = apply(call, check_factor(call, chunk[0]), state.q)
-    for factor in chunk[1:]:
-        before = torch.linalg.vector_norm(sizes, dim=-1, keepdim=True) / sizes.shape[-1]**0.5
-        m, sizes = apply(call, check_factor(call, factor), m)
-        sizes = torch.where((before < LARGEST_SQUARE) & (before > 1 / LARGEST_SQUARE), sizes * before, torch.inf)
-    return m, sizes.expand(len(m), -1)
-
-
-def apply(call: str, factor: Factor, x: Float[Tensor, "batch inputs k"],
-          ) -> tuple[Float[Tensor, "batch outputs k"], Float[Tensor, "some outputs"]]:
-    """A x, and the norms of A's rows or, of a function, of the rows of A x."""
-    members, inputs, _ = x.shape
-    if isinstance(factor, Tensor):
-        if factor.shape[-1] != inputs:
-            raise ValueError(f"{call}: a factor of shape {tuple(factor.shape)} must have {inputs} columns to follow "
-                             "what comes before it. `factors` begin with the one applied first.")
-        a = flatten_batch(call, factor, members)
-        return a @ x, torch.linalg.vector_norm(a, dim=-1)
-    y = factor(x)
-    if y.ndim != 3 or y.shape[0] != members or y.shape[2] != x.shape[2]:
-        raise ValueError(f"{call}: a factor's function must return ({members}, rows, {x.shape[2]}) for an argument of "
-                         f"shape {tuple(x.shape)}, got {tuple(y.shape)}.")
-    y = y.detach().double()
-    return y, torch.linalg.vector_norm(y, dim=-1)
-
-
-def matrix_of(call: str, factor: Factor, state: Graded, members: Int[Tensor, " part"],
-              ) -> Float[Tensor, "part rows columns"]:
-    """The factor written out, for some members."""
-    batch, inputs = state.q.shape[:2]
-    if not isinstance(factor, Tensor):
-        eye = torch.eye(inputs, dtype=state.q.dtype, device=state.q.device)
-        return apply(call, factor, eye.repeat(batch, 1, 1))[0][members]
-    a = flatten_batch(call, factor, batch)
-    return a.expand(len(members), -1, -1) if len(a) == 1 else a[members]
-
-
-def flatten_batch(call: str, factor: Tensor, members: int) -> Float[Tensor, "batch rows columns"]:
-    """(*batch, rows, columns) in float64 with one batch axis, of length `members` or 1."""
-    flat = factor.detach().double().flatten(0, -3) if factor.ndim > 2 else factor.detach().double().unsqueeze(0)
-    if len(flat) not in (1, members):
-        raise ValueError(f"{call}: a factor of shape {tuple(factor.shape)} must fit a batch of {members}. "
-                         "Give every factor the same batch axes, or none; pass `batch_shape` if the first has none.")
-    return flat
 
 
 def same_as(m: Tensor, q: Tensor) -> Bool[Tensor, " batch"]:

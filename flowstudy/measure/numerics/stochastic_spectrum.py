@@ -20,12 +20,13 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
+from . import EPS
 from .density import Density
-from .matrix_free import EPS, LinearMap
+from .linear_map import LinearMap
 
 FEWEST_QUERIES = 8       # 2 leading directions and 4 samples
 OWN_STREAM = 0x7F4A7C15  # any number that nobody seeds with
-PROBE_MEMORY = 2**28     # bytes of Krylov vectors held at once by `spectral_density`
+KRYLOV_MEMORY = 2**28     # bytes of Krylov vectors held at once by `spectral_density`
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def spectral_density(linear_map: LinearMap, *, queries: int = 16, steps: int = 3
     steps = min(steps, narrow.inputs)
     generator = own_generator(seed)
     starts = torch.randn(queries, narrow.inputs, generator=generator, dtype=torch.float64)
-    group = max(1, PROBE_MEMORY // (8 * steps * (narrow.inputs + narrow.outputs)))
+    group = max(1, KRYLOV_MEMORY // (8 * steps * (narrow.inputs + narrow.outputs)))
     parts = [bidiagonalize(narrow, start.to(narrow.device), steps) for start in starts.split(group)]
     alpha, beta, noise = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
     core = alpha.diag_embed() + beta[:, :-1].diag_embed(1)

@@ -12,11 +12,13 @@ from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.dense_jacobian import Stretch, row_and_image
 from flowstudy.measure.models.layers import parts_of_own_net
 from flowstudy.measure.numerics.product_svd import partial_product_svd, product_svd
+from flowstudy.refusal import RefusalError
 
 from .checks import check_alike, check_real, prepare
+from .choice import samples_at_once
 from .one_model import pass_and_chain
-from .result import JacobianSpectrum, joined
-from .routes import RESOLVED, agreement_of, dtype_name, eps_of, logs_of, samples_at_once, spectrum_of, structural_rank
+from .result import JacobianSpectrum, joined_spectra
+from .routes import RESOLVED, agreement_of, dtype_name, eps_of, logs_of, spectrum_of, structural_rank
 
 
 @in_own_context
@@ -38,23 +40,24 @@ def layer_jacobian_spectra(model: nn.Module, x: Tensor | None = None, *, samples
             (a hook on gradients).
     """
     call = "layer_jacobian_spectra"
-    probe, x = prepare(call, model, x, samples, seed)
+    copied, x = prepare(call, model, x, samples, seed)
     check_real(call, x)
     state = RandomState(x.device)
-    whole, chain = pass_and_chain(call, probe, x, state)
+    whole, chain = pass_and_chain(call, copied, x, state)
     together = samples_at_once("product", chain, whole)
     if together >= len(x):
         layers = spectra_by_layer(call, whole, chain)
     else:
         row, image = row_and_image(whole)
-        parts = [spectra_of_part(call, probe, *part, state)
+        parts = [spectra_of_part(call, copied, *part, state)
                  for part in zip(x.split(together), row.split(together), image.split(together), strict=True)]
-        layers = [(layer[0][0], joined([one for _, one, _ in layer]), joined([total for _, _, total in layer]))
+        layers = [(layer[0][0], joined_spectra([one for _, one, _ in layer]),
+                   joined_spectra([total for _, _, total in layer]))
                   for layer in zip(*parts, strict=True)]
-    return frame_of(layers)
+    return frame_by_layer(layers)
 
 
-def frame_of(layers: list[tuple[str, JacobianSpectrum, JacobianSpectrum]]) -> pd.DataFrame:
+def frame_by_layer(layers: list[tuple[str, JacobianSpectrum, JacobianSpectrum]]) -> pd.DataFrame:
     """A row for each sample, layer and rank, with nan where one of a layer's two spectra has fewer values."""
     parts = []
     for layer, (name, own, total) in enumerate(layers, 1):
@@ -73,14 +76,14 @@ def frame_of(layers: list[tuple[str, JacobianSpectrum, JacobianSpectrum]]) -> pd
     return pd.concat(parts, ignore_index=True)
 
 
-def spectra_of_part(call: str, probe: nn.Module, x: Tensor, row: Tensor, image: Tensor, state: RandomState,
+def spectra_of_part(call: str, copied: nn.Module, x: Tensor, row: Tensor, image: Tensor, state: RandomState,
                     ) -> list[tuple[str, JacobianSpectrum, JacobianSpectrum]]:
     """Of a part of a batch, whose own pass must take a random row where the pass of the whole batch took it.
 
     Args:
         row, image: the row, and where it was taken.
     """
-    whole, chain = pass_and_chain(call, probe, x, state)
+    whole, chain = pass_and_chain(call, copied, x, state)
     check_alike(call, whole.back(row), image, agreement_of(dtype_name(whole)), len(x))
     return spectra_by_layer(call, whole, chain)
 
@@ -92,9 +95,9 @@ def spectra_by_layer(call: str, whole: Stretch, chain: list[Factor],
     try:
         factors = list(proved_jacobians(chain, agreement_of(dtype)))
     except NotProvedError as error:
-        raise ValueError(f"{call}: `model` must be a chain of layers whose Jacobians autograd's backward pass agrees "
-                         f"with, and {error} is not one (a hook on gradients?). "
-                         "Use jacobian_spectrum(model, x, method='dense').") from None
+        raise RefusalError(f"{call}: `model` must be a chain of layers whose Jacobians autograd's backward pass agrees "
+                           f"with, and {error} is not one (a hook on gradients?). "
+                           "Use jacobian_spectrum(model, x, method='dense').") from None
     own = [single(factor, dtype) for factor in factors]
     return [(factor.name, one, total)
             for factor, one, total in zip(chain, own, running_products(factors, own, dtype), strict=True)]

@@ -9,6 +9,7 @@ from torch.autograd.graph import GradientEdge
 from flowstudy.measure.models.copies import check_input, float64_copy
 from flowstudy.measure.models.dense_jacobian import Stretch
 from flowstudy.measure.models.layers import input_features
+from flowstudy.refusal import RefusalError, RefusalTypeError
 
 SMALLEST = 1e-290  # below it, float64 has lost digits that scaling brings to light
 SAME = 1e-6        # far above rounding, far below what any clipping changes
@@ -18,19 +19,19 @@ def prepare(call: str, model: nn.Module, x: Tensor | None, samples: int, seed: i
             output: str | int | None = None, mode: str = "eval") -> tuple[nn.Module, Tensor]:
     """The copy to measure and the inputs to measure it at."""
     if mode not in ("eval", "train"):
-        raise ValueError(f"{call}: `mode` must be 'eval' or 'train', got {mode!r}.")
-    probe = float64_copy(call, model).train(mode == "train")
-    for own in probe.parameters():
+        raise RefusalError(f"{call}: `mode` must be 'eval' or 'train', got {mode!r}.")
+    copied = float64_copy(call, model).train(mode == "train")
+    for own in copied.parameters():
         own.requires_grad_(own.is_floating_point() or own.is_complex())  # a factor is told by its weights
-    for name, module in probe.named_modules():
+    for name, module in copied.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-            raise ValueError(f"{call}: `mode` must be 'eval' for a model with batch norm, got 'train': {name!r} mixes "
-                             "the samples of a batch, so that one sample has no Jacobian of its own.")
+            raise RefusalError(f"{call}: `mode` must be 'eval' for a model with batch norm, got 'train': {name!r} "
+                               "mixes the samples of a batch, so that one sample has no Jacobian of its own.")
     if output is not None:
-        probe = Picked(probe, call, output)
+        copied = Picked(copied, call, output)
     if not isinstance(samples, int) or samples < 1:
-        raise ValueError(f"{call}: `samples` must be an integer of at least 1, got {samples!r}.")
-    return probe, check_input(call, model, draw_input(call, model, samples, seed) if x is None else x)[:samples]
+        raise RefusalError(f"{call}: `samples` must be an integer of at least 1, got {samples!r}.")
+    return copied, check_input(call, model, draw_input(call, model, samples, seed) if x is None else x)[:samples]
 
 
 class Picked(nn.Module):
@@ -45,8 +46,8 @@ class Picked(nn.Module):
         try:
             return result[self.output]
         except (KeyError, IndexError, TypeError):
-            raise ValueError(f"{self.call}: `output` must be a key of the model's output, got {self.output!r} of "
-                             f"{type(result).__name__}. Its keys: {keys_of(result)}.") from None
+            raise RefusalError(f"{self.call}: `output` must be a key of the model's output, got {self.output!r} of "
+                               f"{type(result).__name__}. Its keys: {keys_of(result)}.") from None
 
 
 def keys_of(result: object) -> str:
@@ -57,32 +58,33 @@ def keys_of(result: object) -> str:
 
 def check_real(call: str, x: Tensor) -> None:
     if not x.is_floating_point():
-        raise TypeError(f"{call}: `x` must be real, got {x.dtype}: an integer input has no Jacobian. "
-                        "Pass `start=`, the name of the layer whose output is to be the input, such as the embedding.")
+        raise RefusalTypeError(f"{call}: `x` must be real, got {x.dtype}: an integer input has no Jacobian. "
+                               "Pass `start=`, the name of the layer whose output is to be the input, such as the "
+                               "embedding.")
 
 
 def check_output(call: str, y: object, samples: int) -> Tensor:
     """A real tensor that depends on x and has a row for each sample."""
     if isinstance(y, tuple | list | dict):
-        raise TypeError(f"{call}: `model` must return one tensor, got {type(y).__name__}. "
-                        f"Pass `output=`, one of its keys: {keys_of(y)}.")
+        raise RefusalTypeError(f"{call}: `model` must return one tensor, got {type(y).__name__}. "
+                               f"Pass `output=`, one of its keys: {keys_of(y)}.")
     if not isinstance(y, Tensor):
-        raise TypeError(f"{call}: `model` must return one tensor, got {type(y).__name__}. "
-                        "Wrap it in a module that returns the tensor to measure.")
+        raise RefusalTypeError(f"{call}: `model` must return one tensor, got {type(y).__name__}. "
+                               "Wrap it in a module that returns the tensor to measure.")
     if not y.is_floating_point():
-        raise TypeError(f"{call}: `model` must have a real output, got {y.dtype}, which has no derivative. "
-                        "Measure what comes before the last step.")
+        raise RefusalTypeError(f"{call}: `model` must have a real output, got {y.dtype}, which has no derivative. "
+                               "Measure what comes before the last step.")
     if y.ndim == 0 or len(y) != samples:
-        raise ValueError(f"{call}: `model` must keep the sample axis first, got output {tuple(y.shape)} for "
-                         f"{samples} samples.")
+        raise RefusalError(f"{call}: `model` must keep the sample axis first, got output {tuple(y.shape)} for "
+                           f"{samples} samples.")
     return y
 
 
 def check_depends(call: str, y: Tensor, start: GradientEdge) -> None:
     reached = y.requires_grad and torch.autograd.grad(y.sum(), start, retain_graph=True, allow_unused=True)[0]
     if reached is None or reached is False:
-        raise ValueError(f"{call}: `model` must have an output that depends on x, got a constant or a detached one. "
-                         "Remove .detach() or no_grad from its forward.")
+        raise RefusalError(f"{call}: `model` must have an output that depends on x, got a constant or a detached one. "
+                           "Remove .detach() or no_grad from its forward.")
 
 
 def check_apart(call: str, stretch: Stretch, y: Tensor) -> None:
@@ -100,8 +102,8 @@ def check_apart(call: str, stretch: Stretch, y: Tensor) -> None:
     rows = torch.where(chosen.view(*chosen.shape, *[1] * (row.ndim - 1)), row, 0.0)
     sent = stretch.pull_singly(rows).nan_to_num().flatten(2).any(-1)
     if (sent & ~chosen).any():
-        raise ValueError(f"{call}: `model` must treat samples one by one, but one's output depends on another. "
-                         "The first axis of x must count samples (batch_first=True in recurrent layers).")
+        raise RefusalError(f"{call}: `model` must treat samples one by one, but one's output depends on another. "
+                           "The first axis of x must count samples (batch_first=True in recurrent layers).")
 
 
 def check_linear(call: str, stretch: Stretch) -> None:
@@ -113,29 +115,29 @@ def check_linear(call: str, stretch: Stretch) -> None:
     image, scaled = stretch.back(row), stretch.back(-2.0 * row)
     size = image.abs().amax() if image.numel() else image.sum()
     if SMALLEST < size < math.inf and not (scaled + 2.0 * image).abs().amax() <= SAME * size:
-        raise ValueError(f"{call}: `model` must have a backward pass that is linear in the gradient it is given, as a "
-                         "Jacobian is, and has a hook or a function that is not (clips, normalises, takes signs). "
-                         "Remove it before measuring.")
+        raise RefusalError(f"{call}: `model` must have a backward pass that is linear in the gradient it is given, as "
+                           "a Jacobian is, and has a hook or a function that is not (clips, normalises, takes signs). "
+                           "Remove it before measuring.")
 
 
 def check_alike(call: str, taken: Tensor, true: Tensor, agreement: float, together: int) -> None:
     """Of samples that are run apart: a random row is taken where the pass of the whole batch takes it, to rounding."""
     if true.isfinite().all() and not (taken - true).abs().amax() <= agreement * true.abs().amax():
-        raise ValueError(f"{call}: `model` must give a sample the same whatever batch it is in where memory holds "
-                         f"{together} at a time, and does not (noise, a use of the batch's size, a state that it "
-                         f"keeps). Pass samples={together}.")
+        raise RefusalError(f"{call}: `model` must give a sample the same whatever batch it is in where memory holds "
+                           f"{together} at a time, and does not (noise, a use of the batch's size, a state that it "
+                           f"keeps). Pass samples={together}.")
 
 
 def check_chunk(call: str, chunk: int | None) -> None:
     if chunk is not None and not (isinstance(chunk, int) and not isinstance(chunk, bool) and chunk >= 1):
-        raise ValueError(f"{call}: `chunk` must be an integer of at least 1, got {chunk!r}. Leave it out for a "
-                         "number that fits in memory.")
+        raise RefusalError(f"{call}: `chunk` must be an integer of at least 1, got {chunk!r}. Leave it out for a "
+                           "number that fits in memory.")
 
 
 def check_k(call: str, k: int | None, smaller: int) -> None:
     if k is not None and not (isinstance(k, int) and 1 <= k <= smaller):
-        raise ValueError(f"{call}: `k` must be an integer from 1 to {smaller}, the smaller side of the Jacobian, "
-                         f"got {k!r}. Leave it out for all.")
+        raise RefusalError(f"{call}: `k` must be an integer from 1 to {smaller}, the smaller side of the Jacobian, "
+                           f"got {k!r}. Leave it out for all.")
 
 
 def ends_of(call: str, part: str | tuple[int, int], chain: list) -> tuple[int, int]:
@@ -144,21 +146,21 @@ def ends_of(call: str, part: str | tuple[int, int], chain: list) -> tuple[int, i
         return 0, len(chain)
     if part == "body":
         if len(chain) < 3:
-            raise ValueError(f"{call}: part='body' needs at least two layers and a read-out, got {len(chain)} layers. "
-                             "Use part='all'.")
+            raise RefusalError(f"{call}: part='body' needs at least two layers and a read-out, got {len(chain)} "
+                               "layers. Use part='all'.")
         return 1, len(chain) - 1
     if (isinstance(part, tuple | list) and len(part) == 2 and all(isinstance(end, int) for end in part)
             and 0 <= part[0] < part[1] <= len(chain)):
         return part[0], part[1]
-    raise ValueError(f"{call}: `part` must be 'all', 'body' or (start, stop) with 0 <= start < stop <= {len(chain)}, "
-                     f"got {part!r}.")
+    raise RefusalError(f"{call}: `part` must be 'all', 'body' or (start, stop) with 0 <= start < stop <= {len(chain)}, "
+                       f"got {part!r}.")
 
 
 def draw_input(call: str, model: nn.Module, samples: int, seed: int) -> Tensor:
     features = input_features(model)
     if features is None:
-        raise ValueError(f"{call}: `x` must be given: the input shape of {type(model).__name__} is not known. "
-                         f"Pass a batch, such as {call}(model, torch.randn(16, 3, 32, 32)).")
+        raise RefusalError(f"{call}: `x` must be given: the input shape of {type(model).__name__} is not known. "
+                           f"Pass a batch, such as {call}(model, torch.randn(16, 3, 32, 32)).")
     generator = torch.Generator().manual_seed(seed)
     parameter = next(model.parameters())
     return torch.randn(samples, features, generator=generator, dtype=torch.float64).to(parameter.device)

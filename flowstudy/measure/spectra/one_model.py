@@ -1,13 +1,12 @@
-"""Singular values of the input-output Jacobian, sample by sample, in float64."""
-
-import difflib
+"""jacobian_spectrum: the singular values of a model's input-output Jacobian, sample by sample, in float64."""
 
 from torch import Tensor, nn
 
 from flowstudy.measure.models.chain import Factor, NotProvedError, chain_of, noted_calls
 from flowstudy.measure.models.context import RandomState, in_own_context
-from flowstudy.measure.models.dense_jacobian import Stretch, row_and_image, run
-from flowstudy.measure.models.graph import edge_of
+from flowstudy.measure.models.dense_jacobian import Function, Stretch, row_and_image, start_and_output
+from flowstudy.measure.models.graph import edge_of, reachable
+from flowstudy.refusal import RefusalError, did_you_mean
 
 from .checks import (
     Picked,
@@ -22,17 +21,16 @@ from .checks import (
     ends_of,
     prepare,
 )
-from .result import JacobianSpectrum, joined, largest
+from .choice import choose, samples_at_once
+from .result import JacobianSpectrum, joined_spectra, largest
 from .routes import (
     RESOLVED,
     TOP,
     agreement_of,
-    choose,
     dense_spectrum,
     dtype_name,
     matrix_free_spectrum,
     product_spectrum,
-    samples_at_once,
 )
 
 METHODS = ("auto", "product", "dense", "matrix_free")
@@ -85,19 +83,19 @@ def jacobian_spectrum(model: nn.Module, x: Tensor | None = None, *, part: str | 
     """
     call = "jacobian_spectrum"
     if method not in METHODS:
-        raise ValueError(f"{call}: `method` must be one of {', '.join(METHODS)}, got {method!r}.")
+        raise RefusalError(f"{call}: `method` must be one of {', '.join(METHODS)}, got {method!r}.")
     if start is not None and method in ("product", "matrix_free"):
-        raise ValueError(f"{call}: `start` goes with method='dense', got {method!r}. Leave `method` out.")
+        raise RefusalError(f"{call}: `start` goes with method='dense', got {method!r}. Leave `method` out.")
     check_chunk(call, chunk)
-    probe, x = prepare(call, model, x, samples, seed, output, mode)
+    copied, x = prepare(call, model, x, samples, seed, output, mode)
     state = RandomState(x.device)
     if start is not None:
-        return largest(k, started_spectrum(call, probe, start, x, chunk, state))
+        return largest(k, started_spectrum(call, copied, start, x, chunk, state))
     check_real(call, x)
-    return spectrum_at(call, probe, x, state, part=part, method=method, k=k, chunk=chunk, seed=seed)
+    return spectrum_at(call, copied, x, state, part=part, method=method, k=k, chunk=chunk, seed=seed)
 
 
-def spectrum_at(call: str, probe: nn.Module, x: Tensor, state: RandomState, *, part: str | tuple[int, int],
+def spectrum_at(call: str, copied: nn.Module, x: Tensor, state: RandomState, *, part: str | tuple[int, int],
                 method: str, k: int | None, chunk: int | None, seed: int,
                 seen: tuple[Tensor, Tensor] | None = None) -> JacobianSpectrum:
     """Of as many samples at once as memory allows, the others after them.
@@ -105,81 +103,93 @@ def spectrum_at(call: str, probe: nn.Module, x: Tensor, state: RandomState, *, p
     Args:
         seen: of samples that are a part of a batch: a random row, and where the batch's pass took it.
     """
-    _, chain = pass_and_chain(call, probe, x, state)
+    _, chain = pass_and_chain(call, copied, x, state)
     first, last = ends_of(call, part, chain)
     within = chain[first:last]
     piece = Stretch(within[0].start, within[-1].end, x.device, tuple(n for f in reversed(within) for n in f.nodes))
     if seen is not None:
         check_alike(call, piece.back(seen[0]), seen[1], agreement_of(dtype_name(piece)), len(x))
-    entire = part == "all" or (first, last) == (0, len(chain))
     check_k(call, k, min(piece.inputs, piece.outputs))
     route = choose(method, within, piece)
     together = samples_at_once(route, within, piece)
     if together < len(x) and route != "matrix_free":
         options = {"part": part, "method": method, "k": k, "chunk": chunk, "seed": seed}
         parts = zip(x.split(together), *(both.split(together) for both in row_and_image(piece)), strict=True)
-        return joined([spectrum_at(call, probe, one, state, seen=(row, image), **options)
-                       for one, row, image in parts])
+        return joined_spectra([spectrum_at(call, copied, one, state, seen=(row, image), **options)
+                               for one, row, image in parts])
+    entire = part == "all" or (first, last) == (0, len(chain))
+    forward = (state.repeated(copied), x) if entire else None
+    if route != "matrix_free":
+        return largest(k, exact_spectrum(call, route, within, piece, forward, k, chunk, insist=method == "product"))
+    if forward is None:
+        raise RefusalError(f"{call}: method='matrix_free' measures whole models, got part={part!r}. Pass the part as "
+                           "its own model.")
+    k = k or min(TOP, piece.inputs, piece.outputs)
+    return matrix_free_spectrum(call, piece, *forward, len(within), k, seed, dtype_name(piece))
+
+
+def exact_spectrum(call: str, route: str, within: list[Factor], piece: Stretch,
+                   forward: tuple[Function, Tensor] | None, k: int | None, chunk: int | None, *,
+                   insist: bool) -> JacobianSpectrum:
+    """By the product or the dense route; where the one that comes first will not do, by the other.
+
+    Args:
+        forward: the function and its inputs, where the piece is all of a model: the dense route may go forward too.
+        k: so many values must be resolved for the dense route's to be kept; None: all.
+        insist: on the product route.
+    """
     dtype = dtype_name(piece)
-    again = state.repeated(probe)
 
     def dense() -> JacobianSpectrum:
         check_linear(call, piece)
-        forward = (again, x) if entire else (None, None)
-        return largest(k, dense_spectrum(piece, len(within), chunk, dtype, *forward))
+        return dense_spectrum(piece, len(within), chunk, dtype, *(forward or (None, None)))
 
-    if route == "matrix_free":
-        if not entire:
-            raise ValueError(f"{call}: method='matrix_free' measures whole models, got part={part!r}. Pass the part as "
-                             "its own model.")
-        k = k or min(TOP, piece.inputs, piece.outputs)
-        return matrix_free_spectrum(call, piece, again, x, len(within), k, seed, dtype)
     if route == "dense":
         return dense()
     if route == "dense first":
         found = dense()
-        if not found.below_floor.any() and (found.log_error.nan_to_num() <= RESOLVED).all():
+        kept = largest(k, found)
+        if not kept.below_floor.any() and (kept.log_error.nan_to_num() <= RESOLVED).all():
             return found
     try:
-        return largest(k, product_spectrum(within, dtype))
+        return product_spectrum(within, dtype)
     except NotProvedError as error:
-        if method == "product":
-            raise ValueError(f"{call}: method='product' needs factors that autograd's backward pass agrees with, and "
-                             f"{error} is not one (a hook on gradients?). Use method='dense'.") from None
+        if insist:
+            raise RefusalError(f"{call}: method='product' needs factors that autograd's backward pass agrees with, and "
+                               f"{error} is not one (a hook on gradients?). Use method='dense'.") from None
         return dense()
 
 
-def pass_and_chain(call: str, probe: nn.Module, x: Tensor, state: RandomState) -> tuple[Stretch, list[Factor]]:
+def pass_and_chain(call: str, copied: nn.Module, x: Tensor, state: RandomState) -> tuple[Stretch, list[Factor]]:
     """One untouched forward pass, checked, and the factors that it falls into."""
-    with state.replayed(), noted_calls(probe) as calls:
-        start, y = run(probe, x)
+    with state.replayed(), noted_calls(copied) as calls:
+        start, y = start_and_output(copied, x)
     y = check_output(call, y, len(x))
     check_depends(call, y, start)
-    whole = Stretch(start, edge_of(y), x.device)
+    whole = Stretch(start, edge_of(y), x.device, tuple(reachable(edge_of(y))))
     check_apart(call, whole, y)
-    model = probe.model if isinstance(probe, Picked) else probe
+    model = copied.model if isinstance(copied, Picked) else copied
     return whole, chain_of(model, whole, calls)
 
 
-def started_spectrum(call: str, probe: nn.Module, start: str, x: Tensor, chunk: int | None,
+def started_spectrum(call: str, copied: nn.Module, start: str, x: Tensor, chunk: int | None,
                      state: RandomState) -> JacobianSpectrum:
     """From the output of module `start`, in the same pass."""
-    modules = dict((probe.model if isinstance(probe, Picked) else probe).named_modules())
+    modules = dict((copied.model if isinstance(copied, Picked) else copied).named_modules())
     if start not in modules:
-        near = difflib.get_close_matches(start, modules, 3)
-        raise ValueError(f"{call}: `start` must name a module of the model, got {start!r}."
-                         + (f" Did you mean {' or '.join(map(repr, near))}?" if near else ""))
+        raise RefusalError(f"{call}: `start` must name a module of the model, got {start!r}."
+                           + did_you_mean(start, modules, 3))
     outputs: list[object] = []
     note = modules[start].register_forward_hook(lambda _m, _a, out: outputs.append(out))
     with note, state.replayed():
-        y = check_output(call, run(probe, x)[1] if x.is_floating_point() else probe(x), len(x))
+        y = check_output(call, start_and_output(copied, x)[1] if x.is_floating_point() else copied(x), len(x))
     if len(outputs) != 1 or not isinstance(outputs[0], Tensor) or not outputs[0].requires_grad:
-        raise ValueError(f"{call}: `start` must name a module that is called once and returns one tensor, got "
-                         f"{start!r}, called {len(outputs)} times. Name another.")
+        raise RefusalError(f"{call}: `start` must name a module that is called once and returns one tensor, got "
+                           f"{start!r}, called {len(outputs)} times. Name another.")
     begin = outputs[0]
     if begin.ndim < 2 or len(begin) != len(x):
-        raise ValueError(f"{call}: `start` must name a module whose output keeps the sample axis first, got "
-                         f"{start!r} with output {tuple(begin.shape)} for {len(x)} samples. Name another.")
+        raise RefusalError(f"{call}: `start` must name a module whose output keeps the sample axis first, got "
+                           f"{start!r} with output {tuple(begin.shape)} for {len(x)} samples. Name another.")
     check_depends(call, y, edge_of(begin))
     stretch = Stretch(edge_of(begin), edge_of(y), x.device)
     check_apart(call, stretch, y)

@@ -106,7 +106,7 @@ def largest(k: int | None, spectrum: JacobianSpectrum) -> JacobianSpectrum:
                    below_floor=kept.isnan().sum(-1))
 
 
-def joined(spectra: list[JacobianSpectrum]) -> JacobianSpectrum:
+def joined_spectra(spectra: list[JacobianSpectrum]) -> JacobianSpectrum:
     """The spectra of parts of a batch, in one."""
     columns = ("log_singular_values", "log_error", "below_floor")
     together = {name: torch.cat([getattr(s, name) for s in spectra]) for name in columns}

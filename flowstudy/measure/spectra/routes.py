@@ -1,4 +1,4 @@
-"""The routes to the singular values of a stretch of a pass, what each costs, and which is taken when."""
+"""The routes to the singular values of a stretch of a pass: product, dense and matrix-free."""
 
 import math
 
@@ -8,22 +8,17 @@ from torch import Tensor
 
 from flowstudy.measure.models.chain import Factor, proved_jacobians
 from flowstudy.measure.models.dense_jacobian import AGREEMENT, Function, Stretch, jacobian_of, row_and_image
-from flowstudy.measure.models.graph import coarsest, reachable, shape_of
-from flowstudy.measure.numerics.matrix_free import LinearMap, jacobian_map, largest_singular_values
+from flowstudy.measure.models.graph import coarsest, reachable
+from flowstudy.measure.numerics.linear_map import LinearMap, jacobian_map
+from flowstudy.measure.numerics.matrix_free import largest_singular_values
 from flowstudy.measure.numerics.product_svd import product_svd
 from flowstudy.measure.numerics.stochastic_spectrum import mean_squared_singular_value, spectral_density
+from flowstudy.refusal import RefusalError
 
 from .checks import check_alike
 from .result import JacobianSpectrum
 
-MEMORY_BUDGET = 2**30  # bytes, beside the model's own: a quarter for the Jacobians held at once, the rest for their svd
-WIDEST = 2048  # units: "auto" takes the product route up to here; its cost goes with the cube
 TOP = 10  # singular values that the matrix-free route finds where `k` does not say
-# Multiplications of matrices of the factors' width that a step costs, measured on a CPU at widths 64 to 512: each
-# factor's QR and update, the Jacobi sweeps at the end, and LAPACK's singular values.
-QR_STEPS, JACOBI_STEPS, SVD_STEPS = 8, 150, 12
-DENSE_FIRST = 3.0      # times as cheap as the product route must the dense one be to be tried before it ...
-WORTH_CHOOSING = 5e9   # ... where the product route takes more multiplications than this, a second or so
 ROUNDING_FACTOR = 4.0  # times the estimated rounding of a Jacobian: one random row is a sample of it
 RESOLVED = 1e-6        # largest error of a log value with which a dense spectrum is kept
 
@@ -114,8 +109,8 @@ def matrix_free_spectrum(call: str, piece: Stretch, function: Function, x: Tenso
     try:
         maps = [jacobian_map(lambda h: function(h.unsqueeze(0)).squeeze(0), sample) for sample in x]
     except RuntimeError as error:  # torch.func's own, about an operation that it does not differentiate
-        raise ValueError(f"{call}: method='matrix_free' needs a model that torch.func can differentiate, got "
-                         f"{str(error).splitlines()[0]!r}. Use method='dense'.") from error
+        raise RefusalError(f"{call}: method='matrix_free' needs a model that torch.func can differentiate, got "
+                           f"{str(error).splitlines()[0]!r}. Use method='dense'.") from error
     check_maps(call, piece, maps, agreement_of(dtype))
     extremes = [largest_singular_values(linear_map, k, seed=seed) for linear_map in maps]
     estimates = tuple((mean_squared_singular_value(m, seed=seed), spectral_density(m, seed=seed)) for m in maps)
@@ -132,56 +127,3 @@ def check_maps(call: str, piece: Stretch, maps: list[LinearMap], agreement: floa
         same_size = linear_map.outputs == piece.outputs
         taken = linear_map.backward(one).squeeze(0) if same_size else torch.full_like(true, torch.nan)
         check_alike(call, taken, true, agreement, 1)
-
-
-# --- which -----------------------------------------------------------------------------------------------------------
-
-
-def choose(method: str, chain: list[Factor], whole: Stretch) -> str:
-    """"product", "dense", "matrix_free", or "dense first": dense, unless it leaves values that are not resolved."""
-    if method != "auto":
-        return method
-    widest = max(factor.outputs for factor in chain)
-    dense_fits = 8 * whole.inputs * whole.outputs <= MEMORY_BUDGET // 4
-    if len(chain) > 1 and widest <= WIDEST and product_bytes(chain) <= MEMORY_BUDGET:
-        product, dense = product_cost(chain), dense_cost(chain, whole)
-        return "dense first" if dense_fits and product > max(DENSE_FIRST * dense, WORTH_CHOOSING) else "product"
-    return "dense" if dense_fits else "matrix_free"
-
-
-def product_bytes(chain: list[Factor]) -> int:
-    """For one sample: the largest factor's Jacobian, and the product's running state with what is made on the way."""
-    running, largest = chain[0].inputs, 0
-    for factor in chain:
-        largest = max(largest, 3 * factor.inputs * factor.outputs + 8 * factor.outputs * min(running, factor.outputs))
-        running = min(running, factor.outputs)
-    return 8 * largest
-
-
-def samples_at_once(route: str, chain: list[Factor], whole: Stretch) -> int:
-    """Of which the memory budget holds what the route needs."""
-    dense = 4 * 8 * whole.inputs * whole.outputs
-    needed = {"product": product_bytes(chain), "dense first": max(dense, product_bytes(chain))}.get(route, dense)
-    return max(1, MEMORY_BUDGET // needed)
-
-
-def product_cost(chain: list[Factor]) -> float:
-    """Multiplications, for all samples."""
-    running, cost = chain[0].inputs, 0.0
-    for factor in chain:
-        rows = 0 if factor.rule is not None else factor.outputs * pass_cost(factor)
-        running = min(running, factor.outputs)
-        cost += rows + factor.samples * QR_STEPS * factor.outputs * factor.inputs * running
-    return cost + chain[0].samples * JACOBI_STEPS * running**3
-
-
-def dense_cost(chain: list[Factor], whole: Stretch) -> float:
-    """Multiplications, for all samples."""
-    small, large = sorted((whole.inputs, whole.outputs))
-    return whole.outputs * sum(map(pass_cost, chain)) + whole.samples * SVD_STEPS * large * small**2
-
-
-def pass_cost(factor: Factor) -> float:
-    """Multiplications of a backward pass of all samples: every weight at every position, and a few for every value."""
-    values = math.prod(shape_of(factor.end))
-    return 4.0 * values + sum(p.numel() / p.shape[0] * values for p in factor.weights if p.ndim > 1)

@@ -1,1 +1,1 @@
-"""What `run` can measure: same-structure cells in, tidy rows out."""
+"""What `run` can measure: a group of same-structure cells at one moment in, tidy rows out."""

@@ -13,7 +13,7 @@ import pandas as pd
 
 from flowstudy.sweep.cells import Cell
 
-from .files import StoreError, write_whole
+from .files import write_to_store
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def folder_of(root: Path, table: str) -> Path:
 
 def remember(root: Path, table: str, failed: Iterable[Failure]) -> None:
     for one in failed:
-        write_whole(folder_of(root, table) / f"{one.key}.json", json.dumps(asdict(one), indent=1).encode())
+        write_to_store(folder_of(root, table) / f"{one.key}.json", json.dumps(asdict(one), indent=1).encode())
 
 
 def forget(root: Path, table: str, cells: Iterable[Cell]) -> None:
@@ -80,12 +80,6 @@ def forget(root: Path, table: str, cells: Iterable[Cell]) -> None:
 
 def failed_keys(root: Path, table: str) -> set[str]:
     return {path.stem for path in folder_of(root, table).glob("*.json")}
-
-
-def is_refusal(error: Exception) -> bool:
-    """The call or the disk is wrong, not a cell: one-line messages of our own, which no smaller group would change."""
-    refused = isinstance(error, ValueError | TypeError) and str(error).startswith("run: ")
-    return refused or isinstance(error, StoreError)
 
 
 def raise_for(failures: Sequence[Failure], cells: int, root: Path, table: str,

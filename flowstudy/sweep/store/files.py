@@ -5,8 +5,7 @@ import os
 import socket
 from pathlib import Path
 
-from flowstudy import whole_file
-from flowstudy.whole_file import temporary
+from flowstudy.whole_file import temporary, write_whole
 
 
 class StoreError(OSError):
@@ -17,14 +16,14 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_PERMISSION = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """As `flowstudy.whole_file.write_whole`.
+def write_to_store(path: Path, content: bytes) -> None:
+    """`write_whole`, with an error in the user's words.
 
     Raises:
         StoreError: no space, no permission, or the system's own reason; the temporary file is gone.
     """
     try:
-        whole_file.write_whole(path, content)
+        write_whole(path, content)
     except OSError as error:
         raise explained(error, path.parent) from error
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flowstudy.sweep.cells import CELL_FIELDS, Cell, digest
 
-from .files import sweep_leftovers, write_whole
+from .files import sweep_leftovers, write_to_store
 
 DEFAULTS = Cell()
 
@@ -39,7 +39,7 @@ def remember_plan(root: Path, measure: str, options: dict, table: str, cells: Se
         asked = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         plan = {"measure": measure, "options": options, "table": table, "asked": asked,
                 "cells": [settings(cell) for cell in cells]}
-        write_whole(path, json.dumps(plan).encode())
+        write_to_store(path, json.dumps(plan).encode())
     sweep_leftovers(path.parent)
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from flowstudy.sweep.cells import CELL_FIELDS, LATER, Cell, digest
 
-from .files import check_writable, set_aside, sweep_leftovers, write_whole
+from .files import check_writable, set_aside, sweep_leftovers, write_to_store
 
 SCHEMA = "flowstudy-1"  # raise it when rows of an older version can no longer be read as this one's
 OPTIONAL = {"gain": "float64", "gate_bias": "float64", "train_samples": "Int64"}  # typed also where all are None
@@ -70,12 +70,13 @@ class Store:
         self._swept.add(self.root / table)
 
     def append(self, table: str, cells: Sequence[Cell], rows: pd.DataFrame, provenance: dict) -> Path:
-        """Store the rows of whole cells; `rows` has a column `cell`, the position in `cells` that a row belongs to.
+        """Store the rows of whole cells; `rows` has a column `place`, the position in `cells` of the cell that a row
+        belongs to.
 
         Raises:
             StoreError: the disk is full or the folder read-only; the table is as it was.
         """
-        tidy = pd.DataFrame(settings_of(cells, rows["cell"].to_numpy()) | dict(rows.drop(columns="cell").items()))
+        tidy = pd.DataFrame(fields_of(cells, rows["place"].to_numpy()) | dict(rows.drop(columns="place").items()))
         arrow = pa.Table.from_pandas(tidy, preserve_index=False)
         footer = {"schema": SCHEMA, "cells": [cell.key for cell in cells], "provenance": provenance}
         arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"flowstudy": json.dumps(footer)})
@@ -85,7 +86,7 @@ class Store:
         if path.parent not in self._swept:
             sweep_leftovers(path.parent)
             self._swept.add(path.parent)
-        write_whole(path, written.getvalue())
+        write_to_store(path, written.getvalue())
         return path
 
     def load(self, cells: Sequence[Cell], table: str) -> pd.DataFrame:
@@ -156,14 +157,14 @@ class Store:
         return None
 
 
-def settings_of(cells: Sequence[Cell], position: np.ndarray) -> dict[str, object]:
+def fields_of(cells: Sequence[Cell], place: np.ndarray) -> dict[str, object]:
     """Columns that repeat each cell's key and fields on every row of it."""
-    columns: dict[str, object] = {"cell": np.array([cell.key for cell in cells], dtype=object)[position]}
+    columns: dict[str, object] = {"cell": np.array([cell.key for cell in cells], dtype=object)[place]}
     for name in CELL_FIELDS:
         values = [getattr(cell, name) for cell in cells]
         typed = pd.array(values, dtype=OPTIONAL[name]) if name in OPTIONAL else np.array(
             values, dtype=object if isinstance(values[0], str) else None)
-        columns[name] = typed[position]
+        columns[name] = typed[place]
     return columns
 
 

@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 
+from flowstudy.sweep.plan_error import MissingExtraError, PlanError
 from flowstudy.sweep.store.failures import Failure, failure, remember
 from flowstudy.sweep.store.store import Store
 
@@ -19,14 +20,14 @@ def check_engine(engine: object) -> None:
     """Refuse what is neither "local" nor Dask's."""
     address = isinstance(engine, str) and "://" in engine
     if engine != "local" and not address and not hasattr(engine, "scheduler_address") and not is_client(engine):
-        raise ValueError("run: `engine` must be 'local', the address of a Dask scheduler such as "
-                         f"'tcp://127.0.0.1:8786', a distributed.Client or a cluster, got {engine!r}.")
+        raise PlanError("run: `engine` must be 'local', the address of a Dask scheduler such as "
+                        f"'tcp://127.0.0.1:8786', a distributed.Client or a cluster, got {engine!r}.")
     if engine != "local":
         try:
             import distributed  # noqa: F401
         except ModuleNotFoundError:
-            raise ModuleNotFoundError("run: `engine` must be 'local' where Dask is not installed. Install the extra "
-                                      "`cluster`: pip install 'flowstudy[cluster]'.") from None
+            raise MissingExtraError("run: `engine` must be 'local' where Dask is not installed. Install the extra "
+                                    "`cluster`: pip install 'flowstudy[cluster]'.") from None
 
 
 def is_client(engine: object) -> bool:

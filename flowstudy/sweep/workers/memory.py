@@ -6,7 +6,7 @@ import torch
 
 from flowstudy.data import Dataset
 from flowstudy.sweep.cells import Cell
-from flowstudy.sweep.looks.in_training import build
+from flowstudy.sweep.cells_to_nets import stack_of
 from flowstudy.train.stacks.group import bytes_per_net
 
 SHARE = 0.5  # of what is free: others are there too, and what a measurement needs is not known
@@ -14,7 +14,7 @@ SHARE = 0.5  # of what is free: others are there too, and what a measurement nee
 
 def nets_that_fit(cell: Cell, data: Dataset) -> int:
     """How many nets like this one train at once, at least 1: one is built and its tensors are counted."""
-    one = build([cell], data)
+    one = stack_of([cell], data)
     return max(1, int(SHARE * free_bytes(data.x_train.device) / bytes_per_net(one, data, cell.batch_size)))
 
 

@@ -12,21 +12,22 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-import pandas as pd
 import torch
 
 from flowstudy.data import Dataset, load_dataset
 from flowstudy.sweep.cells import Cell, digest
-from flowstudy.sweep.looks.in_training import InTraining, measure_together
-from flowstudy.sweep.store.failures import Failure, failure, forget, is_refusal, remember
-from flowstudy.sweep.store.files import sweep_leftovers, write_whole
+from flowstudy.sweep.looks.in_training import measure_together
+from flowstudy.sweep.looks.table import Look
+from flowstudy.sweep.plan_error import PlanError
+from flowstudy.sweep.store.failures import Failure, failure, forget, remember
+from flowstudy.sweep.store.files import StoreError, sweep_leftovers, write_to_store
 from flowstudy.sweep.store.store import Store
 from flowstudy.train import Checkpoint
 
 from .memory import nets_that_fit
 
 VERSION = version("flowstudy")
-Measurement = Callable[..., pd.DataFrame]
+CHECKPOINT = 2  # raise it when training cannot go on from what an older version kept; its file is then not looked for
 Load = Callable[[str, int | None, torch.device], Dataset]
 
 
@@ -36,32 +37,33 @@ class Task:
 
     Attributes:
         cells: of one structure.
-        table: of the store at `store`, an absolute path that every worker sees.
-        measurement: from `MEASUREMENTS`, with its `options`.
+        store: the folder, an absolute path that every worker sees.
+        measurements: a table of the store, a look of `MEASUREMENTS` and its options each: all of one training.
         device: "auto" or torch's name of it, where the task runs.
-        checkpoint_every: seconds of training between two checkpoints.
-        beside: further measurements of the same training: (table, measurement, options) each.
         flowstudy: version that planned it; a worker of another version refuses.
+        checkpoint_every: seconds of training between two checkpoints.
     """
 
     cells: tuple[Cell, ...]
-    table: str
     store: Path
-    measurement: Measurement
-    options: dict
+    measurements: tuple[tuple[str, Look, dict], ...]
     device: str
     flowstudy: str
     checkpoint_every: float = 60.0
-    beside: tuple[tuple[str, InTraining, dict], ...] = ()
 
     @property
     def key(self) -> str:
-        """The same group for the same table is the same task."""
+        """The same group for the same tables is the same task."""
         return digest([*self.tables, *(cell.key for cell in self.cells)])
 
     @property
     def tables(self) -> list[str]:
-        return [self.table, *(table for table, *_ in self.beside)]
+        return [table for table, *_ in self.measurements]
+
+    @property
+    def table(self) -> str:
+        """The one beside which failures and checkpoints are kept."""
+        return self.tables[0]
 
     @property
     def work(self) -> int:
@@ -85,7 +87,7 @@ def run_task(task: Task, tick: Callable[[int], object], store: Store, load: Load
     rows.  So is a group that does not fit into memory.
 
     Raises:
-        StoreError, a wrong option, or what loading the data set raises: nothing that a smaller group would change.
+        PlanError, StoreError, or what loading the data set raises: nothing that a smaller group would change.
     """
     device = torch.device(found_device(task.device))
     data = load(task.cells[0].dataset, task.cells[0].train_samples, device)
@@ -119,10 +121,10 @@ def attempt(task: Task, cells: Sequence[Cell], data: Dataset, tick: Callable[[in
 
     checkpoint = checkpoint_of(task, cells)
     try:
-        rows = measure(task, cells, data, count, checkpoint)
+        rows = measure_together(task.measurements, cells, data, count, checkpoint)
+    except (PlanError, StoreError):  # the call or the disk is wrong, not a cell
+        raise
     except Exception as error:
-        if is_refusal(error):
-            raise
         if checkpoint:
             checkpoint.remove()
         tick(-ticked)
@@ -140,30 +142,20 @@ def attempt(task: Task, cells: Sequence[Cell], data: Dataset, tick: Callable[[in
     return failed
 
 
-def measure(task: Task, cells: Sequence[Cell], data: Dataset, tick: Callable[[int], object],
-            checkpoint: Checkpoint | None) -> dict[str, pd.DataFrame]:
-    """Rows by table."""
-    if not isinstance(task.measurement, InTraining):
-        return {task.table: task.measurement(list(cells), data, tick, **task.options)}
-    wanted = {table: (measurement, options)
-              for table, measurement, options in ((task.table, task.measurement, task.options), *task.beside)}
-    return measure_together(wanted, cells, data, tick, checkpoint)
-
-
 def pieces(task: Task, data: Dataset) -> list[Sequence[Cell]]:
     """The task's cells in parts that fit into the memory of where it runs."""
     first = task.cells[0]
-    size = nets_that_fit(first, data) if isinstance(task.measurement, InTraining) and first.epochs else len(task.cells)
+    size = nets_that_fit(first, data) if first.epochs else len(task.cells)
     return [task.cells[i:i + size] for i in range(0, len(task.cells), size)]
 
 
 def checkpoint_of(task: Task, cells: Sequence[Cell]) -> Checkpoint | None:
     """Where training goes on if it is killed; None for what does not train."""
-    if not isinstance(task.measurement, InTraining) or not cells[0].epochs:
+    if not cells[0].epochs:
         return None
-    key = replace(task, cells=tuple(cells)).key
-    return Checkpoint(checkpoint_folder(task.store, task.table) / f"{key}.pt", task.checkpoint_every,
-                      [cell.key for cell in cells], write_whole)
+    name = digest([CHECKPOINT, replace(task, cells=tuple(cells)).key])
+    return Checkpoint(checkpoint_folder(task.store, task.table) / f"{name}.pt", task.checkpoint_every,
+                      [cell.key for cell in cells], write_to_store)
 
 
 def checkpoint_folder(root: Path, table: str) -> Path:
@@ -211,7 +203,7 @@ worker_store = functools.lru_cache(maxsize=8)(Store)
 def serve_task(task: Task) -> list[Failure]:
     """`run_task` on a worker, which keeps its data set from task to task."""
     if task.flowstudy != VERSION:
-        raise ValueError(f"run: workers must have flowstudy {task.flowstudy}, as the process that calls `run`, got "
-                         f"{VERSION} on {socket.gethostname()}. Install the same version.")
+        raise PlanError(f"run: workers must have flowstudy {task.flowstudy}, as the process that calls `run`, got "
+                        f"{VERSION} on {socket.gethostname()}. Install the same version.")
     with ONE_AT_A_TIME:
         return run_task(task, lambda _units: None, worker_store(task.store), worker_load)

@@ -1,12 +1,12 @@
 """Activations as mean-field theory sees them: values, slopes, and what they average to over Gaussian preactivations."""
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import erf, expit, ndtr, owens_t
 
+from flowstudy.refusal import did_you_mean
 from flowstudy.theory.checks import Result
 
 from .gaussian import Pairs, TanhPairs, gaussian_mean
@@ -269,7 +269,6 @@ def activation_named(call: str, name: str | Activation) -> Activation:
     if isinstance(name, Activation):
         return name
     if name not in ACTIVATIONS:
-        near = difflib.get_close_matches(str(name), ACTIVATIONS, 1)
         raise ValueError(f"{call}: `activation` must be one of {', '.join(ACTIVATIONS)}, got {name!r}."
-                         + (f" Did you mean {near[0]!r}?" if near else ""))
+                         + did_you_mean(name, ACTIVATIONS))
     return ACTIVATIONS[name]

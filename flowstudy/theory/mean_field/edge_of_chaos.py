@@ -29,7 +29,7 @@ def critical_weight_var(activation: str | Activation, bias_var: Values = 0.0) ->
     """The weight variance (times fan_in) at which chi_1 = 1 for a given bias variance.
 
     weight_var = 1 / E phi'(h)^2 and bias_var = q - weight_var E phi(h)^2, h ~ N(0, q): one q for each bias_var.
-    By name, or with a slope or a range of its own: `theory.activations.rectifier`, `theory.activations.hard_tanh`.
+    By name, or with a slope or a range of its own: `rectifier` and `hard_tanh` in `theory.mean_field.activations`.
     gelu's q attracts only from bias_var 0.17293 on; below, the length leaves it, and `mean_field` finds another phase.
 
     Raises:

@@ -6,6 +6,7 @@ quantities below are in units of the root mean square of x, so that they stay in
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -15,11 +16,11 @@ from flowstudy.theory.checks import Values, check_integer, check_number
 
 from .activations import Activation, activation_named
 from .gaussian import gaussian_nodes, hermite_table, power_series, series_size
+from .layer_by_layer import table_of_layers
 from .maps import NON_NEGATIVE, check_correlation, variances
 from .plain import one_number
 
 LEAST, MOST = 1e-200, 1e8  # beyond, the layers are linear, and gates shut or open at once; ratios are taken here
-COLUMNS = ["layer", "q", "m", "c", "chi", "mean_squared", "P", "gradient_correlation"]
 
 
 def highway(activation: str, depth: Values, gate_bias: Values, weight_var: Values, gate_weight_var: Values = 1.0,
@@ -76,15 +77,8 @@ def highway(activation: str, depth: Values, gate_bias: Values, weight_var: Value
     init = Init(phi, *map(float, check_init(call, gate_bias, weight_var, gate_weight_var, bias_var)))
     if gate_bias == np.inf and not weight_var:
         raise ValueError(f"{call}: `weight_var` must be positive where gate_bias is inf, got {weight_var!r}.")
-    state = first_state(call, q0, m0, c0)
-    rows = []
-    for layer in range(1, depth + 1):
-        state = next_layer(init, state)
-        with np.errstate(over="ignore"):  # inf, where a signal has exploded beyond the range of numbers
-            q, mean_squared = np.exp([state.log_q, state.log_mean_squared])
-            mean = state.m * np.exp(state.log_q / 2)
-        rows.append((layer, q, mean, state.c, state.chi, mean_squared, state.second, state.gradient_correlation))
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return table_of_layers(first_state(call, q0, m0, c0), partial(highway_step, init), depth,
+                           also={"P": lambda state: state.second})
 
 
 @dataclass(frozen=True)
@@ -99,7 +93,7 @@ class Init:
 
 
 @dataclass(frozen=True)
-class State:
+class HighwayState:
     """Two inputs at one layer, in units of their root mean square, and the Jacobian J so far; B = J J^T / mean_squared.
 
     Attributes:
@@ -123,7 +117,7 @@ class State:
     gradient_correlation: float = 1.0
 
 
-def first_state(call: str, q0: Values, m0: Values, c0: Values) -> State:
+def first_state(call: str, q0: Values, m0: Values, c0: Values) -> HighwayState:
     q = float(check_number(call, "q0", q0))
     mean = float(check_number(call, "m0", m0, "a number"))
     c = float(check_correlation(call, "c0", c0))
@@ -132,20 +126,21 @@ def first_state(call: str, q0: Values, m0: Values, c0: Values) -> State:
     if c < 2 * mean**2 / q - 1 - 1e-12:
         raise ValueError(f"{call}: `c0` must be at least 2 m0^2 / q0 - 1 = {2 * mean**2 / q - 1:.6g}, got {c0!r}.")
     m = mean / np.sqrt(q)
-    return State(log_q=np.log(q), m=m, x3=3 * m - 2 * m**3, x4=3 - 2 * m**4, c=c, diagonal=1.0, with_x=m, with_x2=1.0)
+    return HighwayState(log_q=np.log(q), m=m, x3=3 * m - 2 * m**3, x4=3 - 2 * m**4, c=c, diagonal=1.0, with_x=m,
+                        with_x2=1.0)
 
 
-def next_layer(init: Init, now: State) -> State:
+def highway_step(init: Init, now: HighwayState) -> HighwayState:
     q = float(np.exp(np.clip(now.log_q, np.log(LEAST), np.log(MOST))))
     gate = Gate(init.gate_bias, init.gate_weight_var * q)
     length = init.weight_var * q + init.bias_var
     values = HiddenMoments(init.phi, length, q, init.weight_var, init.gate_weight_var * q)
     grown, m, x3, x4 = signal_moments(gate.moments, values, now)
-    chi = squared_gain(gate.moments, values, now)
+    chi = mean_squared_gain(gate.moments, values, now)
     c, chi_ab = pair_step(init, gate, values, now, length, q)
     diagonal, with_x, with_x2, second = jacobian_moments(gate.moments, values, now, chi)
     unit = np.sqrt(grown)
-    return State(
+    return HighwayState(
         log_q=now.log_q + np.log(grown), m=m / unit, x3=x3 / unit**3, x4=x4 / grown**2,
         c=float(np.clip(c / grown, -1, 1)), diagonal=diagonal, with_x=with_x / unit, with_x2=with_x2 / grown,
         second=second, chi=chi, log_mean_squared=now.log_mean_squared + np.log(chi),
@@ -185,7 +180,7 @@ class HiddenMoments:
         self.weight_var, self.gate_weight_var = weight_var, gate_weight_var
 
 
-def signal_moments(gate: np.ndarray, values: HiddenMoments, now: State) -> list[float]:
+def signal_moments(gate: np.ndarray, values: HiddenMoments, now: HighwayState) -> list[float]:
     """E y^2, E y, E y^3, E y^4 of y = (1 - T) x + T H, by the binomial theorem."""
     of_x = [1.0, now.m, 1.0, now.x3, now.x4]
     binomial = {1: (1, 1), 2: (1, 2, 1), 3: (1, 3, 3, 1), 4: (1, 4, 6, 4, 1)}
@@ -193,7 +188,7 @@ def signal_moments(gate: np.ndarray, values: HiddenMoments, now: State) -> list[
             for k in (2, 1, 3, 4)]
 
 
-def squared_gain(gate: np.ndarray, values: HiddenMoments, now: State) -> float:
+def mean_squared_gain(gate: np.ndarray, values: HiddenMoments, now: HighwayState) -> float:
     """chi = E (1-T)^2 + E gam^2, gam^2 = weight_var T^2 H'^2 + gate_weight_var T'^2 (H - x)^2."""
     h, of_slope = values.of_value, values.of_slope
     distance = h[2] - 2 * h[1] * now.m + 1
@@ -201,7 +196,7 @@ def squared_gain(gate: np.ndarray, values: HiddenMoments, now: State) -> float:
                  + values.gate_weight_var * gate[2, 2] * distance)
 
 
-def jacobian_moments(gate: np.ndarray, values: HiddenMoments, now: State, chi: float) -> tuple[float, ...]:
+def jacobian_moments(gate: np.ndarray, values: HiddenMoments, now: HighwayState, chi: float) -> tuple[float, ...]:
     """The next E B_ii^2, E y_i B_ii, E y_i^2 B_ii and (1/n) tr B^2.
 
     With a = 1 - T, J = diag(a) + (independent Gaussian rows of variance gam_i^2 / n), so that the diagonal obeys
@@ -232,7 +227,7 @@ def jacobian_moments(gate: np.ndarray, values: HiddenMoments, now: State, chi: f
 # --- two inputs ------------------------------------------------------------------------------------------------------
 
 
-def pair_step(init: Init, gate: Gate, values: HiddenMoments, now: State, length: float,
+def pair_step(init: Init, gate: Gate, values: HiddenMoments, now: HighwayState, length: float,
               q: float) -> tuple[float, float]:
     """E y_a y_b in units of q, and chi_ab, by which the covariance of two inputs' gradients is multiplied."""
     both_open, both_sloped = gate.pairs(now.c)

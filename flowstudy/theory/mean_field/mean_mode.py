@@ -25,12 +25,12 @@ from .highway import (
     MOST,
     Gate,
     HiddenMoments,
-    State,
+    HighwayState,
     check_init,
     first_state,
     jacobian_moments,
+    mean_squared_gain,
     signal_moments,
-    squared_gain,
 )
 
 NETS = ("plain", "residual", "highway")
@@ -69,7 +69,7 @@ def mean_mode(net: str, activation: str, depth: Values, gate_bias: Values = 0.0,
     bias, weights, gates, biases = map(float, check_init(call, gate_bias, weight_var, gate_weight_var, bias_var))
     body = Body(net, phi, bias, weights, gates if net == "highway" else 0.0, biases)
     steps = list(walk(body, first_state(call, q0, m0, 1.0), layers))
-    forward, back = Scaled(start_vector(steps[0][0])), [Scaled(row) for row in np.eye(7)[[0, MODE]]]
+    forward, back = ScaledVector(start_vector(steps[0][0])), [ScaledVector(row) for row in np.eye(7)[[0, MODE]]]
     rows = []
     for layer, (_, step, after) in enumerate(steps, 1):
         forward = forward.times(step)
@@ -92,16 +92,16 @@ def mean_log_square(log_bulk: np.ndarray, log_mode: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Scaled:
+class ScaledVector:
     """A vector times e^shift: products of many layers leave the range of numbers."""
 
     vector: np.ndarray
     shift: float = 0.0
 
-    def times(self, step: np.ndarray) -> "Scaled":
+    def times(self, step: np.ndarray) -> "ScaledVector":
         image = step @ self.vector
         size = np.abs(image).max()
-        return Scaled(image / size, self.shift + float(np.log(size))) if size > 0 else self
+        return ScaledVector(image / size, self.shift + float(np.log(size))) if size > 0 else self
 
     def log(self, entry: int) -> float:
         return self.log_product(np.eye(len(self.vector))[entry])
@@ -111,7 +111,7 @@ class Scaled:
         return float(np.log(value)) + self.shift if value > 0 else -np.inf
 
 
-def start_vector(state: State) -> np.ndarray:
+def start_vector(state: HighwayState) -> np.ndarray:
     """Of the identity: B_ii = 1, and a random unit change shifts m by 1 . u / n, q by 2 x . u / n."""
     return np.array([1, state.m, 1, 1, 2 * state.m, 4, 0])
 
@@ -128,7 +128,7 @@ class Body:
     bias_var: float
 
 
-def walk(body: Body, state: State, depth: int) -> Iterator[tuple[State, np.ndarray, State]]:
+def walk(body: Body, state: HighwayState, depth: int) -> Iterator[tuple[HighwayState, np.ndarray, HighwayState]]:
     """Of each layer: the state before it, its 7 x 7 map of state vectors, the state after it."""
     for _ in range(depth):
         q = float(np.exp(np.clip(state.log_q, np.log(LEAST), np.log(MOST))))
@@ -140,9 +140,9 @@ def walk(body: Body, state: State, depth: int) -> Iterator[tuple[State, np.ndarr
         state = after
 
 
-def next_state(gate: np.ndarray, values: HiddenMoments, now: State) -> State:
+def next_state(gate: np.ndarray, values: HiddenMoments, now: HighwayState) -> HighwayState:
     grown, m, x3, x4 = signal_moments(gate, values, now)
-    chi = squared_gain(gate, values, now)
+    chi = mean_squared_gain(gate, values, now)
     diagonal, with_x, with_x2, second = jacobian_moments(gate, values, now, chi)
     unit = np.sqrt(grown)
     return replace(now, log_q=now.log_q + np.log(grown), m=m / unit, x3=x3 / unit**3, x4=x4 / grown**2, chi=chi,
@@ -183,7 +183,7 @@ class TiltedMoments(HiddenMoments):
 # --- one layer -------------------------------------------------------------------------------------------------------
 
 
-def layer_map(gate: Gate | OpenGate, values: TiltedMoments, now: State, after: State) -> np.ndarray:
+def layer_map(gate: Gate | OpenGate, values: TiltedMoments, now: HighwayState, after: HighwayState) -> np.ndarray:
     """How the layer carries a state vector: bulk to bulk, bulk to shifts, shifts to shifts, shifts to the mode."""
     step = np.zeros((7, 7))
     step[BULK, BULK] = bulk_map(gate.moments, values, now, after)
@@ -197,7 +197,7 @@ def layer_map(gate: Gate | OpenGate, values: TiltedMoments, now: State, after: S
     return step
 
 
-def bulk_map(gate: np.ndarray, values: HiddenMoments, now: State, after: State) -> np.ndarray:
+def bulk_map(gate: np.ndarray, values: HiddenMoments, now: HighwayState, after: HighwayState) -> np.ndarray:
     """(b0, b1, b2) = ((1/n) tr B, E x_i B_ii, E x_i^2 B_ii): linear, so the images of three states tell the map."""
     unit = np.sqrt(np.exp(after.log_q - now.log_q))
     columns = []
@@ -208,7 +208,7 @@ def bulk_map(gate: np.ndarray, values: HiddenMoments, now: State, after: State) 
     return np.stack([constant, columns[1] - constant, columns[2] - constant], axis=1)
 
 
-def shift_map(gate: Gate | OpenGate, values: TiltedMoments, now: State) -> np.ndarray:
+def shift_map(gate: Gate | OpenGate, values: TiltedMoments, now: HighwayState) -> np.ndarray:
     """The derivative of (m', q') by (m, q), dm in units of sqrt q, dq of q: by q, E f(h) changes by E f' h / 2 q."""
     g, tilt, h = gate.moments, gate.tilt, values.of_value
     opened, opened2, shut2, mixed = tilt[1, 1] / 2, tilt[2, 1], -tilt[1, 2], (tilt[1, 2] - tilt[2, 1]) / 2
@@ -232,7 +232,7 @@ def made_shifts(gate: np.ndarray, values: HiddenMoments, bulk: np.ndarray, grown
     return np.array([[1.0], [2.0], [4.0]]) * (bulk - carried)
 
 
-def coherent_gain(gate: Gate | OpenGate, values: TiltedMoments, now: State) -> np.ndarray:
+def coherent_gain(gate: Gate | OpenGate, values: TiltedMoments, now: HighwayState) -> np.ndarray:
     """What shifts add to E dy_i^2 beyond chi E dx_i^2, as coefficients of the three SHIFTS.
 
     dy = (1-T) dx + T' (H - x) dt + T H' dh; of dt and dh the parts tau dq / 2q and share h dq / 2q are coherent.

@@ -1,6 +1,7 @@
 """Signal propagation in wide residual nets: y = x + H, H = phi(W x + b)."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -9,10 +10,9 @@ from flowstudy.theory.checks import Values, check_integer
 
 from .activations import Activation, activation_named
 from .highway import LEAST, MOST, first_state
+from .layer_by_layer import table_of_layers
 from .maps import variances
 from .plain import one_number
-
-COLUMNS = ["layer", "q", "m", "c", "chi", "mean_squared", "gradient_correlation"]
 
 
 def residual_net(activation: str, depth: Values, weight_var: Values, q0: Values = 1.0, m0: Values = 0.0,
@@ -56,20 +56,12 @@ def residual_net(activation: str, depth: Values, weight_var: Values, q0: Values 
     depth = int(check_integer(call, "depth", depth))
     w, b = map(float, variances(call, weight_var, bias_var))
     first = first_state(call, q0, m0, c0)
-    now = State(first.log_q, first.m, first.c)
-    rows = []
-    for layer in range(1, depth + 1):
-        now = next_layer(phi, w, b, now)
-        with np.errstate(over="ignore"):  # inf, where the signal has grown beyond the range of numbers
-            q, mean_squared = np.exp([now.log_q, now.log_mean_squared])
-            mean = now.m * np.exp(now.log_q / 2)
-        rows.append((layer, q, mean, now.c, now.chi, mean_squared, now.gradient_correlation))
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return table_of_layers(ResidualState(first.log_q, first.m, first.c), partial(residual_step, phi, w, b), depth)
 
 
 @dataclass(frozen=True)
-class State:
-    """Two inputs at one layer: ln of their mean square q, mean in units of sqrt(q), cosine; the Jacobian so far."""
+class ResidualState:
+    """Two inputs at one layer, and the Jacobian so far; see `Signals`."""
 
     log_q: float
     m: float
@@ -79,7 +71,7 @@ class State:
     gradient_correlation: float = 1.0
 
 
-def next_layer(phi: Activation, weight_var: float, bias_var: float, now: State) -> State:
+def residual_step(phi: Activation, weight_var: float, bias_var: float, now: ResidualState) -> ResidualState:
     q = np.exp(np.clip(now.log_q, np.log(LEAST), np.log(MOST)))  # beyond, ratios to q no longer change
     length = weight_var * q + bias_var
     pairs = phi.pairs(np.asarray(length))
@@ -89,7 +81,7 @@ def next_layer(phi: Activation, weight_var: float, bias_var: float, now: State) 
     grown = 1 + mixed + phi.mean_square(length) / q
     c = (now.c + mixed + pairs.covariance(c_h) / q) / grown
     chi, chi_ab = (1 + weight_var * kept for kept in (phi.squared_slope(length), pairs.slope_covariance(c_h)))
-    return State(
+    return ResidualState(
         log_q=float(now.log_q + np.log(grown)), m=float((now.m + mean) / np.sqrt(grown)),
         c=float(np.clip(c, -1, 1)), chi=float(chi), log_mean_squared=float(now.log_mean_squared + np.log(chi)),
         gradient_correlation=float(now.gradient_correlation * chi_ab / chi))

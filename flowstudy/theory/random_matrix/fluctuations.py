@@ -42,7 +42,7 @@ def log_jacobian_norm(width: Values, depth: Values, activation: str, weights: st
     [-1.6508, 3.55]
     """
     call = "log_jacobian_norm"
-    width, depth, weight_var = check(call, width, depth, activation, weights, weight_var)
+    width, depth, weight_var = check_net(call, width, depth, activation, weights, weight_var)
     mean, variance = log_layer_gain(width, activation, weights)
     return full(depth * (mean + np.log(weight_var)), depth * variance)
 
@@ -59,7 +59,7 @@ def log_input_gradient_norm(width: Values, depth: Values, activation: str, weigh
         in_features: inputs of the net, whose fan_in scales the first layer's weights; None is `width`.
     """
     call = "log_input_gradient_norm"
-    width, depth, weight_var = check(call, width, depth, activation, weights, weight_var)
+    width, depth, weight_var = check_net(call, width, depth, activation, weights, weight_var)
     readout_var = check_number(call, "readout_var", readout_var)
     inputs = width if in_features is None else check_integer(call, "in_features", in_features)
     readout, layer = log_layer_gain(width, activation, "gaussian"), log_layer_gain(width, activation, weights)
@@ -82,7 +82,7 @@ def log_weight_gradient_norm(width: Values, depth: Values, activation: str, weig
     Args: as `log_input_gradient_norm`. An input of squared norm s adds ln s to the mean.
     """
     call = "log_weight_gradient_norm"
-    width, depth, weight_var = check(call, width, depth, activation, weights, weight_var)
+    width, depth, weight_var = check_net(call, width, depth, activation, weights, weight_var)
     readout_var = check_number(call, "readout_var", readout_var)
     readout, layer = log_layer_gain(width, activation, "gaussian"), log_layer_gain(width, activation, weights)
     return full(np.log(readout_var) + readout.mean + (depth - 1) * (layer.mean + np.log(weight_var)),
@@ -99,7 +99,7 @@ def squared_jacobian_norm(width: Values, depth: Values, activation: str, weights
     Args: as `log_jacobian_norm`.
     """
     call = "squared_jacobian_norm"
-    n, depth, weight_var = check(call, width, depth, activation, weights, weight_var)
+    n, depth, weight_var = check_net(call, width, depth, activation, weights, weight_var)
     p = LIVE[activation]
     excess = (3 / p - 1) / n if weights == "gaussian" else 3 * (1 / p - 1) / (n + 2)
     with np.errstate(over="ignore"):
@@ -123,8 +123,8 @@ def log_chi_squared(width: Result, activation: str = "linear") -> Moments:
     return Moments(np.log(2) + mean, between + within)
 
 
-def check(call: str, width: Values, depth: Values, activation: str, weights: str,
-          weight_var: Values | None) -> tuple[Result, Result, Result]:
+def check_net(call: str, width: Values, depth: Values, activation: str, weights: str,
+              weight_var: Values | None) -> tuple[Result, Result, Result]:
     width, depth = check_integer(call, "width", width), check_integer(call, "depth", depth)
     check_choice(call, "activation", activation, tuple(LIVE), " Of others only the limit of infinite width is known.")
     check_choice(call, "weights", weights, WEIGHTS)

@@ -5,7 +5,7 @@ import numpy as np
 from flowstudy.theory.checks import Moments, Result, Values, check_choice, check_integer, check_number
 from flowstudy.theory.mean_field.activations import activation_named
 
-from .fluctuations import LIVE, WEIGHTS, check, full
+from .fluctuations import LIVE, WEIGHTS, check_net, full
 
 MASKS = (*LIVE, "hard_tanh")  # slopes are 0 or 1
 LARGEST_LOG = 700.0           # exp of more is near the end of float64
@@ -30,7 +30,7 @@ def second_moment(width: Values, depth: Values, activation: str, weight_var: Val
     >>> [round(float(second_moment(64, 10, activation)), 6) for activation in ("linear", "relu")]
     [11.986831, 28.738065]
     """
-    n, depth, weight_var = check("second_moment", width, depth, activation, "gaussian", weight_var)
+    n, depth, weight_var = check_net("second_moment", width, depth, activation, "gaussian", weight_var)
     growth, ratio = mean_square_growth(n, depth, LIVE[activation])
     with np.errstate(over="ignore"):
         return (weight_var * LIVE[activation]) ** (2 * depth) * np.exp(growth) * (1 - (n - 1) / 3 * ratio)
@@ -41,7 +41,7 @@ def mean_squared(width: Values, depth: Values, activation: str, weight_var: Valu
 
     Args: as `second_moment`.
     """
-    n, depth, weight_var = check("mean_squared", width, depth, activation, "gaussian", weight_var)
+    n, depth, weight_var = check_net("mean_squared", width, depth, activation, "gaussian", weight_var)
     growth, ratio = mean_square_growth(n, depth, LIVE[activation])
     with np.errstate(over="ignore", invalid="ignore"):
         mean = (weight_var * LIVE[activation]) ** depth

@@ -3,8 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 
 from flowstudy.data import Dataset
 from flowstudy.data.augment import INPUTS, cropped, random_crops
+from flowstudy.threads import one_thread
 from flowstudy.train.checkpoint import Checkpoint
 
 from .sgd import nesterov_sgd, set_learning_rate
@@ -83,7 +83,7 @@ def train_conv(net: nn.Module, data: Dataset, recipe: Recipe, *, seed: int = 0,
     Source: Srivastava, Greff, Schmidhuber 2015 (arXiv:1507.06228), sections 3.2 and 3.3, and the authors' files.
     """
     data = INPUTS[recipe.inputs](data)
-    file = None if checkpoint is None else Checkpoint(checkpoint, seconds, key_of(net, data, recipe, seed))
+    file = None if checkpoint is None else Checkpoint(checkpoint, seconds, run_key(net, data, recipe, seed))
     net.to(memory_format=torch.channels_last)
     optimizer = nesterov_sgd(net, recipe.learning_rate, recipe.momentum, recipe.weight_decay)
     history = ConvHistory([], [], -1) if file is None else restore(file, net, optimizer)
@@ -91,7 +91,7 @@ def train_conv(net: nn.Module, data: Dataset, recipe: Recipe, *, seed: int = 0,
         set_learning_rate(optimizer, recipe.rate(epoch))
         loss = one_epoch(net, optimizer, data, recipe, seed * 1_000_003 + epoch)
         diverged = not math.isfinite(loss)
-        share = math.nan if diverged else accuracy(net, data.x_test, data.y_test)
+        share = math.nan if diverged else share_classified(net, data.x_test, data.y_test)
         history = ConvHistory([*history.loss, loss], [*history.test_accuracy, share], epoch if diverged else -1)
         last = diverged or epoch == recipe.epochs - 1
         if file is not None and (last or file.due()):
@@ -100,17 +100,6 @@ def train_conv(net: nn.Module, data: Dataset, recipe: Recipe, *, seed: int = 0,
         if last:
             break
     return history
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Same bits whatever the number of cores; on busy ones a second thread made a step 27 times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @one_thread()
@@ -138,7 +127,7 @@ def one_epoch(net: nn.Module, optimizer: torch.optim.SGD, data: Dataset, recipe:
 
 @one_thread()
 @torch.no_grad()
-def accuracy(net: nn.Module, x: Tensor, y: Tensor) -> float:
+def share_classified(net: nn.Module, x: Tensor, y: Tensor) -> float:
     """Share of the samples whose largest output is their label's, without dropout."""
     net.eval()
     right = sum((net(part).argmax(1) == labels).sum()
@@ -155,7 +144,7 @@ def restore(file: Checkpoint, net: nn.Module, optimizer: torch.optim.SGD) -> Con
     return ConvHistory(**saved["history"])
 
 
-def key_of(net: nn.Module, data: Dataset, recipe: Recipe, seed: int) -> str:
+def run_key(net: nn.Module, data: Dataset, recipe: Recipe, seed: int) -> str:
     """What a run is: structure, initial weights, data, recipe, seed."""
     weights = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in net.parameters())).hexdigest()
     return f"{net!r} {weights} {data.name} {tuple(data.x_train.shape)} {recipe} {seed}"

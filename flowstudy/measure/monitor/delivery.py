@@ -1,0 +1,123 @@
+"""Where a monitor's complete records go: to the host, and from there to the table, the folder and the curves."""
+
+import os
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import pandas as pd
+import torch
+
+from .kept import RecordFolder
+from .norms import Layout
+from .step_record import StepRecord, tables, was_left_out
+from .watched import Watched
+
+TOGETHER = 64  # records that nobody waits for are put away together: one at a time takes three times as long
+
+
+@runtime_checkable
+class ScalarWriter(Protocol):
+    """What a TensorBoard SummaryWriter can do."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> object: ...
+
+
+class Numbers(NamedTuple):
+    """A record on the host; its table is worked out when somebody asks for it."""
+
+    step: int
+    layout: Layout
+    entries: Counter[int]
+    values: array
+
+
+class Delivery:
+    """Fetches records without waiting for the device, and puts them where they belong once they have arrived.
+
+    Under DistributedDataParallel only the first process writes to `store` and `writer`.
+    """
+
+    def __init__(self, call: str, watched: Watched, store: str | os.PathLike | None, writer: ScalarWriter | None):
+        self.watched = watched
+        self.folder = None if store is None or not first_process() else RecordFolder(call, store)
+        self.writer = check_writer(call, writer) if first_process() else None
+        self.fetching: list[StepRecord] = []      # complete; their numbers are on their way to the host
+        self.numbers: list[Numbers] = []
+
+    @property
+    def is_written(self) -> bool:
+        """Whether records go somewhere as they come."""
+        return self.folder is not None or self.writer is not None
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """Of all records so far."""
+        self.deliver()
+        return self.rows(self.numbers)
+
+    def take(self, record: StepRecord) -> None:
+        """Start to fetch a record that is complete."""
+        record.norms.fetch()
+        self.fetching.append(record)
+        behind = len(self.fetching) - (record.norms.arrived is not None)  # the latest may still be on its way
+        if behind >= (1 if self.is_written else TOGETHER):
+            self.deliver(behind)
+
+    def deliver_arrived(self) -> None:
+        """What is to be written, if that needs no waiting."""
+        if self.fetching and self.is_written and self.fetching[-1].norms.ready():
+            self.deliver()
+
+    def deliver(self, number: int | None = None) -> None:
+        """Put the first so many records that were fetched where they belong, or all."""
+        number = len(self.fetching) if number is None else number
+        records, self.fetching = self.fetching[:number], self.fetching[number:]
+        for record in records:
+            layout, entries, values = record.norms.layout, record.entries, record.norms.read()
+            if was_left_out(layout, values):
+                continue
+            if self.numbers and (layout, entries) == (self.numbers[-1].layout, self.numbers[-1].entries):
+                layout, entries = self.numbers[-1].layout, self.numbers[-1].entries  # held once; worked out together
+            self.numbers.append(Numbers(record.step, layout, entries, values))
+            if self.folder is not None:
+                self.folder.append(self.rows(self.numbers[-1:]))
+            if self.writer is not None:
+                write_curves(self.writer, self.rows(self.numbers[-1:]), self.watched.quantities)
+
+    def rows(self, numbers: list[Numbers]) -> pd.DataFrame:
+        layers, quantities = len(self.watched.names), self.watched.quantities
+        values = [np.empty((0, layers, len(quantities)))]
+        for _, alike in groupby(numbers, key=lambda one: (id(one.layout), id(one.entries))):
+            _, layouts, entries, vectors = zip(*alike, strict=True)
+            values.append(tables(self.watched, layouts[0], entries[0], np.array(vectors)))
+        columns = np.concatenate(values).reshape(-1, len(quantities)).T
+        return pd.DataFrame({
+            "step": np.repeat(np.array([one.step for one in numbers], dtype=int), layers),
+            "layer": np.tile(np.arange(1, layers + 1), len(numbers)),
+            "module": self.watched.names * len(numbers),
+            "type": self.watched.types * len(numbers),
+        } | dict(zip(quantities, columns, strict=True)))
+
+
+def write_curves(writer: ScalarWriter, rows: pd.DataFrame, quantities: Sequence[str]) -> None:
+    for name in quantities:
+        values = rows[name]
+        curves = {"first layer": values.iloc[0], "median layer": values.median(), "last layer": values.iloc[-1]}
+        for curve, value in curves.items():
+            writer.add_scalar(f"{name}/{curve}", float(value), int(rows["step"].iloc[0]))
+
+
+def first_process() -> bool:
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+
+
+def check_writer(call: str, writer: ScalarWriter | None) -> ScalarWriter | None:
+    if writer is not None and not callable(getattr(writer, "add_scalar", None)):
+        raise TypeError(f"{call}: `writer` must have add_scalar, as a TensorBoard SummaryWriter does, "
+                        f"got {type(writer).__name__}. For a folder of Parquet files pass store=.")
+    return writer

@@ -1,0 +1,22 @@
+"""How a wrong call is refused: by one line that names the argument, with what was probably meant."""
+
+import difflib
+from collections.abc import Callable, Iterable
+
+
+class RefusalError(ValueError):
+    """The call is wrong, in one line that says what to do: no fault of what is computed, and nothing was."""
+
+
+class RefusalTypeError(RefusalError, TypeError):
+    """An argument of a wrong kind."""
+
+
+def did_you_mean(word: object, known: Iterable[str], most: int = 1, quoted: Callable[[str], str] = repr) -> str:
+    """A sentence to end a message with, a space before it; empty where nothing is near.
+
+    >>> did_you_mean("highwy", ["plain", "highway"])
+    " Did you mean 'highway'?"
+    """
+    near = difflib.get_close_matches(str(word), list(known), most)
+    return f" Did you mean {' or '.join(map(quoted, near))}?" if near else ""

@@ -1,0 +1,45 @@
+"""Cells to nets: the modules that cells describe, as they start."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+from flowstudy.data import Dataset
+from flowstudy.kinds import KINDS
+from flowstudy.nets import initialize
+from flowstudy.train import Stack, stack_states
+
+from .cells import Cell
+
+WEIGHTS = ("init", "gain", "bias_var", "seed")  # nets of one structure that agree in these have the same weights
+
+
+def nets_of(cells: Sequence[Cell], data: Dataset, device: torch.device | str) -> Iterator[nn.Module]:
+    """Each cell's net: one module, made what the next cell wants in turn (building modules is what costs), so a net is
+    valid until the next one.
+
+    Args:
+        cells: of one structure.  Those that follow each other and have the same weights (differing in gate bias, say)
+            share one draw.
+        data: tells the numbers of features and classes.
+    """
+    first, drawn = cells[0], None
+    net = KINDS[first.net].net(data.x_train.shape[1], first.width, first.depth, data.classes, first.activation)
+    net = net.to(device)
+    for cell in cells:
+        weights = {name: getattr(cell, name) for name in WEIGHTS}
+        if weights != drawn:
+            initialize(net, cell.init, seed=cell.seed, gain=cell.gain, bias_var=cell.bias_var)
+            drawn = weights
+        if cell.gate_bias is not None:
+            net.set_gate_bias(cell.gate_bias)
+        yield net
+
+
+def stack_of(cells: Sequence[Cell], data: Dataset) -> Stack:
+    """All the cells' nets at once, on the data's device."""
+    states = []
+    for net in nets_of(cells, data, "cpu"):
+        states.append({name: value.detach().clone() for name, value in net.named_parameters()})
+    return stack_states(net, states, data.x_train.device)
