@@ -142,18 +142,34 @@ def test_token_losses_and_squared_errors_learn():
 # --- which rates go on -----------------------------------------------------------------------------------------------
 
 
+def go_on(losses: dict[float, float], count: int) -> dict[float, float]:
+    """The `count` lowest losses, and what is within 5 % of the lowest."""
+    finite = {rate: loss for rate, loss in losses.items() if math.isfinite(loss)}
+    cut = max(sorted(finite.values())[:count][-1], 1.05 * min(finite.values()))
+    return {rate: loss for rate, loss in finite.items() if loss <= cut}
+
+
 @pytest.mark.parametrize("net", [small_net, batch_norm_net, dropout_net])
 def test_halving_leaves_a_rate_as_it_is_alone(net):
-    """A quarter of the steps for all, half for half of them, all for a quarter; each as if it were tried alone."""
+    """Who goes on follows from trials of one rate, whose losses at a quarter, a half and the end are the race's."""
     model, (x, y) = net(), learnable()
     trial = tried(model, x, y, optimizer="momentum")
-    assert sorted(trial.frame.steps[~trial.frame.diverged]) == sorted([24, 24, 12, 12, 6, 6, 6, 6])[-sum(
-        ~trial.frame.diverged):]
-    alone = tried(model, x, y, optimizer="momentum", rates=[trial.best.learning_rate])
-    assert math.isclose(trial.best.loss, alone.best.loss, rel_tol=ROUNDING)
-    first = tried(model, x, y, optimizer="momentum", steps=6, rates=[trial.frame.learning_rate[0]])
-    assert math.isclose(trial.frame.loss[0], first.best.loss, rel_tol=1e-5)
-    assert trial.complete
+    running, last = list(USUAL_RATES["momentum"]), {}
+    for steps, count in ((6, 4), (12, 2), (24, 8)):
+        losses = {rate: tried(model, x, y, optimizer="momentum", rates=[rate], steps=steps).frame.loss[0]
+                  for rate in running}
+        last |= {rate: (steps, loss) for rate, loss in losses.items()}
+        running = list(go_on(losses, count))
+    for row in trial.frame[~trial.frame.diverged].itertuples():
+        steps, loss = last[row.learning_rate]
+        assert row.steps == steps and math.isclose(row.loss, loss, rel_tol=ROUNDING)
+    assert trial.complete and set(trial.frame.steps[~trial.frame.diverged]) == {6, 12, 24}
+
+
+def test_rates_that_are_level_all_go_on():
+    """Four rates at which nothing happens: none is ahead, all make all steps."""
+    trial = tried(small_net(), *learnable(), rates=[0.0, 1e-9, 0.0, 1e-9])
+    assert (trial.frame.steps == STEPS).all() and trial.complete
 
 
 @pytest.mark.parametrize("net, stacked", [(small_net, True), (dropout_net, False)])
@@ -183,7 +199,7 @@ def test_a_net_that_sees_nothing_stays_at_chance(optimizer):
     y = torch.arange(SAMPLES) % CLASSES
     trial = tried(small_net(), torch.ones(SAMPLES, FEATURES), y, optimizer=optimizer, batch_size=SAMPLES, steps=40)
     assert trial.best.loss == pytest.approx(math.log(CLASSES), abs=0.05)
-    assert trial.best.loss > math.log(CLASSES) - 1e-6 and trial.best.accuracy == pytest.approx(1 / CLASSES)
+    assert trial.best.loss > math.log(CLASSES) - 1e-6
 
 
 # --- the time ---------------------------------------------------------------------------------------------------------
@@ -203,18 +219,19 @@ def test_time_that_runs_out_leaves_the_rest_out(net, seconds, left_out, monkeypa
     ticks = iter(range(10**6))
     monkeypatch.setattr(Clock, "taken", lambda _clock: float(next(ticks)))
     model, (x, y) = net(), learnable()
-    trial = tried(model, x, y, seconds=seconds, rates=[0.03, 0.1])
+    trial = tried(model, x, y, optimizer="momentum", seconds=seconds, rates=[0.001, 0.1])
     assert not trial.complete and trial.frame.left_out.tolist() == left_out
     for row in trial.frame.itertuples():
         assert 0 < row.steps < STEPS
-        alone = tried(model, x, y, rates=[row.learning_rate], steps=row.steps)
+        alone = tried(model, x, y, optimizer="momentum", rates=[row.learning_rate], steps=row.steps)
         assert math.isclose(row.loss, alone.best.loss, rel_tol=ROUNDING)
 
 
 def test_expected_seconds_are_told_before_the_rest_starts(capsys):
     tried(small_net(), *learnable(), seconds=1000.0, progress=True)
     told = capsys.readouterr().err
-    assert "s expected for 24 steps at 8 learning rates, of at most 1000 s" in told and "24/24" in told
+    assert "s expected for 24 steps at 8 learning rates (" in told and "gets ahead), of at most 1000 s\n" in told
+    assert "24/24" in told
     tried(small_net(), *learnable())
     assert capsys.readouterr().err == ""
 

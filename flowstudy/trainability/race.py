@@ -1,4 +1,9 @@
-"""Learning rates in competition: in step with each other, the worse half dropped twice, within a time."""
+"""Learning rates in competition: in step with each other, those that fall behind dropped twice, within a time.
+
+Successive halving alone drops what it should not where nothing has been learnt yet: at the end of a plateau the losses
+of all rates are alike but for noise, and the small rates, which move least, look best.  So a rate that is level with
+the best one goes on too.
+"""
 
 import math
 import sys
@@ -11,6 +16,7 @@ from tqdm import tqdm
 from .learners import Alone, Stacked
 
 PARTS = 4, 2, 1  # all rates make a quarter of the steps, the better half of them half, the best quarter all
+LEVEL = 0.05     # of the lowest loss: what is no further above it goes on, wherever it stands
 
 
 class Clock:
@@ -90,8 +96,13 @@ class Race:
         return [row for learner in self.learners for row in learner.rows]
 
     def leaders(self, count: int) -> list[int]:
-        """The rows of lowest loss."""
-        return sorted(self.running(), key=lambda row: self.loss[row])[:count]
+        """The rows of lowest loss, and those that are level with the first of them."""
+        order = sorted(self.running(), key=lambda row: self.loss[row])
+        if not order:
+            return []
+        lowest = self.loss[order[0]]
+        level = lowest + LEVEL * abs(lowest)
+        return [row for place, row in enumerate(order) if place < count or self.loss[row] <= level]
 
     def drop_diverged(self, losses: dict[int, float]) -> None:
         diverged = [row for row, loss in losses.items() if not math.isfinite(loss)]
@@ -112,10 +123,12 @@ class Race:
         """What the trial is expected to take in all, from what the first step of each rate took."""
         count = len(self.rates)
         steps = sum((last - first) * rates for first, last, rates in zip([0, *ends], ends, kept, strict=False))
-        expected = self.clock.taken() + (steps / count - 1) * seconds + sum(kept) * self.seconds_to_look
+        so_far, a_step = self.clock.taken(), seconds / count
+        least = so_far + (steps - count) * a_step + sum(kept) * self.seconds_to_look
+        most = so_far + (ends[-1] - 1) * count * a_step + len(kept) * count * self.seconds_to_look
         limit = "" if self.clock.limit == math.inf else f", of at most {self.clock.limit:g} s"
-        tqdm.write(f"trial: about {expected:.1f} s expected for {ends[-1]} steps at {count} learning rates{limit}",
-                   file=sys.stderr)
+        tqdm.write(f"trial: about {least:.1f} s expected for {ends[-1]} steps at {count} learning rates "
+                   f"({most:.1f} s if none gets ahead){limit}", file=sys.stderr)
 
     def frame(self) -> pd.DataFrame:
         return pd.DataFrame({

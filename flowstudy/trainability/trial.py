@@ -67,7 +67,9 @@ def run_trial(call: str, model: nn.Module, x: Tensor, y: Tensor | None, loss: st
     """Train copies of the model from its weights, one at each learning rate, on the same batches.
 
     By successive halving: all rates make the first quarter of the steps, the better half of them (by loss) makes the
-    second quarter, and the best quarter the rest.  A rate whose loss is not finite is dropped at once.
+    second quarter, and the best quarter the rest; rates that are level with the best one, to 5 % of its loss, go on
+    too, so that none is dropped before there is something to choose by.  A rate whose loss is not finite is dropped at
+    once.
 
     The copies have the model's dtype and train in its mode; a model in evaluation mode trains in training mode.  Loss
     and accuracy are taken as it trains: on whole batches drawn once, of up to 2,000 samples in all (one batch at
@@ -93,7 +95,7 @@ def run_trial(call: str, model: nn.Module, x: Tensor, y: Tensor | None, loss: st
     Raises:
         ValueError, TypeError: no targets, nothing to train, an unknown optimizer, a batch or labels that do not fit.
 
-    Source: Jamieson & Talwalkar 2016 (successive halving).
+    Source: Jamieson & Talwalkar 2016 (successive halving; the rule for level rates is our own).
     """
     clock = Clock(seconds)
     check_module(call, model)
