@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from flowstudy.measure.gradients.losses import Loss, check_labels
+from flowstudy.measure.gradients.losses import Loss, check_targets
 from flowstudy.measure.models.context import RandomState
 from flowstudy.measure.numerics.vmap_loops import quiet_fallback
 
@@ -153,5 +153,5 @@ def centred(residual: Tensor) -> Tensor:
 def linearise(call: str, probe: nn.Module, x: Tensor, y: Tensor | None, objective: Loss, loss: str | Loss,
               state: RandomState) -> Linearised:
     net = Linearised(probe, x, y, state, objective)
-    check_labels(call, net.outputs, y, loss)
+    check_targets(call, net.outputs, y, loss)
     return net

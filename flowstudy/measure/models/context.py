@@ -22,7 +22,7 @@ def in_own_context(measurement: Callable[P, R]) -> Callable[P, R]:
     """
     @functools.wraps(measurement)
     def measured(*args: P.args, **kwargs: P.kwargs) -> R:
-        model = args[0] if args else kwargs.get("model")
+        model = next((value for value in args if isinstance(value, nn.Module)), kwargs.get("model"))
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())

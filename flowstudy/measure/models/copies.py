@@ -92,6 +92,15 @@ def is_plain(kind: type) -> bool:
 
 def check_input(call: str, model: nn.Module, x: Tensor) -> Tensor:
     """`x` in float64 or complex128 (integers, such as token ids, stay), or the error that says what is wrong."""
+    check_batch(call, model, x)
+    if not (x.is_floating_point() or x.is_complex()):
+        return x
+    dtype = torch.complex128 if x.is_complex() else torch.float64
+    return x.detach().to(dtype).clone()   # made here: one that inference mode made cannot be differentiated
+
+
+def check_batch(call: str, model: nn.Module, x: Tensor) -> None:
+    """The error that says what is wrong with `x` as a batch of the model's inputs."""
     if not isinstance(x, Tensor):
         raise RefusalTypeError(f"{call}: `x` must be a tensor of inputs, got {type(x).__name__}. Use torch.as_tensor.")
     if x.ndim < 2 or x.numel() == 0:
@@ -102,12 +111,10 @@ def check_input(call: str, model: nn.Module, x: Tensor) -> Tensor:
         raise RefusalError(f"{call}: `x` must be on the model's device {device}, got {x.device}. "
                            f"Pass x.to({str(device)!r}).")
     if not (x.is_floating_point() or x.is_complex()):
-        return x
+        return
     if not x.isfinite().all():
         raise RefusalError(f"{call}: `x` must be finite, got {int((~x.isfinite()).sum())} NaN or infinite entries.")
     features = getattr(model, "in_features", None)
     if isinstance(features, int) and x.shape[-1] != features:
         raise RefusalError(f"{call}: `x` must have {features} features in its last axis, got shape {tuple(x.shape)}. "
                            "Flatten images with x.flatten(1).")
-    dtype = torch.complex128 if x.is_complex() else torch.float64
-    return x.detach().to(dtype).clone()   # made here: one that inference mode made cannot be differentiated

@@ -11,3 +11,14 @@ class quiet_fallback:
 
     def __exit__(self, *_: object) -> None:
         torch._C._functorch._set_vmap_fallback_warning_enabled(True)
+
+
+class rules_only:
+    """An operation that vmap has no rule for is an error: looping over it gains nothing."""
+
+    def __enter__(self) -> None:
+        self.before = torch._C._functorch._is_vmap_fallback_enabled()
+        torch._C._functorch._set_vmap_fallback_enabled(False)
+
+    def __exit__(self, *_: object) -> None:
+        torch._C._functorch._set_vmap_fallback_enabled(self.before)

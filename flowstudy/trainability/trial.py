@@ -1,0 +1,220 @@
+"""A short trial: copies of the model really learn for some steps, each at a learning rate of the usual grid."""
+
+import copy
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from flowstudy.measure.gradients.losses import Loss, check_classes, check_loss
+from flowstudy.measure.gradients.losses import check_targets as check_labels
+from flowstudy.measure.models.context import RandomState, in_own_context
+from flowstudy.measure.models.copies import check_batch, check_module, own_tensor
+from flowstudy.refusal import RefusalError, RefusalTypeError
+
+from .learners import Alone, Stacked, Task, can_stack
+from .optimizers import OPTIMIZERS, Optimizer
+from .race import Clock, Race
+from .rates import USUAL_RATES
+
+LOOKED_AT = 2_000  # samples at most, on which loss and accuracy are taken
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What `run_trial` saw.
+
+    Attributes:
+        frame: a row per learning rate: `learning_rate`, `steps` (made), `loss` (mean over the samples looked at, after
+            the last of these steps; nan where it diverged), `accuracy` (share of them that is right; nan where the loss
+            has no classes, or where it diverged), `diverged` (its loss was not finite), `left_out` (the time was over
+            before its last step).
+        loss_at_start, accuracy_at_start: the same before the first step.
+        steps: asked for.
+        seconds: taken.
+        optimizer: its name.
+        stacked: all rates learnt at once, not one after the other.
+    """
+
+    frame: pd.DataFrame
+    loss_at_start: float
+    accuracy_at_start: float
+    steps: int
+    seconds: float
+    optimizer: str
+    stacked: bool
+
+    @property
+    def best(self) -> pd.Series | None:
+        """The row of the lowest loss; None where every rate diverged."""
+        finite = self.frame.loss.dropna()
+        return None if finite.empty else self.frame.loc[finite.idxmin()]
+
+    @property
+    def complete(self) -> bool:
+        """Nothing was left out for want of time."""
+        return not self.frame.left_out.any()
+
+
+@in_own_context
+def run_trial(call: str, model: nn.Module, x: Tensor, y: Tensor | None, loss: str | Loss, *, optimizer: str,
+              steps: int = 100, batch_size: int = 64, seconds: float | None = None, seed: int = 0, warm_up: int = 0,
+              rates: Sequence[float] | None = None, progress: bool = False) -> Trial:
+    """Train copies of the model from its weights, one at each learning rate, on the same batches.
+
+    By successive halving: all rates make the first quarter of the steps, the better half of them (by loss) makes the
+    second quarter, and the best quarter the rest; rates that are level with the best one, to 5 % of its loss, go on
+    too, so that none is dropped before there is something to choose by.  A rate whose loss is not finite is dropped at
+    once.
+
+    The copies have the model's dtype and train in its mode; a model in evaluation mode trains in training mode.  Loss
+    and accuracy are taken as it trains: on whole batches drawn once, of up to 2,000 samples in all (one batch at
+    least), with the batch's own statistics and with dropout, on a copy, so that looking changes nothing.  Frozen
+    parameters stay, and the model, its gradients and the global random states are left as they are.  Numbers below the
+    smallest normal one count as 0 on a CPU.
+
+    Args:
+        call: the public function that asks, for error messages.
+        model: any module that `gradient_flow` takes.
+        x, y: samples and their targets, (sample, ...); batches are cut from orders of all samples, one after the other.
+        loss: "cross_entropy", "mse", or a function (output, y) -> scalar, the mean over samples.
+        optimizer: "sgd", "momentum" (SGD with momentum 0.9), "adam" or "adamw", in PyTorch's conventions and defaults.
+        seconds: of wall time; when they are over, the trial stops between two steps. None is no limit.
+        seed: of the batches, and of what the model draws.
+        warm_up: the learning rate grows linearly over so many steps.
+        rates: learning rates; None is the usual grid of the optimizer.
+        progress: say on stderr how many seconds are expected, and show a bar.
+
+    Returns:
+        The Trial.  On a CPU its numbers are the same for a seed, whatever the model drew before.
+
+    Raises:
+        ValueError, TypeError: no targets, nothing to train, an unknown optimizer, a batch or labels that do not fit.
+
+    Source: Jamieson & Talwalkar 2016 (successive halving; the rule for level rates is our own).
+    """
+    clock = Clock(seconds)
+    check_module(call, model)
+    check_batch(call, model, x)
+    check_targets(call, x, y)
+    check_settings(call, optimizer, steps, batch_size, seconds, warm_up)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise RefusalError(f"{call}: `model` must have a parameter that requires a gradient, got {type(model).__name__} "
+                           "without any. Call model.requires_grad_(True).")
+    rates = check_rates(call, USUAL_RATES[optimizer] if rates is None else rates)
+    task = task_of(call, model, x, y, loss, steps, min(batch_size, len(x)), seed, warm_up)
+    net = copy.deepcopy(model)
+    if not net.training:
+        net.train()
+    try:
+        with flushed_denormals():
+            probe = copy.deepcopy(net)
+            one_by_one = changed_by_a_pass(call, probe, task, loss) or len(rates) == 1
+            learners = learners_of(net, None if one_by_one else probe, task, OPTIMIZERS[optimizer], rates)
+            before = clock.taken()
+            (at_start,), (share_at_start,) = Alone(net, task, OPTIMIZERS[optimizer], rates[0], 0).evaluate()
+            race = Race(learners, rates, (at_start, share_at_start), clock.taken() - before, clock)
+            race.run(steps, progress)
+    finally:
+        task.draws.restore()
+    stacked = isinstance(learners[0], Stacked)
+    return Trial(race.frame(), at_start, share_at_start, steps, clock.taken(), optimizer, stacked)
+
+
+def task_of(call: str, model: nn.Module, x: Tensor, y: Tensor, loss: str | Loss, steps: int, batch_size: int,
+            seed: int, warm_up: int) -> Task:
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
+    x, y = (own_tensor(t.detach().to(dtype) if t.is_floating_point() else t.detach()) for t in (x, y))
+    batches, looked_at = (index.to(x.device) for index in orders(len(x), batch_size, steps, seed))
+    has_classes = loss == "cross_entropy" and not y.is_floating_point()
+    return Task(x, y, check_loss(call, loss, y), has_classes, batches, looked_at, RandomState(x.device), seed, warm_up)
+
+
+def orders(samples: int, batch_size: int, steps: int, seed: int) -> tuple[Int[Tensor, "step sample"],
+                                                                         Int[Tensor, "batch sample"]]:
+    """The samples of every step, epoch after epoch in a new order each, and those that are looked at."""
+    generator = torch.Generator().manual_seed(seed)
+    looked_at = torch.randperm(samples, generator=generator)
+    batches = max(1, min(LOOKED_AT, samples) // batch_size)
+    epochs = -(-steps * batch_size // samples)
+    order = torch.cat([torch.randperm(samples, generator=generator) for _ in range(epochs)])
+    return order[:steps * batch_size].view(steps, batch_size), looked_at[:batches * batch_size].view(batches, -1)
+
+
+def changed_by_a_pass(call: str, probe: nn.Module, task: Task, loss: str | Loss) -> bool:
+    """Whether the model's buffers are; its output, and its loss of it, are checked, and its draws noticed."""
+    index = task.batches[0]
+    before = {name: buffer.clone() for name, buffer in probe.named_buffers()}
+    with task.draws.replayed():
+        output = probe(task.x[index])
+        check_labels(call, output, task.y[index], loss)
+        if loss == "cross_entropy":
+            check_classes(call, task.y, output.shape[1])
+        value = task.objective(output, task.y[index])
+    if not isinstance(value, Tensor) or value.ndim:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise RefusalError(f"{call}: `loss` must return a tensor of shape (), got {got}. Average it over samples.")
+    after = dict(probe.named_buffers())
+    return before.keys() != after.keys() or not all(torch.equal(before[name], after[name]) for name in before)
+
+
+def learners_of(net: nn.Module, probe: nn.Module | None, task: Task, optimizer: Optimizer,
+                rates: Sequence[float]) -> list[Alone] | list[Stacked]:
+    """All rates as one, where a probe is given and the model can; else each alone."""
+    if probe is not None:
+        stacked = Stacked(net, task, optimizer, rates)
+        if can_stack(probe, stacked):
+            return [stacked]
+    return [Alone(net, task, optimizer, rate, row) for row, rate in enumerate(rates)]
+
+
+@contextmanager
+def flushed_denormals() -> Iterator[None]:
+    """Numbers below the smallest normal one count as 0 in this thread: they cost a CPU many times their like."""
+    already = sys.float_info.min * 0.5 == 0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(already)
+
+
+# --- what is asked for -----------------------------------------------------------------------------------------------
+
+
+def check_targets(call: str, x: Tensor, y: object) -> None:
+    if y is None:
+        raise RefusalError(f"{call}: `y` must be given for a trial, got None. Training needs targets.")
+    if not isinstance(y, Tensor):
+        raise RefusalTypeError(f"{call}: `y` must be a tensor of targets, got {type(y).__name__}. Use torch.as_tensor.")
+    if y.ndim == 0 or len(y) != len(x):
+        raise RefusalError(f"{call}: `y` must have one target per sample, got {tuple(y.shape)} for {len(x)} samples.")
+    if y.device != x.device:
+        raise RefusalError(f"{call}: `y` must be on the device of `x`, {x.device}, got {y.device}. "
+                           f"Pass y.to({str(x.device)!r}).")
+
+
+def check_settings(call: str, optimizer: str, steps: int, batch_size: int, seconds: float | None,
+                   warm_up: int) -> None:
+    if optimizer not in OPTIMIZERS:
+        raise RefusalError(f"{call}: `optimizer` must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r}. "
+                           "A model that another one trains is tried by the nearest of these.")
+    for name, value, least in (("steps", steps, 1), ("batch_size", batch_size, 1), ("warm_up", warm_up, 0)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise RefusalError(f"{call}: `{name}` must be a whole number of at least {least}, got {value!r}.")
+    if seconds is not None and not seconds >= 0:
+        raise RefusalError(f"{call}: `seconds` must be at least 0, or None for no limit, got {seconds!r}.")
+
+
+def check_rates(call: str, rates: Sequence[float]) -> list[float]:
+    rates = [float(rate) for rate in rates]
+    if not rates or not all(math.isfinite(rate) and rate >= 0 for rate in rates):
+        raise RefusalError(f"{call}: `rates` must be one or more finite learning rates of at least 0, got {rates}. "
+                           "None is the usual grid.")
+    return rates
