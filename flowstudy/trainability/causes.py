@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from flowstudy.measure import GradientFlow
 
-SMALL, LARGE = 1 / 30, 30.0   # root mean square of inputs: beyond, weights drawn for unit inputs do not fit
-FAR_OFF = 3.0                 # times what constant outputs reach: a loss at the start that outputs of a wrong scale make
+SMALL, LARGE = 1 / 30, 30.0   # root mean square of inputs: weights drawn for unit inputs do not fit others
+FAR_OFF = 3.0                 # times the loss of constant outputs: outputs are of a wrong scale
 ALIKE = 0.98                  # mean cosine of two samples' signals at the last hidden layer
 DEAD = 0.98                   # share of units that put out exactly 0
 SATURATED = 0.25              # mean slope, of its largest, of units that bound their output
@@ -28,13 +28,13 @@ class Cause:
 def causes_of(model: nn.Module, flow: GradientFlow, x: Tensor, outputs: Tensor, loss_at_start: float,
               constant: float, loss: object) -> list[Cause]:
     """All that apply, the surest first."""
-    found = [cut_off(flow), softmax_twice(outputs, loss), input_scale(x), dead(flow), output_scale(loss_at_start, constant),
-             saturated(model, flow), collapsed(flow), signal(flow)]
+    found = [cut_off(model, flow), softmax_twice(outputs, loss), input_scale(x), dead(flow),
+             output_scale(loss_at_start, constant), saturated(model, flow), collapsed(flow), signal(flow)]
     return [cause for cause in found if cause is not None]
 
 
-def cut_off(flow: GradientFlow) -> Cause | None:
-    names = layers_cut_off(flow.frame)
+def cut_off(model: nn.Module, flow: GradientFlow) -> Cause | None:
+    names = layers_cut_off(model, flow.frame)
     if not names:
         return None
     listed = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
@@ -43,9 +43,11 @@ def cut_off(flow: GradientFlow) -> Cause | None:
                  "requires_grad_(False) if that is meant.")
 
 
-def layers_cut_off(frame: pd.DataFrame) -> list[str]:
-    """Layers that are meant to learn and get no gradient, in order."""
-    return frame.loc[(frame["gradient"] == "none") & frame["trainable"], "module"].tolist()
+def layers_cut_off(model: nn.Module, frame: pd.DataFrame) -> list[str]:
+    """Layers that ran, are meant to learn and get no gradient, in order."""
+    learning = [name for name, p in model.named_parameters() if p.requires_grad]
+    silent = frame.loc[frame["gradient"] == "none", "module"]
+    return [layer for layer in dict.fromkeys(silent) if any(f"{name}.".startswith(f"{layer}.") for name in learning)]
 
 
 def softmax_twice(outputs: Tensor, loss: object) -> Cause | None:
@@ -81,8 +83,9 @@ def dead(flow: GradientFlow) -> Cause | None:
 def output_scale(loss_at_start: float, constant: float) -> Cause | None:
     if math.isfinite(loss_at_start) and not loss_at_start > FAR_OFF * constant:
         return None
-    return Cause("scale of the outputs", f"the loss at the start is {loss_at_start:.3g}, and {constant:.3g} for constant "
-                 "outputs", "Scale the read-out's weights, or residual branches, down, or normalise before the read-out.")
+    return Cause("scale of the outputs", f"the loss at the start is {loss_at_start:.3g}, and {constant:.3g} for "
+                 "constant outputs",
+                 "Scale the read-out's weights, or residual branches, down, or normalise before the read-out.")
 
 
 def saturated(model: nn.Module, flow: GradientFlow) -> Cause | None:
@@ -105,7 +108,8 @@ def collapsed(flow: GradientFlow) -> Cause | None:
         return None
     return Cause("inputs collapse", f"at the last hidden layer two samples' signals have a cosine of "
                  f"{known.iloc[-2]:.3f}, {known.iloc[0]:.2f} at the first",
-                 "Add skip connections (x + branch(x)), or use fewer layers: inputs that are alike cannot be told apart.")
+                 "Add skip connections (x + branch(x)), or use fewer layers: inputs that are alike cannot be told "
+                 "apart.")
 
 
 def signal(flow: GradientFlow) -> Cause | None:

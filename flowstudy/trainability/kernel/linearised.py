@@ -1,4 +1,4 @@
-"""A model around its start: how its outputs on one batch move with its parameters, and how its loss with its outputs."""
+"""A model around its start: how a batch's outputs move with the parameters, and the loss with the outputs."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -155,3 +155,12 @@ def linearise(call: str, probe: nn.Module, x: Tensor, y: Tensor | None, objectiv
     net = Linearised(probe, x, y, state, objective)
     check_targets(call, net.outputs, y, loss)
     return net
+
+
+def flat(parts: Parts) -> Tensor:
+    return torch.cat([part.flatten() for part in parts])
+
+
+def split_like(vector: Tensor, parts: Parts) -> Parts:
+    return [piece.view_as(part) for piece, part in
+            zip(vector.split([part.numel() for part in parts]), parts, strict=True)]

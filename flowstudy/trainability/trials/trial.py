@@ -105,8 +105,8 @@ def run_trial(call: str, model: nn.Module, x: Tensor, y: Tensor | None, loss: st
     check_targets(call, x, y)
     check_settings(call, optimizer, steps, batch_size, seconds, warm_up)
     if not any(p.requires_grad for p in model.parameters()):
-        raise RefusalError(f"{call}: `model` must have a parameter that requires a gradient, got {type(model).__name__} "
-                           "without any. Call model.requires_grad_(True).")
+        raise RefusalError(f"{call}: `model` must have a parameter that requires a gradient, got "
+                           f"{type(model).__name__} without any. Call model.requires_grad_(True).")
     rates = check_rates(call, USUAL_RATES[optimizer] if rates is None else rates)
     task = task_of(call, model, x, y, loss, steps, min(batch_size, len(x)), seed, warm_up)
     net = copy.deepcopy(model)

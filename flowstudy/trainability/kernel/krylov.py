@@ -1,0 +1,72 @@
+"""The kernel by its products alone: Lanczos' quadrature of the residual's spectral measure.
+
+Of k steps, Gauss' rule underestimates what remains and Gauss-Radau's with a node at 0 overestimates it, since
+exp(-2 t x) is completely monotone in x.
+
+Source: Golub & Meurant 2010, chapter 6.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .decay import Decay
+from .linearised import Linearised, split_like
+
+USED_UP = 1e-12  # of the largest entry: what is left of a vector outside the space is rounding
+
+
+def lanczos(net: Linearised, start: Tensor, scale: Tensor | None, steps: int) -> tuple[Tensor, Tensor]:
+    """An orthonormal basis (row, step) that begins with the start, and K in it, tridiagonal; fully reorthogonalised."""
+    v = start.flatten().double()
+    size = torch.linalg.vector_norm(v)
+    basis: list[Tensor] = []
+    diagonal, beside = [], []
+    if size == 0 or not size.isfinite():
+        return v.new_zeros(len(v), 0), v.new_zeros(0, 0)
+    v = v / size
+    for _ in range(min(steps, len(v))):
+        basis.append(v)
+        w = kernel_times(net, v, scale)
+        diagonal.append(v @ w)
+        for _ in range(2):   # once more: what the first time leaves is rounding
+            for q in basis:
+                w = w - (q @ w) * q
+        norm = torch.linalg.vector_norm(w)
+        if norm <= USED_UP * max(abs(d) for d in diagonal):   # the space is used up: the rule is exact
+            break
+        beside.append(norm)
+        v = w / norm
+    beside = beside[:len(diagonal) - 1]
+    tridiagonal = torch.diag(torch.stack(diagonal))
+    for i, b in enumerate(beside):
+        tridiagonal[i, i + 1] = tridiagonal[i + 1, i] = b
+    return torch.stack(basis, 1), tridiagonal
+
+
+def kernel_times(net: Linearised, v: Tensor, scale: Tensor | None) -> Tensor:
+    pulled = net.pull(v.view_as(net.outputs).to(net.outputs))
+    if scale is not None:
+        pulled = [p * s for p, s in zip(pulled, split_like(scale, pulled), strict=True)]
+    return net.push(pulled).flatten().double()
+
+
+def decay_of_krylov(tridiagonal: Tensor) -> tuple[Decay, np.ndarray]:
+    """Gauss' rule, from below, and Gauss-Radau's with a node at 0, from above: what remains is completely monotone."""
+    if not len(tridiagonal):
+        return Decay(np.zeros(1), np.ones(1)), np.zeros(0)
+    values, vectors = torch.linalg.eigh(tridiagonal)
+    values = values.clamp(min=0.0)
+    top = float(values[-1])
+    shares = vectors[0].square()
+    if top == 0:
+        return Decay(np.zeros(1), np.ones(1)), values.numpy()
+    bounded = tridiagonal.clone()
+    if len(tridiagonal) > 1:   # the last diagonal entry such that 0 is an eigenvalue
+        inner, b = tridiagonal[:-1, :-1], tridiagonal[-2, -1]
+        last = torch.zeros(len(inner), dtype=tridiagonal.dtype)
+        last[-1] = b**2
+        bounded[-1, -1] = torch.linalg.solve(inner, last)[-1]
+    radau, radau_vectors = torch.linalg.eigh(bounded)
+    upper = Decay(radau.clamp(min=0.0).numpy() / top, radau_vectors[0].square().numpy(), exact=False)
+    return (Decay(values.numpy() / top, shares.numpy(), exact=False, upper=upper), values.flip(0).numpy())

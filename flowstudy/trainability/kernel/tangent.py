@@ -1,0 +1,134 @@
+"""The empirical tangent kernel K = J D J^T of a batch, seen by the task's residual.
+
+J is d outputs / d parameters, D what the optimiser divides gradients by: 1 for gradient descent, and for Adam
+1 / sqrt(g^2 + Var_i(g_i) / B), the size of the gradient's entries as batches of B samples show them.  Two routes:
+
+"rows": all rows of J, one for each sample and output; K and its eigenvalues are exact.
+"krylov": products K v alone, by one backward and one forward pass of the batch each, which bound what remains from both
+    sides.  For many outputs, many parameters, and passes of the whole batch where layers mix its samples.
+
+Source: Jacot, Gabriel, Hongler 2018.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .adam import preconditioner, preconditioner_of_rows
+from .decay import Decay
+from .krylov import decay_of_krylov, lanczos
+from .linearised import Linearised, centred, jacobian_rows, split_like
+
+MEMORY_BUDGET = 2**30  # bytes of the rows of J
+MOST_ROWS = 1024       # of K that are written out
+KRYLOV_STEPS = 32
+POWER_STEPS = 60       # of the power iteration for the sharpness
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What the reading needs of the kernel.
+
+    Attributes:
+        decay: of the centred residual, in the optimiser's metric; `adams`, in Adam's, where it is known.
+        shares: by parameter, its part of r^T K r, r the centred residual: of what the first step learns.
+        eigenvalues: of K / samples, descending; by the route "krylov" some of them.
+        sharpness: largest eigenvalue of H K, H the loss's curvature in the outputs: gradient descent raises the loss in
+            its first steps at rates above 2 / sharpness.
+        route: "rows" or "krylov".
+    """
+
+    decay: Decay
+    adams: Decay | None
+    shares: dict[str, float]
+    eigenvalues: np.ndarray
+    sharpness: float
+    route: str
+
+    @property
+    def condition(self) -> float:
+        """Largest over smallest eigenvalue; inf where the smallest is 0, nan where it is not known."""
+        if self.route != "rows" or not len(self.eigenvalues):
+            return float("nan")
+        smallest = self.eigenvalues[-1]
+        return float(self.eigenvalues[0] / smallest) if smallest > 0 else float("inf")
+
+
+def tangent_kernel(net: Linearised, *, adam: bool, batch_size: int, krylov_steps: int = KRYLOV_STEPS) -> Kernel:
+    """By rows where they are few enough and fit, else by products."""
+    parameters = sum(w.numel() for w in net.weights)
+    outputs = net.outputs.numel()
+    few = outputs <= MOST_ROWS and net.outputs.element_size() * parameters * outputs <= MEMORY_BUDGET
+    return kernel_by_rows(net, adam, batch_size) if few else kernel_by_products(net, adam, batch_size, krylov_steps)
+
+
+def kernel_by_rows(net: Linearised, adam: bool, batch_size: int) -> Kernel:
+    _, residual = net.loss_and_residual()
+    target = centred(residual)
+    blocks = jacobian_rows(net, net.samples_are_apart())
+    rows = torch.cat([torch.cat([part.flatten(1) for part in block], 1) for block in blocks])
+    scale = preconditioner_of_rows(rows, residual, batch_size)
+    adams_kernel = ((rows * scale) @ rows.mT).double()
+    kernel = adams_kernel if adam else (rows @ rows.mT).double()
+    decay, eigenvalues = decay_of(kernel, target)
+    adams = decay if adam else decay_of(adams_kernel, target)[0]
+    return Kernel(decay, adams, shares_of(net, target, scale if adam else None), eigenvalues / net.samples,
+                  largest_of_product(net, lambda v: kernel @ v), "rows")
+
+
+def kernel_by_products(net: Linearised, adam: bool, batch_size: int, steps: int) -> Kernel:
+    _, residual = net.loss_and_residual()
+    target = centred(residual)
+    scale = preconditioner(net, residual, batch_size) if adam else None
+    basis, tridiagonal = lanczos(net, target, scale, steps)
+    decay, eigenvalues = decay_of_krylov(tridiagonal)
+    sharpness = largest_of_product(net, lambda v: basis @ (tridiagonal @ (basis.mT @ v)))
+    return Kernel(decay, decay if adam else None, shares_of(net, target, scale), eigenvalues / net.samples, sharpness,
+                  "krylov")
+
+
+def decay_of(kernel: Float[Tensor, "row row"], residual: Tensor) -> tuple[Decay, np.ndarray]:
+    """And the eigenvalues, descending.  Of a net whose numbers are not finite nothing is learnt."""
+    if not kernel.isfinite().all() or not residual.isfinite().all():
+        return Decay(np.zeros(1), np.ones(1)), np.full(1, np.nan)
+    values, vectors = torch.linalg.eigh(kernel)
+    values = values.clamp(min=0.0)
+    parts = (vectors.mT @ residual.flatten().double()).square()
+    top = values[-1]
+    ratios = values / top if top > 0 else torch.zeros_like(values)
+    shares = parts / parts.sum() if parts.sum() > 0 else torch.full_like(parts, 1 / len(parts))
+    return Decay(ratios.cpu().numpy(), shares.cpu().numpy()), values.flip(0).cpu().numpy()
+
+
+def largest_of_product(net: Linearised, kernel: Callable[[Tensor], Tensor]) -> float:
+    """Largest eigenvalue of H K, by power iteration; nan where these are not finite."""
+    times = net.curvature()
+    v = torch.randn(net.outputs.numel(), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    v, value = v.to(net.outputs.device), 0.0
+    for _ in range(POWER_STEPS):
+        w = times(kernel(v).to(net.outputs).view_as(net.outputs)).flatten().double()
+        size = torch.linalg.vector_norm(w)
+        if size == 0 or not size.isfinite():
+            return 0.0 if size == 0 else float("nan")
+        value, v = float(v @ w / (v @ v)), w / size
+    return value
+
+
+def shares_of(net: Linearised, target: Tensor, scale: Tensor | None) -> dict[str, float]:
+    """By parameter, its part of r^T K r."""
+    pulled = net.pull(target.to(net.outputs))
+    weighted = pulled if scale is None else [p * s for p, s in zip(pulled, split_like(scale, pulled), strict=True)]
+    parts = {name: float((p * q).sum()) for name, p, q in zip(net.parameters, pulled, weighted, strict=True)}
+    total = sum(parts.values())
+    return {name: part / total if total > 0 else 0.0 for name, part in parts.items()}
+
+
+def gradients_of(net: Linearised, residual: Tensor) -> dict[str, str]:
+    found = torch.autograd.grad(net.outputs, net.weights, residual.to(net.outputs), retain_graph=True,
+                                allow_unused=True)
+    return {name: "none" if g is None else "value" if g.any() else "zero"
+            for name, g in zip(net.parameters, found, strict=True)}

@@ -1,0 +1,116 @@
+"""From what the kernel predicts and what a trial saw to one word: trains, slow, does not train, cannot tell.
+
+Both readings are held against 201 nets that were trained for 1,000 steps of batch 64 at eight rates: plain, highway,
+residual and normalised nets, convolutions and transformers, on ten classes (`benchmarks/trainability.py`).  Their
+scores grow with what hinders training:
+
+    kernel  remaining(10^4) of the kernel in Adam's metric + 0.05 log10(loss at the start / loss of constant outputs),
+    trial   ln(lowest loss of the trial / loss of constant outputs) + remaining(10^4).
+
+The thresholds are those of 48 samples, 10 classes and trials of 100 steps; for others the readings are of the same
+kind, the thresholds not theirs, and what lies near them cannot be told.
+"""
+
+import math
+from dataclasses import dataclass
+
+from .causes import Cause
+
+# Below the first a net trains, above the second it does not; between them the kernel alone cannot tell.  In Adam's
+# metric, and in the plain one where Adam's is not known.
+KERNEL = {"adam": (0.38, 0.56), "own": (0.50, 0.67)}
+TRIAL_TRAINS = 0.25                        # below it, nets trained in 1,000 steps
+OTHERS = 2.0          # times as far from the thresholds must the score be where they were not calibrated
+NOTHING = 0.98        # of the loss of constant outputs: a trial that stays above has seen nothing learnt
+HORIZON = 10_000      # steps of `remaining` in the scores
+LOSS_WEIGHT = 0.05    # per decade of the loss at the start
+HALF = 0.5            # of the residual: what is meant by the number of steps of a slow net
+SOON = 1_000          # steps: more than these are slow
+
+
+@dataclass(frozen=True)
+class TrainabilityVerdict:
+    """One model's reading; `str()` gives it in words.
+
+    Attributes:
+        kind: "trains"; "slow": it learns, in more steps than usual; "does not train": at no rate of the usual grid;
+            "cannot tell".
+        predicted: by the kernel, in words.
+        seen: in the trial, in words; empty without one.
+        cause: what stands against training, in words; empty where nothing was found.
+        advice: what helps against it.
+        steps: about how many steps half of the task takes at the best rate, by the kernel.
+    """
+
+    kind: str
+    predicted: str
+    seen: str
+    cause: str
+    advice: str
+    steps: float
+
+    def __str__(self) -> str:
+        word = f"slow: about {rounded(self.steps)} steps" if self.kind == "slow" else self.kind
+        parts = [f"{word}.", self.seen, self.predicted, self.cause, self.advice]
+        return " ".join(part for part in parts if part)
+
+
+def read(*, remaining: float, uncertain: float, steps: float, metric: str, loss_at_start: float, constant: float,
+         seen: str, lowest: float | None, calibrated: bool, causes: list[Cause]) -> TrainabilityVerdict:
+    """The verdict.
+
+    Args:
+        remaining: share of the residual left after 10^4 steps; `uncertain`, by how much it may be too small.
+        steps: to half of the task, by the kernel.
+        metric: of `remaining`: "adam" or "own".
+        loss_at_start, constant: at the start, and the least that constant outputs have.
+        lowest: the trial's lowest loss, inf where every rate diverged; None without a trial.
+        calibrated: the thresholds are of this number of samples and classes.
+    """
+    kind = (kind_by_kernel(remaining, uncertain, metric, loss_at_start, constant, calibrated) if lowest is None
+            else kind_by_trial(remaining, lowest, constant))
+    if any(cause.name == "cut off" for cause in causes):
+        kind = "does not train"
+    if kind == "trains" and steps > SOON and lowest is None:
+        kind = "slow"
+    cause, advice = "", ""
+    if kind != "trains" and causes:
+        cause, advice = f"Cause: {causes[0].name}: {causes[0].seen}.", causes[0].advice
+    return TrainabilityVerdict(kind, predicted_in_words(remaining, uncertain, steps), seen, cause, advice, steps)
+
+
+def kind_by_kernel(remaining: float, uncertain: float, metric: str, loss_at_start: float, constant: float,
+                   calibrated: bool) -> str:
+    if not math.isfinite(loss_at_start):
+        return "does not train"
+    far_off = max(0.0, math.log10(loss_at_start / constant)) if constant > 0 else 0.0
+    low = remaining + LOSS_WEIGHT * far_off
+    high = low + uncertain
+    trains, fails = KERNEL[metric]
+    middle, half = (trains + fails) / 2, (fails - trains) / 2
+    half *= 1.0 if calibrated else OTHERS
+    if high < middle - half:
+        return "trains"
+    return "does not train" if low > middle + half else "cannot tell"
+
+
+def kind_by_trial(remaining: float, lowest: float, constant: float) -> str:
+    """The trial decides; the kernel tells apart what it saw nothing of."""
+    if not math.isfinite(lowest):
+        return "does not train"
+    score = (math.log(max(lowest, 1e-300) / constant) if constant > 0 else 0.0) + remaining
+    if lowest > NOTHING * constant:   # a net that a trial saw learn nothing is not said to train
+        return "slow" if score < TRIAL_TRAINS else "does not train"
+    return "trains" if score < TRIAL_TRAINS else "slow"
+
+
+def predicted_in_words(remaining: float, uncertain: float, steps: float) -> str:
+    left = f"{remaining:.0%}" + (f" to {min(1.0, remaining + uncertain):.0%}" if uncertain > 0.01 else "")
+    return (f"The tangent kernel predicts that {left} of the task is left after {HORIZON:,} steps at the best stable "
+            "rate" + (f", and half of it after {rounded(steps)}." if math.isfinite(steps) else "."))
+
+
+def rounded(steps: float) -> str:
+    if not math.isfinite(steps):
+        return "more than a million"
+    return f"{float(f'{max(steps, 1.0):.1g}'):,.0f}"

@@ -1,0 +1,79 @@
+"""What `trainability` found."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from flowstudy.measure.drawn import Drawn
+from flowstudy.measure.gradients.flow import GradientFlow
+
+from .kernel.tangent import Kernel
+from .reading import TrainabilityVerdict
+from .trials.trial import Trial
+
+
+@dataclass(frozen=True)
+class Trainability(Drawn):
+    """Will it train, in how many steps, at which rate.
+
+    Attributes:
+        remaining: by number of steps, the predicted share of the squared residual that is left at the best stable rate,
+            the residual being dL/d output less its mean over samples.
+        remaining_error: by number of steps, by how much `remaining` may be too small; 0 if the kernel is known.
+        learning_rate: of gradient descent and momentum, the largest rate at which the first steps do not raise the
+            loss.  It is not the best rate to train at, which lay between 0.01 and 50 times it on 136 nets; but a net
+            that needs a rate of 1e4 has inputs or weights that are too small.  nan for Adam.
+        condition: largest over smallest eigenvalue of the kernel; nan where these are not all known.
+        loss: at the start, in the loss's own units; `constant_loss` is the least that constant outputs have.
+        by_layer: by module, its share of what the first step learns; 0: frozen, cut off, or waiting for a layer of zeros.
+        spectrum: eigenvalues of the kernel over the number of samples, descending; some of them by "krylov".
+        trial: rate against loss (see `trainability.trial.Trial.frame`); None without a trial.
+        verdict: the reading; `str()` gives the sentences.
+        flow: what `gradient_flow` says of the same model and batch.
+        route: "rows" or "krylov" (see `trainability.kernel`).
+        dtype: in which the model was differentiated: "float64", or "float32" where that would have taken minutes.
+        optimizer: the one asked about.
+        seconds: taken.
+    """
+
+    remaining: pd.Series
+    remaining_error: pd.Series
+    learning_rate: float
+    condition: float
+    loss: float
+    constant_loss: float
+    by_layer: pd.Series
+    spectrum: np.ndarray
+    trial: pd.DataFrame | None
+    verdict: TrainabilityVerdict
+    flow: GradientFlow
+    route: str
+    dtype: str
+    optimizer: str
+    seconds: float
+    kernel: Kernel = field(repr=False)
+    tried: Trial | None = field(default=None, repr=False)
+
+    drawn_by = "trainability"
+
+    def steps_to(self, share: float) -> float:
+        """Steps until this share of the residual is left at the best stable rate; inf where it never is."""
+        if not 0 < share < 1:
+            raise ValueError(f"steps_to: `share` must be between 0 and 1, got {share!r}.")
+        return self.kernel.decay.steps_to(share)
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """A row per layer: `gradient_flow`'s, and `share_of_learning`."""
+        shares = self.by_layer
+        return self.flow.frame.assign(share_of_learning=self.flow.frame["module"].map(shares).fillna(0.0))
+
+    @property
+    def drawn_with(self) -> dict[str, object]:
+        steps = np.geomspace(1, 1e5, 60)
+        curve = pd.DataFrame({"steps": steps, "remaining": [self.kernel.decay.remaining(t) for t in steps]})
+        return {"curve": curve, "trial": self.trial, "constant_loss": self.constant_loss, "title": str(self.verdict)}
+
+    def __repr__(self) -> str:
+        return f"Trainability by {self.optimizer}: {self.verdict}"

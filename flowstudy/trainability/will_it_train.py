@@ -1,0 +1,195 @@
+"""Will it train: the tangent kernel at the start, and a short trial if one is asked for."""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from flowstudy.measure.gradients.flow import gradient_flow
+from flowstudy.measure.gradients.losses import Loss, check_loss
+from flowstudy.measure.models.context import RandomState, in_own_context
+from flowstudy.measure.models.copies import check_input, check_module, float64_copy, own_tensor
+from flowstudy.refusal import RefusalError, did_you_mean
+
+from .causes import causes_of
+from .constant import constant_loss
+from .kernel.linearised import Linearised, linearise
+from .kernel.tangent import Kernel, tangent_kernel
+from .reading import HALF, HORIZON, NOTHING, TrainabilityVerdict, read
+from .result import Trainability
+from .trials.trial import Trial, check_targets, run_trial
+
+OPTIMIZERS = ("sgd", "momentum", "adam", "adamw")
+MOMENTUM = 0.9
+CALIBRATED = {"samples": 48, "classes": 10}
+PATIENCE = 45.0   # seconds of differentiating in float64; what would take longer is done in float32, and says so
+PASSES = 64       # of the batch, in the longer route
+
+
+@in_own_context
+def trainability(model: nn.Module, x: Tensor, y: Tensor | None, *, loss: str | Loss = "cross_entropy",
+                 optimizer: str = "sgd", steps: Sequence[int] = (100, 1_000, 10_000), samples: int = 48, trial: int = 0,
+                 batch_size: int = 64, seconds: float | None = None, seed: int = 0,
+                 progress: bool = False) -> Trainability:
+    """Will this net learn this task, in how many steps, and if not, why?
+
+    Two readings.  The tangent kernel at the start tells which part of the task's residual gradient descent reaches, and
+    how fast at the best stable rate: it costs some hundred backward passes, and says why.  The trial trains copies for
+    `trial` steps at the usual eight rates: it decides.  Both leave the model, its buffers and the global random states
+    as they are; a model in evaluation mode is read in it, and tried in training mode.
+
+    Args:
+        model: any module that `gradient_flow` takes and that returns one tensor.  Nets with batch statistics are to be
+            passed in training mode, as they train; the kernel is then that of the batch.
+        x, y: inputs (sample, ...) and targets; the kernel takes the first `samples` of them, the trial all.
+        loss: "cross_entropy", "mse", or a function (output, y) -> scalar, the mean over samples.
+        optimizer: "sgd", "momentum" (0.9), "adam" or "adamw".
+        steps: for which `remaining` is told.
+        samples: of the kernel; the verdict's thresholds were set with 48.
+        trial: steps of a trial; 0 is none.  batch_size: of its steps, and of the gradient noise that Adam sees.
+        seconds: of wall time at most for the trial; what was left out is said.
+        seed: of the trial's batches.
+        progress: say on stderr what is being done.
+
+    Returns:
+        A Trainability: `.verdict`, `.remaining`, `.steps_to(share)`, `.learning_rate`, `.by_layer`, `.trial` and more.
+
+    Raises:
+        ValueError, TypeError: no targets, an unknown optimizer or loss, labels that do not fit, nothing to train.
+
+    What it cannot know: other data, other schedules and other rates than the usual ones.  The kernel is that of the
+    start, and says nothing of nets whose outputs are far too large, which `loss` shows.
+
+    Source: Jacot et al. 2018; Xiao, Pennington & Schoenholz 2020 (trainability by the kernel's spectrum); the
+        thresholds are ours (`benchmarks/trainability.py`).
+    """
+    call, started = "trainability", time.perf_counter()
+    check_module(call, model)
+    check_choices(call, optimizer, steps, samples, trial)
+    check_targets(call, x, y)
+    objective = check_loss(call, loss, y)
+    first, targets = check_input(call, model, x)[:samples], own_tensor(y)[:samples]
+    net, dtype = differentiable(call, model, first, targets, objective, loss)
+    kernel = tangent_kernel(net, adam=optimizer.startswith("adam"), batch_size=batch_size)
+    at_start, _ = net.loss_and_residual()
+    constant = constant_loss(objective, net.outputs.double(), net.y)
+    flow = gradient_flow(model, x, y, loss=loss, samples=min(samples, len(x)))
+    tried = run_trial(call, model, x, y, loss, optimizer=optimizer, steps=trial, batch_size=batch_size, seconds=seconds,
+                      seed=seed, progress=progress) if trial else None
+    return Trainability(
+        **told_by(kernel, net, optimizer, steps), loss=at_start, constant_loss=constant,
+        trial=None if tried is None else tried.frame,
+        verdict=verdict_of_readings(model, kernel, net, flow, at_start, constant, tried, loss),
+        flow=flow, dtype=dtype, optimizer=optimizer, seconds=time.perf_counter() - started, kernel=kernel, tried=tried)
+
+
+class UntrainableError(AssertionError):
+    """What `assert_trainable` raises.
+
+    Attributes: found, the Trainability, and its `verdict`.
+    """
+
+    def __init__(self, found: Trainability):
+        super().__init__(f"assert_trainable: {found.verdict}")
+        self.found, self.verdict = found, found.verdict
+
+
+def assert_trainable(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss: str | Loss = "cross_entropy",
+                     optimizer: str = "sgd", steps: int = 1_000, trial: int = 100, samples: int = 48,
+                     batch_size: int = 64, seconds: float | None = 30.0) -> Trainability:
+    """For a test suite of one's own: raises unless the net trains, and returns what `trainability` found.
+
+    Args:
+        steps: a net that is slow passes if the kernel expects half of the task within so many steps and the trial saw
+            it learn.
+        trial, samples, batch_size, seconds: as `trainability`.
+
+    Raises:
+        UntrainableError, an AssertionError: the message is the verdict.  A net passes only if a trial saw it learn at
+            some rate, and no trainable layer is cut off.
+    """
+    found = trainability(model, x, y, loss=loss, optimizer=optimizer, trial=trial, samples=samples,
+                         batch_size=batch_size, seconds=seconds)
+    soon = found.verdict.kind == "slow" and found.verdict.steps <= steps and learnt_something(found)
+    if found.verdict.kind != "trains" and not soon:
+        raise UntrainableError(found)
+    return found
+
+
+# --- the parts -------------------------------------------------------------------------------------------------------
+
+
+def differentiable(call: str, model: nn.Module, x: Tensor, y: Tensor, objective: Loss,
+                   loss: str | Loss) -> tuple[Linearised, str]:
+    """The model around its start, in float64; in float32 where a pass takes so long that all would take minutes."""
+    state = RandomState(x.device)
+    copied = float64_copy(call, model, frozen=False)
+    if not any(p.requires_grad for p in copied.parameters()):
+        raise RefusalError(f"{call}: `model` must have a parameter that requires a gradient, got "
+                           f"{type(model).__name__} without any. Call model.requires_grad_(True).")
+    started = time.perf_counter()
+    net = linearise(call, copied, x, y, objective, loss, state)
+    net.pull(torch.ones_like(net.outputs))
+    if (time.perf_counter() - started) * PASSES < PATIENCE:
+        return net, "float64"
+    single = [t.float() if t.is_floating_point() else t for t in (x, y)]
+    return linearise(call, float64_copy(call, model, frozen=False).float(), *single, objective, loss, state), "float32"
+
+
+def told_by(kernel: Kernel, net: Linearised, optimizer: str, steps: Sequence[int]) -> dict[str, object]:
+    index = pd.Index([int(t) for t in steps], name="steps")
+    rate = 2 / kernel.sharpness if kernel.sharpness > 0 else float("nan")
+    factor = {"sgd": 1.0, "momentum": 1 + MOMENTUM}.get(optimizer, float("nan"))
+    by_layer: dict[str, float] = {}
+    for name, share in kernel.shares.items():
+        layer = name.rpartition(".")[0]
+        by_layer[layer] = by_layer.get(layer, 0.0) + share
+    return {
+        "remaining": pd.Series([kernel.decay.remaining(t) for t in index], index, name="remaining"),
+        "remaining_error": pd.Series([kernel.decay.error(t) for t in index], index, name="remaining_error"),
+        "learning_rate": rate * factor,
+        "condition": kernel.condition,
+        "by_layer": pd.Series(by_layer, name="share_of_learning"),
+        "spectrum": np.asarray(kernel.eigenvalues),
+        "route": kernel.route,
+    }
+
+
+def verdict_of_readings(model: nn.Module, kernel: Kernel, net: Linearised, flow: object, at_start: float,
+                        constant: float, tried: Trial | None, loss: str | Loss) -> TrainabilityVerdict:
+    decay = kernel.adams or kernel.decay
+    calibrated = len(net.x) == CALIBRATED["samples"] and net.outputs[0].numel() == CALIBRATED["classes"]
+    lowest = None if tried is None else float("inf") if tried.best is None else float(tried.best.loss)
+    return read(remaining=decay.remaining(HORIZON), uncertain=decay.error(HORIZON), steps=kernel.decay.steps_to(HALF),
+                metric="own" if kernel.adams is None else "adam", loss_at_start=at_start, constant=constant,
+                seen="" if tried is None else seen_in_words(tried), lowest=lowest, calibrated=calibrated,
+                causes=causes_of(model, flow, net.x, net.outputs, at_start, constant, loss))
+
+
+def seen_in_words(tried: Trial) -> str:
+    if tried.best is None:
+        return f"In a trial of {tried.steps} steps every learning rate of the usual grid diverged."
+    best = tried.best
+    share = "" if best.accuracy != best.accuracy else f", {best.accuracy:.0%} right"
+    left_out = "" if tried.complete else " Some rates were left out for want of time."
+    return (f"In a trial of {int(best.steps)} steps the loss went from {tried.loss_at_start:.3g} to {best.loss:.3g} at "
+            f"learning rate {best.learning_rate:g}{share}.{left_out}")
+
+
+def learnt_something(found: Trainability) -> bool:
+    return found.tried is not None and found.tried.best is not None and bool(
+        found.tried.best.loss <= NOTHING * found.constant_loss)
+
+
+def check_choices(call: str, optimizer: str, steps: Sequence[int], samples: int, trial: int) -> None:
+    if optimizer not in OPTIMIZERS:
+        raise RefusalError(f"{call}: `optimizer` must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r}."
+                           + did_you_mean(optimizer, OPTIMIZERS))
+    for name, value, least in (("samples", samples, 2), ("trial", trial, 0)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise RefusalError(f"{call}: `{name}` must be a whole number of at least {least}, got {value!r}.")
+    if not len(steps) or not all(t > 0 for t in steps):
+        raise RefusalError(f"{call}: `steps` must be one or more positive numbers, got {steps!r}.")
