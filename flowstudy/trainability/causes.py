@@ -18,11 +18,12 @@ SATURATED = 0.25              # mean slope, of its largest, of units that bound 
 
 @dataclass(frozen=True)
 class Cause:
-    """Attributes: name, a word or two; what was seen; what helps."""
+    """Attributes: name, a word or two; what was seen; what helps; sure, where nets with it are not expected to train."""
 
     name: str
     seen: str
     advice: str
+    sure: bool = False
 
 
 def causes_of(model: nn.Module, flow: GradientFlow, x: Tensor, outputs: Tensor, loss_at_start: float,
@@ -40,7 +41,7 @@ def cut_off(model: nn.Module, flow: GradientFlow) -> Cause | None:
     listed = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return Cause("cut off", f"the loss does not depend on the weights of {listed}",
                  "Look for detach(), no_grad() or .data between these layers and the loss; freeze them with "
-                 "requires_grad_(False) if that is meant.")
+                 "requires_grad_(False) if that is meant.", sure=True)
 
 
 def layers_cut_off(model: nn.Module, frame: pd.DataFrame) -> list[str]:
@@ -68,7 +69,7 @@ def input_scale(x: Tensor) -> Cause | None:
     if SMALL <= size <= LARGE:
         return None
     return Cause("scale of the inputs", f"the inputs' root mean square is {size:.2g}",
-                 "Standardise the inputs: mean 0, standard deviation 1.")
+                 "Standardise the inputs: mean 0, standard deviation 1.", sure=True)
 
 
 def dead(flow: GradientFlow) -> Cause | None:

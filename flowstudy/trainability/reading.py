@@ -19,9 +19,9 @@ from .causes import Cause
 # Below the first a net trains, above the second it does not; between them the kernel alone cannot tell.  In Adam's
 # metric, and in the plain one where Adam's is not known.
 KERNEL = {"adam": (0.38, 0.56), "own": (0.50, 0.67)}
-TRIAL_TRAINS = 0.25                        # below it, nets trained in 1,000 steps
+TRIAL_TRAINS = 0.30   # below it, nets trained in 1,000 steps
 OTHERS = 2.0          # times as far from the thresholds must the score be where they were not calibrated
-NOTHING = 0.98        # of the loss of constant outputs: a trial that stays above has seen nothing learnt
+NOTHING = 0.97        # of the loss of constant outputs: a trial that stays above has seen nothing learnt
 HORIZON = 10_000      # steps of `remaining` in the scores
 LOSS_WEIGHT = 0.05    # per decade of the loss at the start
 HALF = 0.5            # of the residual: what is meant by the number of steps of a slow net
@@ -69,7 +69,7 @@ def read(*, remaining: float, uncertain: float, steps: float, metric: str, loss_
     """
     kind = (kind_by_kernel(remaining, uncertain, metric, loss_at_start, constant, calibrated) if lowest is None
             else kind_by_trial(remaining, lowest, constant))
-    if any(cause.name == "cut off" for cause in causes):
+    if causes and (causes[0].name == "cut off" or (kind == "cannot tell" and causes[0].sure)):
         kind = "does not train"
     if kind == "trains" and steps > SOON and lowest is None:
         kind = "slow"
@@ -99,8 +99,8 @@ def kind_by_trial(remaining: float, lowest: float, constant: float) -> str:
     if not math.isfinite(lowest):
         return "does not train"
     score = (math.log(max(lowest, 1e-300) / constant) if constant > 0 else 0.0) + remaining
-    if lowest > NOTHING * constant:   # a net that a trial saw learn nothing is not said to train
-        return "slow" if score < TRIAL_TRAINS else "does not train"
+    if lowest > NOTHING * constant:   # nothing learnt: of nets that the kernel expects to learn, half do so later
+        return "cannot tell" if score < TRIAL_TRAINS else "does not train"
     return "trains" if score < TRIAL_TRAINS else "slow"
 
 
