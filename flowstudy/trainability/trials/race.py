@@ -42,7 +42,8 @@ class Race:
     def __init__(self, learners: Sequence[Alone | Stacked], rates: Sequence[float], at_start: tuple[float, float],
                  seconds_to_look: float, clock: Clock):
         self.learners, self.rates, self.clock = list(learners), list(rates), clock
-        self.seconds_to_look = seconds_to_look
+        self.at_start, self.seconds_to_look = at_start, seconds_to_look
+        self.stacked = isinstance(self.learners[0], Stacked)
         count = len(self.rates)
         self.steps = [0] * count
         self.loss, self.accuracy = ([value] * count for value in at_start)

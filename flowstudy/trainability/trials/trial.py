@@ -5,7 +5,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
@@ -24,6 +24,7 @@ from .race import Clock, Race
 from .rates import USUAL_RATES
 
 LOOKED_AT = 2_000  # samples at most, on which loss and accuracy are taken
+LOOKING = 0.25     # of a limited time at most: large nets are looked at on fewer samples
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,9 @@ def run_trial(call: str, model: nn.Module, x: Tensor, y: Tensor | None, loss: st
 
     The copies have the model's dtype and train in its mode; a model in evaluation mode trains in training mode.  Loss
     and accuracy are taken as it trains: on whole batches drawn once, of up to 2,000 samples in all (one batch at
-    least), with the batch's own statistics and with dropout, on a copy, so that looking changes nothing.  Frozen
-    parameters stay, and the model, its gradients and the global random states are left as they are.  Numbers below the
-    smallest normal one count as 0 on a CPU.
+    least; fewer where they would take a quarter of `seconds`), with the batch's own statistics and with dropout, on a
+    copy, so that looking changes nothing.  Frozen parameters stay, and the model, its gradients and the global random
+    states are left as they are.  Numbers below the smallest normal one count as 0 on a CPU.
 
     Args:
         call: the public function that asks, for error messages.
@@ -97,6 +98,9 @@ def run_trial(call: str, model: nn.Module, x: Tensor, y: Tensor | None, loss: st
     Raises:
         ValueError, TypeError: no targets, nothing to train, an unknown optimizer, a batch or labels that do not fit.
 
+    What it cannot try: models that cannot be copied, or that checkpoint with use_reentrant=True. Hooks on parameters
+    are not copied. The copies, one for each rate with its optimizer's moments, must fit in memory side by side.
+
     Source: Jamieson & Talwalkar 2016 (successive halving; the rule for level rates is our own).
     """
     clock = Clock(seconds)
@@ -109,22 +113,28 @@ def run_trial(call: str, model: nn.Module, x: Tensor, y: Tensor | None, loss: st
                            f"{type(model).__name__} without any. Call model.requires_grad_(True).")
     rates = check_rates(call, USUAL_RATES[optimizer] if rates is None else rates)
     task = task_of(call, model, x, y, loss, steps, min(batch_size, len(x)), seed, warm_up)
-    net = copy.deepcopy(model)
-    if not net.training:
-        net.train()
     try:
         with flushed_denormals():
-            probe = copy.deepcopy(net)
-            one_by_one = changed_by_a_pass(call, probe, task, loss) or len(rates) == 1
-            learners = learners_of(net, None if one_by_one else probe, task, OPTIMIZERS[optimizer], rates)
-            before = clock.taken()
-            (at_start,), (share_at_start,) = Alone(net, task, OPTIMIZERS[optimizer], rates[0], 0).evaluate()
-            race = Race(learners, rates, (at_start, share_at_start), clock.taken() - before, clock)
+            race = race_of(call, model, task, loss, OPTIMIZERS[optimizer], rates, clock)
             race.run(steps, progress)
     finally:
         task.draws.restore()
-    stacked = isinstance(learners[0], Stacked)
-    return Trial(race.frame(), at_start, share_at_start, steps, clock.taken(), optimizer, stacked)
+    return Trial(race.frame(), *race.at_start, steps, clock.taken(), optimizer, race.stacked)
+
+
+def race_of(call: str, model: nn.Module, task: Task, loss: str | Loss, optimizer: Optimizer, rates: Sequence[float],
+            clock: Clock) -> Race:
+    """All rates before their first step, the model looked at."""
+    net = copy.deepcopy(model)
+    if not net.training:
+        net.train()
+    probe, before = copy.deepcopy(net), clock.taken()
+    changed = changed_by_a_pass(call, probe, task, loss)
+    task = looking_in_time(task, clock, clock.taken() - before, len(rates))
+    learners = learners_of(net, probe, changed, task, optimizer, rates)
+    before = clock.taken()
+    (at_start,), (share_at_start,) = Alone(net, task, optimizer, rates[0], 0).evaluate()
+    return Race(learners, rates, (at_start, share_at_start), clock.taken() - before, clock)
 
 
 def task_of(call: str, model: nn.Module, x: Tensor, y: Tensor, loss: str | Loss, steps: int, batch_size: int,
@@ -164,10 +174,16 @@ def changed_by_a_pass(call: str, probe: nn.Module, task: Task, loss: str | Loss)
     return before.keys() != after.keys() or not all(torch.equal(before[name], after[name]) for name in before)
 
 
-def learners_of(net: nn.Module, probe: nn.Module | None, task: Task, optimizer: Optimizer,
+def looking_in_time(task: Task, clock: Clock, seconds: float, rates: int) -> Task:
+    """The task with so many batches to look at as there is time for: once at the start, and once at every rate."""
+    affordable = LOOKING * clock.limit / max(seconds * (1 + rates), sys.float_info.min)
+    return replace(task, looked_at=task.looked_at[:max(1, int(min(affordable, len(task.looked_at))))])
+
+
+def learners_of(net: nn.Module, probe: nn.Module, changed: bool, task: Task, optimizer: Optimizer,
                 rates: Sequence[float]) -> list[Alone] | list[Stacked]:
-    """All rates as one, where a probe is given and the model can; else each alone."""
-    if probe is not None:
+    """All rates as one where the model can, else each alone; `probe` is a copy that has made a pass."""
+    if len(rates) > 1 and not changed:
         stacked = Stacked(net, task, optimizer, rates)
         if can_stack(probe, stacked):
             return [stacked]

@@ -1,0 +1,71 @@
+"""Readings of trainability held against training: 201 nets whose outcome is known.
+
+    FLOWSTUDY_DATA=... python -m benchmarks.trainability OUTCOMES.csv [--optimizer adam] [--rows FILE] [--family FC]
+
+A reading ranks the nets; AUC is the share of pairs, one net that trained and one that did not, that it ranks rightly.
+`trained`: accuracy above 0.7 on 2,000 training samples after 1,000 steps of batch 64 at the best of eight rates.  With
+--rows each net is kept as it is done, and a run that was stopped goes on.  On a CPU the trials of convolutional nets
+and transformers take ten times as long as those of fully connected ones.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import torch
+import typer
+from sklearn.metrics import roc_auc_score
+
+from flowstudy.trainability.trial import run_trial
+
+from .timing import machine
+from .trainability_nets import KnownNet, known_nets, small_digits
+
+TRAINED = 0.7
+OUTCOME = {"momentum": "accuracy_sgd", "adam": "accuracy_adam"}  # how the nets were trained, and its column
+FAMILIES = {"FC": "fully connected", "Conv": "convolutional", "Former": "transformers"}
+READINGS = ["loss_after_trial"]  # the lower, the better the net should train
+
+
+def main(outcomes: Annotated[Path, typer.Argument(help="table of nets and what became of them")],
+         optimizer: Annotated[str, typer.Option(help="momentum or adam")] = "momentum",
+         steps: Annotated[int, typer.Option(help="of the trial")] = 100,
+         family: Annotated[list[str], typer.Option(help="may be given several times")] = tuple(FAMILIES),
+         device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+         rows: Annotated[Path | None, typer.Option(help="keep the readings here, as CSV")] = None) -> None:
+    x, y = (part.to(device) for part in small_digits())
+    done = pd.read_csv(rows) if rows is not None and rows.exists() else pd.DataFrame({"name": []})
+    for known in known_nets(outcomes):
+        if known.outcome.cls in family and known.name not in set(done.name):
+            row = {"name": known.name, "family": FAMILIES[known.outcome.cls],
+                   "accuracy": known.outcome[OUTCOME[optimizer]], **readings(known, x, y, optimizer, steps)}
+            done = pd.concat([done, pd.DataFrame([row])], ignore_index=True)
+            if rows is not None:
+                done.to_csv(rows, index=False)
+    print(f"Trainability, {len(done)} nets, {optimizer}: "
+          + ", ".join(f"{key} {value}" for key, value in machine(torch.device(device)).items()))
+    print(areas(done).to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+
+
+def readings(known: KnownNet, x: torch.Tensor, y: torch.Tensor, optimizer: str, steps: int) -> dict[str, float]:
+    trial = run_trial("benchmark", known.net.to(x.device), x, y, "cross_entropy", optimizer=optimizer, steps=steps)
+    best = trial.best
+    return {"loss_at_start": trial.loss_at_start, "seconds_of_trial": trial.seconds,
+            "net_steps": int(trial.frame.steps.sum()),
+            "loss_after_trial": float("inf") if best is None else best.loss,
+            "best_rate": float("nan") if best is None else best.learning_rate}
+
+
+def areas(done: pd.DataFrame) -> pd.DataFrame:
+    """AUC of each reading over all nets and by family; nan where all nets of a family had one outcome."""
+    table = []
+    for name, part in [("all", done), *done.groupby("family")]:
+        trained = part.accuracy > TRAINED
+        table.append({"nets": name, "count": len(part), "trained": int(trained.sum())} | {
+            reading: roc_auc_score(trained, -part[reading].clip(upper=1e30)) if 0 < trained.sum() < len(part)
+            else float("nan") for reading in READINGS} | {"seconds": part.seconds_of_trial.sum()})
+    return pd.DataFrame(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
