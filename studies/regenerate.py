@@ -35,7 +35,7 @@ ORDER = ("loss_vs_depth", "depth_vs_gradient", "jacobian_spectra")  # of the gal
 
 
 def main(
-    profile: Annotated[str, typer.Option(help="smoke, quick or paper: a section of profiles.yaml")] = "quick",
+    profile: Annotated[str, typer.Option(help="a section of profiles.yaml: smoke, quick, laptop, ...")] = "quick",
     only: Annotated[str | None, typer.Option(help="one study instead of all")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     out: Annotated[Path, typer.Option(help="where the figures go")] = ROOT / "figures",

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from flowstudy.kinds import KINDS
 from flowstudy.nets import HighwayNet, PlainNet, ResidualNet
 from flowstudy.sweep import Cell, cells, grid, random_search
 
@@ -85,8 +86,8 @@ def test_keys_are_equal_where_cells_are(pair):
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 WRONG_CELLS = [
-    ({"net": "highwy"}, r"`net` must be one of plain, highway, residual, got 'highwy'\. Did you mean 'highway'\?"),
-    ({"net": ["plain"]}, r"`net` must be one of plain, highway, residual, got \['plain'\]"),
+    ({"net": "highwy"}, rf"`net` must be one of {', '.join(KINDS)}, got 'highwy'\. Did you mean 'highway'\?"),
+    ({"net": ["plain"]}, rf"`net` must be one of {', '.join(KINDS)}, got \['plain'\]"),
     ({"init": "he"}, r"`init` must be one of glorot_normal"),
     ({"activation": "rleu"}, r"`activation` must be one of relu.*Did you mean 'relu'\?"),
     ({"dataset": "cifar"}, r"`dataset` must be one of digits.*Did you mean 'cifar10"),
