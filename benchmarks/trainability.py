@@ -8,6 +8,7 @@ A reading ranks the nets; AUC is the share of pairs, one net that trained and on
 and transformers take ten times as long as those of fully connected ones.
 """
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -16,20 +17,21 @@ import torch
 import typer
 from sklearn.metrics import roc_auc_score
 
-from flowstudy.trainability.trial import run_trial
+from flowstudy.trainability import trainability
+from flowstudy.trainability.reading import HORIZON, LOSS_WEIGHT
 
 from .timing import machine
-from .trainability_nets import KnownNet, known_nets, small_digits
+from .trainability_nets import KnownNet, kernel_samples, known_nets, small_digits
 
 TRAINED = 0.7
 OUTCOME = {"momentum": "accuracy_sgd", "adam": "accuracy_adam"}  # how the nets were trained, and its column
 FAMILIES = {"FC": "fully connected", "Conv": "convolutional", "Former": "transformers"}
-READINGS = ["loss_after_trial"]  # the lower, the better the net should train
+READINGS = ["kernel", "loss_after_trial", "both"]  # the lower, the better the net should train
 
 
 def main(outcomes: Annotated[Path, typer.Argument(help="table of nets and what became of them")],
          optimizer: Annotated[str, typer.Option(help="momentum or adam")] = "momentum",
-         steps: Annotated[int, typer.Option(help="of the trial")] = 100,
+         steps: Annotated[int, typer.Option(help="of the trial; 0 reads the kernel alone")] = 100,
          family: Annotated[list[str], typer.Option(help="may be given several times")] = tuple(FAMILIES),
          device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
          rows: Annotated[Path | None, typer.Option(help="keep the readings here, as CSV")] = None) -> None:
@@ -48,12 +50,20 @@ def main(outcomes: Annotated[Path, typer.Argument(help="table of nets and what b
 
 
 def readings(known: KnownNet, x: torch.Tensor, y: torch.Tensor, optimizer: str, steps: int) -> dict[str, float]:
-    trial = run_trial("benchmark", known.net.to(x.device), x, y, "cross_entropy", optimizer=optimizer, steps=steps)
-    best = trial.best
-    return {"loss_at_start": trial.loss_at_start, "seconds_of_trial": trial.seconds,
-            "net_steps": int(trial.frame.steps.sum()),
-            "loss_after_trial": float("inf") if best is None else best.loss,
-            "best_rate": float("nan") if best is None else best.learning_rate}
+    """Of the product: what `trainability` finds, with the samples first on which the loss at the start was taken."""
+    first = kernel_samples().to(x.device)
+    others = torch.ones(len(x), dtype=torch.bool, device=x.device).index_fill(0, first, False).nonzero()[:, 0]
+    order = torch.cat([first, others])
+    found = trainability(known.net.to(x.device), x[order], y[order], optimizer=optimizer, trial=steps)
+    decay = found.kernel.adams or found.kernel.decay
+    remaining = decay.remaining(HORIZON)
+    lowest = math.inf if found.tried is None or found.tried.best is None else found.tried.best.loss
+    far_off = max(0.0, math.log10(found.loss / found.constant_loss)) if math.isfinite(found.loss) else 300.0
+    return {"loss_at_start": found.loss, "remaining": remaining, "remaining_own": found.kernel.decay.remaining(HORIZON),
+            "uncertain": decay.error(HORIZON), "learning_rate": found.learning_rate, "route": found.route,
+            "kernel": remaining + LOSS_WEIGHT * far_off, "loss_after_trial": lowest,
+            "both": math.log(lowest / found.constant_loss) + remaining, "verdict": found.verdict.kind,
+            "seconds": found.seconds, "seconds_of_trial": 0.0 if found.tried is None else found.tried.seconds}
 
 
 def areas(done: pd.DataFrame) -> pd.DataFrame:
@@ -63,7 +73,11 @@ def areas(done: pd.DataFrame) -> pd.DataFrame:
         trained = part.accuracy > TRAINED
         table.append({"nets": name, "count": len(part), "trained": int(trained.sum())} | {
             reading: roc_auc_score(trained, -part[reading].clip(upper=1e30)) if 0 < trained.sum() < len(part)
-            else float("nan") for reading in READINGS} | {"seconds": part.seconds_of_trial.sum()})
+            else float("nan") for reading in READINGS} | {
+            "verdict right": (trained == (part.verdict == "trains")).mean(),
+            "trains, and did not": int((~trained & (part.verdict == "trains")).sum()),
+            "does not, and did": int((trained & (part.verdict == "does not train")).sum()),
+            "cannot tell": int((part.verdict == "cannot tell").sum()), "seconds": part.seconds.sum()})
     return pd.DataFrame(table)
 
 

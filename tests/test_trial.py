@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowstudy.trainability.optimizers import OPTIMIZERS
-from flowstudy.trainability.race import Clock
 from flowstudy.trainability.rates import USUAL_RATES
-from flowstudy.trainability.trial import Trial, orders, run_trial
+from flowstudy.trainability.trials.race import Clock
+from flowstudy.trainability.trials.trial import Trial, orders, run_trial
 
 SAMPLES, BATCH, STEPS = 100, 16, 24
 # float32 against float32 in another order: 24 steps of roundings of 6e-8 in the weights, which a large rate amplifies.
@@ -99,7 +99,7 @@ def test_stacked_learns_as_one_after_the_other(optimizer, monkeypatch):
     """On the whole grid but its wildest rates, where rounding grows without bound."""
     model, (x, y), rates = small_net(), learnable(), USUAL_RATES[optimizer][:6]
     stacked = tried(model, x, y, optimizer=optimizer, rates=rates)
-    monkeypatch.setattr("flowstudy.trainability.trial.can_stack", lambda *_: False)
+    monkeypatch.setattr("flowstudy.trainability.trials.trial.can_stack", lambda *_: False)
     apart = tried(model, x, y, optimizer=optimizer, rates=rates)
     assert stacked.stacked and not apart.stacked
     pd.testing.assert_frame_equal(stacked.frame, apart.frame, rtol=ROUNDING)
@@ -217,7 +217,7 @@ def test_no_time_leaves_everything_out():
 def test_time_that_runs_out_leaves_the_rest_out(net, seconds, left_out, monkeypatch):
     """The clock stops it after some steps: what was reached is that of a trial of so many steps."""
     ticks = iter(range(10**6))
-    monkeypatch.setattr("flowstudy.trainability.trial.LOOKED_AT", BATCH)  # which no limit makes fewer
+    monkeypatch.setattr("flowstudy.trainability.trials.trial.LOOKED_AT", BATCH)  # which no limit makes fewer
     monkeypatch.setattr(Clock, "taken", lambda _clock: float(next(ticks)))
     model, (x, y) = net(), learnable()
     trial = tried(model, x, y, optimizer="momentum", seconds=seconds, rates=[0.001, 0.1])

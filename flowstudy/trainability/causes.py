@@ -18,7 +18,7 @@ SATURATED = 0.25              # mean slope, of its largest, of units that bound 
 
 @dataclass(frozen=True)
 class Cause:
-    """Attributes: name, a word or two; what was seen; what helps; sure, where nets with it are not expected to train."""
+    """Attributes: name, a word or two; what was seen; what helps; sure: nets with it are not expected to train."""
 
     name: str
     seen: str
