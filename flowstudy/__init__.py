@@ -6,8 +6,6 @@ from .measure import (
     GradientFlow,
     GradientMonitor,
     JacobianSpectrum,
-    UntrainableError,
-    assert_trainable,
     compare,
     drawn,
     gate_activity,
@@ -29,6 +27,7 @@ from .nets import (
 )
 from .sweep import Cell, Store, StoreError, SweepError, best, grid, random_search, run, top
 from .train import RecordAt
+from .trainability import Trainability, UntrainableError, assert_trainable, trainability
 
 
 def _plot(name: str) -> object:
@@ -46,8 +45,9 @@ __all__ = [
     "ACTIVATIONS", "HighwayNet", "PlainNet", "ResidualNet", "cifar_conv_net", "fitnet", "initialize",
     "initialize_as_authors", "mnist_conv_net",
     # measure
-    "GateActivity", "GradientFlow", "GradientMonitor", "JacobianSpectrum", "UntrainableError", "assert_trainable",
-    "compare", "gate_activity", "gradient_flow", "jacobian_spectrum", "layer_jacobian_spectra", "lesion",
+    "GateActivity", "GradientFlow", "GradientMonitor", "JacobianSpectrum", "Trainability",
+    "UntrainableError", "assert_trainable", "compare", "gate_activity", "gradient_flow", "jacobian_spectrum", "layer_jacobian_spectra", "lesion",
+    "trainability",
     # plan, run, keep
     "Cell", "RecordAt", "Store", "StoreError", "SweepError", "best", "grid", "random_search", "run", "top",
     # data

@@ -99,7 +99,7 @@ def test_stacked_learns_as_one_after_the_other(optimizer, monkeypatch):
     """On the whole grid but its wildest rates, where rounding grows without bound."""
     model, (x, y), rates = small_net(), learnable(), USUAL_RATES[optimizer][:6]
     stacked = tried(model, x, y, optimizer=optimizer, rates=rates)
-    monkeypatch.setattr("flowstudy.trainability.trials.trial.can_stack", lambda *_: False)
+    monkeypatch.setattr(sys.modules[run_trial.__module__], "can_stack", lambda *_: False)
     apart = tried(model, x, y, optimizer=optimizer, rates=rates)
     assert stacked.stacked and not apart.stacked
     pd.testing.assert_frame_equal(stacked.frame, apart.frame, rtol=ROUNDING)
@@ -217,7 +217,7 @@ def test_no_time_leaves_everything_out():
 def test_time_that_runs_out_leaves_the_rest_out(net, seconds, left_out, monkeypatch):
     """The clock stops it after some steps: what was reached is that of a trial of so many steps."""
     ticks = iter(range(10**6))
-    monkeypatch.setattr("flowstudy.trainability.trials.trial.LOOKED_AT", BATCH)  # which no limit makes fewer
+    monkeypatch.setattr(sys.modules[run_trial.__module__], "LOOKED_AT", BATCH)  # which no limit makes fewer
     monkeypatch.setattr(Clock, "taken", lambda _clock: float(next(ticks)))
     model, (x, y) = net(), learnable()
     trial = tried(model, x, y, optimizer="momentum", seconds=seconds, rates=[0.001, 0.1])

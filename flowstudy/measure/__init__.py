@@ -4,8 +4,6 @@ from .gates import GateActivity, gate_activity
 from .gradients.flow import (
     Comparison,
     GradientFlow,
-    UntrainableError,
-    assert_trainable,
     compare,
     gradient_flow,
 )
@@ -19,7 +17,7 @@ from .spectra.by_layer import layer_jacobian_spectra, stacked_jacobian_spectrum
 from .spectra.one_model import jacobian_spectrum
 from .spectra.result import JacobianSpectrum
 
-__all__ = ["Comparison", "GateActivity", "GradientFlow", "GradientMonitor", "JacobianSpectrum", "UntrainableError",
-           "Verdict", "assert_trainable", "compare", "gate_activity", "gradient_flow", "jacobian",
+__all__ = ["Comparison", "GateActivity", "GradientFlow", "GradientMonitor", "JacobianSpectrum",
+           "Verdict", "compare", "gate_activity", "gradient_flow", "jacobian",
            "jacobian_spectrum", "layer_jacobian_spectra", "lesion", "lesion_losses", "product_svd",
            "stacked_gradient_flow", "stacked_jacobian_spectrum"]

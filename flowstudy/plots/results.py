@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .style import STYLE, widen
 
+NAMED_LAYERS = 24  # names on the axis at most
 FLOAT32_NORMAL = math.log10(2.0**-126)  # below it float32 loses digits, and from 1.4e-45 on everything
 
 
@@ -87,3 +88,61 @@ def norm_by_layer(ax: Axes, layers: pd.Series, norms: pd.Series, **style: object
     zero = layers[norms == -math.inf]
     ax.plot(zero, np.full(len(zero), 0.02), "x", color=style["color"], ms=5, transform=ax.get_xaxis_transform(),
             label=f"{style['label']} exactly 0" if len(zero) else None)
+
+
+def trainability(frame: pd.DataFrame, curve: pd.DataFrame, trial: pd.DataFrame | None, constant_loss: float,
+                 title: str = "") -> Figure:
+    """The error signal by layer and each layer's share of what is learnt | what remains of the task by steps, as the
+    kernel predicts it | loss by learning rate, as a trial saw it.
+
+    Args:
+        frame: `Trainability.frame`.
+        curve: `steps` and `remaining`.
+        trial: rate against loss, None without one.
+        constant_loss: of outputs that know nothing of the inputs.
+    """
+    with mpl.rc_context(STYLE):
+        lines = textwrap.wrap(title, 150)
+        figure = Figure(figsize=(12.0, 4.2 + 0.2 * len(lines)), layout="constrained")
+        layers, left, rates = figure.subplots(1, 3, width_ratios=[1.7, 1, 1])
+        draw_layers(layers, frame)
+        left.plot(curve["steps"], curve["remaining"], color="C0", lw=1.8)
+        left.set(xscale="log", ylim=(-0.03, 1.03), xlabel="steps at the best stable rate",
+                 ylabel="share of the task that is left", title="predicted by the tangent kernel")
+        if trial is None:
+            rates.set_axis_off()
+            rates.text(0.5, 0.5, "not tried: trial=100\ntrains copies for 100 steps", ha="center", va="center", color="0.4")
+        else:
+            draw_rates(rates, trial, constant_loss)
+        figure.suptitle("\n".join(lines), fontsize=9)
+    return figure
+
+
+def draw_layers(ax: Axes, frame: pd.DataFrame) -> None:
+    """log10 norms by layer, and bars for the shares; modules' names where they fit."""
+    norm_by_layer(ax, frame["layer"], frame["log10_error_signal_norm"], color="C0", ls="-", label="∂L/∂h")
+    share = ax.twinx()
+    share.bar(frame["layer"], frame["share_of_learning"], color="C1", alpha=0.4, width=0.8)
+    share.set(ylim=(0, max(0.05, 3 * frame["share_of_learning"].max())), ylabel="share of what the first step learns")
+    share.yaxis.label.set_color("C1")
+    share.grid(visible=False)
+    every = max(1, -(-len(frame) // NAMED_LAYERS))
+    ax.set_xticks(frame["layer"][::every], frame["module"][::every], rotation=60, ha="right", fontsize=7)
+    ax.set(title="error signal, and where the first step learns", ylabel="log$_{10}$ norm of the error signal")
+    widen(ax, 2.0)
+    ax.legend(loc="upper left")
+
+
+def draw_rates(ax: Axes, trial: pd.DataFrame, constant_loss: float) -> None:
+    known = trial[trial["loss"].notna()]
+    ax.plot(known["learning_rate"], known["loss"], color="C0", lw=1.0, marker="o", ms=5)
+    for row in known.itertuples():
+        ax.annotate(f"{row.steps}", (row.learning_rate, row.loss), xytext=(0, 6), textcoords="offset points",
+                    ha="center", fontsize=7, color="0.4")
+    for rate in trial.loc[trial["loss"].isna(), "learning_rate"]:
+        ax.axvline(rate, color="crimson", lw=1.0, ls=":")
+    ax.axhline(constant_loss, color="0.4", lw=0.8, ls="--")
+    ax.annotate("constant outputs", (1, constant_loss), xycoords=("axes fraction", "data"), xytext=(-4, 3),
+                textcoords="offset points", ha="right", fontsize=8, color="0.35")
+    ax.set(xscale="log", yscale="log", xlabel="learning rate (dotted: diverged or left out)", ylabel="loss",
+           title="seen in a trial (numbers: steps)")

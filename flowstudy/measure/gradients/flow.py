@@ -170,27 +170,3 @@ def compare(models: Mapping[str, nn.Module], x: Tensor, y: Tensor | None = None,
     flows = {str(name): gradient_flow(model, x, y, loss=loss, samples=samples) for name, model in models.items()}
     frame = pd.concat([flow.frame.assign(model=name) for name, flow in flows.items()], ignore_index=True)
     return Comparison(frame[["model", *frame.columns.drop("model")]], {k: flow.verdict for k, flow in flows.items()})
-
-
-class UntrainableError(AssertionError):
-    """What `assert_trainable` raises; `verdict` tells more."""
-
-    def __init__(self, verdict: Verdict):
-        super().__init__(f"assert_trainable: the gradient flow is {verdict} {verdict.advice}")
-        self.verdict = verdict
-
-
-def assert_trainable(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss: str | Loss = "cross_entropy",
-                     samples: int | None = None) -> Verdict:
-    """For a test suite of one's own: raises unless the verdict of `gradient_flow` is stable, and returns the verdict.
-
-    Raises:
-        UntrainableError, an AssertionError: the message is the verdict.
-
-    What it cannot tell: whether the net learns. It knows no optimiser, no learning rate and no data but this batch; a
-    signal that gets through is needed for training, and is not enough.
-    """
-    verdict = gradient_flow(model, x, y, loss=loss, samples=samples).verdict
-    if verdict.kind != "stable":
-        raise UntrainableError(verdict)
-    return verdict
