@@ -45,9 +45,10 @@ __all__ = [
     "ACTIVATIONS", "HighwayNet", "PlainNet", "ResidualNet", "cifar_conv_net", "fitnet", "initialize",
     "initialize_as_authors", "mnist_conv_net",
     # measure
-    "GateActivity", "GradientFlow", "GradientMonitor", "JacobianSpectrum", "Trainability",
-    "UntrainableError", "assert_trainable", "compare", "gate_activity", "gradient_flow", "jacobian_spectrum", "layer_jacobian_spectra", "lesion",
-    "trainability",
+    "GateActivity", "GradientFlow", "GradientMonitor", "JacobianSpectrum", "compare", "gate_activity", "gradient_flow",
+    "jacobian_spectrum", "layer_jacobian_spectra", "lesion",
+    # will it train
+    "Trainability", "UntrainableError", "assert_trainable", "trainability",
     # plan, run, keep
     "Cell", "RecordAt", "Store", "StoreError", "SweepError", "best", "grid", "random_search", "run", "top",
     # data

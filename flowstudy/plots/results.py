@@ -111,7 +111,8 @@ def trainability(frame: pd.DataFrame, curve: pd.DataFrame, trial: pd.DataFrame |
                  ylabel="share of the task that is left", title="predicted by the tangent kernel")
         if trial is None:
             rates.set_axis_off()
-            rates.text(0.5, 0.5, "not tried: trial=100\ntrains copies for 100 steps", ha="center", va="center", color="0.4")
+            rates.text(0.5, 0.5, "not tried: trial=100\ntrains copies for 100 steps", ha="center", va="center",
+                       color="0.4")
         else:
             draw_rates(rates, trial, constant_loss)
         figure.suptitle("\n".join(lines), fontsize=9)

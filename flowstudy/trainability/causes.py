@@ -29,8 +29,10 @@ class Cause:
 def causes_of(model: nn.Module, flow: GradientFlow, x: Tensor, outputs: Tensor, loss_at_start: float,
               constant: float, loss: object) -> list[Cause]:
     """All that apply, the surest first."""
+    ways = [collapsed(flow), signal(flow)]
     found = [cut_off(model, flow), softmax_twice(outputs, loss), input_scale(x), dead(flow),
-             output_scale(loss_at_start, constant), saturated(model, flow), collapsed(flow), signal(flow)]
+             output_scale(loss_at_start, constant), saturated(model, flow),
+             *(ways[::-1] if flow.verdict.kind == "vanishing" else ways)]
     return [cause for cause in found if cause is not None]
 
 

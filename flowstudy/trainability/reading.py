@@ -51,6 +51,7 @@ class TrainabilityVerdict:
 
     def __str__(self) -> str:
         word = f"slow: about {rounded(self.steps)} steps" if self.kind == "slow" else self.kind
+        word += " as a whole" if self.cause.startswith("Cause: cut off") else ""
         parts = [f"{word}.", self.seen, self.predicted, self.cause, self.advice]
         return " ".join(part for part in parts if part)
 

@@ -26,7 +26,7 @@ class Trainability(Drawn):
             that needs a rate of 1e4 has inputs or weights that are too small.  nan for Adam.
         condition: largest over smallest eigenvalue of the kernel; nan where these are not all known.
         loss: at the start, in the loss's own units; `constant_loss` is the least that constant outputs have.
-        by_layer: by module, its share of what the first step learns; 0: frozen, cut off, or waiting for a layer of zeros.
+        by_layer: by module, its share of what the first step learns; 0 if frozen, cut off, or behind a layer of zeros.
         spectrum: eigenvalues of the kernel over the number of samples, descending (by "krylov" some of them).
         trial: rate against loss (see `trainability.trial.Trial.frame`); None without a trial.
         verdict: the reading; `str()` gives the sentences.
