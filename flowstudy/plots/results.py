@@ -121,7 +121,11 @@ def trainability(frame: pd.DataFrame, curve: pd.DataFrame, trial: pd.DataFrame |
 
 def draw_layers(ax: Axes, frame: pd.DataFrame) -> None:
     """log10 norms by layer, and bars for the shares; modules' names where they fit."""
-    norm_by_layer(ax, frame["layer"], frame["log10_error_signal_norm"], color="C0", ls="-", label="∂L/∂h")
+    main = frame[frame["main_path"]] if "main_path" in frame else frame
+    beside = frame.drop(main.index)
+    norm_by_layer(ax, main["layer"], main["log10_error_signal_norm"], color="C0", ls="-", label="∂L/∂h, main path")
+    ax.plot(beside["layer"], beside["log10_error_signal_norm"], ".", color="0.6", ms=4, zorder=1,
+            label="in branches" if len(beside) else None)
     share = ax.twinx()
     share.bar(frame["layer"], frame["share_of_learning"], color="C1", alpha=0.4, width=0.8)
     share.set(ylim=(0, max(0.05, 3 * frame["share_of_learning"].max())), ylabel="share of what the first step learns")
@@ -145,5 +149,6 @@ def draw_rates(ax: Axes, trial: pd.DataFrame, constant_loss: float) -> None:
     ax.axhline(constant_loss, color="0.4", lw=0.8, ls="--")
     ax.annotate("constant outputs", (1, constant_loss), xycoords=("axes fraction", "data"), xytext=(-4, 3),
                 textcoords="offset points", ha="right", fontsize=8, color="0.35")
-    ax.set(xscale="log", yscale="log", xlabel="learning rate (dotted: diverged or left out)", ylabel="loss",
-           title="seen in a trial (numbers: steps)")
+    none = ", dotted: none" if trial["loss"].isna().any() else ""
+    ax.margins(y=0.12)
+    ax.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="loss", title=f"seen in a trial (steps{none})")
