@@ -10,7 +10,7 @@ from flowstudy import theory
 from .theories import theory_of
 
 # The columns that tell a kind of net: all of a cell's but the seed and how it learns.
-KIND = ["net", "init", "gain", "gate_bias", "activation", "depth", "width", "bias_var"]
+KIND = ["net", "init", "gain", "gate_bias", "bias_var", "activation", "depth", "width"]
 # Of square matrices, where the cell gives none: see flowstudy.nets.initialize.
 GAINS = {"glorot_normal": 1.0, "glorot_uniform": 1.0, "he_normal": 2**0.5, "he_uniform": 2**0.5, "lecun_normal": 1.0,
          "lecun_uniform": 1.0, "orthogonal": 1.0}
