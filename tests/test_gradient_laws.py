@@ -155,8 +155,9 @@ def test_averaging_over_positions_is_no_change():
     """The mean over 1024 positions divides the squared norm by 1024: levelled out, to rounding."""
     logs = -math.log(2) * np.arange(10.0)[::-1]
     averaged = np.where(np.arange(10) < 7, 1024, 1)
-    columns = {"layer": range(1, 11), "log10_error_signal_norm": (logs - np.log(averaged)) / (2 * math.log(10)),
-               "activation_mean_square": [1.0] * 10, "averaged_positions": averaged, "own": [True] * 10}
+    norms = (logs - np.log(averaged)) / (2 * math.log(10))
+    columns = {"layer": list(range(1, 11)), "log10_error_signal_norm": norms.tolist(), "own": [True] * 10,
+               "activation_mean_square": [1.0] * 10, "averaged_positions": averaged.tolist()}
     assert backward_slope(path_frame(columns, ["Linear"] * 10, False)) == pytest.approx(-math.log(2), abs=1e-12)
 
 

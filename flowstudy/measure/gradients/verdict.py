@@ -9,11 +9,11 @@ scale of the correlation of two inputs.  The two scales agree in the ordered pha
 mean: ln ||error||^2 of a critical ReLU net of width n fluctuates by sqrt(5 depth / n) (Hanin & Nica 2020), which is 2.2
 at depth 50 and width 50; nets near the threshold can fall on either side.
 
-Twice the threshold is allowed where something makes up for the change.  A signal that shrinks towards the input while
-the activations shrink towards the output leaves the weights' gradients, its products with the activations, even over
-the layers.  And weights in front of a normalisation grow under a gradient that is too large until their steps are small
-in proportion (Arora, Li & Lyu 2019), so that plain nets with batch norm, whose squared signal grows by up to
-pi / (pi - 1) per layer (Yang et al. 2019), train at 20 layers.
+Half as much again, chosen too, is allowed where something makes up for the change.  A signal that shrinks towards the
+input while the activations shrink towards the output leaves the weights' gradients, its products with the activations,
+nearly even over the layers.  And weights in front of a normalisation grow under a gradient that is too large until
+their steps are small in proportion (Arora, Li & Lyu 2019), so that plain nets with batch norm, whose squared signal
+grows by up to pi / (pi - 1) per layer (Yang et al. 2019), train at 20 layers.
 """
 
 import math
@@ -26,6 +26,7 @@ import pandas as pd
 from .signal import backward_slope, log_squares, slope_error
 
 THRESHOLD = 6.0  # e-folds of the squared norm: six of the gradient's depth scales
+ROOM = 1.5  # times the threshold, where something makes up for the change
 FAR_FROM_ONE = 30.0  # root mean square of the inputs, or its inverse, that is named
 
 ADVICE = {
@@ -122,16 +123,17 @@ def without_flow(frame: pd.DataFrame, path: pd.DataFrame) -> Verdict | None:
     """Not finite, cut off, dead, or not to be told; None where a change of the signal can be read."""
     bad = frame["layer"][~np.isfinite(frame["activation_mean_square"])]
     if len(bad):
-        return nothing_but("exploding", bad.iloc[0], f"exploding: the activations of layer {bad.iloc[0]} are not "
+        return nothing_but("exploding", int(bad.iloc[0]), f"exploding: the activations of layer {bad.iloc[0]} are not "
                                                      "finite.")
     if "trainable" in frame:
         lost = frame[frame["trainable"] & (frame["gradient"] == "none")]
         if len(lost):
             named = ", ".join(f"{module or 'the model'} (layer {layer})"
                               for module, layer in zip(lost["module"], lost["layer"], strict=True))
-            return nothing_but("cut off", lost["layer"].iloc[0], f"cut off: the loss gives no gradient to {named}.")
+            return nothing_but("cut off", int(lost["layer"].iloc[0]),
+                               f"cut off: the loss gives no gradient to {named}.")
     if frame["log10_error_signal_norm"].isna().all():
-        return nothing_but("dead", frame["layer"].iloc[-1], "dead: the loss depends on none of the layers.")
+        return nothing_but("dead", int(frame["layer"].iloc[-1]), "dead: the loss depends on none of the layers.")
     logs = log_squares(path)
     seen = path[~np.isnan(logs)]
     silent = seen if len(seen) >= 2 else frame[frame["log10_error_signal_norm"].notna()]
@@ -144,7 +146,7 @@ def without_flow(frame: pd.DataFrame, path: pd.DataFrame) -> Verdict | None:
 
 
 def nothing_but(kind: str, layer: int | None, sentence: str) -> Verdict:
-    return Verdict(kind, None if layer is None else int(layer), math.nan, math.nan, math.nan, sentence)
+    return Verdict(kind, layer, math.nan, math.nan, math.nan, sentence)
 
 
 def too_few(frame: pd.DataFrame, seen: pd.DataFrame) -> str:
@@ -167,8 +169,8 @@ def silence(frame: pd.DataFrame, rows: pd.DataFrame) -> Verdict:
             name, layer = beyond["module"][learns].iloc[0], beyond["layer"][learns].iloc[0]
             return nothing_but("cannot tell", last,
                                f"cannot tell: the weights of {name or 'the model'} (layer {layer}) are exactly 0, so "
-                               "that nothing flows back through it before its first step; measure again after one "
-                               "step.")
+                               "that nothing flows back through it before its first step; measure again after some "
+                               "steps.")
     inactive = frame["layer"][frame["zero_fraction"] == 1]
     cause = f"; at layer {inactive.iloc[0]} all activations are 0" if len(inactive) else ""
     return nothing_but("dead", last, f"dead: the error signal is exactly 0 from layer {last} to the input{cause}.")
@@ -186,21 +188,21 @@ def of_change(path: pd.DataFrame, normalises: bool) -> Verdict:
     error, decades = factor * slope_error(path) / 2, change[0] / (2 * math.log(10))
     signal = "error signal, relative to the size of what it arrives at," if normalises else "error signal"
     pace = (f"by a factor of {factor:.3g} ± {error:.1g} per layer (1 at criticality), "
-            f"{abs(decades):.2g} decades over {len(layers)} {'layers' if dense(layers) else 'places of the main path'}")
+            f"{abs(decades):.2g} decades over {len(layers)} {places_in_words(layers)}")
     grown = math.log(activations[-1] / activations[0]) if activations[0] > 0 and activations[-1] > 0 else math.inf
     made_up = normalises if change[0] > 0 else not normalises and abs(change[0] - grown) <= THRESHOLD
-    threshold = THRESHOLD * (2 if made_up else 1)
+    threshold = THRESHOLD * (ROOM if made_up else 1)
     share = math.exp(-threshold / 2)
     if abs(change[0]) <= threshold:
         return Verdict("stable", None, factor, error, decades,
                        f"stable: the {signal} reaches the input at {10**decades:.2g} times its last norm, "
                        f"changing {pace}{in_proportion(change[0], normalises)}.")
+    beyond = change < -threshold if change[0] < 0 else change > threshold
+    last = max(1, int(layers[reach(beyond)]))   # the input is no layer
     if change[0] < 0:
-        last = int(layers[reach(change < -threshold)])
         return Verdict("vanishing", last, factor, error, decades,
-                       f"vanishing: from layer {last} to the input the {signal} is below {100 * share:.2g}% of the last "
-                       f"layer's; it shrinks {pace}.")
-    last = int(layers[reach(change > threshold)])
+                       f"vanishing: from layer {last} to the input the {signal} is below {100 * share:.2g}% of the "
+                       f"last layer's; it shrinks {pace}.")
     kind = "chaotic" if normalises or grown < change[0] / 2 else "exploding"
     aside = ", while the activations do not grow with it" if kind == "chaotic" and not normalises else ""
     return Verdict(kind, last, factor, error, decades,
@@ -208,9 +210,9 @@ def of_change(path: pd.DataFrame, normalises: bool) -> Verdict:
                    f"layer's; it grows {pace}{aside}.")
 
 
-def dense(layers: np.ndarray) -> bool:
-    """Every layer is a place of the path."""
-    return bool((layers == np.arange(1, len(layers) + 1)).all())
+def places_in_words(layers: np.ndarray) -> str:
+    every = (layers == np.arange(1, len(layers) + 1)).all()
+    return "layers" if every else "places of the main path"
 
 
 def in_proportion(change: float, normalises: bool) -> str:

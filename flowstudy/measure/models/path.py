@@ -24,7 +24,7 @@ class Point:
     """A value that alone carries everything on.
 
     Attributes:
-        use: index of the last use of a layer at or before it.
+        use: index of the last use of a layer at or before it; -1 of the input.
         own: it is what that layer puts out.
         edge: where the gradient with respect to it arrives.
         mean_square: of the value; None where no module took or gave it.
@@ -42,6 +42,8 @@ def main_path(loss: Tensor, leaf: Tensor, uses: Sequence[Use], values: Mapping[K
               samples: int) -> list[Point]:
     """One value for each layer that is followed by one, from the input on: its own output, else the first after it.
 
+    Where the first layers lie in branches, the input itself stands in front, as what follows the use number -1.
+
     Args:
         leaf: the input.  Where the loss gives it no gradient (token ids), the path begins at the first layer of the
             batch: at its output or, where another table joins there, at the sum.
@@ -55,7 +57,11 @@ def main_path(loss: Tensor, leaf: Tensor, uses: Sequence[Use], values: Mapping[K
         outermost = first_uses(order, uses)
         start = next((use.edge for use in outermost if use.shape[:1] == (samples,)), None)
     segments = segments_between(edge_of(loss), start, order, through_hooks=True)
-    return chosen(points_of(segments, uses, values, outermost), values)
+    points = chosen(points_of(segments, uses, values, outermost), values)
+    if points and not points[0].own and not outermost:
+        averaged = points[0].averaged * averaged_over(points[0].edge.node)
+        points.insert(0, Point(-1, False, start, leaf.detach().abs().square().mean(), averaged))
+    return points
 
 
 def first_uses(order: Sequence[Node], uses: Sequence[Use]) -> list[Use]:
