@@ -12,7 +12,7 @@ from scipy.special import polygamma, psi
 from torch import Tensor, nn
 
 from flowstudy.measure import gradient_flow, stacked_gradient_flow
-from flowstudy.measure.gradients.verdict import backward_slope, slope_error
+from flowstudy.measure.gradients.signal import backward_slope, path_frame, slope_error
 from flowstudy.nets import SCHEMES, HighwayNet, PlainNet, initialize
 from flowstudy.train import stack
 
@@ -151,17 +151,14 @@ def test_slope_error_is_that_of_a_random_walk():
         assert np.var(z) == pytest.approx(28 / 26, rel=0.15)
 
 
-def test_a_change_of_geometry_is_no_change():
-    """Averaging over 1024 positions divides the squared norm by 1024: levelled out; equal positions change nothing."""
+def test_averaging_over_positions_is_no_change():
+    """The mean over 1024 positions divides the squared norm by 1024: levelled out, to rounding."""
     logs = -math.log(2) * np.arange(10.0)[::-1]
-    pooled = logs - np.where(np.arange(10) < 7, math.log(1024), 0.0)
-    positions = np.where(np.arange(10) < 7, 1024, 1)
-    slopes = [backward_slope(frame_of(values).assign(positions=at)) for values, at in
-              ((logs, 1), (pooled, positions))]
-    steps = np.diff(logs)
-    steps[6] = 0.0
-    expected = -np.polyfit(np.arange(10), np.concatenate([[0.0], np.cumsum(steps)]), 1)[0]
-    assert slopes[0] == pytest.approx(-math.log(2), abs=1e-12) and slopes[1] == pytest.approx(expected, abs=1e-12)
+    averaged = np.where(np.arange(10) < 7, 1024, 1)
+    norms = (logs - np.log(averaged)) / (2 * math.log(10))
+    columns = {"layer": list(range(1, 11)), "log10_error_signal_norm": norms.tolist(), "own": [True] * 10,
+               "activation_mean_square": [1.0] * 10, "averaged_positions": averaged.tolist()}
+    assert backward_slope(path_frame(columns, ["Linear"] * 10, False)) == pytest.approx(-math.log(2), abs=1e-12)
 
 
 def test_an_exact_geometric_decay_has_no_error():

@@ -171,7 +171,9 @@ def test_frozen_layers_keep_their_rows_and_have_no_gradient():
     net.blocks.requires_grad_(False)
     frozen = gradient_flow(net, x, y).frame
     assert frozen["gradient"].tolist() == ["value"] + ["none"] * 8 and (free["gradient"] == "value").all()
-    lost = ["log10_weight_gradient_norm", "gradient_zero_fraction", "gradient_subnormal_fraction", "gradient"]
+    assert frozen["trainable"].tolist() == [True] + [False] * 8 and free["trainable"].all()
+    lost = ["log10_weight_gradient_norm", "gradient_zero_fraction", "gradient_subnormal_fraction", "gradient",
+            "trainable"]
     assert frozen[lost[:3]][1:].isna().all(axis=None)
     pd.testing.assert_frame_equal(frozen.drop(columns=lost), free.drop(columns=lost))
 

@@ -1,9 +1,11 @@
 """gradient_flow: gradients, error signals and activations by layer, of one batch; and what may be asked of them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from flowstudy.measure.drawn import Drawn
@@ -13,7 +15,8 @@ from flowstudy.refusal import RefusalError
 
 from .losses import Loss, check_loss
 from .one_model import measure_model
-from .verdict import Verdict, backward_slope, slope_error, verdict_of
+from .signal import backward_slope, path_frame, slope_error
+from .verdict import Verdict, verdict_of
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,20 @@ class GradientFlow(Drawn):
 
     Attributes:
         frame: a row per layer in execution order: `layer` (1 is next to the input), `module`, `type`, `parameters`,
-            `positions` (places of one sample at which the weights act: pixels, tokens; 1 if fully connected), and the
-            statistics that `gradient_flow` describes.
+            `positions` (places of one sample at which the weights act: pixels, tokens; 1 if fully connected),
+            `trainable` (its weights ask for gradients), `main_path` (everything that the loss sees of the input runs
+            through what it puts out: not so inside a residual branch), `weight_zero_fraction` (share of its weights
+            that are exactly 0), and the statistics that `gradient_flow` describes.
+        path: what the verdict reads, a row per value that alone carries everything on, from the input on: `layer`, the
+            last one at or before it (the value is its output, or the sum or so that follows; 0 is the input, which is
+            listed where the first layers lie in branches), the value's
+            `log10_error_signal_norm` and `activation_mean_square`, `averaged_positions` (how many positions are
+            averaged over on the way to the last row), and `log10_signal`, the norm without what that averaging makes of
+            it; of a net that normalises, of ||dL/dh|| rms(h), which scales before a normalisation do not change.
+        normalises: the net brings values to a size of its own, by batch statistics or each sample's: batch norm in
+            training mode, layer, group, instance or RMS norms.
+        input_mean_square: over samples and entries of x; nan for integer inputs.
+        running_statistics: batch norm layers that were in evaluation mode.
         log10_input_gradient_norm: of d loss / d input over the whole batch; nan for integer inputs.
         loss: its value, in the loss's own units.
         dtype: the coarsest in which the model computed what was measured: "float64", or "float32" where it casts
@@ -33,8 +48,12 @@ class GradientFlow(Drawn):
     """
 
     frame: pd.DataFrame
+    path: pd.DataFrame
     log10_input_gradient_norm: float
     loss: float
+    normalises: bool = False
+    input_mean_square: float = math.nan
+    running_statistics: int = 0
     dtype: str = "float64"
     repeatable: bool = True
 
@@ -42,22 +61,27 @@ class GradientFlow(Drawn):
 
     @property
     def slope(self) -> float:
-        """Change of ln ||error signal||^2 per layer on the way back to the input; negative is vanishing.
+        """Change of ln signal^2 per layer on the way back to the input; negative is vanishing.
 
-        The least-squares slope over the layers with a finite norm; nan where there are fewer than two.  A change of
-        `positions` (pooling, striding) changes the norm whatever the weights are, and does not count.
+        The least-squares slope over the places of `path` with a finite `log10_signal`; nan where there are fewer than
+        two.
         """
-        return backward_slope(self.frame)
+        return backward_slope(self.path)
 
     @property
     def slope_error(self) -> float:
         """Standard error of `slope`, layers taken as independent factors: the log norm is a random walk with drift."""
-        return slope_error(self.frame)
+        return slope_error(self.path)
 
     @property
     def verdict(self) -> Verdict:
-        """vanishing, exploding, chaotic, dead or stable, and the sentence that says from which layer and how fast."""
-        return verdict_of(self.frame)
+        """vanishing, exploding, chaotic, dead, cut off, stable, or cannot tell; and the sentence that says where.
+
+        It speaks of the signal on this batch at the present weights.  It knows no learning rate, no optimiser and no
+        data beyond the batch, and so not whether the net will learn: see `Verdict`.
+        """
+        notes = {"input_mean_square": self.input_mean_square, "running_statistics": self.running_statistics}
+        return verdict_of(self.frame, self.path, normalises=self.normalises, notes=notes)
 
     @property
     def drawn_with(self) -> dict[str, object]:
@@ -126,7 +150,7 @@ def gradient_flow(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss:
         for fewer than two samples.  `gradient_zero_fraction`, `gradient_subnormal_fraction`: share of the weight
         gradient's entries that are exactly 0, and that are not 0 but below float32's smallest normal number, 1.2e-38.
         `gradient`: "value"; "zero", exactly 0; or "none": the loss does not depend on the layer's weights, or they are
-        frozen, as autograd's None says.
+        frozen, as autograd's None says; `trainable` tells the two apart.
 
     Raises:
         ValueError, TypeError: a model without weights, an empty or non-finite batch, labels that do not fit.
@@ -148,6 +172,11 @@ def gradient_flow(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss:
     columns = {name: values.cpu().numpy() for name, values in found.statistics.items()}
     return GradientFlow(
         frame=pd.DataFrame(found.layers | columns | {"gradient": found.gradient}),
+        path=path_frame(found.path, found.layers["type"], found.normalises),
+        normalises=found.normalises,
+        input_mean_square=x.abs().square().mean().item() if x.is_floating_point() or x.is_complex() else math.nan,
+        running_statistics=sum(not layer.training and layer.running_mean is not None for layer in model.modules()
+                               if isinstance(layer, torch.nn.modules.batchnorm._NormBase)),
         log10_input_gradient_norm=found.log10_input_gradient_norm.item(),
         loss=found.loss.item(),
         dtype=str(found.dtype).removeprefix("torch."),

@@ -1,15 +1,16 @@
 """One model on one batch: an untouched forward pass, a backward pass, and the rows that come of them."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from flowstudy.measure.models.backward import backward_pass
+from flowstudy.measure.models.backward import Scaled, backward_pass
 from flowstudy.measure.models.context import RandomState
 from flowstudy.measure.models.forward import Use, watched_pass
-from flowstudy.measure.models.graph import coarsest, edge_of, leaves_in, reachable
+from flowstudy.measure.models.graph import Key, coarsest, edge_of, leaves_in, reachable
 from flowstudy.measure.models.layers import (
     is_weight,
     kind_of,
@@ -20,6 +21,7 @@ from flowstudy.measure.models.layers import (
     weights_of,
 )
 from flowstudy.measure.models.outputs import numbers_in
+from flowstudy.measure.models.path import Point, main_path, normalises
 from flowstudy.refusal import RefusalError
 
 from .losses import Loss, check_targets
@@ -30,11 +32,16 @@ REPEATED = 1e-9  # relative difference between two passes of one model that roun
 
 @dataclass(frozen=True)
 class Measured:
-    """One model on one batch: the rows, their statistics (layer,), and what belongs to the whole net."""
+    """One model on one batch: the rows, their statistics (layer,), and what belongs to the whole net.
+
+    `path` are the columns of `GradientFlow.path`; `normalises`, that the net brings its values to a size of its own.
+    """
 
     layers: dict[str, list]
     statistics: dict[str, Tensor]
     gradient: list[str]
+    path: dict[str, list]
+    normalises: bool
     log10_input_gradient_norm: Tensor
     loss: Tensor
     dtype: torch.dtype
@@ -52,13 +59,13 @@ def measure_model(call: str, fresh: Callable[[], nn.Module], x: Tensor, y: Tenso
     layers, loose = shared_out(copied)
     if not layers and not loose:
         raise RefusalError(f"{call}: `model` must have layers with weights, got {type(copied).__name__} without any.")
-    leaf, output, value, uses = one_pass(call, copied, x, y, objective, loss, layers, loose, state)
+    leaf, output, value, uses, sizes = one_pass(call, copied, x, y, objective, loss, layers, loose, state)
     if missed := weights_missed(copied, layers, loose, uses, value):
         copied = fresh()   # they are used, but not by calls of their modules: each use of them is a layer
         layers, loose = shared_out(copied)
         parameters = dict(copied.named_parameters())
         loose |= {name: parameters[name] for name in missed}
-        leaf, output, value, uses = one_pass(call, copied, x, y, objective, loss, layers, loose, state)
+        leaf, output, value, uses, sizes = one_pass(call, copied, x, y, objective, loss, layers, loose, state)
     if not uses:
         raise RefusalError(f"{call}: `model` must call its layers, got {type(copied).__name__}, whose forward calls "
                            f"none of {', '.join(map(repr, layers))}. Let `hidden_layers` list modules that are called, "
@@ -66,15 +73,20 @@ def measure_model(call: str, fresh: Callable[[], nn.Module], x: Tensor, y: Tenso
     weights = weights_by_use(copied, layers, uses)
     wanted = dict.fromkeys(name for names in weights for name in names)
     leaves = {name: p for name, p in copied.named_parameters() if name in wanted and p.requires_grad}
-    found = backward_pass(value, edge_of(leaf), [use.edge for use in uses], leaves)
+    path = main_path(value, leaf, uses, sizes, len(x))
+    found = backward_pass(value, edge_of(leaf), [part.edge for part in (*uses, *path)], leaves)
+    on_path, found = found.errors[len(uses):], replace(found, errors=found.errors[:len(uses)])
     at_input, like = found.input_gradient, value.detach()
+    nodes = reachable(edge_of(value)) if value.requires_grad else []
     return Measured(
-        layers=describe(copied, uses, len(x)),
+        layers=describe(copied, uses, weights, path, len(x)),
         statistics=statistics_of(uses, weights, found, like, len(x)),
         gradient=[kind_of_gradient([found.gradients.get(name) for name in names]) for names in weights],
+        path=path_columns(path, on_path, like),
+        normalises=normalises(nodes, uses),
         log10_input_gradient_norm=log10_norm([at_input], 0) if at_input else nothing(like),
         loss=like,
-        dtype=coarsest(reachable(edge_of(value))) if value.requires_grad else torch.float64,
+        dtype=coarsest(nodes),
         repeatable=parts_of_own_net(copied) is not None or repeats(fresh(), x, output, state),
     )
 
@@ -90,13 +102,13 @@ def repeats(copied: nn.Module, x: Tensor, output: object, state: RandomState) ->
 
 def one_pass(call: str, copied: nn.Module, x: Tensor, y: Tensor | None, objective: Loss, loss: str | Loss,
              layers: dict[str, nn.Module], loose: dict[str, Tensor], state: RandomState,
-             ) -> tuple[Tensor, object, Tensor, list[Use]]:
-    """The input as a leaf, the output, the loss, and the uses of layers."""
+             ) -> tuple[Tensor, object, Tensor, list[Use], dict[Key, Tensor]]:
+    """The input as a leaf, the output, the loss, the uses of layers, and the sizes of values by edge."""
     leaf = x.detach().clone().requires_grad_(x.is_floating_point())
     with state.replayed():
-        output, uses = watched_pass(call, copied, leaf.clone(), layers, loose)   # a clone: it may be written to
+        output, uses, sizes = watched_pass(call, copied, leaf.clone(), layers, loose)   # a clone: it may be written to
     check_targets(call, output, y, loss)
-    return leaf, output, objective(output, y), uses
+    return leaf, output, objective(output, y), uses, sizes
 
 
 def weights_missed(copied: nn.Module, layers: dict[str, nn.Module], loose: dict[str, Tensor], uses: list[Use],
@@ -118,9 +130,11 @@ def weights_by_use(copied: nn.Module, layers: dict[str, nn.Module], uses: list[U
             for use in uses]
 
 
-def describe(copied: nn.Module, uses: list[Use], samples: int) -> dict[str, list]:
+def describe(copied: nn.Module, uses: list[Use], weights: list[list[str]], path: list[Point],
+             samples: int) -> dict[str, list]:
     """The columns that say which layer is which."""
     parameters = dict(copied.named_parameters(remove_duplicate=False))
+    main = {point.use for point in path if point.own}
 
     def size(use: Use) -> int:
         own = use.module.parameters() if use.module is not None else (parameters[name] for name in use.weights)
@@ -132,4 +146,25 @@ def describe(copied: nn.Module, uses: list[Use], samples: int) -> dict[str, list
         "type": ["Parameter" if use.module is None else kind_of(use.module) for use in uses],
         "parameters": [size(use) for use in uses],
         "positions": [positions(use.module, use.shape, samples) for use in uses],
+        "trainable": [any(parameters[name].requires_grad for name in names) for names in weights],
+        "main_path": [i in main for i in range(len(uses))],
+        "weight_zero_fraction": [zero_fraction([parameters[name] for name in names]) for names in weights],
+    }
+
+
+def zero_fraction(weights: list[nn.Parameter]) -> float:
+    entries = sum(weight.numel() for weight in weights)
+    return sum((weight == 0).sum().item() for weight in weights) / entries if entries else math.nan
+
+
+def path_columns(path: list[Point], errors: list[Scaled | None], like: Tensor) -> dict[str, list]:
+    """What the verdict reads, a row per point."""
+    norms = [nothing(like) if error is None else log10_norm([error], 0) for error in errors]
+    return {
+        "layer": [point.use + 1 for point in path],
+        "log10_error_signal_norm": [norm.item() for norm in norms],
+        "activation_mean_square": [math.nan if point.mean_square is None else point.mean_square.item()
+                                   for point in path],
+        "averaged_positions": [point.averaged / path[-1].averaged for point in path],
+        "own": [point.own for point in path],
     }

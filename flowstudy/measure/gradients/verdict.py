@@ -1,24 +1,33 @@
-"""From a gradient-flow frame to one sentence: does the gradient get through, and if not, where and how fast is it lost?
+"""From a gradient flow to one sentence: does the gradient get through, and if not, where and how fast is it lost?
 
-The verdict compares the layers with the last one that the loss sees.  Its one threshold: a squared error signal that
-has changed by less than e^6 (a norm by less than 20, 1.3 decades) counts as stable, which is six of the gradient's own
-depth scales, 1 / |ln chi_1|.  The threshold is chosen, not derived.  It is inspired by the empirical rule of Schoenholz
-et al. 2017, that nets train up to a depth of about 6 xi_c, but is not that rule: xi_c is the depth scale of the
-correlation of two inputs.  The two scales agree in the ordered phase alone; in the chaotic phase they part (tanh,
-weight variance 4, bias variance 0.05: 1 / ln chi_1 = 3.40, xi_c = 6.98).  And one draw of weights is not the mean:
-ln ||error||^2 of a critical ReLU net of width n fluctuates by sqrt(5 depth / n) (Hanin & Nica 2020), which is 2.2 at
-depth 50 and width 50; nets near the threshold can fall on either side.
+The verdict compares values that carry everything on with the last one that the loss sees.  Its one threshold: a squared
+error signal that has changed by less than e^6 (a norm by less than 20, 1.3 decades) counts as stable, which is six of
+the gradient's own depth scales, 1 / |ln chi_1|.  The threshold is chosen, not derived.  It is inspired by the empirical
+rule of Schoenholz et al. 2017, that nets train up to a depth of about 6 xi_c, but is not that rule: xi_c is the depth
+scale of the correlation of two inputs.  The two scales agree in the ordered phase alone; in the chaotic phase they part
+(tanh, weight variance 4, bias variance 0.05: 1 / ln chi_1 = 3.40, xi_c = 6.98).  And one draw of weights is not the
+mean: ln ||error||^2 of a critical ReLU net of width n fluctuates by sqrt(5 depth / n) (Hanin & Nica 2020), which is 2.2
+at depth 50 and width 50; nets near the threshold can fall on either side.
+
+Half as much again, chosen too, is allowed where something makes up for the change.  A signal that shrinks towards the
+input while the activations shrink towards the output leaves the weights' gradients, its products with the activations,
+nearly even over the layers.  And weights in front of a normalisation grow under a gradient that is too large until
+their steps are small in proportion (Arora, Li & Lyu 2019), so that plain nets with batch norm, whose squared signal
+grows by up to pi / (pi - 1) per layer (Yang et al. 2019), train at 20 layers.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+
+from .signal import backward_slope, log_squares, slope_error
 
 THRESHOLD = 6.0  # e-folds of the squared norm: six of the gradient's depth scales
-SHARE = math.exp(-THRESHOLD / 2)  # of the norm
+ROOM = 1.5  # times the threshold, where something makes up for the change
+FAR_FROM_ONE = 30.0  # root mean square of the inputs, or its inverse, that is named
 
 ADVICE = {
     "vanishing": "Raise the gain (He for ReLU; orthogonal, or variance 1 / fan_in, for tanh), open a carry path "
@@ -28,22 +37,34 @@ ADVICE = {
     "chaotic": "Lower the gain until the factor is 1 (tanh: weight variance 1 / fan_in without bias), or use fewer "
                "layers; normalisation does not help here.",
     "dead": "Check biases and learning rate (units that are never active pass nothing on), and the code for detach().",
+    "cut off": "Look in the forward pass for detach(), no_grad(), .data, argmax or numpy between these layers and the "
+               "loss; set requires_grad to False where they are not to learn.",
+    "cannot tell": "",
     "stable": "",
 }
+SKIPS = "Add skip connections or use fewer layers: in a net that normalises, the gain of the weights changes nothing."
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One model's verdict; `str()` gives the sentence.
+    """One model's verdict on the signal; `str()` gives the sentence.
+
+    What it cannot know: whether the net learns.  It has one batch, and neither an optimiser nor a learning rate nor the
+    task beyond that batch.  A signal that gets through is needed for training, and is not enough; a signal that is
+    uneven may still train at a rate that suits it.  Whether inputs are kept apart it does not see either.  The tangent
+    kernel and a short trial know more: see `fs.trainability`.
 
     Attributes:
         kind: "stable"; "vanishing": the error signal loses more than six of its depth scales on the way to the input;
             "exploding": it gains as much, or the activations are not finite; "chaotic": it gains as much while the
-            activations do not grow with it, so that nearby inputs are driven apart; "dead": it is exactly 0.
-        layer: the layer from which on, towards the input, this holds; None where it is stable.
+            activations do not grow with it, so that nearby inputs are driven apart; "dead": it is exactly 0; "cut off":
+            trainable layers get no gradient at all, because the loss does not depend on them; "cannot tell": there are
+            not two places to compare, or weights of exactly 0 hold the signal back until the first step.
+        layer: the layer from which on, towards the input, this holds; of "cut off" the first such layer; None where
+            there is none.
         factor: by which the norm of the error signal changes per layer on the way back, from the fitted slope.
         factor_error: its standard error, layers taken as independent factors.
-        decades: log10 of the norm at the first layer over the norm at the last.
+        decades: log10 of the norm at the first place of the path over the norm at the last.
         sentence: all of it in words.
         advice: what usually helps.
     """
@@ -54,104 +75,154 @@ class Verdict:
     factor_error: float
     decades: float
     sentence: str
-
-    @property
-    def advice(self) -> str:
-        return ADVICE[self.kind]
+    advice: str = field(default="", kw_only=True)
 
     def __str__(self) -> str:
         return self.sentence
 
 
-def verdict_of(frame: pd.DataFrame) -> Verdict:
-    """The verdict on a frame of `gradient_flow`."""
-    logs = log_squares(frame)
-    seen = ~np.isnan(logs)
-    activations = frame["activation_mean_square"].to_numpy()
-    layers = frame["layer"].to_numpy()
-    if not np.isfinite(activations).all():
-        first = int(layers[~np.isfinite(activations)][0])
-        return without_flow("exploding", first, f"exploding: the activations of layer {first} are not finite.")
-    if not seen.any():
-        return without_flow("dead", int(layers[-1]), "dead: the loss depends on none of the layers.")
-    logs, layers = logs[seen], layers[seen]
-    if logs[0] == -math.inf:
-        last = int(layers[reach(logs == -math.inf)])
-        silent = frame["layer"].to_numpy()[frame["zero_fraction"] == 1]
-        cause = f"; at layer {silent[0]} all activations are 0" if len(silent) else ""
-        return without_flow("dead", last,
-                            f"dead: the error signal is exactly 0 from layer {last} to the input{cause}.")
-    change = logs - logs[-1]
-    factor, error = math.exp(backward_slope(frame) / 2), math.exp(backward_slope(frame) / 2) * slope_error(frame) / 2
-    decades = change[0] / (2 * math.log(10))
+def verdict_of(frame: pd.DataFrame, path: pd.DataFrame | None = None, *, normalises: bool = False,
+               notes: Mapping[str, float] | None = None) -> Verdict:
+    """The verdict on a frame of `gradient_flow`.
+
+    Args:
+        path: of the same flow; None where every layer is on the main path.
+        normalises: the net brings values to a size of its own, and `path` has signals that do not depend on it.
+        notes: what the sentence is to mention: see `remarks`.
+    """
+    path = frame if path is None else path
+    found = without_flow(frame, path) or of_change(path, normalises)
+    extra = "".join(f" {remark}" for remark in remarks(normalises, **(notes or {})))
+    advice = SKIPS if normalises and found.kind in ("vanishing", "chaotic") else ADVICE[found.kind]
+    return replace(found, sentence=found.sentence + extra, advice=advice)
+
+
+def remarks(normalises: bool, input_mean_square: float = math.nan, running_statistics: int = 0) -> list[str]:
+    """What stands beside the verdict: inputs of another scale than 1, and measuring another net than the one trained.
+
+    Args:
+        running_statistics: batch norm layers in evaluation mode.
+    """
+    found = []
+    size = math.sqrt(input_mean_square) if input_mean_square >= 0 else math.nan
+    if not normalises and (size < 1 / FAR_FROM_ONE or size > FAR_FROM_ONE):
+        change = "smaller" if size < 1 else "larger"
+        found.append(f"The inputs have a root mean square of {size:.2g}: the weights of the first layer get gradients "
+                     f"that much {change} than from inputs of size 1; standardise the inputs.")
+    if running_statistics:
+        layers = f"{running_statistics} batch norm layer{'s' * (running_statistics > 1)}"
+        found.append(f"Measured in evaluation mode, where {layers} divide by running statistics: another net than the "
+                     "one that trains; measure it after model.train().")
+    return found
+
+
+# --- where there is no change to speak of ----------------------------------------------------------------------------
+
+
+def without_flow(frame: pd.DataFrame, path: pd.DataFrame) -> Verdict | None:
+    """Not finite, cut off, dead, or not to be told; None where a change of the signal can be read."""
+    bad = frame["layer"][~np.isfinite(frame["activation_mean_square"])]
+    if len(bad):
+        return nothing_but("exploding", int(bad.iloc[0]), f"exploding: the activations of layer {bad.iloc[0]} are not "
+                                                     "finite.")
+    if "trainable" in frame:
+        lost = frame[frame["trainable"] & (frame["gradient"] == "none")]
+        if len(lost):
+            named = ", ".join(f"{module or 'the model'} (layer {layer})"
+                              for module, layer in zip(lost["module"], lost["layer"], strict=True))
+            return nothing_but("cut off", int(lost["layer"].iloc[0]),
+                               f"cut off: the loss gives no gradient to {named}.")
+    if frame["log10_error_signal_norm"].isna().all():
+        return nothing_but("dead", int(frame["layer"].iloc[-1]), "dead: the loss depends on none of the layers.")
+    logs = log_squares(path)
+    seen = path[~np.isnan(logs)]
+    silent = seen if len(seen) >= 2 else frame[frame["log10_error_signal_norm"].notna()]
+    if silent["log10_error_signal_norm"].iloc[0] == -math.inf:
+        return silence(frame, silent)
+    if len(seen) < 2:
+        return nothing_but("cannot tell", None, f"cannot tell: {too_few(frame, seen)}, and a change of the error "
+                                                "signal needs two.")
+    return None
+
+
+def nothing_but(kind: str, layer: int | None, sentence: str) -> Verdict:
+    return Verdict(kind, layer, math.nan, math.nan, math.nan, sentence)
+
+
+def too_few(frame: pd.DataFrame, seen: pd.DataFrame) -> str:
+    count = int(frame["log10_error_signal_norm"].notna().sum())
+    if count < 2:
+        return "the loss sees one layer only"
+    places = "one value" if len(seen) else "no value"
+    return f"{places} between the input and the loss carries everything on (skips or branches join the {count} layers)"
+
+
+def silence(frame: pd.DataFrame, rows: pd.DataFrame) -> Verdict:
+    """An error signal of exactly 0 next to the input: dead, or held back by weights that are still 0."""
+    still = (rows["log10_error_signal_norm"] == -math.inf).to_numpy()
+    last = int(rows["layer"].iloc[reach(still)])
+    after = rows["layer"][rows["layer"] > last]
+    if "weight_zero_fraction" in frame:
+        beyond = frame[(frame["layer"] > last) & (frame["layer"] <= (after.iloc[0] if len(after) else math.inf))]
+        learns = (beyond["weight_zero_fraction"] == 1) & (beyond["gradient"] == "value")
+        if learns.any():
+            name, layer = beyond["module"][learns].iloc[0], beyond["layer"][learns].iloc[0]
+            return nothing_but("cannot tell", last,
+                               f"cannot tell: the weights of {name or 'the model'} (layer {layer}) are exactly 0, so "
+                               "that nothing flows back through it before its first step; measure again after some "
+                               "steps.")
+    inactive = frame["layer"][frame["zero_fraction"] == 1]
+    cause = f"; at layer {inactive.iloc[0]} all activations are 0" if len(inactive) else ""
+    return nothing_but("dead", last, f"dead: the error signal is exactly 0 from layer {last} to the input{cause}.")
+
+
+# --- how the signal changes ------------------------------------------------------------------------------------------
+
+
+def of_change(path: pd.DataFrame, normalises: bool) -> Verdict:
+    """Of a path whose signal is known at two places at least, and is not 0 at the first."""
+    path = path[~np.isnan(log_squares(path))]
+    layers, activations = path["layer"].to_numpy(), path["activation_mean_square"].to_numpy()
+    change = log_squares(path) - log_squares(path)[-1]
+    factor = math.exp(backward_slope(path) / 2)
+    error, decades = factor * slope_error(path) / 2, change[0] / (2 * math.log(10))
+    signal = "error signal, relative to the size of what it arrives at," if normalises else "error signal"
     pace = (f"by a factor of {factor:.3g} ± {error:.1g} per layer (1 at criticality), "
-            f"{abs(decades):.2g} decades over {len(layers)} layers")
-    if abs(change[0]) <= THRESHOLD:
+            f"{abs(decades):.2g} decades over {len(layers)} {places_in_words(layers)}")
+    grown = math.log(activations[-1] / activations[0]) if activations[0] > 0 and activations[-1] > 0 else math.inf
+    made_up = normalises if change[0] > 0 else not normalises and abs(change[0] - grown) <= THRESHOLD
+    threshold = THRESHOLD * (ROOM if made_up else 1)
+    share = math.exp(-threshold / 2)
+    if abs(change[0]) <= threshold:
         return Verdict("stable", None, factor, error, decades,
-                       f"stable: the error signal reaches the input at {10**decades:.2g} times its last norm, "
-                       f"changing {pace}.")
+                       f"stable: the {signal} reaches the input at {10**decades:.2g} times its last norm, "
+                       f"changing {pace}{in_proportion(change[0], normalises)}.")
+    beyond = change < -threshold if change[0] < 0 else change > threshold
+    last = max(1, int(layers[reach(beyond)]))   # the input is no layer
     if change[0] < 0:
-        last = int(layers[reach(change < -THRESHOLD)])
         return Verdict("vanishing", last, factor, error, decades,
-                       f"vanishing: from layer {last} to the input the error signal is below {SHARE:.0%} of the last "
-                       f"layer's; it shrinks {pace}.")
-    last = int(layers[reach(change > THRESHOLD)])
-    grown = np.log(activations[-1] / activations[0]) if activations[0] > 0 else math.inf
-    kind = "chaotic" if grown < change[0] / 2 else "exploding"
-    aside = ", while the activations do not grow with it" if kind == "chaotic" else ""
+                       f"vanishing: from layer {last} to the input the {signal} is below {100 * share:.2g}% of the "
+                       f"last layer's; it shrinks {pace}.")
+    kind = "chaotic" if normalises or grown < change[0] / 2 else "exploding"
+    aside = ", while the activations do not grow with it" if kind == "chaotic" and not normalises else ""
     return Verdict(kind, last, factor, error, decades,
-                   f"{kind}: from layer {last} to the input the error signal is above {1 / SHARE:.0f} times the last "
+                   f"{kind}: from layer {last} to the input the {signal} is above {1 / share:.0f} times the last "
                    f"layer's; it grows {pace}{aside}.")
 
 
-def without_flow(kind: str, layer: int, sentence: str) -> Verdict:
-    return Verdict(kind, layer, math.nan, math.nan, math.nan, sentence)
+def places_in_words(layers: np.ndarray) -> str:
+    every = (layers == np.arange(1, len(layers) + 1)).all()
+    return "layers" if every else "places of the main path"
+
+
+def in_proportion(change: float, normalises: bool) -> str:
+    if abs(change) <= THRESHOLD:
+        return ""
+    if normalises:
+        return ", which weights in front of a normalisation make up for"
+    return ", while the activations shrink along with it and leave the weights' gradients even"
 
 
 def reach(condition: np.ndarray) -> int:
     """Index of the last of the layers next to the input for which the condition holds without a break."""
     return len(condition) - 1 if condition.all() else int(np.argmin(condition)) - 1
-
-
-def log_squares(frame: pd.DataFrame) -> Float[np.ndarray, " layer"]:
-    """ln ||error signal||^2, without the steps that geometry makes.
-
-    Averaging over P positions, as global pooling does, divides the squared norm by P whatever the weights are.  So a
-    step between two layers that differ in `positions` counts as none.
-    """
-    logs = 2 * math.log(10) * frame["log10_error_signal_norm"].to_numpy(dtype=float, copy=True)
-    if "positions" in frame:
-        finite = np.flatnonzero(np.isfinite(logs))
-        jump = np.where(np.diff(frame["positions"].to_numpy()[finite]) != 0, np.diff(logs[finite]), 0.0)
-        logs[finite[:-1]] += np.cumsum(jump[::-1])[::-1]
-    return logs
-
-
-def backward_slope(frame: pd.DataFrame) -> float:
-    """d ln ||error signal||^2 / d layer, towards the input; see `GradientFlow.slope`."""
-    log_square = log_squares(frame)
-    finite = np.isfinite(log_square)
-    if finite.sum() < 2:
-        return math.nan
-    layer = frame["layer"].to_numpy()[finite] - frame["layer"][finite].mean()
-    return -float(layer @ log_square[finite] / (layer @ layer))
-
-
-def slope_error(frame: pd.DataFrame) -> float:
-    """Standard error of `backward_slope`; nan for fewer than three layers.
-
-    A layer multiplies the norm, so neighbouring log norms are far from independent; their differences are.  The slope
-    is a weighted sum of these, each of the variance that they show around their mean.  Layers beside the main path
-    (inside residual branches, norm layers) add steps to and fro: there the error comes out too large.
-    """
-    log_square = log_squares(frame)
-    finite = np.isfinite(log_square)
-    if finite.sum() < 3:
-        return math.nan
-    layer = frame["layer"].to_numpy()[finite].astype(float)
-    centred = layer - layer.mean()
-    weights = np.cumsum(centred[::-1])[::-1][1:] / (centred @ centred)  # of the step from each layer to the next
-    steps, gaps = np.diff(log_square[finite]), np.diff(layer)
-    drift = steps.sum() / gaps.sum()
-    variance = ((steps - drift * gaps) ** 2 / gaps).sum() / (len(steps) - 1)  # per layer
-    return float(np.sqrt(variance * (weights**2 * gaps).sum()))

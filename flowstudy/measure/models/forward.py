@@ -13,10 +13,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from flowstudy.refusal import RefusalError
 
-from .graph import edge_of
+from .graph import Key, edge_of, key_of
 from .outputs import is_inside_vmap, numbers_in, tensors_in
 
 ACTIVATION_STATISTICS = ("activation_mean", "activation_mean_square", "zero_fraction", "activation_correlation")
+functorch = torch._C._functorch
 current_backward_pass = torch._C._current_graph_task_id  # -1 outside of backward passes
 
 
@@ -42,8 +43,11 @@ class Use:
 
 
 def watched_pass(call: str, model: nn.Module, x: Tensor, layers: Mapping[str, nn.Module],
-                 loose: Mapping[str, Tensor]) -> tuple[object, list[Use]]:
-    """The model's output, and the uses of its layers and loose weights in order of execution.
+                 loose: Mapping[str, Tensor]) -> tuple[object, list[Use], dict[Key, Tensor]]:
+    """The model's output, the uses of its layers and loose weights in order of execution, and the size of values.
+
+    The sizes are mean squares, by edge, of what modules took and gave and of what met a loose weight: sums in between
+    layers, on which the norms of gradients alone say little.
 
     A layer's output may have any structure: the first real or complex tensor in it counts.  Calls from within a
     backward pass, where a checkpointed part of the model is computed again, do not.
@@ -52,6 +56,14 @@ def watched_pass(call: str, model: nn.Module, x: Tensor, layers: Mapping[str, nn
         ValueError: a layer is called inside torch.func.vmap.
     """
     uses: list[Use] = []
+    sizes: dict[Key, Tensor] = {}
+
+    def passing(_module: nn.Module | None, *values: object) -> None:
+        for h in filter(has_place_in_graph, numbers_in(values)):
+            with torch._C.DisableTorchFunction(), torch.no_grad():
+                key = key_of(edge_of(h))
+                if key not in sizes:
+                    sizes[key] = mean_square(h.detach(), 0)
 
     def seen(name: str, module: nn.Module | None, weights: tuple[str, ...], output: object) -> None:
         h = next(numbers_in(output), None)
@@ -65,13 +77,22 @@ def watched_pass(call: str, model: nn.Module, x: Tensor, layers: Mapping[str, nn
         uses.append(Use(name, module, weights, h.shape, edge_of(h), statistics))
 
     with ExitStack() as stack:
+        for module in model.modules():
+            stack.callback(module.register_forward_pre_hook(passing).remove)
+            stack.callback(module.register_forward_hook(passing).remove)
         for name, layer in layers.items():
             handle = layer.register_forward_hook(
                 lambda module, _args, output, name=name: seen(name, module, (), output))
             stack.callback(handle.remove)
-        stack.enter_context(LooseWeights(loose, x, seen) if loose else nullcontext())
+        stack.enter_context(LooseWeights(loose, x, seen, passing) if loose else nullcontext())
         output = model(x)
-    return output, uses
+    return output, uses, sizes
+
+
+def has_place_in_graph(h: Tensor) -> bool:
+    """Of this forward pass: not of a backward pass that computes again, not inside a transform of functions."""
+    return (h.requires_grad and h.layout == torch.strided and not h.is_nested and current_backward_pass() == -1
+            and not functorch.is_functorch_wrapped_tensor(h))
 
 
 def activation_statistics(h: Tensor, lead: int, samples: int) -> tuple[Float[Tensor, "*net"], ...]:
@@ -80,8 +101,12 @@ def activation_statistics(h: Tensor, lead: int, samples: int) -> tuple[Float[Ten
     h = h.to(torch.complex128) if h.is_complex() else h.double()
     mean = h.flatten(lead).mean(-1).real if h.is_complex() else h.flatten(lead).mean(-1)
     parts = torch.view_as_real(h) if h.is_complex() else h
-    square = parts.flatten(lead).square().sum(-1) / max(1, h.flatten(lead).shape[-1])
-    return mean, square, zeros, mean_cosine(parts, lead, samples)
+    return mean, mean_square(h, lead), zeros, mean_cosine(parts, lead, samples)
+
+
+def mean_square(h: Tensor, lead: int) -> Float[Tensor, "*net"]:
+    parts = torch.view_as_real(h.to(torch.complex128)) if h.is_complex() else h.double()
+    return parts.flatten(lead).square().sum(-1) / max(1, h.flatten(lead).shape[-1])
 
 
 def mean_cosine(h: Tensor, lead: int, samples: int) -> Float[Tensor, "*net"]:
@@ -98,9 +123,9 @@ class LooseWeights(TorchFunctionMode):
     What is computed from weights alone (a transpose, a product with a scale) still stands for them.
     """
 
-    def __init__(self, loose: Mapping[str, Tensor], x: Tensor, seen: Callable):
+    def __init__(self, loose: Mapping[str, Tensor], x: Tensor, seen: Callable, passing: Callable):
         super().__init__()
-        self.seen = seen
+        self.seen, self.passing = seen, passing
         self.size = {name: weight.numel() for name, weight in loose.items()}
         self.weights, self.moving = WeakIdKeyDictionary(), WeakIdKeyDictionary()
         self.moving[x] = True
@@ -118,6 +143,7 @@ class LooseWeights(TorchFunctionMode):
             for t in made:
                 self.moving[t] = True
             if names:
+                self.passing(None, given)
                 largest = max(names, key=self.size.__getitem__)
                 self.seen(largest, None, names, result)
         elif names:

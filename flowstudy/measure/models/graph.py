@@ -75,11 +75,12 @@ def reachable(edge: GradientEdge) -> list[Node]:
 
 
 def segments_between(end: GradientEdge, start: GradientEdge | None,
-                     order: Sequence[Node] | None = None) -> list[Segment]:
+                     order: Sequence[Node] | None = None, *, through_hooks: bool = False) -> list[Segment]:
     """The graph from the end to the start, cut wherever it can be; one segment where `start` is not in it.
 
     Args:
         order: the nodes that are `reachable` from the end, where they are known.
+        through_hooks: cut where a hook changes the gradient too, to look at the segments and not to run them.
     """
     order = reachable(end) if order is None else order
     moving: set[Node] = set()
@@ -96,7 +97,7 @@ def segments_between(end: GradientEdge, start: GradientEdge | None,
             continue
         if len(open_edges) == 1:
             (only,) = open_edges
-            if only != key_of(after) and not is_hooked(GradientEdge(*only)):
+            if only != key_of(after) and (through_hooks or not is_hooked(GradientEdge(*only))):
                 segments.append(Segment(after, GradientEdge(*only), inside))
                 after, inside = GradientEdge(*only), []
         if node is start.node:

@@ -1,0 +1,70 @@
+"""The error signal along the main path as one series, and its slope.
+
+Two things are levelled out.  Averaging over P positions (global pooling) divides the squared norm of the error signal
+by P whatever the weights are.  And in a net that normalises, the size of a value says nothing: a value twice as large
+in front of a normalisation has half the error signal, and the same net.  What does not change is ||dL/dh|| rms(h), the
+gradient with respect to ln h; in such nets it takes the place of ||dL/dh||.
+"""
+
+import math
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+
+def path_frame(columns: dict[str, list], types: list[str], normalises: bool) -> pd.DataFrame:
+    """`GradientFlow.path`.
+
+    Args:
+        columns: of every point: `layer`, `log10_error_signal_norm`, `activation_mean_square`, `averaged_positions`, and
+            `own`, it is what that layer puts out.
+        types: of all layers.
+        normalises: the net does.  A value that nothing but a normalisation layer reads is then left out: what that
+            takes off, a bias in front of batch norm, is part of its size.
+    """
+    path = pd.DataFrame(columns)
+    norm = path["own"].to_numpy(bool) & np.array(["Norm" in types[layer - 1] for layer in path["layer"]], dtype=bool)
+    read_by_norm = np.append(norm[1:], False)[:len(path)]
+    signal = path["log10_error_signal_norm"] + np.log10(path["averaged_positions"]) / 2
+    if normalises:
+        size = path["activation_mean_square"].where(path["activation_mean_square"] > 0)
+        signal = signal + np.log10(size) / 2
+        signal[path["log10_error_signal_norm"] == -math.inf] = -math.inf
+    path = path.drop(columns="own").assign(log10_signal=signal)
+    return path[~read_by_norm].reset_index(drop=True) if normalises else path
+
+
+def log_squares(frame: pd.DataFrame) -> Float[np.ndarray, " layer"]:
+    """ln of the squared signal: of a path as it is levelled out there, of a frame by layers of the norms."""
+    column = "log10_signal" if "log10_signal" in frame else "log10_error_signal_norm"
+    return 2 * math.log(10) * frame[column].to_numpy(dtype=float, copy=True)
+
+
+def backward_slope(frame: pd.DataFrame) -> float:
+    """d ln signal^2 / d layer, towards the input; see `GradientFlow.slope`."""
+    log_square = log_squares(frame)
+    finite = np.isfinite(log_square)
+    if finite.sum() < 2:
+        return math.nan
+    layer = frame["layer"].to_numpy()[finite] - frame["layer"][finite].mean()
+    return -float(layer @ log_square[finite] / (layer @ layer))
+
+
+def slope_error(frame: pd.DataFrame) -> float:
+    """Standard error of `backward_slope`; nan for fewer than three layers.
+
+    A layer multiplies the norm, so neighbouring log norms are far from independent; their differences are.  The slope
+    is a weighted sum of these, each of the variance that they show around their mean.
+    """
+    log_square = log_squares(frame)
+    finite = np.isfinite(log_square)
+    if finite.sum() < 3:
+        return math.nan
+    layer = frame["layer"].to_numpy()[finite].astype(float)
+    centred = layer - layer.mean()
+    weights = np.cumsum(centred[::-1])[::-1][1:] / (centred @ centred)  # of the step from each layer to the next
+    steps, gaps = np.diff(log_square[finite]), np.diff(layer)
+    drift = steps.sum() / gaps.sum()
+    variance = ((steps - drift * gaps) ** 2 / gaps).sum() / (len(steps) - 1)  # per layer
+    return float(np.sqrt(variance * (weights**2 * gaps).sum()))
