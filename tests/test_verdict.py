@@ -224,11 +224,12 @@ def test_assert_trainable_passes_or_raises_the_verdict():
     """Raised with the sentence and what helps; an AssertionError, as test runners expect."""
     x, y = torch.randn(9, 32, generator=torch.Generator().manual_seed(0)), torch.arange(9)
     good = fs.initialize(fs.PlainNet(32, 64, 10), "he_normal")
-    assert fs.assert_trainable(good, x, y).kind == "stable"
+    assert fs.assert_trainable(good, x, y).verdict.kind == "trains"
     bad = fs.initialize(fs.PlainNet(32, 64, 40), "glorot_normal")
-    with pytest.raises(AssertionError, match=r"^assert_trainable: the gradient flow is vanishing: from") as caught:
+    with pytest.raises(AssertionError, match=r"^assert_trainable: does not train\.") as caught:
         fs.assert_trainable(bad, x, y)
-    assert caught.value.verdict.kind == "vanishing" and ADVICE["vanishing"] in str(caught.value)
+    assert caught.value.verdict.cause.startswith("Cause: vanishing gradients")
+    assert ADVICE["vanishing"] in str(caught.value)
 
 
 def test_compare_is_each_model_alone():
