@@ -14,8 +14,8 @@ from cases import CLASSES, FEATURES, Awkward, assert_same, batch, build, fingerp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowstudy.trainability.optimizers import OPTIMIZERS
-from flowstudy.trainability.rates import USUAL_RATES
+from flowstudy.trainability.trials.optimizers import OPTIMIZERS
+from flowstudy.trainability.trials.rates import USUAL_RATES
 from flowstudy.trainability.trials.race import Clock
 from flowstudy.trainability.trials.trial import Trial, orders, run_trial
 

@@ -99,7 +99,9 @@ def kind_by_trial(remaining: float, lowest: float, constant: float) -> str:
     """The trial decides; the kernel tells apart what it saw nothing of."""
     if not math.isfinite(lowest):
         return "does not train"
-    score = (math.log(max(lowest, 1e-300) / constant) if constant > 0 else 0.0) + remaining
+    if not constant > 0:   # a loss of the user's own, below 0 or not differentiable: what is little is not known
+        return "cannot tell"
+    score = math.log(max(lowest, 1e-300) / constant) + remaining
     if lowest > NOTHING * constant:   # nothing learnt: of nets that the kernel expects to learn, half do so later
         return "cannot tell" if score < TRIAL_TRAINS else "does not train"
     return "trains" if score < TRIAL_TRAINS else "slow"

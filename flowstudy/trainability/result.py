@@ -57,7 +57,7 @@ class Trainability(Drawn):
 
     drawn_by = "trainability"
 
-    def steps_to(self, share: float) -> float:
+    def steps_to(self, share: float | int) -> float:
         """Steps until this share of the residual is left at the best stable rate; inf where it never is."""
         if not 0 < share < 1:
             raise ValueError(f"steps_to: `share` must be between 0 and 1, got {share!r}.")

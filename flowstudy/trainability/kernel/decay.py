@@ -26,15 +26,15 @@ class Decay:
     exact: bool = True
     upper: "Decay | None" = None
 
-    def remaining(self, steps: float) -> float:
+    def remaining(self, steps: float | int) -> float:
         """Share of the squared residual that is left after so many steps."""
         return float(self.shares @ np.exp(-2.0 * steps * self.ratios))
 
-    def error(self, steps: float) -> float:
+    def error(self, steps: float | int) -> float:
         """The largest amount by which `remaining` may be too small; 0 where it is exact."""
         return 0.0 if self.upper is None else max(0.0, self.upper.remaining(steps) - self.remaining(steps))
 
-    def steps_to(self, share: float, most: float = 1e12) -> float:
+    def steps_to(self, share: float | int, most: float = 1e12) -> float:
         """Steps until this share is left; inf where it never is, or after more than `most`."""
         if self.remaining(0.0) <= share:
             return 0.0

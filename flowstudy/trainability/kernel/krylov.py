@@ -16,14 +16,17 @@ from .linearised import Linearised, split_like
 USED_UP = 1e-12  # of the largest entry: what is left of a vector outside the space is rounding
 
 
-def lanczos(net: Linearised, start: Tensor, scale: Tensor | None, steps: int) -> tuple[Tensor, Tensor]:
-    """An orthonormal basis (row, step) that begins with the start, and K in it, tridiagonal; fully reorthogonalised."""
+def lanczos(net: Linearised, start: Tensor, scale: Tensor | None, steps: int) -> tuple[Tensor, Tensor, bool]:
+    """An orthonormal basis (row, step) that begins with the start, and K in it, tridiagonal; fully reorthogonalised.
+
+    The flag: the space is used up, and what K does to the start is known to rounding.
+    """
     v = start.flatten().double()
     size = torch.linalg.vector_norm(v)
     basis: list[Tensor] = []
     diagonal, beside = [], []
     if size == 0 or not size.isfinite():
-        return v.new_zeros(len(v), 0), v.new_zeros(0, 0)
+        return v.new_zeros(len(v), 0), v.new_zeros(0, 0), True
     v = v / size
     for _ in range(min(steps, len(v))):
         basis.append(v)
@@ -33,7 +36,7 @@ def lanczos(net: Linearised, start: Tensor, scale: Tensor | None, steps: int) ->
             for q in basis:
                 w = w - (q @ w) * q
         norm = torch.linalg.vector_norm(w)
-        if norm <= USED_UP * max(abs(d) for d in diagonal):   # the space is used up: the rule is exact
+        if used_up := bool(norm <= USED_UP * max(abs(d) for d in diagonal)):
             break
         beside.append(norm)
         v = w / norm
@@ -41,7 +44,7 @@ def lanczos(net: Linearised, start: Tensor, scale: Tensor | None, steps: int) ->
     tridiagonal = torch.diag(torch.stack(diagonal))
     for i, b in enumerate(beside):
         tridiagonal[i, i + 1] = tridiagonal[i + 1, i] = b
-    return torch.stack(basis, 1), tridiagonal
+    return torch.stack(basis, 1), tridiagonal, used_up or len(basis) == len(v)
 
 
 def kernel_times(net: Linearised, v: Tensor, scale: Tensor | None) -> Tensor:
@@ -51,22 +54,34 @@ def kernel_times(net: Linearised, v: Tensor, scale: Tensor | None) -> Tensor:
     return net.push(pulled).flatten().double()
 
 
-def decay_of_krylov(tridiagonal: Tensor) -> tuple[Decay, np.ndarray]:
-    """Gauss' rule, from below, and Gauss-Radau's with a node at 0, from above: what remains is completely monotone."""
+def decay_of_krylov(tridiagonal: Tensor, used_up: bool) -> tuple[Decay, np.ndarray]:
+    """Gauss' rule, from below, and Gauss-Radau's with a node at 0, from above: what remains is completely monotone.
+
+    Where the space is used up Gauss' rule is exact.
+    """
     if not len(tridiagonal):
         return Decay(np.zeros(1), np.ones(1)), np.zeros(0)
+    if not tridiagonal.isfinite().all():
+        return Decay(np.zeros(1), np.ones(1)), np.full(1, np.nan)
     values, vectors = torch.linalg.eigh(tridiagonal)
     values = values.clamp(min=0.0)
     top = float(values[-1])
     shares = vectors[0].square()
     if top == 0:
-        return Decay(np.zeros(1), np.ones(1)), values.numpy()
+        return Decay(np.zeros(1), np.ones(1)), values.cpu().numpy()
+    upper = None if used_up else with_a_node_at_zero(tridiagonal, top)
+    return (Decay(values.cpu().numpy() / top, shares.cpu().numpy(), exact=used_up, upper=upper),
+            values.flip(0).cpu().numpy())
+
+
+def with_a_node_at_zero(tridiagonal: Tensor, top: float) -> Decay:
+    """Gauss-Radau's rule: the last diagonal entry is such that 0 is an eigenvalue."""
     bounded = tridiagonal.clone()
-    if len(tridiagonal) > 1:   # the last diagonal entry such that 0 is an eigenvalue
+    bounded[-1, -1] = 0.0
+    if len(tridiagonal) > 1:
         inner, b = tridiagonal[:-1, :-1], tridiagonal[-2, -1]
-        last = torch.zeros(len(inner), dtype=tridiagonal.dtype)
+        last = torch.zeros(len(inner), dtype=tridiagonal.dtype, device=tridiagonal.device)
         last[-1] = b**2
         bounded[-1, -1] = torch.linalg.solve(inner, last)[-1]
-    radau, radau_vectors = torch.linalg.eigh(bounded)
-    upper = Decay(radau.clamp(min=0.0).numpy() / top, radau_vectors[0].square().numpy(), exact=False)
-    return (Decay(values.numpy() / top, shares.numpy(), exact=False, upper=upper), values.flip(0).numpy())
+    nodes, vectors = torch.linalg.eigh(bounded)
+    return Decay(nodes.clamp(min=0.0).cpu().numpy() / top, vectors[0].square().cpu().numpy(), exact=False)

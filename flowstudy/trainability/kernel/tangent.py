@@ -26,7 +26,8 @@ from .linearised import Linearised, centred, jacobian_rows, split_like
 MEMORY_BUDGET = 2**30  # bytes of the rows of J
 MOST_ROWS = 1024       # of K that are written out
 KRYLOV_STEPS = 32
-POWER_STEPS = 60       # of the power iteration for the sharpness
+POWER_STEPS = 1000     # of the power iteration for the sharpness, at most
+POWER_SETTLED = 1e-9   # relative change of it in a step, after which it stops
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,12 @@ class Kernel:
         return float(self.eigenvalues[0] / smallest) if smallest > 0 else float("inf")
 
 
-def tangent_kernel(net: Linearised, *, adam: bool, batch_size: int, krylov_steps: int = KRYLOV_STEPS) -> Kernel:
+def tangent_kernel(net: Linearised, *, adam: bool, batch_size: int) -> Kernel:
     """By rows where they are few enough and fit, else by products."""
     parameters = sum(w.numel() for w in net.weights)
     outputs = net.outputs.numel()
     few = outputs <= MOST_ROWS and net.outputs.element_size() * parameters * outputs <= MEMORY_BUDGET
-    return kernel_by_rows(net, adam, batch_size) if few else kernel_by_products(net, adam, batch_size, krylov_steps)
+    return kernel_by_rows(net, adam, batch_size) if few else kernel_by_products(net, adam, batch_size, KRYLOV_STEPS)
 
 
 def kernel_by_rows(net: Linearised, adam: bool, batch_size: int) -> Kernel:
@@ -84,8 +85,8 @@ def kernel_by_products(net: Linearised, adam: bool, batch_size: int, steps: int)
     _, residual = net.loss_and_residual()
     target = centred(residual)
     scale = preconditioner(net, residual, batch_size) if adam else None
-    basis, tridiagonal = lanczos(net, target, scale, steps)
-    decay, eigenvalues = decay_of_krylov(tridiagonal)
+    basis, tridiagonal, used_up = lanczos(net, target, scale, steps)
+    decay, eigenvalues = decay_of_krylov(tridiagonal, used_up)
     sharpness = largest_of_product(net, lambda v: basis @ (tridiagonal @ (basis.mT @ v)))
     return Kernel(decay, decay if adam else None, shares_of(net, target, scale), eigenvalues / net.samples, sharpness,
                   "krylov")
@@ -105,16 +106,22 @@ def decay_of(kernel: Float[Tensor, "row row"], residual: Tensor) -> tuple[Decay,
 
 
 def largest_of_product(net: Linearised, kernel: Callable[[Tensor], Tensor]) -> float:
-    """Largest eigenvalue of H K, by power iteration; nan where these are not finite."""
+    """Largest eigenvalue of H K, by power iteration, from below; nan where these are not finite.
+
+    Its value is Rayleigh's quotient of the symmetric K^1/2 H K^1/2, whose error is the square of the vector's.
+    """
     times = net.curvature()
     v = torch.randn(net.outputs.numel(), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     v, value = v.to(net.outputs.device), 0.0
     for _ in range(POWER_STEPS):
-        w = times(kernel(v).to(net.outputs).view_as(net.outputs)).flatten().double()
-        size = torch.linalg.vector_norm(w)
+        moved = kernel(v)
+        w = times(moved.to(net.outputs).view_as(net.outputs)).flatten().double()
+        size, before = torch.linalg.vector_norm(w), value
         if size == 0 or not size.isfinite():
             return 0.0 if size == 0 else float("nan")
-        value, v = float(v @ w / (v @ v)), w / size
+        value, v = float(moved @ w / (v @ moved)), w / size
+        if abs(value - before) <= POWER_SETTLED * abs(value):
+            break
     return value
 
 
@@ -125,10 +132,3 @@ def shares_of(net: Linearised, target: Tensor, scale: Tensor | None) -> dict[str
     parts = {name: float((p * q).sum()) for name, p, q in zip(net.parameters, pulled, weighted, strict=True)}
     total = sum(parts.values())
     return {name: part / total if total > 0 else 0.0 for name, part in parts.items()}
-
-
-def gradients_of(net: Linearised, residual: Tensor) -> dict[str, str]:
-    found = torch.autograd.grad(net.outputs, net.weights, residual.to(net.outputs), retain_graph=True,
-                                allow_unused=True)
-    return {name: "none" if g is None else "value" if g.any() else "zero"
-            for name, g in zip(net.parameters, found, strict=True)}

@@ -44,6 +44,7 @@ class Race:
         self.learners, self.rates, self.clock = list(learners), list(rates), clock
         self.at_start, self.seconds_to_look = at_start, seconds_to_look
         self.stacked = isinstance(self.learners[0], Stacked)
+        self.looked_at = self.learners[0].task.looked_at.flatten()
         count = len(self.rates)
         self.steps = [0] * count
         self.loss, self.accuracy = ([value] * count for value in at_start)

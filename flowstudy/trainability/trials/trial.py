@@ -41,6 +41,7 @@ class Trial:
         seconds: taken.
         optimizer: its name.
         stacked: all rates learnt at once, not one after the other.
+        looked_at: the samples of which loss and accuracy are the means.
     """
 
     frame: pd.DataFrame
@@ -50,6 +51,7 @@ class Trial:
     seconds: float
     optimizer: str
     stacked: bool
+    looked_at: Int[Tensor, " sample"]
 
     @property
     def best(self) -> pd.Series | None:
@@ -119,7 +121,7 @@ def run_trial(call: str, model: nn.Module, x: Tensor, y: Tensor | None, loss: st
             race.run(steps, progress)
     finally:
         task.draws.restore()
-    return Trial(race.frame(), *race.at_start, steps, clock.taken(), optimizer, race.stacked)
+    return Trial(race.frame(), *race.at_start, steps, clock.taken(), optimizer, race.stacked, race.looked_at)
 
 
 def race_of(call: str, model: nn.Module, task: Task, loss: str | Loss, optimizer: Optimizer, rates: Sequence[float],

@@ -1,0 +1,257 @@
+"""Will it train: the kernel is that of a slow twin, nothing is disturbed, and the verdict is what training shows."""
+
+import copy
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from cases import CLASSES, FEATURES, Awkward, assert_same, batch, fingerprint
+from scipy.optimize import brentq
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import flowstudy as fs
+from flowstudy.trainability.constant import constant_loss
+from flowstudy.trainability.kernel.decay import Decay
+
+TANGENT = sys.modules["flowstudy.trainability.kernel.tangent"]
+STEPS = (1, 30, 100, 1_000, 10_000)
+SAMPLES = 12
+
+
+# --- nets, all of them small ------------------------------------------------------------------------------------------
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(FEATURES, 8), nn.Tanh(), nn.Linear(8, 8), nn.GELU(), nn.Linear(8, CLASSES))
+
+
+def convolutions() -> nn.Module:
+    return nn.Sequential(nn.Unflatten(1, (1, 3, 4)), nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(),
+                         nn.Conv2d(4, 4, 2), nn.SiLU(), nn.Flatten(), nn.Linear(24, CLASSES))
+
+
+def batch_norm() -> nn.Module:
+    return nn.Sequential(nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 8, bias=False),
+                         nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, CLASSES))
+
+
+def frozen_layer() -> nn.Module:
+    net = mlp()
+    net[2].requires_grad_(False)
+    return net
+
+
+class Tied(nn.Module):
+    """One matrix is used twice, and has one derivative."""
+
+    def __init__(self):
+        super().__init__()
+        self.input, self.first, self.second = nn.Linear(FEATURES, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.second.weight = self.first.weight
+        self.readout = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.readout(torch.tanh(self.second(torch.tanh(self.first(self.input(x))))))
+
+
+def tokens() -> nn.Module:
+    """Outputs (sample, class, position)."""
+    return nn.Sequential(nn.Unflatten(1, (4, 3)), nn.Linear(3, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, CLASSES),
+                         Swapped())
+
+
+class Swapped(nn.Module):
+    def forward(self, h: Tensor) -> Tensor:
+        return h.transpose(1, 2)
+
+
+NETS = {"mlp": mlp, "convolutions": convolutions, "batch norm": batch_norm, "frozen layer": frozen_layer, "tied": Tied,
+        "tokens": tokens}
+
+
+def task(name: str, samples: int = SAMPLES) -> tuple[nn.Module, Tensor, Tensor]:
+    torch.manual_seed(7)
+    x, y = batch(samples)
+    return NETS[name](), x, torch.stack([y] * 4, 1).roll(1, 0) if name == "tokens" else y
+
+
+# --- the slow twin ----------------------------------------------------------------------------------------------------
+
+
+def jacobian(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, slice], Tensor]:
+    """(output, parameter) by torch.func over all parameters, each one's columns, and the outputs (sample, ...)."""
+    model = copy.deepcopy(model).double()
+    weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    state = {name: b.clone() for name, b in model.named_buffers()}
+
+    def outputs(values: dict[str, Tensor]) -> Tensor:
+        fresh = {name: b.clone() for name, b in state.items()}
+        return torch.func.functional_call(model, fresh | values, (x.double(),))
+
+    parts = torch.func.jacrev(outputs)(weights)
+    z = outputs(weights).detach()
+    columns, place = {}, 0
+    for name, part in parts.items():
+        size = weights[name].numel()
+        columns[name], place = slice(place, place + size), place + size
+    return torch.cat([part.reshape(z.numel(), -1) for part in parts.values()], 1), columns, z
+
+
+def sample_gradients(jacobian_rows: Tensor, z: Tensor, y: Tensor) -> Tensor:
+    """(sample, parameter): what each sample's own loss, and it alone, asks of the weights."""
+    gradients = []
+    for i in range(len(z)):
+        own = z[i:i + 1].clone().requires_grad_()
+        slope, = torch.autograd.grad(F.cross_entropy(own, y[i:i + 1]), own)
+        whole = torch.zeros_like(z)
+        whole[i] = slope[0]
+        gradients.append(jacobian_rows.T @ whole.flatten())
+    return torch.stack(gradients)
+
+
+def adams_divisor(gradients: Tensor, batch_size: int) -> np.ndarray:
+    g = gradients.numpy()
+    size = np.sqrt(g.mean(0)**2 + g.var(0, ddof=1) / batch_size)
+    scale = 1 / (size + 1e-8 * size.max())
+    middle = np.sort(scale)[(len(scale) - 1) // 2]
+    return np.minimum(scale, 100 * middle)
+
+
+class Twin:
+    """K, its eigenvectors and what follows from them, all dense."""
+
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, adam: bool, batch_size: int = 64):
+        rows, self.columns, self.z = jacobian(model, x)
+        samples = len(self.z)
+        shares = self.z.softmax(1) - F.one_hot(y, CLASSES).double().movedim(-1, 1)
+        positions = self.z[0, 0].numel()
+        residual = (shares / (samples * positions)).numpy()
+        over = tuple(axis for axis in range(residual.ndim) if axis != 1)
+        self.residual = (residual - residual.mean(axis=over, keepdims=True)).flatten()
+        self.divided = adams_divisor(sample_gradients(rows, self.z, y), batch_size) if adam else np.ones(rows.shape[1])
+        self.rows = rows.numpy()
+        self.kernel = (self.rows * self.divided) @ self.rows.T
+        self.values, vectors = np.linalg.eigh(self.kernel)
+        self.parts = (vectors.T @ self.residual)**2
+        self.samples, self.positions = samples, positions
+
+    def remaining(self, steps: float) -> float:
+        rates = np.maximum(self.values, 0) / self.values[-1]
+        return float((self.parts * np.exp(-2 * steps * rates)).sum() / self.parts.sum())
+
+    def share(self, layer: str) -> float:
+        learnt = (self.rows.T @ self.residual)**2 * self.divided
+        own = sum(learnt[columns].sum() for name, columns in self.columns.items() if name.rpartition(".")[0] == layer)
+        return own / learnt.sum()
+
+    def sharpness(self) -> float:
+        """Largest eigenvalue of H K, H = d^2 L / d z^2, made by autograd."""
+        z = self.z
+        labels = torch.zeros(z[:, 0].shape, dtype=torch.long)
+        curvature = torch.autograd.functional.hessian(lambda v: F.cross_entropy(v.view_as(z), labels), z.flatten())
+        return float(np.linalg.eigvals(curvature.numpy() @ self.kernel).real.max())
+
+
+# Eigenvalues are known to 1e-16 of the largest, which 10^4 steps of rate 2 make 2e-12 in the exponent; the rest is the
+# rounding of sums of some thousand terms.
+ROUNDING = 1e-9
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("name", NETS)
+def test_the_kernel_is_that_of_a_slow_twin(name, optimizer):
+    model, x, y = task(name)
+    twin = Twin(model, x, y, optimizer == "adam")
+    found = fs.trainability(model, x, y, optimizer=optimizer, steps=STEPS)
+    assert found.route == "rows" and found.dtype == "float64"
+    for steps in STEPS:
+        assert math.isclose(found.remaining[steps], twin.remaining(steps), abs_tol=ROUNDING)
+        assert found.remaining_error[steps] == 0
+    np.testing.assert_allclose(found.spectrum, np.maximum(twin.values, 0)[::-1] / twin.samples,
+                               atol=1e-12 * twin.values[-1])
+    assert math.isclose(found.loss, F.cross_entropy(twin.z, y).item(), rel_tol=1e-12)
+    for layer, share in found.by_layer.items():
+        assert math.isclose(share, twin.share(layer), abs_tol=ROUNDING)
+    assert math.isclose(found.by_layer.sum(), 1, rel_tol=1e-12)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_learning_rate_and_condition_are_those_of_dense_eigenvalues(name):
+    """2 over the largest eigenvalue of H K; momentum m makes it 1 + m times as large, and for Adam there is none.
+
+    The power iteration stops when a step changes it by 1e-9; with a gap of 1 % to the next eigenvalue that leaves 5e-8.
+    """
+    model, x, y = task(name)
+    twin = Twin(model, x, y, adam=False)
+    found = fs.trainability(model, x, y)
+    assert math.isclose(found.learning_rate, 2 / twin.sharpness(), rel_tol=1e-6)
+    momentum = fs.trainability(model, x, y, optimizer="momentum")
+    assert math.isclose(momentum.learning_rate, 1.9 * found.learning_rate, rel_tol=1e-12)
+    assert math.isnan(fs.trainability(model, x, y, optimizer="adamw").learning_rate)
+    smallest = twin.values[0]
+    if smallest > 1e-9 * twin.values[-1]:
+        assert math.isclose(found.condition, twin.values[-1] / smallest, rel_tol=1e-5)
+    else:   # rounding alone
+        assert found.condition > 1e9
+
+
+def test_steps_to_a_share_are_where_it_is_left():
+    model, x, y = task("mlp")
+    twin, found = Twin(model, x, y, adam=False), fs.trainability(model, x, y)
+    for share in (0.9, 0.5, 0.1):
+        steps = brentq(lambda t, share=share: twin.remaining(t) - share, 0, 1e9)
+        assert math.isclose(found.steps_to(share), steps, rel_tol=1e-6)
+    never = Decay(np.array([1.0, 0.0]), np.array([0.4, 0.6]))
+    assert never.steps_to(0.5) == math.inf and never.steps_to(1.0) == 0
+    assert math.isclose(never.steps_to(0.8), -math.log(0.5) / 2, rel_tol=1e-12)
+    for share in (0, 1, -1):
+        with pytest.raises(ValueError, match="steps_to: `share` must be between 0 and 1, got"):
+            found.steps_to(share)
+
+
+# --- the longer route -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def by_products(monkeypatch):
+    monkeypatch.setattr(TANGENT, "MOST_ROWS", 0)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("name", NETS)
+def test_few_products_bound_what_remains(name, optimizer, monkeypatch):
+    """Gauss' rule from below and Gauss-Radau's from above, at any number of products."""
+    model, x, y = task(name)
+    twin = Twin(model, x, y, optimizer == "adam")
+    monkeypatch.setattr(TANGENT, "MOST_ROWS", 0)
+    errors = []
+    for products in (1, 6, 20):
+        monkeypatch.setattr(TANGENT, "KRYLOV_STEPS", products)
+        found = fs.trainability(model, x, y, optimizer=optimizer, steps=STEPS)
+        assert found.route == "krylov" and math.isnan(found.condition)
+        for steps in STEPS:
+            low, high = found.remaining[steps], found.remaining[steps] + found.remaining_error[steps]
+            if products > 1:   # of one product the largest eigenvalue is not known
+                assert low - ROUNDING <= twin.remaining(steps) <= high + ROUNDING
+        errors.append(found.remaining_error[1_000])
+    assert errors[-1] <= errors[0]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("name", NETS)
+def test_as_many_products_as_outputs_know_all(name, optimizer, monkeypatch):
+    model, x, y = task(name, samples=6)
+    twin = Twin(model, x, y, optimizer == "adam")
+    monkeypatch.setattr(TANGENT, "MOST_ROWS", 0)
+    monkeypatch.setattr(TANGENT, "KRYLOV_STEPS", 200)
+    found = fs.trainability(model, x, y, optimizer=optimizer, steps=STEPS)
+    for steps in STEPS:
+        assert math.isclose(found.remaining[steps], twin.remaining(steps), abs_tol=1e-7)
+        assert found.remaining_error[steps] == 0
+    for layer, share in found.by_layer.items():
+        assert math.isclose(share, twin.share(layer), abs_tol=ROUNDING)
+    if optimizer == "sgd":
+        assert math.isclose(found.learning_rate, 2 / twin.sharpness(), rel_tol=1e-6)
