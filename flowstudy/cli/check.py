@@ -1,8 +1,10 @@
 """`flowstudy check`: is there a gradient, is the signal alive, will it train; on one screen, with one picture."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from torch import nn
 
@@ -10,7 +12,7 @@ from flowstudy.measure import GradientFlow, gradient_flow
 from flowstudy.refusal import did_you_mean
 from flowstudy.trainability.will_it_train import OPTIMIZERS
 
-from .batches import Batch, Input, Seed, Vocabulary, drawn_batch, saved_batch
+from .batches import Batch, Input, Seed, Vocabulary, drawn_batch, generator, saved_batch
 from .outcomes import AGAINST, NOT_TAKEN, endings, stop
 from .readings import Reading, gradient_reading, signal_reading, training_reading
 from .screen import Csv, Picture, check_picture, keep, say, show
@@ -51,7 +53,7 @@ def check(target: Target, shape: Input = None, classes: Classes = None, data: Da
         model.train(has_batch_statistics(model) if train is None else train)
         batch = (drawn_batch("check", model, shape, classes, samples, vocabulary, seed) if data is None
                  else saved_batch("check", model, data, samples))
-        shown = first(batch, samples)
+        shown = some_of(batch, samples, seed)
         flow = gradient_flow(model, shown.x, shown.y, loss=batch.loss)
         say(f"{target}: {batch.words}; {mode_in_words(model)}.")
         tell_layers(flow)
@@ -78,9 +80,10 @@ def check_options(shape: str | None, classes: int | None, vocabulary: int | None
     check_picture("check", picture)
 
 
-def first(batch: Batch, samples: int) -> Batch:
-    y = None if batch.y is None else batch.y[:samples]
-    return Batch(batch.x[:samples], y, batch.loss, batch.words, batch.outputs)
+def some_of(batch: Batch, samples: int, seed: int) -> Batch:
+    """So many of its samples, drawn at random: data are often sorted by class."""
+    chosen = torch.randperm(len(batch.x), generator=generator(seed))[:samples].sort().values.to(batch.x.device)
+    return replace(batch, x=batch.x[chosen], y=None if batch.y is None else batch.y[chosen])
 
 
 def mode_in_words(model: nn.Module) -> str:

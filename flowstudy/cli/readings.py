@@ -77,6 +77,10 @@ def gradients_of_layers(model: nn.Module, frame: pd.DataFrame) -> dict[str, str]
     return found
 
 
+def listed(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:NAMED])) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
 def still_zero(model: nn.Module, batch: Batch, flow: GradientFlow, layers: list[str]) -> list[str]:
     """Those of the layers whose gradient is 0 for another reason than weights behind them that begin at 0.
 
