@@ -226,7 +226,7 @@ def test_assert_trainable_passes_or_raises_the_verdict():
     good = fs.initialize(fs.PlainNet(32, 64, 10), "he_normal")
     assert fs.assert_trainable(good, x, y).verdict.kind == "trains"
     bad = fs.initialize(fs.PlainNet(32, 64, 40), "glorot_normal")
-    with pytest.raises(AssertionError, match=r"^assert_trainable: does not train\.") as caught:
+    with pytest.raises(AssertionError, match=r"^assert_trainable: (does not train|cannot tell)\.") as caught:
         fs.assert_trainable(bad, x, y)
     assert caught.value.verdict.cause.startswith("Cause: vanishing gradients")
     assert ADVICE["vanishing"] in str(caught.value)

@@ -56,7 +56,7 @@ class TrainabilityVerdict:
         return " ".join(part for part in parts if part)
 
 
-def read(*, remaining: float, uncertain: float, steps: float, metric: str, loss_at_start: float, constant: float,
+def read_off(*, remaining: float, uncertain: float, steps: float, metric: str, loss_at_start: float, constant: float,
          seen: str, lowest: float | None, calibrated: bool, causes: list[Cause]) -> TrainabilityVerdict:
     """The verdict.
 

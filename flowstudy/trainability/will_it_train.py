@@ -19,9 +19,9 @@ from .causes import causes_of
 from .constant import constant_loss
 from .kernel.linearised import Linearised, linearise
 from .kernel.tangent import Kernel, tangent_kernel
-from .reading import HALF, HORIZON, NOTHING, TrainabilityVerdict, read
+from .reading import HALF, HORIZON, NOTHING, TrainabilityVerdict, read_off
 from .result import Trainability
-from .trials.trial import Trial, check_targets, run_trial
+from .trials.trial import Trial, check_targets_given, run_trial
 
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw")
 MOMENTUM = 0.9
@@ -115,7 +115,7 @@ def look_at(call: str, model: nn.Module, x: Tensor, y: Tensor | None, loss: str 
     check_module(call, model)
     check_choices(call, optimizer, steps, samples, trial)
     inputs = check_input(call, model, x)
-    check_targets(call, x, y)
+    check_targets_given(call, x, y)
     objective = check_loss(call, loss, y)
     chosen = chosen_samples(x, samples, seed)
     net, dtype = differentiable(call, model, inputs[chosen], own_tensor(y)[chosen], objective, loss)
@@ -180,7 +180,8 @@ def verdict_of_readings(model: nn.Module, kernel: Kernel, net: Linearised, flow:
     decay = kernel.adams or kernel.decay
     calibrated = len(net.x) == CALIBRATED["samples"] and net.outputs[0].numel() == CALIBRATED["classes"]
     lowest = None if tried is None else float("inf") if tried.best is None else float(tried.best.loss)
-    return read(remaining=decay.remaining(HORIZON), uncertain=decay.error(HORIZON), steps=kernel.decay.steps_to(HALF),
+    return read_off(
+                remaining=decay.remaining(HORIZON), uncertain=decay.error(HORIZON), steps=kernel.decay.steps_to(HALF),
                 metric="own" if kernel.adams is None else "adam", loss_at_start=at_start, constant=constant,
                 seen="" if tried is None else seen_in_words(tried), lowest=lowest, calibrated=calibrated,
                 causes=causes_of(model, flow, net.x, net.outputs, at_start, constant, loss))

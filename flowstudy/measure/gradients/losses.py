@@ -47,10 +47,10 @@ def check_targets(call: str, output: object, y: object, loss: str | Loss) -> Non
     if len(y) != len(output):
         raise RefusalError(f"{call}: `y` must have one label per sample, got {len(y)} labels for {len(output)} "
                            "samples.")
-    check_classes(call, y, output.shape[1])
+    check_label_range(call, y, output.shape[1])
 
 
-def check_classes(call: str, y: Tensor, classes: int) -> None:
+def check_label_range(call: str, y: Tensor, classes: int) -> None:
     """Labels, not probabilities, are those of the model's outputs."""
     if not y.is_floating_point() and (y.min() < 0 or y.max() >= classes):
         raise RefusalError(f"{call}: `y` must hold labels from 0 to {classes - 1}, the model's outputs, "

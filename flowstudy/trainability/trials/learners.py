@@ -23,7 +23,7 @@ STACK_BYTES = 2**28  # of stacked weights: nets so large fill the machine one by
 
 
 @dataclass(frozen=True)
-class Task:
+class TrialTask:
     """What is learnt, the same for every learning rate.
 
     Attributes:
@@ -83,7 +83,7 @@ def averages(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[float], list[
 class Alone:
     """A copy of the model at one learning rate, trained as anyone trains it; `rows` is its place in the grid."""
 
-    def __init__(self, model: nn.Module, task: Task, optimizer: Optimizer, rate: float, row: int):
+    def __init__(self, model: nn.Module, task: TrialTask, optimizer: Optimizer, rate: float, row: int):
         self.net, self.task, self.rate, self.rows = copy.deepcopy(model), task, rate, [row]
         self.weights = [p for p in self.net.parameters() if p.requires_grad]
         self.optimizer = optimizer.of_torch(self.weights, lr=rate, foreach=True)
@@ -120,7 +120,7 @@ class Stacked:
     Only for models whose passes change nothing and draw nothing; see `can_stack`.
     """
 
-    def __init__(self, model: nn.Module, task: Task, optimizer: Optimizer, rates: Sequence[float]):
+    def __init__(self, model: nn.Module, task: TrialTask, optimizer: Optimizer, rates: Sequence[float]):
         self.template, self.task, self.optimizer = copy.deepcopy(model), task, optimizer
         self.rows = list(range(len(rates)))
         trainable = {name: p for name, p in self.template.named_parameters() if p.requires_grad}

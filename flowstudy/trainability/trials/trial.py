@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from flowstudy.measure.gradients.losses import Loss, check_classes, check_loss
+from flowstudy.measure.gradients.losses import Loss, check_label_range, check_loss
 from flowstudy.measure.gradients.losses import check_targets as check_labels
 from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.copies import check_batch, check_module, own_tensor
 from flowstudy.refusal import RefusalError, RefusalTypeError
 
-from .learners import Alone, Stacked, Task, can_stack
+from .learners import Alone, Stacked, TrialTask, can_stack
 from .optimizers import OPTIMIZERS, Optimizer
 from .race import Clock, Race
 from .rates import USUAL_RATES
@@ -108,7 +108,7 @@ def run_trial(call: str, model: nn.Module, x: Tensor, y: Tensor | None, loss: st
     clock = Clock(seconds)
     check_module(call, model)
     check_batch(call, model, x)
-    check_targets(call, x, y)
+    check_targets_given(call, x, y)
     check_settings(call, optimizer, steps, batch_size, seconds, warm_up)
     if not any(p.requires_grad for p in model.parameters()):
         raise RefusalError(f"{call}: `model` must have a parameter that requires a gradient, got "
@@ -124,8 +124,8 @@ def run_trial(call: str, model: nn.Module, x: Tensor, y: Tensor | None, loss: st
     return Trial(race.frame(), *race.at_start, steps, clock.taken(), optimizer, race.stacked, race.looked_at)
 
 
-def race_of(call: str, model: nn.Module, task: Task, loss: str | Loss, optimizer: Optimizer, rates: Sequence[float],
-            clock: Clock) -> Race:
+def race_of(call: str, model: nn.Module, task: TrialTask, loss: str | Loss, optimizer: Optimizer,
+            rates: Sequence[float],             clock: Clock) -> Race:
     """All rates before their first step, the model looked at."""
     net = copy.deepcopy(model)
     if not net.training:
@@ -140,12 +140,13 @@ def race_of(call: str, model: nn.Module, task: Task, loss: str | Loss, optimizer
 
 
 def task_of(call: str, model: nn.Module, x: Tensor, y: Tensor, loss: str | Loss, steps: int, batch_size: int,
-            seed: int, warm_up: int) -> Task:
+            seed: int, warm_up: int) -> TrialTask:
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
     x, y = (own_tensor(t.detach().to(dtype) if t.is_floating_point() else t.detach()) for t in (x, y))
     batches, looked_at = (index.to(x.device) for index in orders(len(x), batch_size, steps, seed))
     has_classes = loss == "cross_entropy" and not y.is_floating_point()
-    return Task(x, y, check_loss(call, loss, y), has_classes, batches, looked_at, RandomState(x.device), seed, warm_up)
+    return TrialTask(x, y, check_loss(call, loss, y), has_classes, batches, looked_at, RandomState(x.device), seed,
+                     warm_up)
 
 
 def orders(samples: int, batch_size: int, steps: int, seed: int) -> tuple[Int[Tensor, "step sample"],
@@ -159,7 +160,7 @@ def orders(samples: int, batch_size: int, steps: int, seed: int) -> tuple[Int[Te
     return order[:steps * batch_size].view(steps, batch_size), looked_at[:batches * batch_size].view(batches, -1)
 
 
-def changed_by_a_pass(call: str, probe: nn.Module, task: Task, loss: str | Loss) -> bool:
+def changed_by_a_pass(call: str, probe: nn.Module, task: TrialTask, loss: str | Loss) -> bool:
     """Whether the model's buffers are; its output, and its loss of it, are checked, and its draws noticed."""
     index = task.batches[0]
     before = {name: buffer.clone() for name, buffer in probe.named_buffers()}
@@ -167,7 +168,7 @@ def changed_by_a_pass(call: str, probe: nn.Module, task: Task, loss: str | Loss)
         output = probe(task.x[index])
         check_labels(call, output, task.y[index], loss)
         if loss == "cross_entropy":
-            check_classes(call, task.y, output.shape[1])
+            check_label_range(call, task.y, output.shape[1])
         value = task.objective(output, task.y[index])
     if not isinstance(value, Tensor) or value.ndim:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -176,13 +177,13 @@ def changed_by_a_pass(call: str, probe: nn.Module, task: Task, loss: str | Loss)
     return before.keys() != after.keys() or not all(torch.equal(before[name], after[name]) for name in before)
 
 
-def looking_in_time(task: Task, clock: Clock, seconds: float, rates: int) -> Task:
+def looking_in_time(task: TrialTask, clock: Clock, seconds: float, rates: int) -> TrialTask:
     """The task with so many batches to look at as there is time for: once at the start, and once at every rate."""
     affordable = LOOKING * clock.limit / max(seconds * (1 + rates), sys.float_info.min)
     return replace(task, looked_at=task.looked_at[:max(1, int(min(affordable, len(task.looked_at))))])
 
 
-def learners_of(net: nn.Module, probe: nn.Module, changed: bool, task: Task, optimizer: Optimizer,
+def learners_of(net: nn.Module, probe: nn.Module, changed: bool, task: TrialTask, optimizer: Optimizer,
                 rates: Sequence[float]) -> list[Alone] | list[Stacked]:
     """All rates as one where the model can, else each alone; `probe` is a copy that has made a pass."""
     if len(rates) > 1 and not changed:
@@ -206,7 +207,7 @@ def flushed_denormals() -> Iterator[None]:
 # --- what is asked for -----------------------------------------------------------------------------------------------
 
 
-def check_targets(call: str, x: Tensor, y: object) -> None:
+def check_targets_given(call: str, x: Tensor, y: object) -> None:
     if y is None:
         raise RefusalError(f"{call}: `y` must be given for a trial, got None. Training needs targets.")
     if not isinstance(y, Tensor):
