@@ -125,7 +125,7 @@ def run_trial(call: str, model: nn.Module, x: Tensor, y: Tensor | None, loss: st
 
 
 def race_of(call: str, model: nn.Module, task: TrialTask, loss: str | Loss, optimizer: Optimizer,
-            rates: Sequence[float],             clock: Clock) -> Race:
+            rates: Sequence[float], clock: Clock) -> Race:
     """All rates before their first step, the model looked at."""
     net = copy.deepcopy(model)
     if not net.training:
