@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flowstudy.measure.gradients.losses import Loss, check_targets
 from flowstudy.measure.models.context import RandomState
@@ -48,7 +49,8 @@ class Linearised:
     def run(self, x: Tensor, parameters: dict[str, Tensor] | None = None) -> Tensor:
         """The outputs of a batch: every pass begins with the buffers of the start, and changes copies of them."""
         buffers = {name: b.detach().clone() for name, b in self.probe.named_buffers()}
-        with self.state.replayed():
+        # Of attention's kernels, the mathematical one alone can be differentiated forwards.
+        with self.state.replayed(), sdpa_kernel(SDPBackend.MATH):
             return torch.func.functional_call(self.probe, buffers | (parameters or {}), (x,))
 
     def pull(self, cotangent: Tensor) -> Parts:
