@@ -5,6 +5,7 @@ of the way from the loss to the input.  The cuts of autograd's graph are: of a p
 residual net the sums.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ def main_path(loss: Tensor, leaf: Tensor, uses: Sequence[Use], values: Mapping[K
               samples: int) -> list[Point]:
     """One value for each layer that is followed by one, from the input on: its own output, else the first after it.
 
-    Where the first layers lie in branches, the input itself stands in front, as what follows the use number -1.
+    Where more layers lie before the first such value than between any two, as where whole stacks stand side by side
+    from the input on, the input itself stands in front, as what follows the use number -1.
 
     Args:
         leaf: the input.  Where the loss gives it no gradient (token ids), the path begins at the first layer of the
@@ -58,10 +60,15 @@ def main_path(loss: Tensor, leaf: Tensor, uses: Sequence[Use], values: Mapping[K
         start = next((use.edge for use in outermost if use.shape[:1] == (samples,)), None)
     segments = segments_between(edge_of(loss), start, order, through_hooks=True)
     points = chosen(points_of(segments, uses, values, outermost), values)
-    if points and not points[0].own and not outermost:
+    if points and not outermost and points[0].use + 1 > longest_gap(points):
         averaged = points[0].averaged * averaged_over(points[0].edge.node)
         points.insert(0, Point(-1, False, start, leaf.detach().abs().square().mean(), averaged))
     return points
+
+
+def longest_gap(points: Sequence[Point]) -> int:
+    """Most layers between two values next to each other; 1 of a single value."""
+    return max((after.use - before.use for before, after in itertools.pairwise(points)), default=1)
 
 
 def first_uses(order: Sequence[Node], uses: Sequence[Use]) -> list[Use]:
