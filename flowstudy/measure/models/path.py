@@ -15,6 +15,7 @@ from torch.autograd.graph import GradientEdge
 
 from .forward import Use
 from .graph import Key, Node, Segment, below, edge_of, key_of, reachable, segments_between, shape_of
+from .layers import is_norm, kind_of
 
 AVERAGES = ("MeanBackward", "AvgPool", "AdaptiveAvgPool", "MkldnnAdaptiveAvgPool")  # autograd's names of nodes
 NORMALISES = ("LayerNorm", "GroupNorm", "RmsNorm", "RMSNorm", "Rsqrt")
@@ -57,7 +58,8 @@ def main_path(loss: Tensor, leaf: Tensor, uses: Sequence[Use], values: Mapping[K
     start, outermost = edge_of(leaf), []
     if start is None or start.node not in set(order):
         outermost = first_uses(order, uses)
-        start = next((use.edge for use in outermost if use.shape[:1] == (samples,)), None)
+        of_batch = [use for use in outermost if use.shape[:1] == (samples,)]
+        start = next((use.edge for use in of_batch or outermost), None)
     segments = segments_between(edge_of(loss), start, order, through_hooks=True)
     points = chosen(points_of(segments, uses, values, outermost), values)
     if points and not outermost and points[0].use + 1 > longest_gap(points):
@@ -132,7 +134,7 @@ def averaged_over(node: Node) -> float:
 
 def normalises(nodes: Sequence[Node], uses: Sequence[Use]) -> bool:
     """The net brings what its layers put out to a size of its own, by the batch's statistics or each sample's."""
-    named = any(use.module is not None and "Norm" in type(use.module).__name__
+    named = any(use.module is not None and is_norm(kind_of(use.module))
                 and not hasattr(use.module, "running_mean") for use in uses)
     return named or any(any(part in node.name() for part in NORMALISES) or has_batch_statistics(node)
                         for node in nodes)
