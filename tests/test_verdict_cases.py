@@ -237,6 +237,16 @@ def test_how_positions_are_looked_up_changes_nothing(samples):
     assert paths[0]["layer"].tolist()[:2] == [2, 5]
 
 
+def test_of_a_frozen_table_the_path_begins_at_the_other_one():
+    """The words' table asks for no gradient: the positions', which all samples share, is the first value."""
+    model, t = GPT(batched=False), torch.arange(80).view(5, 16) % 32
+    free = fs.gradient_flow(model, t, t.roll(-1, 1))
+    model.words.requires_grad_(False)
+    flow = fs.gradient_flow(model, t, t.roll(-1, 1))
+    assert flow.path["layer"].tolist() == free.path["layer"].tolist() and flow.verdict.kind == "stable"
+    np.testing.assert_allclose(flow.path[1:], free.path[1:], rtol=ROUNDING)
+
+
 # --- averages --------------------------------------------------------------------------------------------------------
 
 

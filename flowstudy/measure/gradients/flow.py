@@ -31,7 +31,7 @@ class GradientFlow(Drawn):
             that are exactly 0), and the statistics that `gradient_flow` describes.
         path: what the verdict reads, a row per value that alone carries everything on, from the input on: `layer`, the
             last one at or before it (the value is its output, or the sum or so that follows; 0 is the input, which is
-            listed where the first layers lie in branches), the value's
+            listed where the first value comes after many layers), the value's
             `log10_error_signal_norm` and `activation_mean_square`, `averaged_positions` (how many positions are
             averaged over on the way to the last row), and `log10_signal`, the norm without what that averaging makes of
             it; of a net that normalises, of ||dL/dh|| rms(h), which scales before a normalisation do not change.

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from flowstudy.measure.models.layers import is_norm
+
 
 def path_frame(columns: dict[str, list], types: list[str], normalises: bool) -> pd.DataFrame:
     """`GradientFlow.path`.
@@ -24,7 +26,7 @@ def path_frame(columns: dict[str, list], types: list[str], normalises: bool) -> 
             takes off, a bias in front of batch norm, is part of its size.
     """
     path = pd.DataFrame(columns)
-    norm = path["own"].to_numpy(bool) & np.array(["Norm" in types[layer - 1] for layer in path["layer"]], dtype=bool)
+    norm = path["own"].to_numpy(bool) & np.array([is_norm(types[layer - 1]) for layer in path["layer"]], dtype=bool)
     read_by_norm = np.append(norm[1:], False)[:len(path)]
     signal = path["log10_error_signal_norm"] + np.log10(path["averaged_positions"]) / 2
     if normalises:

@@ -1,6 +1,7 @@
 """Which modules of a model are its layers, which weights belong to which, and a way into what each puts out."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -51,6 +52,11 @@ def owners(model: nn.Module) -> set[nn.Module]:
 def kind_of(layer: nn.Module) -> str:
     """The class of a layer, as its author wrote it."""
     return parametrize.type_before_parametrizations(layer).__name__
+
+
+def is_norm(kind: str) -> bool:
+    """By the name of its class: BatchNorm2d, LayerNorm, LlamaRMSNorm."""
+    return re.search(r"Norm([123]d)?$", kind) is not None
 
 
 def input_features(model: nn.Module) -> int | None:

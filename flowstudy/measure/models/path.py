@@ -5,6 +5,7 @@ of the way from the loss to the input.  The cuts of autograd's graph are: of a p
 residual net the sums.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch.autograd.graph import GradientEdge
 
 from .forward import Use
 from .graph import Key, Node, Segment, below, edge_of, key_of, reachable, segments_between, shape_of
+from .layers import is_norm, kind_of
 
 AVERAGES = ("MeanBackward", "AvgPool", "AdaptiveAvgPool", "MkldnnAdaptiveAvgPool")  # autograd's names of nodes
 NORMALISES = ("LayerNorm", "GroupNorm", "RmsNorm", "RMSNorm", "Rsqrt")
@@ -42,7 +44,8 @@ def main_path(loss: Tensor, leaf: Tensor, uses: Sequence[Use], values: Mapping[K
               samples: int) -> list[Point]:
     """One value for each layer that is followed by one, from the input on: its own output, else the first after it.
 
-    Where the first layers lie in branches, the input itself stands in front, as what follows the use number -1.
+    Where more layers lie before the first such value than between any two, as where whole stacks stand side by side
+    from the input on, the input itself stands in front, as what follows the use number -1.
 
     Args:
         leaf: the input.  Where the loss gives it no gradient (token ids), the path begins at the first layer of the
@@ -55,13 +58,19 @@ def main_path(loss: Tensor, leaf: Tensor, uses: Sequence[Use], values: Mapping[K
     start, outermost = edge_of(leaf), []
     if start is None or start.node not in set(order):
         outermost = first_uses(order, uses)
-        start = next((use.edge for use in outermost if use.shape[:1] == (samples,)), None)
+        of_batch = [use for use in outermost if use.shape[:1] == (samples,)]
+        start = next((use.edge for use in of_batch or outermost), None)
     segments = segments_between(edge_of(loss), start, order, through_hooks=True)
     points = chosen(points_of(segments, uses, values, outermost), values)
-    if points and not points[0].own and not outermost:
+    if points and not outermost and points[0].use + 1 > longest_gap(points):
         averaged = points[0].averaged * averaged_over(points[0].edge.node)
         points.insert(0, Point(-1, False, start, leaf.detach().abs().square().mean(), averaged))
     return points
+
+
+def longest_gap(points: Sequence[Point]) -> int:
+    """Most layers between two values next to each other; 1 of a single value."""
+    return max((after.use - before.use for before, after in itertools.pairwise(points)), default=1)
 
 
 def first_uses(order: Sequence[Node], uses: Sequence[Use]) -> list[Use]:
@@ -125,7 +134,7 @@ def averaged_over(node: Node) -> float:
 
 def normalises(nodes: Sequence[Node], uses: Sequence[Use]) -> bool:
     """The net brings what its layers put out to a size of its own, by the batch's statistics or each sample's."""
-    named = any(use.module is not None and "Norm" in type(use.module).__name__
+    named = any(use.module is not None and is_norm(kind_of(use.module))
                 and not hasattr(use.module, "running_mean") for use in uses)
     return named or any(any(part in node.name() for part in NORMALISES) or has_batch_statistics(node)
                         for node in nodes)
