@@ -19,7 +19,8 @@ from .screen import Csv, Picture, check_picture, keep, say, show
 from .targets import Target, has_batch_statistics, load
 
 ROWS = 12  # of the table at most: all of it is one screen
-COLUMNS = {"layer": "layer", "module": "module", "type": "type", "log10_error_signal_norm": "|dL/dh|",
+NAME = 30  # characters of a module's name: its end tells more than its beginning
+COLUMNS = {"layer": "layer", "module": "module", "log10_error_signal_norm": "|dL/dh|",
            "log10_weight_gradient_norm": "|dL/dW|", "gradient": "gradient", "activation_mean_square": "h^2",
            "activation_correlation": "cosine"}
 
@@ -40,12 +41,15 @@ def check(target: Target, shape: Input = None, classes: Classes = None, data: Da
           csv: Csv = None) -> None:
     """Does every trainable part get a gradient, does the signal stay alive, will it train?
 
-    Without --data, inputs are standard normal draws (or token ids) and labels random, and whether it trains is only
-    tried if --trial asks for it.
+    Without --data, inputs are standard normal draws (or token ids) and labels
+    random; whether the model trains is then tried only if --trial asks for it.
 
-    Exit status: 0 nothing is against it; 1 a reading is against it (a net that is slow but learns is not); 2 a mistake
-    of the call, or a crash of the model's code; 3 a reading that was asked for could not be taken, or a trial could
-    not decide; 70 an error of flowstudy.
+    Exit status:
+     0  nothing is against it (a net that learns slowly passes)
+     1  a reading is against it
+     2  a mistake of the call, or a crash of the model's code
+     3  a reading that was asked for could not be taken, or a trial not decide
+    70  an error of flowstudy
     """
     with endings("check"):
         check_options(shape, classes, vocabulary, data, optimizer, picture)
@@ -96,7 +100,8 @@ def mode_in_words(model: nn.Module) -> str:
 def tell_layers(flow: GradientFlow) -> None:
     say("By layer: log10 norms of error signal and weight gradient, mean square of the output h, cosine of two "
         "samples' h.")
-    show(flow.frame[list(COLUMNS)].rename(columns=COLUMNS), ROWS)
+    names = [name if len(name) <= NAME else f"…{name[1 - NAME:]}" for name in flow.frame["module"]]
+    show(flow.frame[list(COLUMNS)].assign(module=names).rename(columns=COLUMNS), ROWS)
 
 
 def tell(number: int, reading: Reading) -> None:
