@@ -90,13 +90,13 @@ def norm_by_layer(ax: Axes, layers: pd.Series, norms: pd.Series, **style: object
             label=f"{style['label']} exactly 0" if len(zero) else None)
 
 
-def trainability(frame: pd.DataFrame, curve: pd.DataFrame, trial: pd.DataFrame | None, constant_loss: float,
-                 title: str = "") -> Figure:
+def trainability(frame: pd.DataFrame, path: pd.DataFrame, curve: pd.DataFrame, trial: pd.DataFrame | None,
+                 constant_loss: float, title: str = "") -> Figure:
     """The error signal by layer and each layer's share of what is learnt | what remains of the task by steps, as the
     kernel predicts it | loss by learning rate, as a trial saw it.
 
     Args:
-        frame: `Trainability.frame`.
+        frame: `Trainability.frame`; `path`: the main path, as `GradientFlow.path`.
         curve: `steps` and `remaining`.
         trial: rate against loss, None without one.
         constant_loss: of outputs that know nothing of the inputs.
@@ -105,7 +105,7 @@ def trainability(frame: pd.DataFrame, curve: pd.DataFrame, trial: pd.DataFrame |
         lines = textwrap.wrap(title, 150)
         figure = Figure(figsize=(12.0, 4.2 + 0.2 * len(lines)), layout="constrained")
         layers, left, rates = figure.subplots(1, 3, width_ratios=[1.7, 1, 1])
-        draw_layers(layers, frame)
+        draw_layers(layers, frame, path)
         left.plot(curve["steps"], curve["remaining"], color="C0", lw=1.8)
         left.set(xscale="log", ylim=(-0.03, 1.03), xlabel="steps at the best stable rate",
                  ylabel="share of the task that is left", title="predicted by the tangent kernel")
@@ -119,11 +119,10 @@ def trainability(frame: pd.DataFrame, curve: pd.DataFrame, trial: pd.DataFrame |
     return figure
 
 
-def draw_layers(ax: Axes, frame: pd.DataFrame) -> None:
+def draw_layers(ax: Axes, frame: pd.DataFrame, path: pd.DataFrame) -> None:
     """log10 norms by layer, and bars for the shares; modules' names where they fit."""
-    main = frame[frame["main_path"]] if "main_path" in frame else frame
-    beside = frame.drop(main.index)
-    norm_by_layer(ax, main["layer"], main["log10_error_signal_norm"], color="C0", ls="-", label="∂L/∂h, main path")
+    beside = frame[~frame["main_path"]]
+    norm_by_layer(ax, path["layer"], path["log10_error_signal_norm"], color="C0", ls="-", label="∂L/∂h, main path")
     ax.plot(beside["layer"], beside["log10_error_signal_norm"], ".", color="0.6", ms=4, zorder=1,
             label="in branches" if len(beside) else None)
     share = ax.twinx()

@@ -73,7 +73,8 @@ class Trainability(Drawn):
     def drawn_with(self) -> dict[str, object]:
         steps = np.geomspace(1, 1e5, 60)
         curve = pd.DataFrame({"steps": steps, "remaining": [self.kernel.decay.remaining(t) for t in steps]})
-        return {"curve": curve, "trial": self.trial, "constant_loss": self.constant_loss, "title": str(self.verdict)}
+        return {"path": self.flow.path, "curve": curve, "trial": self.trial, "constant_loss": self.constant_loss,
+                "title": str(self.verdict)}
 
     def __repr__(self) -> str:
         return f"Trainability by {self.optimizer}: {self.verdict}"
