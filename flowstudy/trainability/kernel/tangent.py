@@ -85,8 +85,8 @@ def kernel_by_products(net: Linearised, adam: bool, batch_size: int, steps: int)
     _, residual = net.loss_and_residual()
     target = centred(residual)
     scale = preconditioner(net, residual, batch_size) if adam else None
-    basis, tridiagonal, used_up = lanczos(net, target, scale, steps)
-    decay, eigenvalues = decay_of_krylov(tridiagonal, used_up)
+    basis, tridiagonal, outside = lanczos(net, target, scale, steps)
+    decay, eigenvalues = decay_of_krylov(tridiagonal, outside)
     sharpness = largest_of_product(net, lambda v: basis @ (tridiagonal @ (basis.mT @ v)))
     return Kernel(decay, decay if adam else None, shares_of(net, target, scale), eigenvalues / net.samples, sharpness,
                   "krylov")
