@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowstudy.trainability.trials.optimizers import OPTIMIZERS
-from flowstudy.trainability.trials.rates import USUAL_RATES
 from flowstudy.trainability.trials.race import Clock
+from flowstudy.trainability.trials.rates import USUAL_RATES
 from flowstudy.trainability.trials.trial import Trial, orders, run_trial
 
 SAMPLES, BATCH, STEPS = 100, 16, 24

@@ -6,6 +6,8 @@ exp(-2 t x) is completely monotone in x.
 Source: Golub & Meurant 2010, chapter 6.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,10 +18,12 @@ from .linearised import Linearised, split_like
 USED_UP = 1e-12  # of the largest entry: what is left of a vector outside the space is rounding
 
 
-def lanczos(net: Linearised, start: Tensor, scale: Tensor | None, steps: int) -> tuple[Tensor, Tensor, float]:
+def lanczos(net: Linearised, start: Tensor, scale: Tensor | None, steps: int,
+            enough: Callable[[Tensor, float], bool]) -> tuple[Tensor, Tensor, float]:
     """An orthonormal basis (row, step) that begins with the start, and K in it, tridiagonal; fully reorthogonalised.
 
-    The number: by how much K leads out of the space; 0 where it is used up, and all is known to rounding.
+    It ends before `steps` where what is known by then is `enough`.  The number: by how much K leads out of the space;
+    0 where it is used up, and all is known to rounding.
     """
     v = start.flatten().double()
     size = torch.linalg.vector_norm(v)
@@ -39,13 +43,18 @@ def lanczos(net: Linearised, start: Tensor, scale: Tensor | None, steps: int) ->
         if norm <= USED_UP * max(abs(d) for d in diagonal) or len(basis) == len(v):
             norm = torch.zeros_like(norm)
             break
+        if enough(tridiagonal_matrix(diagonal, beside), float(norm)):
+            break
         beside.append(norm)
         v = w / norm
-    beside = beside[:len(diagonal) - 1]
-    tridiagonal = torch.diag(torch.stack(diagonal))
-    for i, b in enumerate(beside):
-        tridiagonal[i, i + 1] = tridiagonal[i + 1, i] = b
-    return torch.stack(basis, 1), tridiagonal, float(norm)
+    return torch.stack(basis, 1), tridiagonal_matrix(diagonal, beside), float(norm)
+
+
+def tridiagonal_matrix(diagonal: list[Tensor], beside: list[Tensor]) -> Tensor:
+    matrix = torch.diag(torch.stack(diagonal))
+    for i, b in enumerate(beside[:len(diagonal) - 1]):
+        matrix[i, i + 1] = matrix[i + 1, i] = b
+    return matrix
 
 
 def kernel_times(net: Linearised, v: Tensor, scale: Tensor | None) -> Tensor:
@@ -58,9 +67,9 @@ def kernel_times(net: Linearised, v: Tensor, scale: Tensor | None) -> Tensor:
 def decay_of_krylov(tridiagonal: Tensor, outside: float) -> tuple[Decay, np.ndarray]:
     """Gauss' rule, from below, and Gauss-Radau's with a node at 0, from above: what remains is completely monotone.
 
-    The largest eigenvalue found is below that of K; one of K's lies within `outside` times the last entry of its vector,
-    and this is taken for the largest, which it is but after very few steps.  Where the space is used up Gauss' rule is
-    exact.
+    The largest eigenvalue found is below that of K; one of K's lies within `outside` times the last entry of its
+    vector, and this is taken for the largest, which it is but after very few steps.  Where the space is used up Gauss'
+    rule is exact.
     """
     if not len(tridiagonal):
         return Decay(np.zeros(1), np.ones(1)), np.zeros(0)
