@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass
 
 from .causes import Cause
+from .kernel.decay import HORIZON
 
 # Below the first a net trains, above the second it does not; between them the kernel alone cannot tell.  In Adam's
 # metric, and in the plain one where Adam's is not known.
@@ -22,7 +23,6 @@ KERNEL = {"adam": (0.38, 0.56), "own": (0.50, 0.67)}
 TRIAL_TRAINS = 0.30   # below it, nets trained in 1,000 steps
 OTHERS = 2.0          # times as far from the thresholds must the score be where they were not calibrated
 NOTHING = 0.97        # of the loss of constant outputs: a trial that stays above has seen nothing learnt
-HORIZON = 10_000      # steps of `remaining` in the scores
 LOSS_WEIGHT = 0.05    # per decade of the loss at the start
 HALF = 0.5            # of the residual: what is meant by the number of steps of a slow net
 SOON = 1_000          # steps: more than these are slow

@@ -21,9 +21,12 @@ class Trainability(Drawn):
         remaining: by number of steps, the predicted share of the squared residual that is left at the best stable rate,
             the residual being dL/d output less its mean over samples.
         remaining_error: by number of steps, by how much `remaining` may be too small; 0 if the kernel is known.
-        learning_rate: of gradient descent and momentum, the largest rate at which the first steps do not raise the
-            loss.  It is not the best rate to train at, which lay between 0.01 and 50 times it on 136 nets; but a net
-            that needs a rate of 1e4 has inputs or weights that are too small.  nan for Adam.
+        learning_rate: of gradient descent and momentum, the largest rate at which the first 20 steps, of all samples of
+            the kernel, do not raise the loss above that of the start.  It is not the best rate to train at, which lay
+            between 0.01 and 50 times that of the curvature on 136 nets; but a net that needs a rate of 1e4 has inputs
+            or weights that are too small.  nan for Adam.
+        rate_by: "steps": `learning_rate` is from such steps, by bisection; "curvature", where these would take long:
+            2 over the largest eigenvalue of the loss's curvature at the start, which may be 5 times off.
         condition: largest over smallest eigenvalue of the kernel; nan where these are not all known.
         loss: at the start, in the loss's own units; `constant_loss` is the least that constant outputs have.
         by_layer: by module, its share of what the first step learns; 0 if frozen, cut off, or behind a layer of zeros.
@@ -40,6 +43,7 @@ class Trainability(Drawn):
     remaining: pd.Series
     remaining_error: pd.Series
     learning_rate: float
+    rate_by: str
     condition: float
     loss: float
     constant_loss: float

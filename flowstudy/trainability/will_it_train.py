@@ -17,6 +17,7 @@ from flowstudy.refusal import RefusalError, did_you_mean
 
 from .causes import causes_of
 from .constant import constant_loss
+from .kernel.first_steps import largest_rate
 from .kernel.linearised import Linearised, linearise
 from .kernel.tangent import Kernel, tangent_kernel
 from .reading import HALF, HORIZON, NOTHING, TrainabilityVerdict, read_off
@@ -158,8 +159,9 @@ def differentiable(call: str, model: nn.Module, x: Tensor, y: Tensor, objective:
 
 def told_by(kernel: Kernel, net: Linearised, optimizer: str, steps: Sequence[int]) -> dict[str, object]:
     index = pd.Index([int(t) for t in steps], name="steps")
-    rate = 2 / kernel.sharpness if kernel.sharpness > 0 else float("nan")
-    factor = {"sgd": 1.0, "momentum": 1 + MOMENTUM}.get(optimizer, float("nan"))
+    rate, stepped = float("nan"), False
+    if not optimizer.startswith("adam"):
+        rate, stepped = largest_rate(net, kernel.sharpness, MOMENTUM if optimizer == "momentum" else 0.0)
     by_layer: dict[str, float] = {}
     for name, _ in net.probe.named_parameters():
         layer = name.rpartition(".")[0]
@@ -167,7 +169,8 @@ def told_by(kernel: Kernel, net: Linearised, optimizer: str, steps: Sequence[int
     return {
         "remaining": pd.Series([kernel.decay.remaining(t) for t in index], index, name="remaining"),
         "remaining_error": pd.Series([kernel.decay.error(t) for t in index], index, name="remaining_error"),
-        "learning_rate": rate * factor,
+        "learning_rate": rate,
+        "rate_by": "steps" if stepped else "curvature",
         "condition": kernel.condition,
         "by_layer": pd.Series(by_layer, name="share_of_learning"),
         "spectrum": np.asarray(kernel.eigenvalues),

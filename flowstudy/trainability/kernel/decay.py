@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import brentq
 
+HORIZON = 10_000  # steps: what remains after them is what nets are judged by
+
 
 @dataclass(frozen=True)
 class Decay:

@@ -6,6 +6,8 @@ exp(-2 t x) is completely monotone in x.
 Source: Golub & Meurant 2010, chapter 6.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,17 +18,19 @@ from .linearised import Linearised, split_like
 USED_UP = 1e-12  # of the largest entry: what is left of a vector outside the space is rounding
 
 
-def lanczos(net: Linearised, start: Tensor, scale: Tensor | None, steps: int) -> tuple[Tensor, Tensor, bool]:
+def lanczos(net: Linearised, start: Tensor, scale: Tensor | None, steps: int,
+            enough: Callable[[Tensor, float], bool]) -> tuple[Tensor, Tensor, float]:
     """An orthonormal basis (row, step) that begins with the start, and K in it, tridiagonal; fully reorthogonalised.
 
-    The flag: the space is used up, and what K does to the start is known to rounding.
+    It ends before `steps` where what is known by then is `enough`.  The number: by how much K leads out of the space;
+    0 where it is used up, and all is known to rounding.
     """
     v = start.flatten().double()
     size = torch.linalg.vector_norm(v)
     basis: list[Tensor] = []
     diagonal, beside = [], []
     if size == 0 or not size.isfinite():
-        return v.new_zeros(len(v), 0), v.new_zeros(0, 0), True
+        return v.new_zeros(len(v), 0), v.new_zeros(0, 0), 0.0
     v = v / size
     for _ in range(min(steps, len(v))):
         basis.append(v)
@@ -36,15 +40,21 @@ def lanczos(net: Linearised, start: Tensor, scale: Tensor | None, steps: int) ->
             for q in basis:
                 w = w - (q @ w) * q
         norm = torch.linalg.vector_norm(w)
-        if used_up := bool(norm <= USED_UP * max(abs(d) for d in diagonal)):
+        if norm <= USED_UP * max(abs(d) for d in diagonal) or len(basis) == len(v):
+            norm = torch.zeros_like(norm)
+            break
+        if enough(tridiagonal_matrix(diagonal, beside), float(norm)):
             break
         beside.append(norm)
         v = w / norm
-    beside = beside[:len(diagonal) - 1]
-    tridiagonal = torch.diag(torch.stack(diagonal))
-    for i, b in enumerate(beside):
-        tridiagonal[i, i + 1] = tridiagonal[i + 1, i] = b
-    return torch.stack(basis, 1), tridiagonal, used_up or len(basis) == len(v)
+    return torch.stack(basis, 1), tridiagonal_matrix(diagonal, beside), float(norm)
+
+
+def tridiagonal_matrix(diagonal: list[Tensor], beside: list[Tensor]) -> Tensor:
+    matrix = torch.diag(torch.stack(diagonal))
+    for i, b in enumerate(beside[:len(diagonal) - 1]):
+        matrix[i, i + 1] = matrix[i + 1, i] = b
+    return matrix
 
 
 def kernel_times(net: Linearised, v: Tensor, scale: Tensor | None) -> Tensor:
@@ -54,10 +64,12 @@ def kernel_times(net: Linearised, v: Tensor, scale: Tensor | None) -> Tensor:
     return net.push(pulled).flatten().double()
 
 
-def decay_of_krylov(tridiagonal: Tensor, used_up: bool) -> tuple[Decay, np.ndarray]:
+def decay_of_krylov(tridiagonal: Tensor, outside: float) -> tuple[Decay, np.ndarray]:
     """Gauss' rule, from below, and Gauss-Radau's with a node at 0, from above: what remains is completely monotone.
 
-    Where the space is used up Gauss' rule is exact.
+    The largest eigenvalue found is below that of K; one of K's lies within `outside` times the last entry of its
+    vector, and this is taken for the largest, which it is but after very few steps.  Where the space is used up Gauss'
+    rule is exact.
     """
     if not len(tridiagonal):
         return Decay(np.zeros(1), np.ones(1)), np.zeros(0)
@@ -69,8 +81,8 @@ def decay_of_krylov(tridiagonal: Tensor, used_up: bool) -> tuple[Decay, np.ndarr
     shares = vectors[0].square()
     if top == 0:
         return Decay(np.zeros(1), np.ones(1)), values.cpu().numpy()
-    upper = None if used_up else with_a_node_at_zero(tridiagonal, top)
-    return (Decay(values.cpu().numpy() / top, shares.cpu().numpy(), exact=used_up, upper=upper),
+    upper = with_a_node_at_zero(tridiagonal, top + outside * abs(float(vectors[-1, -1]))) if outside else None
+    return (Decay(values.cpu().numpy() / top, shares.cpu().numpy(), exact=not outside, upper=upper),
             values.flip(0).cpu().numpy())
 
 

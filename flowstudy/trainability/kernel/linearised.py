@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from flowstudy.measure.gradients.losses import Loss, check_targets
 from flowstudy.measure.models.context import RandomState
 from flowstudy.measure.numerics.vmap_loops import quiet_fallback
+from flowstudy.refusal import RefusalError
 
 SAME = 1e-9  # relative difference between a sample's outputs alone and in the batch that rounding explains
 Parts = list[Tensor]  # one tensor for each trainable parameter
@@ -46,7 +47,7 @@ class Linearised:
     def weights(self) -> Parts:
         return list(self.parameters.values())
 
-    def run(self, x: Tensor, parameters: dict[str, Tensor] | None = None) -> Tensor:
+    def run(self, x: Tensor, parameters: dict[str, Tensor] | None = None) -> object:
         """The outputs of a batch: every pass begins with the buffers of the start, and changes copies of them."""
         buffers = {name: b.detach().clone() for name, b in self.probe.named_buffers()}
         # Of attention's kernels, the mathematical one alone can be differentiated forwards.
@@ -155,7 +156,14 @@ def centred(residual: Tensor) -> Tensor:
 def linearise(call: str, probe: nn.Module, x: Tensor, y: Tensor | None, objective: Loss, loss: str | Loss,
               state: RandomState) -> Linearised:
     net = Linearised(probe, x, y, state, objective)
+    if not isinstance(net.outputs, Tensor):
+        raise RefusalError(f"{call}: `model` must return one tensor, got {type(net.outputs).__name__}. "
+                           "Wrap it in a module that does.")
     check_targets(call, net.outputs, y, loss)
+    value = objective(net.outputs.detach(), y)
+    if not isinstance(value, Tensor) or value.ndim:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise RefusalError(f"{call}: `loss` must return a tensor of shape (), got {got}. Average it over samples.")
     return net
 
 

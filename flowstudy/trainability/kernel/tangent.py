@@ -10,6 +10,7 @@ J is d outputs / d parameters, D what the optimiser divides gradients by: 1 for 
 Source: Jacot, Gabriel, Hongler 2018.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,13 +20,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .adam import preconditioner, preconditioner_of_rows
-from .decay import Decay
+from .decay import HORIZON, Decay
 from .krylov import decay_of_krylov, lanczos
 from .linearised import Linearised, centred, jacobian_rows, split_like
 
 MEMORY_BUDGET = 2**30  # bytes of the rows of J
 MOST_ROWS = 1024       # of K that are written out
-KRYLOV_STEPS = 32
+KRYLOV_STEPS = 32      # products, at most
+LEAST_STEPS = 8        # products, at least
+PATIENCE = 20.0        # seconds of products
+KNOWN = 0.01           # error of what remains that is small enough
 POWER_STEPS = 1000     # of the power iteration for the sharpness, at most
 POWER_SETTLED = 1e-9   # relative change of it in a step, after which it stops
 
@@ -85,11 +89,25 @@ def kernel_by_products(net: Linearised, adam: bool, batch_size: int, steps: int)
     _, residual = net.loss_and_residual()
     target = centred(residual)
     scale = preconditioner(net, residual, batch_size) if adam else None
-    basis, tridiagonal, used_up = lanczos(net, target, scale, steps)
-    decay, eigenvalues = decay_of_krylov(tridiagonal, used_up)
+    basis, tridiagonal, outside = lanczos(net, target, scale, steps, Enough())
+    decay, eigenvalues = decay_of_krylov(tridiagonal, outside)
     sharpness = largest_of_product(net, lambda v: basis @ (tridiagonal @ (basis.mT @ v)))
     return Kernel(decay, decay if adam else None, shares_of(net, target, scale), eigenvalues / net.samples, sharpness,
                   "krylov")
+
+
+class Enough:
+    """Products are enough where what remains is known, or where they have taken long."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __call__(self, tridiagonal: Tensor, outside: float) -> bool:
+        if len(tridiagonal) < LEAST_STEPS:
+            return False
+        if time.perf_counter() - self.started > PATIENCE:
+            return True
+        return decay_of_krylov(tridiagonal, outside)[0].error(HORIZON) < KNOWN
 
 
 def decay_of(kernel: Float[Tensor, "row row"], residual: Tensor) -> tuple[Decay, np.ndarray]:
