@@ -1,15 +1,19 @@
-"""The command line: a verdict as exit status, a table, a picture, and one readable line where the user erred."""
+"""The command line: readings as exit status, a table, a picture, and one readable line where the user erred."""
 
 import math
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from flowstudy.cli import check, readings
 from flowstudy.cli import commands as cli
+from flowstudy.refusal import RefusalError
 
 MODELS = '''
 import math
@@ -35,6 +39,53 @@ def tokens(): return nn.Sequential(nn.Embedding(11, 8), nn.Flatten(), nn.Linear(
 def random(): return nn.Linear(20, 5)
 INSTANCE = nn.Linear(20, 5)
 NUMBER = 3
+
+def layers(*more): return nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), *more)
+def small(): return layers(nn.Linear(16, 5))
+def regression(): return layers(nn.Linear(16, 1))
+def normalised(): return layers(nn.BatchNorm1d(16), nn.Linear(16, 5))
+def softmax(): return layers(nn.Linear(16, 5), nn.Softmax(1))
+def zero_branch():
+    model = Skip()
+    nn.init.zeros_(model.out.weight)
+    return model
+
+class Skip(nn.Module):
+    """A branch beside the main path, whose inner layer gets no gradient at first where its outer one begins at 0."""
+    def __init__(self, bias=0.0):
+        super().__init__()
+        self.first, self.inner, self.out, self.last = (nn.Linear(a, b) for a, b in
+                                                       ((20, 16), (16, 16), (16, 16), (16, 5)))
+        nn.init.constant_(self.inner.bias, bias)
+    def forward(self, x):
+        h = self.first(x)
+        return self.last(h + self.out(self.inner(h).relu()))
+def dead_branch(): return Skip(-1e3)
+
+class Cut(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.below, self.above = nn.Linear(20, 16), nn.Linear(16, 5)
+    def forward(self, x): return self.above(self.below(x).detach())
+
+class Raising(nn.Linear):
+    """In forward, on every call, or in float64 alone."""
+    def __init__(self, error=ValueError("their own words"), only=None):
+        super().__init__(20, 5)
+        self.error, self.only = error, only
+    def forward(self, x):
+        if self.only is None or x.dtype == self.only: raise self.error
+        return super().forward(x)
+def raising(): return Raising()
+def exiting(): return Raising(SystemExit(0))
+def raising_when_measured(): return Raising(only=torch.float64)
+def exiting_when_measured(): return Raising(SystemExit(0), torch.float64)
+def raising_when_built(): raise KeyError("their own words")
+def exiting_when_built(): raise SystemExit(0)
+def twice():
+    class Twice(nn.Linear):
+        def forward(self, x): return super().forward(x), x
+    return Twice(20, 5)
 '''
 
 
@@ -56,8 +107,10 @@ def test_exit_status_and_sentence_are_the_verdicts(user, kind):
     """0 for stable and 1 for all else; the sentence is printed, the picture and the whole table are written."""
     result = call("check", f"their_models:{kind}", "--classes", 5, "--csv", "out/flow.csv", "--picture", "out/flow.pdf")
     assert result.exit_code == (kind != "stable"), result.output
-    assert f"\n{kind}: " in result.output
-    assert ("..." in result.output) == (kind in ("vanishing", "chaotic"))  # more than 40 layers
+    assert f"\n    {kind}: " in result.output
+    assert ("Nothing is against it." in result.output) == (kind == "stable")
+    assert ("..." in result.output) == (kind in ("vanishing", "exploding", "chaotic"))  # more than 12 layers
+    assert len(result.output.splitlines()) <= 45
     assert (user / "out/flow.pdf").read_bytes().startswith(b"%PDF")
     depth = {"stable": 10, "vanishing": 60, "exploding": 20, "chaotic": 60, "dead": 10}[kind]
     assert pd.read_csv(user / "out/flow.csv")["layer"].tolist() == list(range(1, depth + 1))
@@ -82,6 +135,178 @@ def test_the_seed_decides_what_the_builder_draws(user):
     assert not table(1).equals(table(2))
 
 
+# --- the three readings ----------------------------------------------------------------------------------------------
+
+
+def save_batch(path: str, form: str = "tuple", samples: int = 300, real: bool = False) -> None:
+    """Labels that a linear map of the inputs decides."""
+    draws = torch.Generator().manual_seed(0)
+    x = torch.randn(samples, 20, generator=draws)
+    scores = x @ torch.randn(20, 5, generator=draws)
+    y = scores[:, :1] / 5 if real else scores.argmax(1)
+    torch.save({"tuple": (x, y), "list": [x, y], "dict": {"x": x, "y": y}, "int32": (x, y.int())}[form], path)
+
+
+@pytest.mark.parametrize("name, answer, status", [
+    ("small", "Yes: 3 of the 3", 0), ("Cut", "No: 1 of the 2", 1), ("dead_branch", "No: 2 of the 4", 1),
+    ("zero_branch", "Yes: 4 of the 4", 0)])
+@pytest.mark.usefixtures("user")
+def test_every_trainable_layer_gets_a_gradient_or_is_named(name, answer, status):
+    """Detached layers and dead ones are named; what waits for a weight that begins at 0 is no fault."""
+    result = call("check", f"their_models:{name}")
+    assert result.exit_code == status and f"gradient? {answer}" in result.output, result.output
+    words = " ".join(result.output.split())
+    assert ("cut off: the loss does not depend on the weights of 'below'" in words) == (name == "Cut")
+    assert ("exactly 0 at 'inner', 'out'" in words) == (name == "dead_branch")
+    assert ("0 at 'inner' only until" in words) == (name == "zero_branch")
+
+
+@pytest.mark.usefixtures("user")
+def test_inputs_that_collapse_are_against_a_net():
+    """A critical ReLU net of depth 100: its gradient is fine, and all inputs look alike."""
+    Path("deep.py").write_text("import flowstudy as fs\ndef net():\n"
+                               "    return fs.initialize(fs.PlainNet(20, 400, 100, 5, 'relu'), 'he_normal', seed=0)")
+    result = call("check", "deep.py:net")
+    assert result.exit_code == 1 and "apart? No." in result.output, result.output
+    assert "inputs collapse: " in result.output and " at 'blocks.9" in " ".join(result.output.split())
+
+
+@pytest.mark.usefixtures("user")
+def test_softmax_before_cross_entropy_is_named():
+    """With and without data, and not of logits."""
+    save_batch("b.pt")
+    for more in ([], ["--data", "b.pt"]):
+        assert "softmax before cross-entropy" in call("check", "their_models:softmax", *more).output
+        assert "softmax before cross-entropy" not in call("check", "their_models:small", *more).output
+
+
+@pytest.mark.parametrize("form", ["tuple", "list", "dict", "int32"])
+@pytest.mark.usefixtures("user")
+def test_a_saved_batch_is_read_in_every_form(form):
+    """The kernel reads it; the picture is that of the third reading."""
+    save_batch("b.pt", form)
+    result = call("check", "their_models:small", "--data", "b.pt", "--csv", "t.csv")
+    assert result.exit_code == 0 and "by sgd on your data" in result.output, result.output
+    assert "The tangent kernel predicts" in result.output
+    assert Path("trainability.png").stat().st_size > 1000 and not Path("gradient_flow.png").exists()
+    assert pd.read_csv("t.csv")["share_of_learning"].sum() == pytest.approx(1)
+
+
+@pytest.mark.usefixtures("user")
+def test_a_trial_on_a_saved_batch():
+    """Labels or real targets, SGD or Adam; the table of the command is trainability's."""
+    save_batch("b.pt")
+    save_batch("real.pt", real=True)
+    for name, data, optimizer in (("small", "b.pt", "sgd"), ("small", "b.pt", "adam"),
+                                  ("normalised", "b.pt", "sgd"), ("regression", "real.pt", "sgd")):
+        result = call("check", f"their_models:{name}", "--data", data, "--trial", 100, "--optimizer", optimizer)
+        assert result.exit_code == 0, result.output
+        assert f"(3) Will it train? trains, by {optimizer} on your data." in result.output
+        assert "In a trial of 100 steps the loss went from" in " ".join(result.output.split())
+
+
+@pytest.mark.usefixtures("user")
+def test_a_trial_that_fails_is_against_a_net():
+    """Labels that are right at random, of inputs that are all the same: nothing can be learnt."""
+    torch.save((torch.ones(200, 20), torch.arange(200) % 5), "b.pt")
+    result = call("check", "their_models:small", "--data", "b.pt", "--trial", 20)
+    assert result.exit_code == 1 and "Will it train? does not train" in result.output, result.output
+    assert "(3)." in result.output.rstrip().splitlines()[-2]
+
+
+@pytest.mark.usefixtures("user")
+def test_without_data_inputs_and_labels_are_drawn_and_training_is_tried_if_asked_for():
+    """The screen says so."""
+    plain = call("check", "their_models:small")
+    assert "(3) Will it train? not tried on your data." in plain.output and plain.exit_code == 0
+    words = " ".join(plain.output.split())
+    assert "drawn inputs (standard normal), and random labels of 5 classes" in words
+    tried = call("check", "their_models:small", "--trial", 100)
+    assert "by sgd on drawn inputs and random labels." in tried.output and tried.exit_code == 0, tried.output
+
+
+@pytest.mark.parametrize("option, words", [
+    (None, "in training mode, as it trains"), ("--train", "in training mode, as it trains"),
+    ("--eval", "in evaluation mode, which for batch statistics is another net than the one that trains")])
+@pytest.mark.usefixtures("user")
+def test_batch_statistics_are_measured_as_they_train(option, words):
+    result = call("check", "their_models:normalised", *([option] if option else []))
+    assert words in " ".join(result.output.split()), result.output
+    assert "; in evaluation mode." in " ".join(call("check", "their_models:small").output.split())
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (("their_models:small", "--data", "b.pt", "--trial", "50", "--seconds", "0"), "ran out of time"),
+    (("their_models:regression", "--trial", "5"), "no labels can be drawn")])
+@pytest.mark.usefixtures("user")
+def test_a_reading_that_could_not_be_taken_is_status_3(arguments, words):
+    """The other two are there."""
+    save_batch("b.pt")
+    result = call("check", *arguments)
+    assert result.exit_code == 3 and words in " ".join(result.output.split()), result.output
+    assert "(2) Does the signal" in result.output and "(3) could not be answered" in result.output
+
+
+@pytest.mark.usefixtures("user")
+def test_what_trainability_refuses_is_status_3(monkeypatch):
+    def refuse(*_args: object, **_options: object) -> None:
+        raise RefusalError("trainability: `model` must be another one.")
+    monkeypatch.setattr(readings, "trainability", refuse)
+    save_batch("b.pt")
+    result = call("check", "their_models:small", "--data", "b.pt")
+    assert result.exit_code == 3 and "must be another one." in result.output, result.output
+
+
+# --- whose fault it is -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, words", [
+    ("raising", "ValueError: their own words"), ("raising_when_measured", "ValueError: their own words"),
+    ("raising_when_built", "KeyError: 'their own words'"), ("exiting", "ended the program with status 0"),
+    ("exiting_when_measured", "ended the program with status 0"),
+    ("exiting_when_built", "ended the program with status 0")])
+@pytest.mark.parametrize("command", ["check", "spectrum"])
+@pytest.mark.usefixtures("user")
+def test_a_crash_of_the_users_code_is_status_2_with_their_traceback(command, name, words):
+    """Built, run as it is, or run in float64; the traceback begins in their file."""
+    result = call(command, f"their_models:{name}")
+    assert result.exit_code == 2 and words in result.stderr and "their_models.py" in result.stderr, result.output
+    assert result.stderr.splitlines()[-1].startswith(f"{command}: the model's code ")
+
+
+@pytest.mark.parametrize("code, words", [
+    ("import sys\nsys.exit(0)", "ended the program with status 0"), ("1 / 0", "ZeroDivisionError"),
+    ("def (", "SyntaxError"), ("import nowhere_at_all", "No module named 'nowhere_at_all'")])
+@pytest.mark.usefixtures("user")
+def test_a_module_that_cannot_be_imported_is_status_2(monkeypatch, code, words):
+    """By its name and as a file."""
+    Path("broken_models.py").write_text(code)
+    monkeypatch.delitem(sys.modules, "broken_models", raising=False)
+    for target in ("broken_models:net", "broken_models.py:net"):
+        result = call("check", target)
+        assert result.exit_code == 2 and words in result.stderr, result.output
+
+
+@pytest.mark.usefixtures("user")
+def test_inputs_that_do_not_fit_are_the_users_mistake():
+    """What the model raises of itself, in its own dtype, no error of measuring."""
+    result = call("check", "their_models:small", "--input", 7)
+    assert result.exit_code == 2 and "cannot be multiplied" in result.stderr, result.output
+
+
+@pytest.mark.parametrize("command, where, name", [
+    ("check", check, "gradient_flow"), ("check", readings, "trainability"), ("spectrum", cli, "jacobian_spectrum")])
+@pytest.mark.usefixtures("user")
+def test_an_error_of_ours_is_status_70(monkeypatch, command, where, name):
+    """An exception out of flowstudy's own frames, whatever library raised it."""
+    monkeypatch.setattr(where, name, partial(torch.add, "neither"))
+    save_batch("b.pt")
+    data = ["--data", "b.pt"] if name == "trainability" else []
+    result = call(command, "their_models:small", *data)
+    assert result.exit_code == 70 and "this is an error of flowstudy" in result.stderr, result.output
+    assert "TypeError" in result.stderr
+
+
 def test_spectrum_prints_values_and_keeps_them(user):
     """As many values as the Jacobian has, samples each; the Python call gives the same."""
     result = call("spectrum", "their_models:stable", "--samples", 3, "--csv", "s.csv")
@@ -101,6 +326,20 @@ WRONG = {
     "no shape": (["check", "their_models:image"], "`--input` must be given"),
     "bad shape": (["check", "their_models:image", "--input", "3*8*8"], "`--input` must be sizes joined by x"),
     "classes": (["check", "their_models:stable", "--classes", "9"], "`y` must hold labels from 0 to 4"),
+    "picture": (["check", "their_models:stable", "--picture", "flow.doc"], "`--picture` must end in one of "),
+    "optimizer": (["check", "their_models:stable", "--optimizer", "adm"], "got 'adm'. Did you mean 'adam'?"),
+    "two outputs": (["check", "their_models:twice"], "`model` must return one tensor, got tuple"),
+    "no data": (["check", "their_models:small", "--data", "nowhere.pt"], "`--data` must name a file that exists"),
+    "not data": (["check", "their_models:small", "--data", "their_models.py"], "must be a file of tensors that torch"),
+    "broken data": (["check", "their_models:small", "--data", "broken.pt"], "must be a file of tensors that torch"),
+    "an object": (["check", "their_models:small", "--data", "object.pt"], "must be a file of tensors that torch"),
+    "other data": (["check", "their_models:small", "--data", "three.pt"], "must hold a tuple (x, y) or a dict"),
+    "fewer targets": (["check", "their_models:small", "--data", "fewer.pt"], "and a target for each, got x of shape"),
+    "shape of targets": (["check", "their_models:small", "--data", "column.pt"], "must hold y of shape (8,)"),
+    "nan": (["check", "their_models:small", "--data", "nan.pt"], "must hold finite real numbers"),
+    "labels": (["check", "their_models:small", "--data", "labels.pt"], "`y` must hold labels from 0 to 4"),
+    "data and input": (["check", "their_models:small", "--data", "fewer.pt", "--input", "20"],
+                       "`--input` must be left out with --data, got '20'"),
     "part": (["spectrum", "their_models:stable", "--part", "head"], "`part` must be 'all', 'body'"),
 }
 
@@ -110,6 +349,12 @@ WRONG = {
 def test_mistakes_get_one_line_and_exit_status_2(case):
     """The line goes to stderr, names the rule, and nothing is written."""
     arguments, words = WRONG[case]
+    x, y = torch.zeros(8, 20), torch.arange(8) % 5
+    for name, held in {"three": (x, y, y), "fewer": (x, y[1:]), "column": (x, y[:, None]), "labels": (x, y + 5),
+                       "nan": (x / 0, y)}.items():
+        torch.save(held, f"{name}.pt")
+    Path("broken.pt").write_bytes(Path("three.pt").read_bytes()[:-40])
+    torch.save({"x": Path(), "y": y}, "object.pt")
     result = call(*arguments)
     assert result.exit_code == 2 and words in result.stderr and result.stderr.count("\n") == 1, result.output
     assert not list(Path().glob("*.png"))

@@ -1,0 +1,124 @@
+"""`flowstudy check`: is there a gradient, is the signal alive, will it train; on one screen, with one picture."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import nn
+
+from flowstudy.measure import GradientFlow, gradient_flow
+from flowstudy.refusal import did_you_mean
+from flowstudy.trainability.will_it_train import OPTIMIZERS
+
+from .batches import Batch, Input, Seed, Vocabulary, drawn_batch, generator, saved_batch
+from .outcomes import AGAINST, NOT_TAKEN, endings, stop
+from .readings import Reading, gradient_reading, signal_reading, training_reading
+from .screen import Csv, Picture, check_picture, keep, say, show
+from .targets import Target, has_batch_statistics, load
+
+ROWS = 12  # of the table at most: all of it is one screen
+NAME = 30  # characters of a module's name: its end tells more than its beginning
+COLUMNS = {"layer": "layer", "module": "module", "log10_error_signal_norm": "|dL/dh|",
+           "log10_weight_gradient_norm": "|dL/dW|", "gradient": "gradient", "activation_mean_square": "h^2",
+           "activation_correlation": "cosine"}
+
+Classes = Annotated[int | None, typer.Option(help="of the random labels; without, the model's outputs where they are "
+                                             "(sample, class), else a random linear read-out is the loss", min=2)]
+Data = Annotated[Path | None, typer.Option(help="a tuple (x, y), or a dict with x and y, that torch.save wrote")]
+Trial = Annotated[int, typer.Option(help="train copies for so many steps at the usual eight learning rates", min=0)]
+OptimizerOption = Annotated[str, typer.Option("--optimizer", help=", ".join(OPTIMIZERS))]
+Samples = Annotated[int, typer.Option(help="to measure at; a trial takes all of --data", min=2)]
+Seconds = Annotated[float | None, typer.Option(help="of wall time at most for the trial", min=0)]
+Train = Annotated[bool | None, typer.Option("--train/--eval", help="the mode to measure in; without, training mode for "
+                                            "nets with batch statistics, evaluation mode for others")]
+
+
+def check(target: Target, shape: Input = None, classes: Classes = None, data: Data = None, trial: Trial = 0,
+          optimizer: OptimizerOption = "sgd", samples: Samples = 48, seconds: Seconds = None,
+          vocabulary: Vocabulary = None, train: Train = None, seed: Seed = 0, picture: Picture = None,
+          csv: Csv = None) -> None:
+    """Does every trainable part get a gradient, does the signal stay alive, will it train?
+
+    Without --data, inputs are standard normal draws (or token ids) and labels
+    random; whether the model trains is then tried only if --trial asks for it.
+
+    Exit status:
+     0  nothing is against it (a net that learns slowly passes)
+     1  a reading is against it
+     2  a mistake of the call, or a crash of the model's code
+     3  a reading that was asked for could not be taken, or a trial not decide
+    70  an error of flowstudy
+    """
+    with endings("check"):
+        check_options(shape, classes, vocabulary, data, optimizer, picture)
+        model = load("check", target, seed)
+        model.train(has_batch_statistics(model) if train is None else train)
+        batch = (drawn_batch("check", model, shape, classes, samples, vocabulary, seed) if data is None
+                 else saved_batch("check", model, data, samples))
+        shown = some_of(batch, samples, seed)
+        flow = gradient_flow(model, shown.x, shown.y, loss=batch.loss)
+        say(f"{target}: {batch.words}; {mode_in_words(model)}.")
+        tell_layers(flow)
+        readings = [gradient_reading(model, shown, flow), signal_reading(flow)]
+        tell(1, readings[0])
+        tell(2, readings[1])
+        last, found = training_reading(model, batch, saved=data is not None, trial=trial, optimizer=optimizer,
+                                       samples=samples, seconds=seconds, seed=seed)
+        tell(3, last)
+        status = summed_up([*readings, last])
+        drawn = flow if found is None else found
+        keep("check", drawn, Path(f"{drawn.drawn_by}.png") if picture is None else picture, csv)
+    raise typer.Exit(status)
+
+
+def check_options(shape: str | None, classes: int | None, vocabulary: int | None, data: Path | None, optimizer: str,
+                  picture: Path | None) -> None:
+    for option, value in (("--input", shape), ("--classes", classes), ("--vocabulary", vocabulary)):
+        if data is not None and value is not None:
+            stop(f"check: `{option}` must be left out with --data, got {value!r}. The file holds inputs and targets.")
+    if optimizer not in OPTIMIZERS:
+        stop(f"check: `--optimizer` must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r}."
+             + did_you_mean(optimizer, OPTIMIZERS))
+    check_picture("check", picture)
+
+
+def some_of(batch: Batch, samples: int, seed: int) -> Batch:
+    """So many of its samples, drawn at random: data are often sorted by class."""
+    chosen = torch.randperm(len(batch.x), generator=generator(seed))[:samples].sort().values.to(batch.x.device)
+    return replace(batch, x=batch.x[chosen], y=None if batch.y is None else batch.y[chosen])
+
+
+def mode_in_words(model: nn.Module) -> str:
+    if has_batch_statistics(model):
+        return ("in training mode, as it trains with its batch statistics" if model.training else
+                "in evaluation mode, which for batch statistics is another net than the one that trains")
+    return "in training mode" if model.training else "in evaluation mode"
+
+
+def tell_layers(flow: GradientFlow) -> None:
+    say("By layer: log10 norms of error signal and weight gradient, mean square of the output h, cosine of two "
+        "samples' h.")
+    names = [name if len(name) <= NAME else f"…{name[1 - NAME:]}" for name in flow.frame["module"]]
+    show(flow.frame[list(COLUMNS)].assign(module=names).rename(columns=COLUMNS), ROWS)
+
+
+def tell(number: int, reading: Reading) -> None:
+    say(f"({number}) {reading.question} {reading.answer}")
+    for reason in reading.reasons:
+        say(reason, indent=4)
+
+
+def summed_up(readings: list[Reading]) -> int:
+    """The last line, and the exit status: what is against the model goes before what could not be taken."""
+    against = [f"({number})" for number, reading in enumerate(readings, 1) if reading.against]
+    missing = [f"({number})" for number, reading in enumerate(readings, 1) if reading.missing]
+    if against:
+        say(f"Against it: {' and '.join(against)}.")
+        return AGAINST
+    if missing:
+        say(f"Nothing is against it, but {' and '.join(missing)} could not be answered.")
+        return NOT_TAKEN
+    say("Nothing is against it.")
+    return 0

@@ -1,0 +1,91 @@
+"""How a command ends: what is the user's mistake, what their code's, and what is ours."""
+
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import NoReturn
+
+import typer
+
+import flowstudy
+from flowstudy.refusal import RefusalError
+
+AGAINST, MISTAKE, NOT_TAKEN, OURS = 1, 2, 3, 70  # exit statuses; 70 is EX_SOFTWARE of BSD's sysexits
+HOUSE = Path(flowstudy.__file__).parent
+STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
+# What flowstudy calls, and what the user's code calls in turn: an error in there is whoever's called it last.
+LIBRARIES = ("torch", "numpy", "scipy", "pandas", "pyarrow", "matplotlib", "seaborn", "rich", "typer", "click",
+             "jaxtyping", "beartype")
+
+
+@contextmanager
+def endings(call: str) -> Iterator[None]:
+    """A refusal is one line and status 2; a crash of the user's code their traceback and 2; one of ours 70."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort):
+        raise
+    except RefusalError as error:
+        stop(str(error))
+    except SystemExit as error:  # nothing of ours ends the program so
+        crashed(call, error)
+    except Exception as error:
+        if is_users(error):
+            crashed(call, error)
+        traceback.print_exception(error)
+        typer.echo(f"{call}: this is an error of flowstudy, not of your model. Please report it with the lines above.",
+                   err=True)
+        raise typer.Exit(OURS) from None
+
+
+@contextmanager
+def users_code(call: str) -> Iterator[None]:
+    """Whatever is raised in here, sys.exit(0) too, the user's code has raised."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        crashed(call, error)
+
+
+def crashed(call: str, error: BaseException) -> NoReturn:
+    """Their traceback, from the first frame that is theirs, and one line."""
+    traceback.print_exception(error.with_traceback(without_ours(error.__traceback__)))
+    what = f"ended the program with status {error.code}" if isinstance(error, SystemExit) else \
+        f"raised {type(error).__name__}"
+    stop(f"{call}: the model's code {what}.")
+
+
+def stop(message: str) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(MISTAKE)
+
+
+def is_users(error: BaseException) -> bool:
+    """Of the frames that lie in no library, the innermost is not flowstudy's."""
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if not in_library(frame):
+            return not in_house(frame)
+    return False
+
+
+def without_ours(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback without its outermost frames as far as they are of flowstudy or what imports modules."""
+    while trace is not None and (in_house(trace.tb_frame) or trace.tb_frame.f_code.co_filename.startswith("<frozen")
+                                 or Path(trace.tb_frame.f_code.co_filename).parent.name == "importlib"):
+        trace = trace.tb_next
+    return trace
+
+
+def in_house(frame: FrameType) -> bool:
+    return Path(frame.f_code.co_filename).is_relative_to(HOUSE)
+
+
+def in_library(frame: FrameType) -> bool:
+    path = Path(frame.f_code.co_filename)
+    if path.name.startswith("<"):  # made on the fly: generated methods, checked annotations
+        return True
+    package = frame.f_globals.get("__name__", "").partition(".")[0]
+    return package in LIBRARIES or (path.is_relative_to(STANDARD_LIBRARY) and "site-packages" not in path.parts)

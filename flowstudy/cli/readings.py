@@ -1,0 +1,184 @@
+"""The three readings of `flowstudy check`: is there a gradient, is the signal alive, will it train."""
+
+import copy
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from flowstudy.measure import GradientFlow, gradient_flow
+from flowstudy.refusal import RefusalError
+from flowstudy.trainability import Trainability, trainability
+from flowstudy.trainability.causes import ALIKE, Cause, collapsed, softmax_twice
+
+from .batches import Batch
+
+NAMED = 4            # layers at most
+NUDGE = 1e-2         # standard deviation of what weights that are all zeros are replaced by
+NOT_AGAINST = ("stable", "cannot tell", "cut off")  # kinds of the signal's verdict; the last is the first reading's
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One answer.
+
+    Attributes:
+        question, answer: in a few words.
+        reasons: paragraphs.
+        against: it speaks against the model.
+        missing: it was asked for, and could not be taken.
+    """
+
+    question: str
+    answer: str
+    reasons: tuple[str, ...] = ()
+    against: bool = False
+    missing: bool = False
+
+
+# --- 1: the gradient -------------------------------------------------------------------------------------------------
+
+
+def gradient_reading(model: nn.Module, batch: Batch, flow: GradientFlow) -> Reading:
+    question = "Does every trainable part get a gradient?"
+    layers = gradients_of_layers(model, flow.frame)
+    cut = [name for name, gradient in layers.items() if gradient == "none"]
+    zero = [name for name, gradient in layers.items() if gradient == "zero"]
+    silent = still_zero(model, batch, flow, zero)
+    waiting = [name for name in zero if name not in silent]
+    reasons = []
+    if cut:
+        reasons.append(f"cut off: the loss does not depend on the weights of {listed(cut)}. Look for detach(), "
+                       "no_grad() or .data behind them; freeze them by requires_grad_(False) if that is meant.")
+    if silent:
+        reasons.append(f"The gradient is exactly 0 at {listed(silent)}: units behind them that are never active, or "
+                       "saturated, pass nothing on.")
+    if waiting:
+        reasons.append(f"The gradient is 0 at {listed(waiting)} only until weights behind them, which begin at 0, have "
+                       "made their first step.")
+    if not layers:
+        return Reading(question, "No: no layer that ran is trainable.", against=True)
+    reached = len(layers) - len(cut) - len(silent)
+    answer = f"{'No' if cut or silent else 'Yes'}: {reached} of the {len(layers)} trainable layers that ran do."
+    return Reading(question, answer, tuple(reasons), against=bool(cut or silent or flow.verdict.kind == "cut off"))
+
+
+def gradients_of_layers(model: nn.Module, frame: pd.DataFrame) -> dict[str, str]:
+    """Of every layer that ran and whose weights are meant to learn: "value" if any use of it has one, "zero" or "none".
+
+    A bias alone does not make a layer one: the frame speaks of weights.
+    """
+    learning = [name for name, p in model.named_parameters() if p.requires_grad and not name.endswith("bias")]
+    found: dict[str, str] = {}
+    for name, gradient in zip(frame["module"], frame["gradient"], strict=True):
+        if any(not name or f"{parameter}.".startswith(f"{name}.") for parameter in learning):
+            found[name] = max(found.get(name, "none"), gradient, key=("none", "zero", "value").index)
+    return found
+
+
+def listed(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:NAMED])) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+def still_zero(model: nn.Module, batch: Batch, flow: GradientFlow, layers: list[str]) -> list[str]:
+    """Those of the layers whose gradient is 0 for another reason than weights behind them that begin at 0.
+
+    Read-outs and residual branches are often begun at 0, and what lies before them learns from the second step on.  So
+    such weights are replaced by small random ones in a copy, which is measured again.
+    """
+    nudged = copy.deepcopy(model)
+    zeros = [p for name, p in nudged.named_parameters()
+             if p.requires_grad and not name.endswith("bias") and not p.detach().any()]
+    if not layers or not zeros:
+        return layers
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in zeros:
+            p.copy_(NUDGE * torch.randn(p.shape, generator=random))
+    again = gradient_flow(nudged, batch.x, batch.y, loss=batch.loss)
+    gradients = gradients_of_layers(nudged, again.frame)
+    return [name for name in layers if gradients.get(name) != "value"]
+
+
+# --- 2: the signal ---------------------------------------------------------------------------------------------------
+
+
+def signal_reading(flow: GradientFlow) -> Reading:
+    verdict = flow.verdict
+    collapse, cosines = inputs_alike(flow)
+    lost = verdict.kind not in NOT_AGAINST
+    reasons = [str(verdict)] + [verdict.advice] * bool(verdict.advice) + [cosines] * bool(cosines)
+    if collapse is not None:
+        reasons.append(f"{collapse.name}: {collapse.advice}")
+    unknown = verdict.kind in ("cannot tell", "cut off")
+    answer = "No." if lost or collapse else "Not known." if unknown else "Yes."
+    return Reading("Does the signal stay alive and keep inputs apart?", answer, tuple(reasons),
+                   against=lost or collapse is not None)
+
+
+def inputs_alike(flow: GradientFlow) -> tuple[Cause | None, str]:
+    """Whether two inputs' signals are alike at the last hidden layer, and their cosines in words.
+
+    The lower one of the last two counts, since one of them may be the end of a branch that begins at 0: its output is
+    the same for all inputs, and its inner layer's is not.
+    """
+    known = flow.frame[flow.frame["activation_correlation"].notna()]
+    if len(known) < 3:
+        return None, ""
+    first, hidden = known.iloc[0], known.iloc[max(1, len(known) - 3):-1]
+    last = hidden.loc[hidden["activation_correlation"].idxmin()]
+    words = (f"Cosine of two inputs' signals: {first['activation_correlation']:.3f} at {first['module']!r}, "
+             f"{last['activation_correlation']:.3f} at {last['module']!r}.")
+    return collapsed(flow) if last["activation_correlation"] >= ALIKE else None, words
+
+
+# --- 3: training -----------------------------------------------------------------------------------------------------
+
+
+def training_reading(model: nn.Module, batch: Batch, *, saved: bool, trial: int, optimizer: str, samples: int,
+                     seconds: float | None, seed: int) -> tuple[Reading, Trainability | None]:
+    """What `trainability` says, if there is something to say it of: the user's batch, or a trial on a drawn one."""
+    question = "Will it train?"
+    if not saved and not trial:
+        hint = ("Save a batch by torch.save((x, y), 'batch.pt') and pass --data batch.pt, with --trial 100 to train "
+                "copies on it for 100 steps.")
+        return Reading(question, "not tried on your data.", (hint, *softmax_named(batch))), None
+    if batch.y is None:
+        return Reading(question, "could not be tried: no labels can be drawn for these outputs. Pass --data.",
+                       missing=True), None
+    try:
+        found = trainability(model, batch.x, batch.y, loss=batch.loss, optimizer=optimizer, trial=trial,
+                             samples=samples, seconds=seconds, seed=seed, progress=trial > 0)
+    except RefusalError as error:
+        return Reading(question, "could not be tried.", (str(error),), missing=True), None
+    return reading_of(question, found, batch, saved, optimizer), found
+
+
+def reading_of(question: str, found: Trainability, batch: Batch, saved: bool, optimizer: str) -> Reading:
+    verdict, tried = found.verdict, found.tried
+    cut_short = tried is not None and not tried.complete and verdict.kind != "trains"
+    undecided = tried is not None and verdict.kind == "cannot tell"
+    by = f"by {optimizer} on {'your data' if saved else 'drawn inputs and random labels'}"
+    if cut_short:
+        answer = f"could not be tried {by}: the trial ran out of time. Pass more --seconds, or fewer steps."
+        reasons = [verdict.seen, verdict.predicted]
+    else:
+        said = str(verdict)
+        answer, _, rest = said.partition(". ")
+        answer, reasons = f"{answer.rstrip('.')}, {by}.", [rest]
+    reasons.append(f"The loss at the start is {found.loss:.3g}; outputs that are the same for all inputs reach "
+                   f"{found.constant_loss:.3g}.")
+    if "softmax before" not in verdict.cause:
+        reasons += softmax_named(batch)
+    if tried is None:
+        reasons.append("Not tried: --trial 100 trains copies for 100 steps, and decides.")
+    return Reading(question, answer, tuple(reasons), against=verdict.kind == "does not train" and not cut_short,
+                   missing=cut_short or undecided)
+
+
+def softmax_named(batch: Batch) -> tuple[str, ...]:
+    """That the outputs are probabilities already, if they are: it is named, and does not count against the model."""
+    labels = isinstance(batch.outputs, Tensor) and batch.y is not None
+    cause = softmax_twice(batch.outputs.double(), batch.loss) if labels else None
+    return () if cause is None else (f"{cause.name}: {cause.seen}. {cause.advice}",)

@@ -1,0 +1,58 @@
+"""What a command prints, and the picture and the table that it keeps."""
+
+import textwrap
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flowstudy.measure.drawn import Drawn
+
+from .outcomes import stop
+
+Picture = Annotated[Path | None, typer.Option(help="where the picture goes; its ending tells the format")]
+Csv = Annotated[Path | None, typer.Option(help="keep the whole table here")]
+
+
+def say(words: str, indent: int = 0) -> None:
+    """A paragraph, as wide as the screen."""
+    typer.echo(textwrap.fill(words, max(40, Console().width - 1), initial_indent=" " * indent,
+                             subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False))
+
+
+def show(frame: pd.DataFrame, rows: int) -> None:
+    """The table; of one with more rows the first and the last."""
+    table = Table(box=None, pad_edge=False)
+    for name, column in frame.items():
+        table.add_column(str(name), justify="right" if pd.api.types.is_numeric_dtype(column) else "left",
+                         overflow="fold")
+    half = rows // 2
+    shown = frame if len(frame) <= rows else pd.concat([frame[:half], frame[-half:]])
+    for i, row in enumerate(shown.itertuples(index=False)):
+        if len(shown) < len(frame) and i == half:
+            table.add_row(*["..."] * len(frame.columns))
+        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row))
+    Console().print(table)
+
+
+def check_picture(call: str, picture: Path | None) -> None:
+    from matplotlib.backend_bases import FigureCanvasBase  # takes a second, and `status` draws nothing
+
+    if picture is not None and picture.suffix.lstrip(".").lower() not in FigureCanvasBase.filetypes:
+        stop(f"{call}: `--picture` must end in one of {', '.join(FigureCanvasBase.filetypes)}, got {str(picture)!r}.")
+
+
+def keep(call: str, result: Drawn, picture: Path | None, csv: Path | None) -> None:
+    for path, write in ((picture, lambda path: result.plot().savefig(path, dpi=110)),
+                        (csv, lambda path: result.frame.to_csv(path, index=False))):
+        if path is None:
+            continue
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(path)
+        except OSError as error:
+            stop(f"{call}: {str(path)!r} must be a file that can be written, got {error.strerror or error}.")
+        typer.echo(f"wrote {path}")

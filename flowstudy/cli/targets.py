@@ -1,0 +1,72 @@
+"""The model that a command's target names, built and run as its author would."""
+
+import copy
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor, nn
+
+from .outcomes import stop, users_code
+
+Target = Annotated[str, typer.Argument(help="package.module:name or file.py:name, a model or its builder")]
+
+
+def load(call: str, target: str, seed: int) -> nn.Module:
+    """The model that `target` names; a function or class is called without arguments, from a known random state."""
+    where, _, name = target.partition(":")
+    if not where or not name:
+        stop(f"{call}: `target` must be package.module:name or file.py:name, got {target!r}.")
+    module = import_file(call, Path(where)) if where.endswith(".py") else import_module(call, where)
+    found = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            public = ", ".join(key for key in vars(found) if not key.startswith("_")) if found is module else ""
+            stop(f"{call}: `target` must name something in {where}, got {name!r}. It has: {public or 'nothing such'}.")
+        found = getattr(found, part)
+    torch.manual_seed(seed)
+    with users_code(call):
+        model = found if isinstance(found, nn.Module) or not callable(found) else found()
+    if not isinstance(model, nn.Module):
+        stop(f"{call}: `target` must be an nn.Module or a function that returns one, got {type(model).__name__}.")
+    return model
+
+
+def import_module(call: str, name: str) -> object:
+    sys.path.insert(0, str(Path.cwd()))  # a console script does not look into the folder that it is called in
+    try:
+        with users_code(call):
+            try:
+                return importlib.import_module(name)
+            except ModuleNotFoundError as error:
+                if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                    raise  # the user's module was found and lacks something itself: its own traceback tells more
+    finally:
+        sys.path.pop(0)
+    return stop(f"{call}: `target` must name a module that can be imported from {Path.cwd()}, got {name!r}. "
+                "Give a file as path/to/file.py:name.")
+
+
+def import_file(call: str, path: Path) -> object:
+    if not path.is_file():
+        stop(f"{call}: `target` must name a file that exists, got {str(path)!r}.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    with users_code(call):
+        spec.loader.exec_module(module)
+    return module
+
+
+def outputs_of(call: str, model: nn.Module, x: Tensor) -> object:
+    """What a copy of the model makes of the inputs, in its own dtype: what is raised here is no fault of measuring."""
+    with users_code(call), torch.random.fork_rng(), torch.no_grad():
+        return copy.deepcopy(model)(x)
+
+
+def has_batch_statistics(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
