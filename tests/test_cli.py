@@ -331,6 +331,8 @@ WRONG = {
     "two outputs": (["check", "their_models:twice"], "`model` must return one tensor, got tuple"),
     "no data": (["check", "their_models:small", "--data", "nowhere.pt"], "`--data` must name a file that exists"),
     "not data": (["check", "their_models:small", "--data", "their_models.py"], "must be a file of tensors that torch"),
+    "broken data": (["check", "their_models:small", "--data", "broken.pt"], "must be a file of tensors that torch"),
+    "an object": (["check", "their_models:small", "--data", "object.pt"], "must be a file of tensors that torch"),
     "other data": (["check", "their_models:small", "--data", "three.pt"], "must hold a tuple (x, y) or a dict"),
     "fewer targets": (["check", "their_models:small", "--data", "fewer.pt"], "and a target for each, got x of shape"),
     "shape of targets": (["check", "their_models:small", "--data", "column.pt"], "must hold y of shape (8,)"),
@@ -351,6 +353,8 @@ def test_mistakes_get_one_line_and_exit_status_2(case):
     for name, held in {"three": (x, y, y), "fewer": (x, y[1:]), "column": (x, y[:, None]), "labels": (x, y + 5),
                        "nan": (x / 0, y)}.items():
         torch.save(held, f"{name}.pt")
+    Path("broken.pt").write_bytes(Path("three.pt").read_bytes()[:-40])
+    torch.save({"x": Path(), "y": y}, "object.pt")
     result = call(*arguments)
     assert result.exit_code == 2 and words in result.stderr and result.stderr.count("\n") == 1, result.output
     assert not list(Path().glob("*.png"))

@@ -1,6 +1,5 @@
 """What a model is shown: inputs and labels that are drawn, or a batch from the user's file."""
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -101,9 +100,9 @@ def read_pair(call: str, path: Path) -> tuple[Tensor, Tensor]:
     save = "Save it by torch.save((x, y), path), x and y tensors."
     try:
         pair = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        stop(f"{call}: `--data` must be a file of tensors that torch.save wrote, got {str(path)!r}: {reason} {save}")
+    except Exception:  # bytes that are no such file are met with errors of a dozen kinds
+        stop(f"{call}: `--data` must be a file of tensors that torch.save wrote, got {str(path)!r}, which "
+             f"torch.load(weights_only=True) cannot read. {save}")
     if isinstance(pair, dict):
         pair = tuple(pair[key] for key in ("x", "y") if key in pair)
     if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(part, Tensor) for part in pair):
