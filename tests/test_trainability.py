@@ -7,12 +7,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from cases import CLASSES, FEATURES, batch
+from cases import CLASSES, FEATURES, Awkward, assert_same, batch, fingerprint
 from scipy.optimize import brentq
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import flowstudy as fs
+from flowstudy.trainability.constant import constant_loss
 from flowstudy.trainability.kernel.decay import Decay
 
 TANGENT = sys.modules["flowstudy.trainability.kernel.tangent"]
