@@ -422,3 +422,286 @@ def test_models_that_cannot_learn_are_refused():
         fs.trainability(TwoTensors(), x, y, loss=lambda output, y: F.cross_entropy(output[0], y))
     with pytest.raises(ValueError, match=r"^trainability: `loss` must return a tensor of shape"):
         fs.trainability(mlp(), x, y, loss=lambda output, y: F.cross_entropy(output, y, reduction="none"))
+
+
+# --- the verdict is what training shows -------------------------------------------------------------------------------
+
+
+class CutOff(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(64, 50), nn.ReLU(), nn.Linear(50, 50), nn.ReLU())
+        self.head = nn.Linear(50, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(x).detach())
+
+
+class CutOffDecoder(CutOff):
+    """The features are learnt by no one, though the head after them is: no_grad() stands for a forgotten one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            features = self.encoder(x)
+        return self.head(features)
+
+
+def deep(layers: int, activation: type[nn.Module] = nn.ReLU, norm: type[nn.Module] | None = None) -> nn.Module:
+    body = [m for _ in range(layers) for m in (nn.Linear(100, 100), *([norm(100)] if norm else []), activation())]
+    return nn.Sequential(nn.Linear(64, 100), *([norm(100)] if norm else []), activation(), *body, nn.Linear(100, 10))
+
+
+def digits(scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    data = pytest.importorskip("sklearn.datasets").load_digits()
+    return torch.tensor(data.data, dtype=torch.float32) / 16 * scale, torch.tensor(data.target)
+
+
+def noise(samples: int = 64, *shape: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(samples, *(shape or (64,)), generator=generator), torch.arange(samples) % 10
+
+
+def zero_head() -> nn.Module:
+    net = deep(1)
+    nn.init.zeros_(net[-1].weight)
+    nn.init.zeros_(net[-1].bias)
+    return net
+
+
+def all_dead() -> nn.Module:
+    net = deep(1)
+    nn.init.constant_(net[2].bias, -100.0)
+    return net
+
+
+class Collapsed(nn.Module):
+    """What the samples have in common is all that passes the bottleneck."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.head = nn.Linear(64, 10), nn.Linear(10, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.encoder(x)
+        return self.head(h.mean(0, keepdim=True).expand_as(h))
+
+
+def shrinking_images() -> nn.Module:
+    layers = [m for c in (1, *[16] * 11) for m in (nn.Conv2d(c, 16, 3), nn.Sigmoid())]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+
+
+def tanh_of_large_weights() -> nn.Module:
+    return fs.initialize(deep(0, nn.Tanh), "glorot_normal")
+
+
+def vgg() -> nn.Module:
+    layers, channels = [], 1
+    for width in (8, 8, 0, 16, 16, 0, 32, 32, 32, 0, 64, 64, 64, 0, 64, 64, 64, 0):
+        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()] if width else [
+            nn.MaxPool2d(2)]
+        channels = width or channels
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 10))
+
+
+class SqueezeAndExcitation(nn.Module):
+    def __init__(self, channels: int = 16):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels)
+        self.down, self.up = nn.Conv2d(channels, 4, 1), nn.Conv2d(4, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.bn(self.conv(x)))
+        return x + h * torch.sigmoid(self.up(torch.relu(self.down(h.mean((2, 3), keepdim=True)))))
+
+
+def squeezed() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), *[SqueezeAndExcitation() for _ in range(12)],
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+
+
+class LanguageModel(nn.Module):
+    """Twelve blocks on a token and a position embedding, which are of one position each or of one sample's too."""
+
+    def __init__(self, batched: bool):
+        super().__init__()
+        self.wte, self.wpe, self.batched = nn.Embedding(32, 64), nn.Embedding(16, 64), batched
+        self.blocks = nn.ModuleList(nn.ModuleList([nn.LayerNorm(64), nn.Linear(64, 256), nn.Linear(256, 64)])
+                                    for _ in range(12))
+        self.ln_f, self.head = nn.LayerNorm(64), nn.Linear(64, 32, bias=False)
+        for name, p in self.named_parameters():
+            if p.ndim > 1:
+                nn.init.normal_(p, 0, 0.02 / (24**0.5 if name.endswith(".2.weight") else 1))
+
+    def forward(self, t: Tensor) -> Tensor:
+        at = torch.arange(t.shape[1])
+        x = self.wte(t) + self.wpe(at[None].expand_as(t) if self.batched else at)
+        for norm, up, down in self.blocks:
+            x = x + down(F.gelu(up(norm(x))))
+        return self.head(self.ln_f(x)).transpose(1, 2)
+
+
+def next_tokens() -> tuple[Tensor, Tensor]:
+    t = torch.randint(32, (16, 16), generator=torch.Generator().manual_seed(0))
+    return t, t.roll(-1, 1)
+
+
+CANNOT = {
+    "encoder cut off": lambda: (CutOff(), *noise()),
+    "decoder cut off": lambda: (CutOffDecoder(), *noise()),
+    "inputs / 255": lambda: (fs.initialize(deep(6), "he_normal"), *digits(1 / 255)),
+    "shrinking images": lambda: (shrinking_images(), *noise(32, 1, 28, 28)),
+    "inputs / 255^2": lambda: (fs.initialize(deep(6), "he_normal"), *digits(1 / 255**2)),
+    "constant features": lambda: (deep(1), torch.ones(64, 64), noise()[1]),
+    "inputs of 0": lambda: (deep(1), torch.zeros(64, 64), noise()[1]),
+    "all units dead": lambda: (all_dead(), *noise()),
+    "a bottleneck that tells none apart": lambda: (Collapsed(), *noise()),
+}
+TRAIN = {
+    "zero head": lambda: (zero_head(), *noise(200)),
+    "default ReLU": lambda: (deep(3), *noise(100)),
+    "digits": lambda: (fs.initialize(deep(6), "he_normal"), *digits()),
+    "LayerNorm": lambda: (deep(3, nn.GELU, nn.LayerNorm), *noise()),
+    "tanh": lambda: (tanh_of_large_weights(), *noise()),
+    "linear": lambda: (nn.Linear(64, 10), *digits()),
+    "BatchNorm": lambda: (deep(19, nn.ReLU, nn.BatchNorm1d), *noise(100)),
+    "inputs * 255": lambda: (deep(19, nn.ReLU, nn.BatchNorm1d), noise(100)[0] * 255, noise(100)[1]),
+    "VGG16 with BatchNorm": lambda: (vgg(), *noise(32, 1, 32, 32)),
+    "squeeze and excitation": lambda: (squeezed(), *noise(32, 3, 8, 8)),
+    "position embedding": lambda: (LanguageModel(False), *next_tokens()),
+    "its own batch": lambda: (LanguageModel(True), *next_tokens()),
+    "convolutions": lambda: (nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(3),
+                                           nn.Flatten(), nn.Linear(72, 10)), *noise(64, 1, 8, 8)),
+}
+
+
+SLOW = ("inputs / 255", "inputs / 255^2", "shrinking images", "digits", "default ReLU", "BatchNorm", "inputs * 255",
+        "VGG16 with BatchNorm", "squeeze and excitation", "position embedding", "its own batch")
+
+
+def by_name(cases: dict) -> list:
+    return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in cases]
+
+
+@pytest.mark.parametrize("name", by_name(CANNOT))
+def test_none_that_cannot_learn_passes(name):
+    torch.manual_seed(0)
+    model, x, y = CANNOT[name]()
+    with pytest.raises(fs.UntrainableError) as caught:
+        fs.assert_trainable(model, x, y)
+    assert str(caught.value) == f"assert_trainable: {caught.value.verdict}"
+    assert caught.value.verdict.kind == "does not train"
+    if "cut off" in name:
+        assert "cut off" in caught.value.verdict.cause and "'encoder.0'" in caught.value.verdict.cause
+    if "255" in name or "of 0" in name:
+        assert "scale of the inputs" in caught.value.verdict.cause
+    if "dead" in name:
+        assert "dead units" in caught.value.verdict.cause
+
+
+@pytest.mark.parametrize("name", by_name(TRAIN))
+def test_those_that_learn_pass(name):
+    torch.manual_seed(0)
+    found = fs.assert_trainable(*TRAIN[name]())
+    assert found.verdict.kind in ("trains", "slow")
+    assert found.tried.best.loss < 0.9 * found.constant_loss
+
+
+class Residual(nn.Module):
+    """x + scale * branch(x), or the branches alone."""
+
+    def __init__(self, layers: int, scale: float, skips: bool = True, gain: float = 1.0):
+        super().__init__()
+        self.input, self.readout = nn.Linear(64, 50), nn.Linear(50, 10)
+        self.branches = nn.ModuleList(nn.Linear(50, 50) for _ in range(layers))
+        self.scale, self.skips = scale, skips
+        for layer in self.branches:
+            nn.init.normal_(layer.weight, std=gain * (2 / 50)**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.input(x)
+        for layer in self.branches:
+            h = h * self.skips + self.scale * torch.relu(layer(h))
+        return self.readout(h)
+
+
+def standardised(x: Tensor) -> Tensor:
+    return (x - x.mean()) / x.std()
+
+
+ADVICE = {   # the case, the cause and what the advice says, and the case that heeds it
+    "dead units": (lambda: (all_dead(), *noise()), "fs.initialize",
+                   lambda: (fs.initialize(all_dead(), "he_normal"), *noise())),
+    "scale of the inputs": (CANNOT["inputs / 255"], "Standardise",
+                            lambda: (CANNOT["inputs / 255"]()[0], standardised(digits(1 / 255)[0]), digits()[1])),
+    "scale of the outputs": (lambda: (Residual(60, 1.0), *digits()), "residual branches, down",
+                             lambda: (Residual(60, 0.1), *digits())),
+    "inputs collapse": (lambda: (Residual(60, 1.0, skips=False), *digits()), "skip connections",
+                        lambda: (Residual(60, 0.1), *digits())),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cause", ADVICE)
+def test_advice_that_is_heeded_makes_the_net_train(cause):
+    case, advice, heeded = ADVICE[cause]
+    torch.manual_seed(0)
+    verdict = fs.trainability(*case(), trial=100).verdict
+    assert verdict.kind != "trains"
+    assert cause in verdict.cause and advice in verdict.advice
+    torch.manual_seed(0)
+    assert fs.trainability(*heeded(), trial=100).verdict.kind == "trains"
+
+
+def test_softmax_before_cross_entropy_is_named():
+    torch.manual_seed(0)
+    verdict = fs.trainability(nn.Sequential(*deep(12, nn.Sigmoid), nn.Softmax(1)), *noise()).verdict
+    assert "softmax before cross-entropy" in verdict.cause and "logits" in verdict.advice
+
+
+# --- the largest rate of the first steps ------------------------------------------------------------------------------
+
+
+def families() -> dict[str, nn.Module]:
+    """Twenty nets of five families."""
+    nets: dict[str, nn.Module] = {}
+    for activation in (nn.ReLU, nn.Tanh):
+        for layers in (1, 4):
+            nets[f"plain {activation} {layers}"] = deep(layers, activation)
+            nets[f"LayerNorm {activation} {layers}"] = deep(layers, activation, nn.LayerNorm)
+            nets[f"BatchNorm {activation} {layers}"] = deep(layers, activation, nn.BatchNorm1d)
+            nets[f"residual {activation} {layers}"] = Residual(layers, 0.5, gain=0.5 if activation is nn.Tanh else 1.0)
+            body = [m for _ in range(layers) for m in (nn.Conv2d(8, 8, 3, padding=1), activation())]
+            nets[f"convolutions {activation} {layers}"] = nn.Sequential(
+                nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 8, 3, stride=2), activation(), *body, nn.Flatten(),
+                nn.Linear(72, 10))
+    return nets
+
+
+def bears(model: nn.Module, x: Tensor, y: Tensor, rate: float) -> bool:
+    """20 steps of PyTorch's gradient descent never raise the loss above the first."""
+    model = copy.deepcopy(model).double()
+    optimizer, losses = torch.optim.SGD(model.parameters(), lr=rate), []
+    for _ in range(21):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x.double()), y)
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+    return all(loss <= losses[0] for loss in losses)
+
+
+@pytest.mark.slow
+def test_the_first_steps_bear_the_learning_rate_and_not_twice_as_much():
+    """Another bracket finds a rate within a factor of 2; where the loss rises in bands there is more than one."""
+    torch.manual_seed(0)
+    x, y = noise(48)
+    for name, model in families().items():
+        found = fs.trainability(model, x, y)
+        assert found.rate_by == "steps" and found.loss < 5 * math.log(10)
+        assert bears(model, x, y, found.learning_rate), name
+        low, high = 1e-4, 1e3
+        while high > 1.02 * low:
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if bears(model, x, y, middle) else (low, middle)
+        assert 0.5 < found.learning_rate / low < 2, name

@@ -75,12 +75,14 @@ def input_scale(x: Tensor) -> Cause | None:
 
 
 def dead(flow: GradientFlow) -> Cause | None:
+    """Layers whose outputs are 0, or behind whose activation no error signal comes through."""
     rows = flow.frame[flow.frame["zero_fraction"] >= DEAD]
-    if rows.empty:
+    if rows.empty and flow.verdict.kind != "dead":
         return None
-    share = rows["zero_fraction"].iloc[0]
-    return Cause("dead units", f"{share:.0%} of the outputs of {rows['module'].iloc[0]!r} are exactly 0",
-                 "Set the biases to 0 and draw the weights anew (fs.initialize(model, 'he_normal')).")
+    seen = (flow.verdict.sentence.removeprefix("dead: ").rstrip(".") if rows.empty else
+            f"{rows['zero_fraction'].iloc[0]:.0%} of the outputs of {rows['module'].iloc[0]!r} are exactly 0")
+    return Cause("dead units", seen, "Set the biases to 0 and draw the weights anew (fs.initialize(model, "
+                 "'he_normal')).")
 
 
 def output_scale(loss_at_start: float, constant: float) -> Cause | None:

@@ -27,7 +27,7 @@ from .linearised import Linearised, centred, jacobian_rows, split_like
 MEMORY_BUDGET = 2**30  # bytes of the rows of J
 MOST_ROWS = 1024       # of K that are written out
 KRYLOV_STEPS = 32      # products, at most
-LEAST_STEPS = 8        # products, at least
+LEAST_STEPS = 5        # products, at least
 PATIENCE = 20.0        # seconds of products
 KNOWN = 0.01           # error of what remains that is small enough
 POWER_STEPS = 1000     # of the power iteration for the sharpness, at most
