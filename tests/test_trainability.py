@@ -599,6 +599,7 @@ def test_none_that_cannot_learn_passes(name):
         assert "dead units" in caught.value.verdict.cause
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", by_name(TRAIN))
 def test_those_that_learn_pass(name):
     torch.manual_seed(0)
@@ -653,6 +654,7 @@ def test_advice_that_is_heeded_makes_the_net_train(cause):
     assert fs.trainability(*heeded(), trial=100).verdict.kind == "trains"
 
 
+@pytest.mark.slow
 def test_softmax_before_cross_entropy_is_named():
     torch.manual_seed(0)
     verdict = fs.trainability(nn.Sequential(*deep(12, nn.Sigmoid), nn.Softmax(1)), *noise()).verdict
