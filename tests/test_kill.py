@@ -9,7 +9,8 @@ import pytest
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 3])
 def test_kills_leave_no_trace(kills):
     """SIGKILL at random moments: each resumed frame is the same, bit for bit, and no half-written file is left.
 

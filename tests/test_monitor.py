@@ -475,6 +475,7 @@ def distributed(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", ["view", "copy"])
 def test_distributed_processes_record_the_joint_batch(distributed, view):
     """Two processes with no_sync accumulation against one with both halves: the all-reduce is over when we measure.
@@ -613,6 +614,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_keeps_every_record_but_the_last(tmp_path):
     """SIGKILL right after step 149, in a real process; pandas reads the folder as it is, in few files."""
     script, store = tmp_path / "work.py", tmp_path / "store"

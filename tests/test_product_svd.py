@@ -351,6 +351,7 @@ def test_the_routes_of_mates_do_not_matter_with_a_fixed_block(seed):
     assert got.rank[2:4].tolist() == [-1, -1] and got.below_floor[2:4].tolist() == [0, 0]
 
 
+@pytest.mark.slow
 def test_powers_of_two_shift_the_logs_and_nothing_overflows():
     """A_l -> 2**k_l A_l adds sum k_l log 2; entries of 1e-300 and 1e300 and 300 layers of them are no trouble."""
     factors = gaussian(10, 40)

@@ -370,6 +370,7 @@ WRITERS = textwrap.dedent("""
 """)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_killed_writers_leave_only_whole_files(tmp_path):
     """Eight writers killed while writing: every visible file is whole, and what else they left is swept away."""

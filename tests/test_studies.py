@@ -97,6 +97,7 @@ def test_a_misspelt_parameter_is_refused_before_anything_runs(checkout):
     assert not (checkout / "results").exists()
 
 
+@pytest.mark.slow
 def test_a_study_that_fails_does_not_stop_the_others(checkout):
     """The run goes on, and ends non-zero with the name of what failed; what did not is made once and shown."""
     change_smoke(checkout, {"loss_vs_depth": {"depths": [0]}, "jacobian_spectra": TINY})

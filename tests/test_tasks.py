@@ -212,6 +212,7 @@ def test_processes_give_the_same_frame(tmp_path, call):
         assert_frame_equal(run(plan, store=tmp_path / "one", device="cpu", progress=False), both, check_exact=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_workers")
 def test_one_of_two_cells_kills_its_process(call):
     """The other's rows are there, and the error says how the process died."""
@@ -230,6 +231,7 @@ def test_a_cell_that_kills_its_process_fails_alone(tmp_path, call, monkeypatch):
     check_two_bad_cells(caught, tmp_path, call)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_workers")
 def test_a_refusal_comes_through_from_a_process(call):
     with pytest.raises(ValueError, match=r"^run: `this` must be"):

@@ -220,6 +220,7 @@ def test_one_bad_layer_is_found():
 # --- for users' own tests, and side by side --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_assert_trainable_passes_or_raises_the_verdict():
     """Raised with the sentence and what helps; an AssertionError, as test runners expect."""
     x, y = torch.randn(9, 32, generator=torch.Generator().manual_seed(0)), torch.arange(9)
