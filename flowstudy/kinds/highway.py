@@ -9,7 +9,7 @@ from torch import Tensor
 from flowstudy import theory
 from flowstudy.measure.models.layer_rules import slope
 from flowstudy.nets import ACTIVATIONS, HighwayBlock, HighwayNet
-from flowstudy.predictions.theories import BodyTheory
+from flowstudy.predictions.theories import CarryingTheory
 from flowstudy.theory.mean_field.highway import Gate
 from flowstudy.train.stacks.activations import Activation
 from flowstudy.train.stacks.stacked_layers import Affine, Kept, Scratch
@@ -66,21 +66,13 @@ class HighwayLayer:
         self.affine.update(scratch.pre, x_transposed)
 
 
-class HighwayTheory(BodyTheory):
+class HighwayTheory(CarryingTheory):
     """Gaussian weights, infinite width and the mean mode: `theory.highway`, `theory.mean_mode`."""
-
-    carries = True
-
-    def layers(self, cell: pd.Series, layers: int, weight_var: float, q0: float, m0: float,
-               bias_var: float) -> pd.DataFrame:
-        return self.moments(cell, layers, weight_var, q0, m0, 1.0, bias_var)
 
     def moments(self, cell: pd.Series, layers: int, weight_var: float, q0: float, m0: float, c0: float,
                 bias_var: float) -> pd.DataFrame:
         return theory.highway(cell["activation"], layers, cell["gate_bias"], weight_var, weight_var, q0=q0, m0=m0,
                               c0=c0, bias_var=bias_var)
-
-    correlations = moments
 
     def mean_mode(self, cell: pd.Series, layers: int, weight_var: float, q0: float, m0: float,
                   bias_var: float) -> pd.DataFrame:
@@ -103,9 +95,6 @@ class HighwayTheory(BodyTheory):
         if len(nodes) < 2:
             return float(np.sum(volumes))
         return float(PchipInterpolator(np.log(nodes), volumes)(np.log(np.arange(1, len(layers) + 1))).sum())
-
-    def is_free_product(self, cell: pd.Series) -> bool:
-        return True
 
 
 # The width is that of the paper's section 3.1.

@@ -10,7 +10,7 @@ from torch import Tensor
 from flowstudy import theory
 from flowstudy.measure.models.layer_rules import plain_rule
 from flowstudy.nets import ACTIVATIONS, ResidualBlock, ResidualNet
-from flowstudy.predictions.theories import BodyTheory
+from flowstudy.predictions.theories import CarryingTheory
 from flowstudy.train.stacks.stacked_layers import Kept, PlainLayer, Scratch
 
 from .kind import Kind
@@ -43,20 +43,12 @@ class ResidualLayer(PlainLayer):
         self.affine.update(scratch.pre, x_transposed)
 
 
-class ResidualTheory(BodyTheory):
+class ResidualTheory(CarryingTheory):
     """Gaussian weights, infinite width and the mean mode: `theory.residual_net`, `theory.mean_mode`."""
-
-    carries = True
-
-    def layers(self, cell: pd.Series, layers: int, weight_var: float, q0: float, m0: float,
-               bias_var: float) -> pd.DataFrame:
-        return self.moments(cell, layers, weight_var, q0, m0, 1.0, bias_var)
 
     def moments(self, cell: pd.Series, layers: int, weight_var: float, q0: float, m0: float, c0: float,
                 bias_var: float) -> pd.DataFrame:
         return theory.residual_net(cell["activation"], layers, weight_var, q0=q0, m0=m0, c0=c0, bias_var=bias_var)
-
-    correlations = moments
 
     def mean_mode(self, cell: pd.Series, layers: int, weight_var: float, q0: float, m0: float,
                   bias_var: float) -> pd.DataFrame:
@@ -73,9 +65,6 @@ class ResidualTheory(BodyTheory):
         if cell["depth"] == 1:
             return 0.5
         return 0.5 * float(theory.shattered_correlation("residual", cell["depth"] - 1))
-
-    def is_free_product(self, cell: pd.Series) -> bool:
-        return True
 
 
 RESIDUAL = Kind(name="residual", label="residual", net=ResidualNet, block=ResidualBlock, width=71, gate_bias=None,

@@ -83,6 +83,23 @@ class BodyTheory:
         return False
 
 
+class CarryingTheory(BodyTheory):
+    """Of kinds whose layers hand on part of their input: one recursion, `moments`, tells all of infinite width."""
+
+    carries = True
+
+    def layers(self, cell: pd.Series, layers: int, weight_var: float, q0: float, m0: float,
+               bias_var: float) -> pd.DataFrame:
+        return self.moments(cell, layers, weight_var, q0, m0, 1.0, bias_var)
+
+    def correlations(self, cell: pd.Series, layers: int, weight_var: float, q0: float, m0: float, c0: float,
+                     bias_var: float) -> pd.DataFrame:
+        return self.moments(cell, layers, weight_var, q0, m0, c0, bias_var)
+
+    def is_free_product(self, cell: pd.Series) -> bool:
+        return True
+
+
 THEORIES: dict[str, BodyTheory] = {}  # by kind of net; `flowstudy.kinds` fills it
 
 

@@ -13,7 +13,6 @@ SMALL, LARGE = 1 / 30, 30.0   # root mean square of inputs: weights drawn for un
 FAR_OFF = 3.0                 # times the loss of constant outputs: outputs are of a wrong scale
 ALIKE = 0.98                  # mean cosine of two samples' signals at the last hidden layer
 DEAD = 0.98                   # share of units that put out exactly 0
-SATURATED = 0.25              # mean slope, of its largest, of units that bound their output
 
 
 @dataclass(frozen=True)
