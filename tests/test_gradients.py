@@ -273,8 +273,8 @@ def wrong(**change: object) -> dict[str, object]:
 
 
 class Two(nn.Linear):
-    def forward(self, x: Tensor) -> tuple[Tensor, int]:
-        return super().forward(x), 1
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(x), x
 
 
 ERRORS = {
@@ -287,7 +287,7 @@ ERRORS = {
     "nan": (ValueError, lambda: wrong(x=torch.full((9, FEATURES), torch.nan)), r"`x` must be finite, got 108 NaN"),
     "features": (ValueError, lambda: wrong(x=torch.ones(9, 3)), r"`x` must have 12 features in its last axis, got"),
     "samples": (ValueError, lambda: wrong(samples=10), r"`samples` must be between 1 and the batch's 9, got 10"),
-    "loss": (ValueError, lambda: wrong(loss="hinge"), r"`loss` must be one of cross_entropy, mse or .*, got 'hinge'"),
+    "loss": (ValueError, lambda: wrong(loss="hinge"), r"`loss` must be one of cross_entropy, mse, output or .*, got 'hinge'"),
     "few labels": (ValueError, lambda: wrong(y=torch.zeros(4).long()), r"`y` must have one label .* 4 labels for 9"),
     "labels beyond": (ValueError, lambda: wrong(y=torch.full((9,), 5)), r"`y` must hold labels from 0 to 4"),
     "list of labels": (TypeError, lambda: wrong(y=[0] * 9), r"`y` must be a tensor of targets, got list\. Use torch"),

@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 
+from flowstudy.measure.gated_layers import layers_and_gates
 from flowstudy.measure.models.context import RandomState
-from flowstudy.measure.models.copies import check_input, float64_copy
+from flowstudy.measure.models.copies import float64_copy
 from flowstudy.measure.models.forward import LooseWeights
-from flowstudy.measure.models.gated_layers import layers_and_gates
+from flowstudy.measure.models.inputs import Inputs, Shown, check_input
 from flowstudy.measure.models.layers import changed_outputs, shared_out
 
 CHUNK = 512  # inputs that run at once: bounds the memory that 60,000 images take in a convolutional net
@@ -36,7 +37,7 @@ class GateActivity:
     by_class: pd.DataFrame | None
 
 
-def gate_activity(model: nn.Module, x: Tensor, y: Tensor | None = None) -> GateActivity:
+def gate_activity(model: nn.Module, x: Shown, y: Tensor | None = None) -> GateActivity:
     """Mean transform-gate activity of every unit of every highway layer, over all inputs and per class.
 
     Measured in float64 on a copy in eval mode, where no input depends on the others; the model and the global random
@@ -53,7 +54,7 @@ def gate_activity(model: nn.Module, x: Tensor, y: Tensor | None = None) -> GateA
 
     Args:
         model: any module with a `HighwayBlock` in it. A block that is used twice has rows for each use.
-        x: inputs, (sample, ...), on the model's device.
+        x: inputs, (sample, ...), as `gradient_flow` takes them.
         y: integer labels (sample,), for the means per class; a class without inputs has no rows.
 
     Returns:
@@ -72,22 +73,22 @@ def gate_activity(model: nn.Module, x: Tensor, y: Tensor | None = None) -> GateA
     """
     call = "gate_activity"
     copied = float64_copy(call, model).eval()
-    x = check_input(call, model, x)
-    classes, of_class = check_classes(call, x, y)
-    with torch.no_grad(), RandomState(x.device).replayed():
-        means = means_by_use(call, copied, x, len(classes), of_class)
+    inputs = check_input(call, model, x)
+    classes, of_class = check_classes(call, inputs, y)
+    with torch.no_grad(), RandomState(inputs.device).replayed():
+        means = means_by_use(call, copied, inputs, len(classes), of_class)
     return GateActivity(frame_by_unit(copied, means), None if y is None else frame_by_class(means, classes))
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
-def means_by_use(call: str, model: nn.Module, x: Tensor, classes: int, of_class: Int64[Tensor, " sample"],
+def means_by_use(call: str, model: nn.Module, inputs: Inputs, classes: int, of_class: Int64[Tensor, " sample"],
                  ) -> dict[BlockUse, tuple[Float64[Tensor, " unit"], ClassMeans]]:
     """For every use of a block the mean of T over all inputs and over those of each class."""
     sums: dict[BlockUse, Tensor] = {}
-    for start in range(0, len(x), CHUNK):
-        gates = gates_in_one_pass(call, model, x[start:start + CHUNK])
+    for start in range(0, len(inputs), CHUNK):
+        gates = gates_in_one_pass(call, model, inputs[start:start + CHUNK])
         if start == 0:
             sums = {use: t.new_zeros(classes, t.shape[1]) for use, t in gates.items()}
         if not gates or gates.keys() != sums.keys():
@@ -96,10 +97,10 @@ def means_by_use(call: str, model: nn.Module, x: Tensor, classes: int, of_class:
         for use, t in gates.items():
             sums[use].index_add_(0, of_class[start:start + CHUNK], t)
     samples = torch.bincount(of_class, minlength=classes).unsqueeze(1)
-    return {use: (total.sum(0) / len(x), total / samples) for use, total in sums.items()}
+    return {use: (total.sum(0) / len(inputs), total / samples) for use, total in sums.items()}
 
 
-def gates_in_one_pass(call: str, model: nn.Module, x: Tensor) -> dict[BlockUse, Gates]:
+def gates_in_one_pass(call: str, model: nn.Module, inputs: Inputs) -> dict[BlockUse, Gates]:
     """T of each use of each block, in execution order.
 
     T is read off the affine map's output, which the pass computes anyway. As the layer may be the block, its affine
@@ -126,8 +127,8 @@ def gates_in_one_pass(call: str, model: nn.Module, x: Tensor) -> dict[BlockUse, 
         stack.enter_context(changed_outputs({name: block.affine for name, block in blocks.items()}, read))
         stack.enter_context(changed_outputs(layers, count))
         if loose:
-            stack.enter_context(LooseWeights(loose, x, lambda name, *_: count(name, x)))
-        model(x)
+            stack.enter_context(LooseWeights(loose, inputs, lambda name, *_: count(name, loose[name])))
+        inputs.call(model)
     return gates
 
 
@@ -157,13 +158,14 @@ def frame_by_class(means: dict[BlockUse, tuple[Tensor, ClassMeans]], classes: In
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 
-def check_classes(call: str, x: Tensor, y: Tensor | None) -> tuple[Int64[Tensor, " class"], Int64[Tensor, " sample"]]:
+def check_classes(call: str, inputs: Inputs,
+                  y: Tensor | None) -> tuple[Int64[Tensor, " class"], Int64[Tensor, " sample"]]:
     """The classes that occur, ascending, and for each input the position of its own among them."""
     if y is None:
-        return x.new_zeros(1, dtype=torch.int64), x.new_zeros(len(x), dtype=torch.int64)
+        return tuple(torch.zeros(size, dtype=torch.int64, device=inputs.device) for size in (1, len(inputs)))
     if not isinstance(y, Tensor):
         raise TypeError(f"{call}: `y` must be a tensor of labels, got {type(y).__name__}. Use torch.as_tensor.")
-    if y.shape != x.shape[:1] or y.is_floating_point():
-        raise ValueError(f"{call}: `y` must be one integer label per sample, shape ({len(x)},), got {y.dtype} of shape "
-                         f"{tuple(y.shape)}. Pass None for the overall mean alone.")
-    return y.to(x.device, torch.int64).unique(return_inverse=True)
+    if y.shape != (len(inputs),) or y.is_floating_point():
+        raise ValueError(f"{call}: `y` must be one integer label per sample, shape ({len(inputs)},), got {y.dtype} of "
+                         f"shape {tuple(y.shape)}. Pass None for the overall mean alone.")
+    return y.to(inputs.device, torch.int64).unique(return_inverse=True)

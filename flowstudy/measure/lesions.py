@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor, nn
 
-from flowstudy.measure.models.gated_layers import layers_and_gates
+from flowstudy.measure.gated_layers import layers_and_gates
 from flowstudy.nets import HighwayBlock, HighwayNet
 from flowstudy.nets.blocks import ACTIVATIONS, runs_as
 from flowstudy.nets.fully_connected import FullyConnected

@@ -25,11 +25,11 @@ class Cause:
     sure: bool = False
 
 
-def causes_of(model: nn.Module, flow: GradientFlow, x: Tensor, outputs: Tensor, loss_at_start: float,
-              constant: float, loss: object) -> list[Cause]:
+def causes_of(model: nn.Module, flow: GradientFlow, outputs: Tensor, loss_at_start: float, constant: float,
+              loss: object) -> list[Cause]:
     """All that apply, the surest first."""
     ways = [collapsed(flow), signal(flow)]
-    found = [cut_off(model, flow), softmax_twice(outputs, loss), input_scale(x), dead(flow),
+    found = [cut_off(model, flow), softmax_twice(outputs, loss), input_scale(flow), dead(flow),
              output_scale(loss_at_start, constant), saturated(model, flow),
              *(ways[::-1] if flow.verdict.kind == "vanishing" else ways)]
     return [cause for cause in found if cause is not None]
@@ -63,11 +63,9 @@ def softmax_twice(outputs: Tensor, loss: object) -> Cause | None:
                  "softmax again", "Return the logits: cross_entropy takes the softmax itself.")
 
 
-def input_scale(x: Tensor) -> Cause | None:
-    if not x.is_floating_point():
-        return None
-    size = float(x.double().square().mean().sqrt())
-    if SMALL <= size <= LARGE:
+def input_scale(flow: GradientFlow) -> Cause | None:
+    size = math.sqrt(flow.input_mean_square)
+    if math.isnan(size) or SMALL <= size <= LARGE:
         return None
     return Cause("scale of the inputs", f"the inputs' root mean square is {size:.2g}",
                  "Standardise the inputs: mean 0, standard deviation 1.", sure=True)

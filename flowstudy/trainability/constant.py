@@ -6,10 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowstudy.measure.gradients.losses import Loss
+from flowstudy.measure.gradients.losses import IGNORED, Loss
 
 STEPS = 100     # of LBFGS: a loss of one small vector
-IGNORED = -100  # the label that cross-entropy leaves out
 MOST = 2**24    # outputs that a loss of the user's own is given at once
 
 

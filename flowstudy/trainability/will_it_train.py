@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from flowstudy.measure.gradients.flow import gradient_flow
-from flowstudy.measure.gradients.losses import Loss, check_loss
+from flowstudy.measure.gradients.flow import GradientFlow, gradient_flow
+from flowstudy.measure.gradients.losses import Loss, Objective, own_targets
 from flowstudy.measure.models.context import RandomState, in_own_context
-from flowstudy.measure.models.copies import check_input, check_module, float64_copy, own_tensor
+from flowstudy.measure.models.copies import check_module, float64_copy
+from flowstudy.measure.models.inputs import Inputs, Shown, check_input
 from flowstudy.refusal import RefusalError, did_you_mean
 
 from .causes import causes_of
@@ -31,10 +32,10 @@ PATIENCE = 45.0   # seconds of differentiating in float64; what would take longe
 PASSES = 64       # of the batch, in the longer route
 
 
-def trainability(model: nn.Module, x: Tensor, y: Tensor | None, *, loss: str | Loss = "cross_entropy",
-                 optimizer: str = "sgd", steps: Sequence[int] = (100, 1_000, 10_000), samples: int = 48, trial: int = 0,
-                 batch_size: int = 64, seconds: float | int | None = None, seed: int = 0,
-                 progress: bool = False) -> Trainability:
+def trainability(model: nn.Module, x: Shown, y: Tensor | None, *, loss: str | Loss = "cross_entropy",
+                 output: str | int | None = None, optimizer: str = "sgd",
+                 steps: Sequence[int] = (100, 1_000, 10_000), samples: int = 48, trial: int = 0, batch_size: int = 64,
+                 seconds: float | int | None = None, seed: int = 0, progress: bool = False) -> Trainability:
     """Will this net learn this task, in how many steps, and if not, why?
 
     Two readings.  The tangent kernel at the start tells which part of the task's residual gradient descent reaches, and
@@ -43,11 +44,12 @@ def trainability(model: nn.Module, x: Tensor, y: Tensor | None, *, loss: str | L
     as they are; a model in evaluation mode is read in it, and tried in training mode.
 
     Args:
-        model: any module that `gradient_flow` takes and that returns one tensor.  Nets with batch statistics are to be
-            passed in training mode, as they train; the kernel is then that of the batch.
-        x, y: inputs (sample, ...) and targets; the kernel takes `samples` of them, drawn at random since data are often
-            sorted by class; the trial takes all.
+        model: any module that `gradient_flow` takes.  Nets with batch statistics are to be passed in training mode, as
+            they train; the kernel is then that of the batch.
+        x, y: inputs (sample, ...), a tensor, a tuple or a mapping, and targets; the kernel takes `samples` of them,
+            drawn at random since data are often sorted by class; the trial takes all.
         loss: "cross_entropy", "mse", or a function (output, y) -> scalar, the mean over samples.
+        output: which entry of a tuple, a mapping or a dataclass it is of, as in `gradient_flow`.
         optimizer: "sgd", "momentum" (0.9), "adam" or "adamw".
         steps: for which `remaining` is told.
         samples: of the kernel; the verdict's thresholds were set with 48.
@@ -68,8 +70,8 @@ def trainability(model: nn.Module, x: Tensor, y: Tensor | None, *, loss: str | L
     Source: Jacot et al. 2018; Xiao, Pennington & Schoenholz 2020 (trainability by the kernel's spectrum); the
         thresholds are ours (`benchmarks/trainability.py`).
     """
-    return look_at("trainability", model, x, y, loss, optimizer, steps, samples, trial, batch_size, seconds, seed,
-                   progress)
+    return look_at(Objective("trainability", loss, output), model, x, y, optimizer, steps, samples, trial, batch_size,
+                   seconds, seed, progress)
 
 
 class UntrainableError(AssertionError):
@@ -83,21 +85,23 @@ class UntrainableError(AssertionError):
         self.found, self.verdict = found, found.verdict
 
 
-def assert_trainable(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss: str | Loss = "cross_entropy",
-                     optimizer: str = "sgd", steps: int = 1_000, trial: int = 100, samples: int = 48,
-                     batch_size: int = 64, seconds: float | int | None = 30.0) -> Trainability:
+def assert_trainable(model: nn.Module, x: Shown, y: Tensor | None = None, *, loss: str | Loss = "cross_entropy",
+                     output: str | int | None = None, optimizer: str = "sgd", steps: int = 1_000,
+                     trial: int = 100, samples: int = 48, batch_size: int = 64,
+                     seconds: float | int | None = 30.0) -> Trainability:
     """For a test suite of one's own: raises unless the net trains, and returns what `trainability` found.
 
     Args:
         steps: a net that is slow passes if the kernel expects half of the task within so many steps and the trial saw
             it learn.
-        trial, samples, batch_size, seconds: as `trainability`.
+        loss, output, trial, samples, batch_size, seconds: as `trainability`.
 
     Raises:
         UntrainableError, an AssertionError: the message is the verdict.  A net passes only if a trial saw it learn at
             some rate, and no trainable layer is cut off.
     """
-    found = look_at("assert_trainable", model, x, y, loss, optimizer, (steps,), samples, trial, batch_size, seconds)
+    found = look_at(Objective("assert_trainable", loss, output), model, x, y, optimizer, (steps,), samples, trial,
+                    batch_size, seconds)
     soon = found.verdict.kind == "slow" and found.verdict.steps <= steps and learnt_something(found)
     if found.verdict.kind != "trains" and not soon:
         raise UntrainableError(found)
@@ -108,25 +112,25 @@ def assert_trainable(model: nn.Module, x: Tensor, y: Tensor | None = None, *, lo
 
 
 @in_own_context
-def look_at(call: str, model: nn.Module, x: Tensor, y: Tensor | None, loss: str | Loss, optimizer: str,
-            steps: Sequence[int], samples: int, trial: int, batch_size: int, seconds: float | int | None, seed: int = 0,
+def look_at(objective: Objective, model: nn.Module, x: Shown, y: Tensor | None, optimizer: str, steps: Sequence[int],
+            samples: int, trial: int, batch_size: int, seconds: float | int | None, seed: int = 0,
             progress: bool = False) -> Trainability:
     """What `trainability` does, in the name of the public function that was called."""
-    started = time.perf_counter()
+    started, call, loss = time.perf_counter(), objective.call, objective.loss
     check_module(call, model)
     check_choices(call, optimizer, steps, samples, trial)
     inputs = check_input(call, model, x)
-    check_targets_given(call, x, y)
-    objective = check_loss(call, loss, y)
-    chosen = chosen_samples(x, samples, seed)
-    net, dtype = differentiable(call, model, inputs[chosen], own_tensor(y)[chosen], objective, loss)
+    check_targets_given(call, inputs, y, loss)
+    chosen = chosen_samples(inputs, samples, seed)
+    targets = own_targets(y, torch.float64)
+    net, dtype = differentiable(model, inputs[chosen], targets[chosen], objective)
     check_differ(call, y, loss)
     kernel = tangent_kernel(net, adam=optimizer.startswith("adam"), batch_size=batch_size)
-    flow = gradient_flow(model, x[chosen], y[chosen], loss=loss, samples=len(chosen))
-    tried = run_trial(call, model, x, y, loss, optimizer=optimizer, steps=trial, batch_size=batch_size, seconds=seconds,
-                      seed=seed, progress=progress) if trial else None
+    flow = gradient_flow(model, inputs[chosen], y[chosen], loss=loss, output=objective.entry)
+    tried = run_trial(call, model, x, y, loss, output=objective.entry, optimizer=optimizer, steps=trial,
+                      batch_size=batch_size, seconds=seconds, seed=seed, progress=progress) if trial else None
     at_start, _ = net.loss_and_residual()
-    constant = constant_loss(loss, net.outputs, own_tensor(y) if tried is None else own_tensor(y)[tried.looked_at])
+    constant = constant_loss(loss, net.outputs, targets if tried is None else targets[tried.looked_at])
     return Trainability(
         **told_by(kernel, net, optimizer, steps), loss=at_start, constant_loss=constant,
         trial=None if tried is None else tried.frame,
@@ -134,15 +138,14 @@ def look_at(call: str, model: nn.Module, x: Tensor, y: Tensor | None, loss: str 
         flow=flow, dtype=dtype, optimizer=optimizer, seconds=time.perf_counter() - started, kernel=kernel, tried=tried)
 
 
-def chosen_samples(x: Tensor, samples: int, seed: int) -> Int[Tensor, " sample"]:
+def chosen_samples(x: Inputs, samples: int, seed: int) -> Int[Tensor, " sample"]:
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:samples]
     return order.sort().values.to(x.device)
 
 
-def differentiable(call: str, model: nn.Module, x: Tensor, y: Tensor, objective: Loss,
-                   loss: str | Loss) -> tuple[Linearised, str]:
+def differentiable(model: nn.Module, x: Inputs, y: Tensor, objective: Objective) -> tuple[Linearised, str]:
     """The model around its start, in float64; in float32 where a pass takes so long that all would take minutes."""
-    state = RandomState(x.device)
+    call, state = objective.call, RandomState(x.device)
     copied = float64_copy(call, model, frozen=False)
     if not any(p.requires_grad for p in copied.parameters()):
         raise RefusalError(f"{call}: `model` must have a parameter that requires a gradient, got "
@@ -150,12 +153,12 @@ def differentiable(call: str, model: nn.Module, x: Tensor, y: Tensor, objective:
     few = max(2, len(x) // 8)
     for _ in range(2):   # the first pass may have to wait for what torch loads
         started = time.perf_counter()
-        net = linearise(call, copied, x[:few], y[:few], objective, loss, state)
+        net = linearise(call, copied, x[:few], y[:few], objective, state)
         net.pull(torch.ones_like(net.outputs))
         if (time.perf_counter() - started) * len(x) / few * PASSES < PATIENCE:
-            return linearise(call, copied, x, y, objective, loss, state), "float64"
-    single = [t.float() if t.is_floating_point() else t for t in (x, y)]
-    return linearise(call, float64_copy(call, model, frozen=False).float(), *single, objective, loss, state), "float32"
+            return linearise(call, copied, x, y, objective, state), "float64"
+    single = float64_copy(call, model, frozen=False).float()
+    return linearise(call, single, x.to(torch.float32), own_targets(y, torch.float32), objective, state), "float32"
 
 
 def told_by(kernel: Kernel, net: Linearised, optimizer: str, steps: Sequence[int]) -> dict[str, object]:
@@ -179,7 +182,7 @@ def told_by(kernel: Kernel, net: Linearised, optimizer: str, steps: Sequence[int
     }
 
 
-def verdict_of_readings(model: nn.Module, kernel: Kernel, net: Linearised, flow: object, at_start: float,
+def verdict_of_readings(model: nn.Module, kernel: Kernel, net: Linearised, flow: GradientFlow, at_start: float,
                         constant: float, tried: Trial | None, loss: str | Loss) -> TrainabilityVerdict:
     decay = kernel.adams or kernel.decay
     calibrated = len(net.x) == CALIBRATED["samples"] and net.outputs[0].numel() == CALIBRATED["classes"]
@@ -188,7 +191,7 @@ def verdict_of_readings(model: nn.Module, kernel: Kernel, net: Linearised, flow:
                 remaining=decay.remaining(HORIZON), uncertain=decay.error(HORIZON), steps=kernel.decay.steps_to(HALF),
                 metric="own" if kernel.adams is None else "adam", loss_at_start=at_start, constant=constant,
                 seen="" if tried is None else seen_in_words(tried), lowest=lowest, calibrated=calibrated,
-                causes=causes_of(model, flow, net.x, net.outputs, at_start, constant, loss))
+                causes=causes_of(model, flow, net.outputs, at_start, constant, loss))
 
 
 def seen_in_words(tried: Trial) -> str:

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flowstudy.measure.drawn import Drawn
 from flowstudy.measure.models.context import in_own_context
-from flowstudy.measure.models.copies import check_input, check_module, float64_copy, own_tensor
+from flowstudy.measure.models.copies import check_module, float64_copy
+from flowstudy.measure.models.inputs import Inputs, Shown, check_input
 from flowstudy.refusal import RefusalError
 
-from .losses import Loss, check_loss
+from .losses import Loss, Objective, own_targets
 from .one_model import measure_model
 from .signal import backward_slope, path_frame, slope_error
 from .verdict import Verdict, verdict_of
@@ -37,9 +38,10 @@ class GradientFlow(Drawn):
             it; of a net that normalises, of ||dL/dh|| rms(h), which scales before a normalisation do not change.
         normalises: the net brings values to a size of its own, by batch statistics or each sample's: batch norm in
             training mode, layer, group, instance or RMS norms.
-        input_mean_square: over samples and entries of x; nan for integer inputs.
+        input_mean_square: over samples and entries of x, the first input of real numbers; nan for integer inputs.
         running_statistics: batch norm layers that were in evaluation mode.
-        log10_input_gradient_norm: of d loss / d input over the whole batch; nan for integer inputs.
+        log10_input_gradient_norm: of d loss / d input over the whole batch, all real inputs together; nan for
+            integer inputs.
         loss: its value, in the loss's own units.
         dtype: the coarsest in which the model computed what was measured: "float64", or "float32" where it casts
             inside, as the RMS norms of many language models do; the numbers then have that dtype's digits and range.
@@ -116,8 +118,8 @@ class Comparison(Drawn):
 
 
 @in_own_context
-def gradient_flow(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss: str | Loss = "cross_entropy",
-                  samples: int | None = None) -> GradientFlow:
+def gradient_flow(model: nn.Module, x: Shown, y: object = None, *, loss: str | Loss = "cross_entropy",
+                  output: str | int | None = None, samples: int | None = None) -> GradientFlow:
     """How far the gradient gets: per-layer norms of the weight gradient and of the error signal, on one batch.
 
     Measured in float64 on a copy; the model, its gradients, its mode and the global random state stay as they are.  The
@@ -132,12 +134,18 @@ def gradient_flow(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss:
     weight's name.
 
     Args:
-        model: any module; the batch runs in the mode the model is in.  Where its output is not one tensor, give a
-            `loss` that takes it.
-        x: inputs, (sample, ...), on the model's device.
-        y: targets, as the loss takes them; None replaces the loss by a fixed random linear read-out of the output,
-            weights N(0, 1 / outputs), averaged over samples: what the theory of gradient norms assumes.
-        loss: "cross_entropy", "mse", or a function (output, y) -> scalar. A mean over samples keeps its units.
+        model: any module; the batch runs in the mode the model is in.
+        x: inputs, (sample, ...), on the model's device: a tensor, a tuple for model(*x), or a mapping for model(**x).
+            Tensors whose first axis is as long as the first tensor's have an entry for each sample, others belong to
+            all.  Real ones are differentiated, but for sparse ones and masks that hold -inf.
+        y: targets; labels (sample, *position), of which -100 does not count, or probabilities for "cross_entropy"; as
+            it takes them for a loss of your own.  None replaces the loss by a fixed random linear read-out of the
+            output, weights N(0, 1 / outputs), averaged over samples: what the theory of gradient norms assumes.
+        loss: "cross_entropy" (of outputs (sample, class, *position), or (sample, position, class) where that is what
+            the labels fit), "mse", "output" for a model that returns its own loss (alone, as `loss`, or first of a
+            tuple; it takes its labels in x), or a function (output, y) -> scalar.  A mean over samples keeps its units.
+        output: which entry of a tuple, a mapping or a dataclass the loss is of.  None is the entry "logits" where there
+            is one, else the only tensor of real numbers; a function of your own then takes the output as it is.
         samples: use the first so many samples only.
 
     Returns:
@@ -153,7 +161,8 @@ def gradient_flow(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss:
         frozen, as autograd's None says; `trainable` tells the two apart.
 
     Raises:
-        ValueError, TypeError: a model without weights, an empty or non-finite batch, labels that do not fit.
+        ValueError, TypeError: a model without weights, an empty or non-finite batch, labels that do not fit, an output
+            of several tensors of which none is named.
 
     What it cannot measure: the gradients of a part of the model that runs its own backward pass (checkpointing with
     use_reentrant=True); of models that cannot be copied; layers that are called inside torch.func.vmap, which are
@@ -163,18 +172,19 @@ def gradient_flow(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss:
     """
     call = "gradient_flow"
     check_module(call, model)
-    x, y = check_input(call, model, x), own_tensor(y)
+    objective = Objective(call, loss, output)
+    inputs, y = check_input(call, model, x), own_targets(y, torch.float64)
     if samples is not None:
-        if not 1 <= samples <= len(x):
-            raise RefusalError(f"{call}: `samples` must be between 1 and the batch's {len(x)}, got {samples}.")
-        x, y = x[:samples], None if y is None else y[:samples]
-    found = measure_model(call, lambda: float64_copy(call, model, frozen=False), x, y, check_loss(call, loss, y), loss)
+        if not 1 <= samples <= len(inputs):
+            raise RefusalError(f"{call}: `samples` must be between 1 and the batch's {len(inputs)}, got {samples}.")
+        inputs, y = inputs[:samples], None if y is None else y[:samples]
+    found = measure_model(call, lambda: float64_copy(call, model, frozen=False), inputs, y, objective)
     columns = {name: values.cpu().numpy() for name, values in found.statistics.items()}
     return GradientFlow(
         frame=pd.DataFrame(found.layers | columns | {"gradient": found.gradient}),
         path=path_frame(found.path, found.layers["type"], found.normalises),
         normalises=found.normalises,
-        input_mean_square=x.abs().square().mean().item() if x.is_floating_point() or x.is_complex() else math.nan,
+        input_mean_square=mean_square_of(inputs),
         running_statistics=sum(not layer.training and layer.running_mean is not None for layer in model.modules()
                                if isinstance(layer, torch.nn.modules.batchnorm._NormBase)),
         log10_input_gradient_norm=found.log10_input_gradient_norm.item(),
@@ -184,8 +194,14 @@ def gradient_flow(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss:
     )
 
 
-def compare(models: Mapping[str, nn.Module], x: Tensor, y: Tensor | None = None, *,
-            loss: str | Loss = "cross_entropy", samples: int | None = None) -> Comparison:
+def mean_square_of(inputs: Inputs) -> float:
+    """Of the first input of real or complex numbers."""
+    x = next(iter(inputs.differentiable.values()), None)
+    return math.nan if x is None else x.abs().square().mean().item()
+
+
+def compare(models: Mapping[str, nn.Module], x: Shown, y: object = None, *, loss: str | Loss = "cross_entropy",
+            output: str | int | None = None, samples: int | None = None) -> Comparison:
     """`gradient_flow` of several models on the same batch, in one frame and one picture.
 
     Args:
@@ -196,6 +212,7 @@ def compare(models: Mapping[str, nn.Module], x: Tensor, y: Tensor | None = None,
     if not isinstance(models, Mapping) or not models:
         raise TypeError(f"compare: `models` must be a mapping of names to models, got {type(models).__name__}. "
                         "Pass {'plain': model_a, 'highway': model_b}.")
-    flows = {str(name): gradient_flow(model, x, y, loss=loss, samples=samples) for name, model in models.items()}
+    flows = {str(name): gradient_flow(model, x, y, loss=loss, output=output, samples=samples)
+             for name, model in models.items()}
     frame = pd.concat([flow.frame.assign(model=name) for name, flow in flows.items()], ignore_index=True)
     return Comparison(frame[["model", *frame.columns.drop("model")]], {k: flow.verdict for k, flow in flows.items()})

@@ -1,57 +1,152 @@
-"""What is differentiated: a loss of the output and the targets, or a fixed random read-out where there are none."""
+"""What is differentiated: a loss of the output and the targets, the model's own, or a fixed random read-out."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flowstudy.measure.models.inputs import with_tensors
+from flowstudy.measure.models.outputs import entry_of, parts_of
 from flowstudy.refusal import RefusalError, RefusalTypeError
 
-Loss = Callable[[Tensor, Tensor | None], Tensor]
+Loss = Callable[[Any, Any], Tensor]
 LOSSES: dict[str, Loss] = {"cross_entropy": F.cross_entropy, "mse": F.mse_loss}
+OWN = "output"   # the loss is part of the model's output
+IGNORED = -100   # the label that cross-entropy leaves out
 
 
-def check_loss(call: str, loss: str | Loss, y: Tensor | None) -> Loss:
-    if callable(loss):
-        return loss
-    if loss not in LOSSES:
-        raise RefusalError(f"{call}: `loss` must be one of {', '.join(LOSSES)} or a function (output, y), got "
-                           f"{loss!r}.")
-    return random_readout if y is None else LOSSES[loss]
+@dataclass(frozen=True)
+class Objective:
+    """The loss, and which part of a model's output it is of.
+
+    Attributes:
+        call: the public function that asks, for error messages.
+        loss: "cross_entropy", "mse", "output" (the model returns it), or a function (output, y) -> scalar.
+        entry: of the model's output; None: what `entry_of` finds, and all of it for a function.
+    """
+
+    call: str
+    loss: str | Loss
+    entry: str | int | None = None
+
+    def __post_init__(self):
+        if not callable(self.loss) and self.loss not in (*LOSSES, OWN):
+            raise RefusalError(f"{self.call}: `loss` must be one of {', '.join((*LOSSES, OWN))} or a function "
+                               f"(output, y), got {self.loss!r}.")
+
+    def taken(self, output: object, y: object) -> Any:
+        """What the loss is a function of: for cross-entropy outputs whose second axis is the classes."""
+        if self.loss == OWN:
+            if y is not None:
+                raise RefusalError(f"{self.call}: `y` must be left out with loss='output', got {type(y).__name__}. "
+                                   "Give the model its labels in `x`, as it takes them.")
+            return own_loss(self.call, output, self.entry)
+        if callable(self.loss) and self.entry is None:
+            return output
+        found = entry_of(self.call, output, self.entry)
+        labels = self.loss == "cross_entropy" and isinstance(y, Tensor)
+        return classes_second(self.call, found, y) if labels else found
+
+    def value(self, taken: Any, y: object) -> Tensor:
+        """Of what `taken` gives."""
+        if callable(self.loss):
+            value = self.loss(taken, y)
+            if not isinstance(value, Tensor) or value.ndim:
+                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise RefusalError(f"{self.call}: `loss` must return a tensor of shape (), got {got}. "
+                                   "Average it over samples.")
+            return value
+        if self.loss == OWN:
+            return taken
+        return random_readout(taken) if y is None else LOSSES[self.loss](taken, y)
+
+    def check(self, taken: Any, y: object) -> None:
+        """The targets fit what `taken` gives; what a function takes it knows itself."""
+        if not callable(self.loss) and y is not None and not isinstance(y, Tensor):
+            raise RefusalTypeError(f"{self.call}: `y` must be a tensor of targets, got {type(y).__name__}. "
+                                   "Use torch.as_tensor.")
+        if self.loss == "mse" and y is not None:
+            check_same_shape(self.call, taken, y)
+        if self.loss == "cross_entropy" and y is not None:
+            check_labels(self.call, taken, y)
 
 
-def random_readout(output: Tensor, _y: None) -> Tensor:
+def own_targets(y: object, real: torch.dtype) -> object:
+    """Targets of any structure as tensors of their own, real ones in the model's dtype."""
+    return with_tensors(y, lambda _, t: t.detach().to(real if t.is_floating_point() else t.dtype).clone())
+
+
+def random_readout(output: Tensor) -> Tensor:
+    """The mean over samples of a linear read-out, its weights N(0, 1 / outputs) and the same each time."""
     generator = torch.Generator().manual_seed(0)
     flat = output.reshape(len(output), -1) if output.ndim else output.reshape(1, 1)
     weights = torch.randn(flat.shape[1], generator=generator, dtype=torch.float64, device="cpu") / flat.shape[1] ** 0.5
     return (flat @ weights.to(flat)).real.mean() if flat.is_complex() else (flat @ weights.to(flat)).mean()
 
 
-def check_targets(call: str, output: object, y: object, loss: str | Loss) -> None:
-    """One tensor which the labels fit, or whatever a loss of the user's own takes."""
-    if callable(loss):
-        return
-    if not isinstance(output, Tensor):
-        raise RefusalError(f"{call}: `model` must return one tensor, got {type(output).__name__}. "
-                           "Pass `loss=`, a function (output, y) -> scalar that takes what it returns.")
-    if y is None:
-        return
-    if not isinstance(y, Tensor):
-        raise RefusalTypeError(f"{call}: `y` must be a tensor of targets, got {type(y).__name__}. Use torch.as_tensor.")
-    if loss != "cross_entropy":
-        return
+def own_loss(call: str, output: object, entry: str | int | None) -> Tensor:
+    """The scalar that a model returns as its loss: alone, by the name `loss`, or first of a tuple."""
+    parts = dict(parts_of(output))
+    found = output if isinstance(output, Tensor) else parts.get("loss" if entry is None else entry)
+    if found is None and isinstance(output, tuple | list) and entry is None:
+        found = parts.get(0)
+    if not isinstance(found, Tensor) or found.ndim or not found.is_floating_point():
+        got = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise RefusalError(f"{call}: `model` must return its loss for loss='output', a real number alone, by the name "
+                           f"'loss' or first of a tuple, got {got}. Many models return one only if `x` has their "
+                           "labels.")
+    return found
+
+
+# --- targets that fit ------------------------------------------------------------------------------------------------
+
+
+def classes_second(call: str, output: Tensor, y: Tensor) -> Tensor:
+    """The output as F.cross_entropy takes it, (sample, class, position); one of (sample, position, class) is turned."""
+    if output.ndim != 3 or y.is_floating_point():
+        return output
+    second, last = y.shape[1:] == output.shape[2:], y.shape[1:] == output.shape[1:2]
+    if second and last:
+        raise RefusalError(f"{call}: `y` must tell which axis of the output is the classes, got shapes "
+                           f"{tuple(y.shape)} and {tuple(output.shape)}, which both its last axes fit. Pass `loss=`, a "
+                           "function such as lambda output, y: F.cross_entropy(output.flatten(0, 1), y.flatten()) for "
+                           "(sample, position, class), or F.cross_entropy itself for (sample, class, position).")
+    return output.movedim(-1, 1) if last else output
+
+
+def check_same_shape(call: str, output: Tensor, y: Tensor) -> None:
+    if output.shape != y.shape:
+        way = f" Pass y.reshape{tuple(output.shape)}." if output.numel() == y.numel() else ""
+        raise RefusalError(f"{call}: `y` must have the output's shape {tuple(output.shape)} for loss='mse', got "
+                           f"{tuple(y.shape)}.{way}")
+
+
+def check_labels(call: str, output: Tensor, y: Tensor) -> None:
+    """Labels or probabilities of classes, which are the output's second axis."""
     if output.ndim < 2:
         raise RefusalError(f"{call}: `model` must have an output of shape (sample, class) for loss='cross_entropy', "
                            f"got {tuple(output.shape)}. Pass loss='mse', or a function (output, y) -> scalar.")
-    if len(y) != len(output):
-        raise RefusalError(f"{call}: `y` must have one label per sample, got {len(y)} labels for {len(output)} "
-                           "samples.")
+    if y.ndim == 0 or len(y) != len(output):
+        raise RefusalError(f"{call}: `y` must have one label per sample, got {len(y) if y.ndim else 'one'} labels for "
+                           f"{len(output)} samples.")
+    fitting = output.shape if y.is_floating_point() else output.shape[:1] + output.shape[2:]
+    if y.shape != fitting:
+        what = "probabilities" if y.is_floating_point() else "labels"
+        raise RefusalError(f"{call}: `y` must be {what} of shape {tuple(fitting)} for an output (sample, class, ...) "
+                           f"of shape {tuple(output.shape)}, got {tuple(y.shape)} of {y.dtype}. Labels are integers.")
     check_label_range(call, y, output.shape[1])
 
 
 def check_label_range(call: str, y: Tensor, classes: int) -> None:
-    """Labels, not probabilities, are those of the model's outputs."""
-    if not y.is_floating_point() and (y.min() < 0 or y.max() >= classes):
+    """Labels, not probabilities, are those of the model's outputs, or left out."""
+    if y.is_floating_point():
+        return
+    counted = y[y != IGNORED]
+    if not counted.numel():
+        raise RefusalError(f"{call}: `y` must have a label that counts, got {IGNORED} alone, which is left out.")
+    if counted.min() < 0 or counted.max() >= classes:
         raise RefusalError(f"{call}: `y` must hold labels from 0 to {classes - 1}, the model's outputs, "
-                           f"got {int(y.min())} to {int(y.max())}.")
+                           f"got {int(counted.min())} to {int(counted.max())}. {IGNORED} stands for what does not count.")

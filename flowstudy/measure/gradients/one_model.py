@@ -11,6 +11,7 @@ from flowstudy.measure.models.backward import Scaled, backward_pass
 from flowstudy.measure.models.context import RandomState
 from flowstudy.measure.models.forward import Use, watched_pass
 from flowstudy.measure.models.graph import Key, coarsest, edge_of, leaves_in, reachable
+from flowstudy.measure.models.inputs import Inputs
 from flowstudy.measure.models.layers import (
     is_weight,
     kind_of,
@@ -24,7 +25,7 @@ from flowstudy.measure.models.outputs import numbers_in
 from flowstudy.measure.models.path import Point, main_path, normalises
 from flowstudy.refusal import RefusalError
 
-from .losses import Loss, check_targets
+from .losses import Objective
 from .statistics import kind_of_gradient, log10_norm, nothing, statistics_of
 
 REPEATED = 1e-9  # relative difference between two passes of one model that rounding explains
@@ -48,24 +49,24 @@ class Measured:
     repeatable: bool
 
 
-def measure_model(call: str, fresh: Callable[[], nn.Module], x: Tensor, y: Tensor | None, objective: Loss,
-                  loss: str | Loss) -> Measured:
+def measure_model(call: str, fresh: Callable[[], nn.Module], inputs: Inputs, y: object,
+                  objective: Objective) -> Measured:
     """Everything about a model.
 
     Args:
         fresh: makes a float64 copy of it; a forward pass may change the copy that it is made with.
     """
-    copied, state = fresh(), RandomState(x.device)
+    copied, state = fresh(), RandomState(inputs.device)
     layers, loose = shared_out(copied)
     if not layers and not loose:
         raise RefusalError(f"{call}: `model` must have layers with weights, got {type(copied).__name__} without any.")
-    leaf, output, value, uses, sizes = one_pass(call, copied, x, y, objective, loss, layers, loose, state)
+    leaf, output, value, uses, sizes = one_pass(call, copied, inputs, y, objective, layers, loose, state)
     if missed := weights_missed(copied, layers, loose, uses, value):
         copied = fresh()   # they are used, but not by calls of their modules: each use of them is a layer
         layers, loose = shared_out(copied)
         parameters = dict(copied.named_parameters())
         loose |= {name: parameters[name] for name in missed}
-        leaf, output, value, uses, sizes = one_pass(call, copied, x, y, objective, loss, layers, loose, state)
+        leaf, output, value, uses, sizes = one_pass(call, copied, inputs, y, objective, layers, loose, state)
     if not uses:
         raise RefusalError(f"{call}: `model` must call its layers, got {type(copied).__name__}, whose forward calls "
                            f"none of {', '.join(map(repr, layers))}. Let `hidden_layers` list modules that are called, "
@@ -73,42 +74,44 @@ def measure_model(call: str, fresh: Callable[[], nn.Module], x: Tensor, y: Tenso
     weights = weights_by_use(copied, layers, uses)
     wanted = dict.fromkeys(name for names in weights for name in names)
     leaves = {name: p for name, p in copied.named_parameters() if name in wanted and p.requires_grad}
-    path = main_path(value, leaf, uses, sizes, len(x))
-    found = backward_pass(value, edge_of(leaf), [part.edge for part in (*uses, *path)], leaves)
+    path = main_path(value, leaf, uses, sizes, len(inputs))
+    start = None if leaf is None else edge_of(leaf)
+    found = backward_pass(value, start, [part.edge for part in (*uses, *path)], leaves)
     on_path, found = found.errors[len(uses):], replace(found, errors=found.errors[:len(uses)])
     at_input, like = found.input_gradient, value.detach()
     nodes = reachable(edge_of(value)) if value.requires_grad else []
     return Measured(
-        layers=describe(copied, uses, weights, path, len(x)),
-        statistics=statistics_of(uses, weights, found, like, len(x)),
+        layers=describe(copied, uses, weights, path, len(inputs)),
+        statistics=statistics_of(uses, weights, found, like, len(inputs)),
         gradient=[kind_of_gradient([found.gradients.get(name) for name in names]) for names in weights],
         path=path_columns(path, on_path, like),
         normalises=normalises(nodes, uses),
         log10_input_gradient_norm=log10_norm([at_input], 0) if at_input else nothing(like),
         loss=like,
         dtype=coarsest(nodes),
-        repeatable=parts_of_own_net(copied) is not None or repeats(fresh(), x, output, state),
+        repeatable=parts_of_own_net(copied) is not None or repeats(fresh(), inputs, output, state),
     )
 
 
-def repeats(copied: nn.Module, x: Tensor, output: object, state: RandomState) -> bool:
+def repeats(copied: nn.Module, inputs: Inputs, output: object, state: RandomState) -> bool:
     """A fresh copy gives the same output, to rounding, from the same random state."""
     with state.replayed():
-        again = copied(x.detach().clone().requires_grad_(x.is_floating_point()).clone())
+        again = inputs.with_leaf()[1].call(copied)
     pairs = zip(numbers_in(output), numbers_in(again), strict=False)
     return all(one.shape == other.shape and torch.allclose(one, other, rtol=REPEATED, atol=0.0, equal_nan=True)
                for one, other in pairs)
 
 
-def one_pass(call: str, copied: nn.Module, x: Tensor, y: Tensor | None, objective: Loss, loss: str | Loss,
+def one_pass(call: str, copied: nn.Module, inputs: Inputs, y: object, objective: Objective,
              layers: dict[str, nn.Module], loose: dict[str, Tensor], state: RandomState,
-             ) -> tuple[Tensor, object, Tensor, list[Use], dict[Key, Tensor]]:
+             ) -> tuple[Tensor | None, object, Tensor, list[Use], dict[Key, Tensor]]:
     """The input as a leaf, the output, the loss, the uses of layers, and the sizes of values by edge."""
-    leaf = x.detach().clone().requires_grad_(x.is_floating_point())
+    leaf, shown = inputs.with_leaf()
     with state.replayed():
-        output, uses, sizes = watched_pass(call, copied, leaf.clone(), layers, loose)   # a clone: it may be written to
-    check_targets(call, output, y, loss)
-    return leaf, output, objective(output, y), uses, sizes
+        output, uses, sizes = watched_pass(call, copied, shown, layers, loose)
+    taken = objective.taken(output, y)
+    objective.check(taken, y)
+    return leaf, output, objective.value(taken, y), uses, sizes
 
 
 def weights_missed(copied: nn.Module, layers: dict[str, nn.Module], loose: dict[str, Tensor], uses: list[Use],

@@ -11,9 +11,10 @@ from flowstudy.measure.models.context import in_own_context
 from flowstudy.measure.models.copies import float64_copy
 from flowstudy.measure.models.forward import Use, activation_statistics
 from flowstudy.measure.models.graph import edge_of
+from flowstudy.measure.models.inputs import Inputs
 from flowstudy.measure.models.layers import layers_of, parts_of_own_net, weights_of
 
-from .losses import Loss, check_loss, check_targets
+from .losses import Loss, Objective
 from .one_model import measure_model
 from .statistics import log10_norm, statistics_of
 
@@ -34,29 +35,30 @@ def stacked_gradient_flow(model: nn.Module, state: dict[str, Tensor], x: Tensor,
     """
     call = "gradient_flow"
     copied = float64_copy(call, model)
-    objective = check_loss(call, loss, y)
+    objective = Objective(call, loss)
     parts = parts_of_own_net(copied)
     if parts is None:
-        return stacked_one_by_one(call, copied, state, x, y, objective, loss)
-    check_targets(call, copied(x[:1].double()), None if y is None else y[:1], loss)
+        return stacked_one_by_one(call, copied, state, x, y, objective)
+    objective.check(copied(x[:1].double()), None if y is None else y[:1])
     weights = weights_of(copied, layers_of(call, copied), layers_of(call, copied))
     wanted = {name for names in weights.values() for name in names}
     state = {name: value.detach().double().requires_grad_(name in wanted) for name, value in state.items()}
     output, uses, leaf = stacked_pass(parts, copied, state, x.double())
-    value = torch.func.vmap(objective, in_dims=(0, None))(output, y)
+    value = torch.func.vmap(objective.value, in_dims=(0, None))(output, y)
     found = backward_pass(value, edge_of(leaf), [use.edge for use in uses], {name: state[name] for name in wanted})
     statistics = statistics_of(uses, [weights[use.name] for use in uses], found, value.detach(), len(x))
     return statistics | {"log10_input_gradient_norm": log10_norm([found.input_gradient], 1)}
 
 
 def stacked_one_by_one(call: str, copied: nn.Module, state: dict[str, Tensor], x: Tensor, y: Tensor | None,
-                       objective: Loss, loss: str | Loss) -> dict[str, Tensor]:
+                       objective: Objective) -> dict[str, Tensor]:
     nets = len(next(iter(state.values())))
     rows: list[dict[str, Tensor]] = []
     for i in range(nets):
         copied.load_state_dict({name: value[i].double() for name, value in state.items()}, strict=False)
         copied.requires_grad_()
-        measured = measure_model(call, functools.partial(copy.deepcopy, copied), x.double(), y, objective, loss)
+        measured = measure_model(call, functools.partial(copy.deepcopy, copied), Inputs.of(x.double()), y,
+                                 objective)
         rows.append(measured.statistics | {"log10_input_gradient_norm": measured.log10_input_gradient_norm})
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 

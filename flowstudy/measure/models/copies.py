@@ -1,4 +1,4 @@
-"""Measuring without touching: a float64 copy of the model, and the inputs checked at the public edge."""
+"""Measuring without touching: a float64 copy of the model."""
 
 import copy
 import functools
@@ -88,33 +88,3 @@ def is_plain(kind: type) -> bool:
     """Copied as any nn.Module is: a new object with a deep copy of its attributes."""
     rules = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
     return all(getattr(kind, rule, None) is getattr(nn.Module, rule, None) for rule in rules)
-
-
-def check_input(call: str, model: nn.Module, x: Tensor) -> Tensor:
-    """`x` in float64 or complex128 (integers, such as token ids, stay), or the error that says what is wrong."""
-    check_batch(call, model, x)
-    if not (x.is_floating_point() or x.is_complex()):
-        return x
-    dtype = torch.complex128 if x.is_complex() else torch.float64
-    return x.detach().to(dtype).clone()   # made here: one that inference mode made cannot be differentiated
-
-
-def check_batch(call: str, model: nn.Module, x: Tensor) -> None:
-    """The error that says what is wrong with `x` as a batch of the model's inputs."""
-    if not isinstance(x, Tensor):
-        raise RefusalTypeError(f"{call}: `x` must be a tensor of inputs, got {type(x).__name__}. Use torch.as_tensor.")
-    if x.ndim < 2 or x.numel() == 0:
-        raise RefusalError(f"{call}: `x` must be a batch of at least one sample, got shape {tuple(x.shape)}. "
-                           "Its first axis counts samples: for one sample pass x.unsqueeze(0).")
-    device = next((p.device for p in model.parameters()), x.device)
-    if x.device != device:
-        raise RefusalError(f"{call}: `x` must be on the model's device {device}, got {x.device}. "
-                           f"Pass x.to({str(device)!r}).")
-    if not (x.is_floating_point() or x.is_complex()):
-        return
-    if not x.isfinite().all():
-        raise RefusalError(f"{call}: `x` must be finite, got {int((~x.isfinite()).sum())} NaN or infinite entries.")
-    features = getattr(model, "in_features", None)
-    if isinstance(features, int) and x.shape[-1] != features:
-        raise RefusalError(f"{call}: `x` must have {features} features in its last axis, got shape {tuple(x.shape)}. "
-                           "Flatten images with x.flatten(1).")

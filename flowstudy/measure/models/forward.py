@@ -14,6 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from flowstudy.refusal import RefusalError
 
 from .graph import Key, edge_of, key_of
+from .inputs import Inputs
 from .outputs import is_inside_vmap, numbers_in, tensors_in
 
 ACTIVATION_STATISTICS = ("activation_mean", "activation_mean_square", "zero_fraction", "activation_correlation")
@@ -42,7 +43,7 @@ class Use:
     statistics: tuple[Float[Tensor, "*net"], ...]
 
 
-def watched_pass(call: str, model: nn.Module, x: Tensor, layers: Mapping[str, nn.Module],
+def watched_pass(call: str, model: nn.Module, inputs: Inputs, layers: Mapping[str, nn.Module],
                  loose: Mapping[str, Tensor]) -> tuple[object, list[Use], dict[Key, Tensor]]:
     """The model's output, the uses of its layers and loose weights in order of execution, and the size of values.
 
@@ -73,7 +74,7 @@ def watched_pass(call: str, model: nn.Module, x: Tensor, layers: Mapping[str, nn
             raise RefusalError(f"{call}: `model` must call its layers outside of torch.func.vmap, got {name!r} called "
                                "inside, where what it puts out has no error signal. Call it on the whole batch.")
         with torch._C.DisableTorchFunction(), torch.no_grad():
-            statistics = activation_statistics(h.detach(), 0, len(x))
+            statistics = activation_statistics(h.detach(), 0, len(inputs))
         uses.append(Use(name, module, weights, h.shape, edge_of(h), statistics))
 
     with ExitStack() as stack:
@@ -84,8 +85,8 @@ def watched_pass(call: str, model: nn.Module, x: Tensor, layers: Mapping[str, nn
             handle = layer.register_forward_hook(
                 lambda module, _args, output, name=name: seen(name, module, (), output))
             stack.callback(handle.remove)
-        stack.enter_context(LooseWeights(loose, x, seen, passing) if loose else nullcontext())
-        output = model(x)
+        stack.enter_context(LooseWeights(loose, inputs, seen, passing) if loose else nullcontext())
+        output = inputs.call(model)
     return output, uses, sizes
 
 
@@ -123,12 +124,13 @@ class LooseWeights(TorchFunctionMode):
     What is computed from weights alone (a transpose, a product with a scale) still stands for them.
     """
 
-    def __init__(self, loose: Mapping[str, Tensor], x: Tensor, seen: Callable, passing: Callable):
+    def __init__(self, loose: Mapping[str, Tensor], inputs: Inputs, seen: Callable, passing: Callable):
         super().__init__()
         self.seen, self.passing = seen, passing
         self.size = {name: weight.numel() for name, weight in loose.items()}
         self.weights, self.moving = WeakIdKeyDictionary(), WeakIdKeyDictionary()
-        self.moving[x] = True
+        for x in inputs.tensors.values():
+            self.moving[x] = True
         for name, weight in loose.items():
             self.weights[weight] = (name,)
 

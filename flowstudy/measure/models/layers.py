@@ -13,6 +13,9 @@ from flowstudy.nets.blocks import runs_as
 from flowstudy.nets.fully_connected import FullyConnected
 from flowstudy.refusal import RefusalError
 
+from .inputs import with_tensors
+from .outputs import numbers_in
+
 
 def layers_of(call: str, model: nn.Module) -> dict[str, nn.Module]:
     """The layers by name: the model's `hidden_layers` where it lists them, else every module with its own weights."""
@@ -88,12 +91,17 @@ def positions(layer: nn.Module | None, shape: torch.Size, samples: int) -> int:
 
 @contextmanager
 def changed_outputs(layers: dict[str, nn.Module], change: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
-    """Each layer's output goes through `change(name, output)` while the context lasts; of a tuple, its first entry."""
+    """Each layer's output goes through `change(name, output)` while the context lasts.
 
-    def hook(name: str, output: Tensor | tuple) -> Tensor | tuple:
-        if isinstance(output, tuple):
-            return (hook(name, output[0]), *output[1:])
-        return change(name, output)
+    Of a structure, the first real or complex tensor is the output; the structure stays what it was.
+    """
+
+    def hook(name: str, output: object) -> object:
+        h = next(numbers_in(output), None)
+        if h is None:
+            return output
+        changed = change(name, h)
+        return output if changed is h else with_tensors(output, lambda _, t: changed if t is h else t)
 
     with ExitStack() as stack:
         for name, layer in layers.items():

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from flowstudy.refusal import RefusalError, RefusalTypeError
+
 
 def numbers_in(value: object) -> Iterator[Tensor]:
     """The real and complex tensors in a structure, in order; indices and masks are left out."""
@@ -16,15 +18,54 @@ def tensors_in(value: object) -> Iterator[Tensor]:
     """All tensors in a structure of mappings, sequences and dataclasses, in order."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
+    else:
+        for _, part in parts_of(value):
             yield from tensors_in(part)
+
+
+def parts_of(value: object) -> Iterator[tuple[object, object]]:
+    """The entries of a mapping, a sequence or a dataclass, each with its key, its place or its name."""
+    if isinstance(value, Mapping):
+        yield from value.items()
     elif isinstance(value, tuple | list):
-        for part in value:
-            yield from tensors_in(part)
+        yield from enumerate(value)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from tensors_in(getattr(value, field.name))
+        yield from ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+
+
+def entry_of(call: str, output: object, entry: str | int | None) -> Tensor:
+    """The tensor of a model's output that is meant.
+
+    Args:
+        entry: its key, its place or its name.  None is the output itself where that is a tensor, the entry "logits"
+            where there is one, else the only real or complex tensor in it.
+    """
+    if entry is None:
+        found = {key: part for key, part in parts_of(output) if isinstance(part, Tensor)}
+        numbers = [output] if isinstance(output, Tensor) else [found["logits"]] if "logits" in found else [
+            *numbers_in(output)]
+        if len(numbers) != 1:
+            raise RefusalTypeError(f"{call}: `model` must return one tensor, got {type(output).__name__}. "
+                                   f"{way_to_one(output)}")
+        return numbers[0]
+    parts = dict(parts_of(output))
+    if entry not in parts:
+        raise RefusalError(f"{call}: `output` must be a key of the model's output, got {entry!r} of "
+                           f"{type(output).__name__}. {way_to_one(output)}")
+    if not isinstance(parts[entry], Tensor):
+        raise RefusalTypeError(f"{call}: `output` must name a tensor of the model's output, got {entry!r}, a "
+                               f"{type(parts[entry]).__name__}. {way_to_one(output)}")
+    return parts[entry]
+
+
+def way_to_one(output: object) -> str:
+    """How one tensor of it can be named."""
+    if isinstance(output, Tensor):
+        return "It is one tensor: leave `output` out."
+    tensors = [repr(key) for key, part in parts_of(output) if isinstance(part, Tensor)]
+    if not tensors:
+        return "Wrap it in a module that returns the tensor to measure."
+    return f"Pass `output=`, one of its keys: {', '.join(tensors)}."
 
 
 def is_inside_vmap(value: Tensor) -> bool:

@@ -40,7 +40,7 @@ class Point:
     averaged: float
 
 
-def main_path(loss: Tensor, leaf: Tensor, uses: Sequence[Use], values: Mapping[Key, Tensor],
+def main_path(loss: Tensor, leaf: Tensor | None, uses: Sequence[Use], values: Mapping[Key, Tensor],
               samples: int) -> list[Point]:
     """One value for each layer that is followed by one, from the input on: its own output, else the first after it.
 
@@ -48,14 +48,14 @@ def main_path(loss: Tensor, leaf: Tensor, uses: Sequence[Use], values: Mapping[K
     from the input on, the input itself stands in front, as what follows the use number -1.
 
     Args:
-        leaf: the input.  Where the loss gives it no gradient (token ids), the path begins at the first layer of the
-            batch: at its output or, where another table joins there, at the sum.
+        leaf: the input, all that can be differentiated together.  Where the loss gives it no gradient (token ids), the
+            path begins at the first layer of the batch: at its output or, where another table joins there, at the sum.
         values: mean squares by edge, of what modules took and gave.
     """
     if not loss.requires_grad:
         return []
     order = reachable(edge_of(loss))
-    start, outermost = edge_of(leaf), []
+    start, outermost = None if leaf is None else edge_of(leaf), []
     if start is None or start.node not in set(order):
         outermost = first_uses(order, uses)
         of_batch = [use for use in outermost if use.shape[:1] == (samples,)]

@@ -10,20 +10,22 @@ from torch import Tensor, nn
 from flowstudy.measure.models.chain import Factor, NotProvedError, proved_jacobians
 from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.dense_jacobian import Stretch, row_and_image
+from flowstudy.measure.models.inputs import Inputs, Name, Shown
 from flowstudy.measure.models.layers import parts_of_own_net
 from flowstudy.measure.numerics.product_svd import partial_product_svd, product_svd
 from flowstudy.refusal import RefusalError
 
-from .checks import check_alike, check_real, prepare
+from .checks import check_alike, prepare
 from .choice import samples_at_once
 from .one_model import pass_and_chain
+from .probe import Probe
 from .result import JacobianSpectrum, joined_spectra
 from .routes import RESOLVED, agreement_of, dtype_name, eps_of, logs_of, spectrum_of, structural_rank
 
 
 @in_own_context
-def layer_jacobian_spectra(model: nn.Module, x: Tensor | None = None, *, samples: int = 16,
-                           seed: int = 0) -> pd.DataFrame:
+def layer_jacobian_spectra(model: nn.Module, x: Shown | None = None, *, samples: int = 16, seed: int = 0,
+                           output: str | int | None = None, wrt: Name | None = None) -> pd.DataFrame:
     """How isometry is lost with depth: the spectrum of every layer's Jacobian and of every product of layers 1..l.
 
     The layers are the factors of `jacobian_spectrum`'s product route, held against the uncut model as there.
@@ -40,17 +42,16 @@ def layer_jacobian_spectra(model: nn.Module, x: Tensor | None = None, *, samples
             (a hook on gradients).
     """
     call = "layer_jacobian_spectra"
-    copied, x = prepare(call, model, x, samples, seed)
-    check_real(call, x)
-    state = RandomState(x.device)
-    whole, chain = pass_and_chain(call, copied, x, state)
+    probe, inputs = prepare(call, model, x, samples, seed, output, wrt)
+    state = RandomState(inputs.device)
+    whole, chain = pass_and_chain(call, probe, inputs, state)
     together = samples_at_once("product", chain, whole)
-    if together >= len(x):
+    if together >= len(inputs):
         layers = spectra_by_layer(call, whole, chain)
     else:
         row, image = row_and_image(whole)
-        parts = [spectra_of_part(call, copied, *part, state)
-                 for part in zip(x.split(together), row.split(together), image.split(together), strict=True)]
+        parts = [spectra_of_part(call, probe, *part, state)
+                 for part in zip(inputs.split(together), row.split(together), image.split(together), strict=True)]
         layers = [(layer[0][0], joined_spectra([one for _, one, _ in layer]),
                    joined_spectra([total for _, _, total in layer]))
                   for layer in zip(*parts, strict=True)]
@@ -76,15 +77,15 @@ def frame_by_layer(layers: list[tuple[str, JacobianSpectrum, JacobianSpectrum]])
     return pd.concat(parts, ignore_index=True)
 
 
-def spectra_of_part(call: str, copied: nn.Module, x: Tensor, row: Tensor, image: Tensor, state: RandomState,
+def spectra_of_part(call: str, probe: Probe, inputs: Inputs, row: Tensor, image: Tensor, state: RandomState,
                     ) -> list[tuple[str, JacobianSpectrum, JacobianSpectrum]]:
     """Of a part of a batch, whose own pass must take a random row where the pass of the whole batch took it.
 
     Args:
         row, image: the row, and where it was taken.
     """
-    whole, chain = pass_and_chain(call, copied, x, state)
-    check_alike(call, whole.back(row), image, agreement_of(dtype_name(whole)), len(x))
+    whole, chain = pass_and_chain(call, probe, inputs, state)
+    check_alike(call, whole.back(row), image, agreement_of(dtype_name(whole)), len(inputs))
     return spectra_by_layer(call, whole, chain)
 
 

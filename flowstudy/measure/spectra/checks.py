@@ -6,17 +6,20 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from flowstudy.measure.models.copies import check_input, float64_copy
+from flowstudy.measure.models.copies import float64_copy
 from flowstudy.measure.models.dense_jacobian import Stretch
+from flowstudy.measure.models.inputs import Inputs, Name, Shown, check_input
 from flowstudy.measure.models.layers import input_features
 from flowstudy.refusal import RefusalError, RefusalTypeError
+
+from .probe import Probe
 
 SMALLEST = 1e-290  # below it, float64 has lost digits that scaling brings to light
 SAME = 1e-6        # far above rounding, far below what any clipping changes
 
 
-def prepare(call: str, model: nn.Module, x: Tensor | None, samples: int, seed: int,
-            output: str | int | None = None, mode: str = "eval") -> tuple[nn.Module, Tensor]:
+def prepare(call: str, model: nn.Module, x: Shown | None, samples: int, seed: int, output: str | int | None = None,
+            wrt: Name | None = None, mode: str = "eval") -> tuple[Probe, Inputs]:
     """The copy to measure and the inputs to measure it at."""
     if mode not in ("eval", "train"):
         raise RefusalError(f"{call}: `mode` must be 'eval' or 'train', got {mode!r}.")
@@ -27,50 +30,14 @@ def prepare(call: str, model: nn.Module, x: Tensor | None, samples: int, seed: i
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
             raise RefusalError(f"{call}: `mode` must be 'eval' for a model with batch norm, got 'train': {name!r} "
                                "mixes the samples of a batch, so that one sample has no Jacobian of its own.")
-    if output is not None:
-        copied = Picked(copied, call, output)
     if not isinstance(samples, int) or samples < 1:
         raise RefusalError(f"{call}: `samples` must be an integer of at least 1, got {samples!r}.")
-    return copied, check_input(call, model, draw_input(call, model, samples, seed) if x is None else x)[:samples]
+    inputs = check_input(call, model, draw_input(call, model, samples, seed) if x is None else x)
+    return Probe(call, copied, output, wrt), inputs[:samples] if samples < len(inputs) else inputs
 
 
-class Picked(nn.Module):
-    """One entry of a model's tuple or dict output."""
-
-    def __init__(self, model: nn.Module, call: str, output: str | int):
-        super().__init__()
-        self.model, self.call, self.output = model, call, output
-
-    def forward(self, x: Tensor) -> Tensor:
-        result = self.model(x)
-        try:
-            return result[self.output]
-        except (KeyError, IndexError, TypeError):
-            raise RefusalError(f"{self.call}: `output` must be a key of the model's output, got {self.output!r} of "
-                               f"{type(result).__name__}. Its keys: {keys_of(result)}.") from None
-
-
-def keys_of(result: object) -> str:
-    if isinstance(result, dict):
-        return ", ".join(map(repr, result))
-    return f"0 to {len(result) - 1}" if isinstance(result, tuple | list) else "none: leave `output` out"
-
-
-def check_real(call: str, x: Tensor) -> None:
-    if not x.is_floating_point():
-        raise RefusalTypeError(f"{call}: `x` must be real, got {x.dtype}: an integer input has no Jacobian. "
-                               "Pass `start=`, the name of the layer whose output is to be the input, such as the "
-                               "embedding.")
-
-
-def check_output(call: str, y: object, samples: int) -> Tensor:
-    """A real tensor that depends on x and has a row for each sample."""
-    if isinstance(y, tuple | list | dict):
-        raise RefusalTypeError(f"{call}: `model` must return one tensor, got {type(y).__name__}. "
-                               f"Pass `output=`, one of its keys: {keys_of(y)}.")
-    if not isinstance(y, Tensor):
-        raise RefusalTypeError(f"{call}: `model` must return one tensor, got {type(y).__name__}. "
-                               "Wrap it in a module that returns the tensor to measure.")
+def check_output(call: str, y: Tensor, samples: int) -> Tensor:
+    """Real, with a row for each sample."""
     if not y.is_floating_point():
         raise RefusalTypeError(f"{call}: `model` must have a real output, got {y.dtype}, which has no derivative. "
                                "Measure what comes before the last step.")

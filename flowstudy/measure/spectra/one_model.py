@@ -6,10 +6,11 @@ from flowstudy.measure.models.chain import Factor, NotProvedError, chain_of, not
 from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.dense_jacobian import Function, Stretch, row_and_image, start_and_output
 from flowstudy.measure.models.graph import edge_of, reachable
+from flowstudy.measure.models.inputs import Inputs, Name, Shown
+from flowstudy.measure.models.outputs import numbers_in
 from flowstudy.refusal import RefusalError, did_you_mean
 
 from .checks import (
-    Picked,
     check_alike,
     check_apart,
     check_chunk,
@@ -17,11 +18,11 @@ from .checks import (
     check_k,
     check_linear,
     check_output,
-    check_real,
     ends_of,
     prepare,
 )
 from .choice import choose, samples_at_once
+from .probe import Probe
 from .result import JacobianSpectrum, joined_spectra, largest
 from .routes import (
     RESOLVED,
@@ -37,10 +38,10 @@ METHODS = ("auto", "product", "dense", "matrix_free")
 
 
 @in_own_context
-def jacobian_spectrum(model: nn.Module, x: Tensor | None = None, *, part: str | tuple[int, int] = "all",
+def jacobian_spectrum(model: nn.Module, x: Shown | None = None, *, part: str | tuple[int, int] = "all",
                       samples: int = 16, method: str = "auto", k: int | None = None, chunk: int | None = None,
                       seed: int = 0, start: str | None = None, output: str | int | None = None,
-                      mode: str = "eval") -> JacobianSpectrum:
+                      wrt: Name | None = None, mode: str = "eval") -> JacobianSpectrum:
     """Singular values of d output / d input at each sample, on a float64 copy in eval mode.
 
     All routes differentiate one untouched forward pass, by autograd's own backward pass, whatever the model does in
@@ -53,9 +54,9 @@ def jacobian_spectrum(model: nn.Module, x: Tensor | None = None, *, part: str | 
     mode, its gradients and the global random state stay as they are.
 
     Args:
-        model: any module from one tensor to one tensor, both with a leading sample axis.
-        x: inputs (sample, ...); None draws standard normal inputs where the model has `in_features`, or where its
-            first layer is linear.
+        model: any module from inputs to outputs with a leading sample axis.
+        x: inputs (sample, ...), as `gradient_flow` takes them: a tensor, a tuple or a mapping.  None draws standard
+            normal inputs where the model has `in_features`, or where its first layer is linear.
         part: "all" is input to output; "body" is the first layer's output to the last hidden layer's (width x width);
             (start, stop) is layer start's output to layer stop's, 0 being the input, of a chain.
         samples: at most so many inputs are measured, the first ones of `x`.
@@ -67,7 +68,10 @@ def jacobian_spectrum(model: nn.Module, x: Tensor | None = None, *, part: str | 
             all. Does not change the result.
         seed: of the inputs drawn when `x` is None.
         start: name of a module whose output takes the input's place, such as an embedding; dense route.
-        output: which entry of a tuple or dict output is meant.
+        output: which entry of a tuple, a mapping or a dataclass is meant; None is "logits" where there is one, else
+            the only tensor of real numbers.
+        wrt: the key or the place in `x` of the input that the Jacobian is taken of, such as "inputs_embeds" or 1; None
+            is the only one of real numbers.
         mode: "eval" or "train"; dropout then keeps one random mask.
 
     Raises:
@@ -75,9 +79,9 @@ def jacobian_spectrum(model: nn.Module, x: Tensor | None = None, *, part: str | 
             a model that is not a chain where one is needed, an output that does not depend on x, a model that mixes
             the samples of a batch (batch norm in train mode): one sample then has no Jacobian of its own.
 
-    What it cannot measure: inputs that are not real tensors (pass `start`), models that mix the samples of a batch or
-    cannot be copied, backward passes that are not linear (a hook that clips), and a product route for models that no
-    single value cuts: each is refused in one line.
+    What it cannot measure: inputs that are not real tensors (pass `start`, or another one as `wrt`), models that mix
+    the samples of a batch or cannot be copied, backward passes that are not linear (a hook that clips), and a product
+    route for models that no single value cuts: each is refused in one line.
 
     Source: Saxe et al. 2014; Pennington, Schoenholz, Ganguli 2017 (dynamical isometry).
     """
@@ -87,15 +91,14 @@ def jacobian_spectrum(model: nn.Module, x: Tensor | None = None, *, part: str | 
     if start is not None and method in ("product", "matrix_free"):
         raise RefusalError(f"{call}: `start` goes with method='dense', got {method!r}. Leave `method` out.")
     check_chunk(call, chunk)
-    copied, x = prepare(call, model, x, samples, seed, output, mode)
-    state = RandomState(x.device)
+    probe, inputs = prepare(call, model, x, samples, seed, output, wrt, mode)
+    state = RandomState(inputs.device)
     if start is not None:
-        return largest(k, started_spectrum(call, copied, start, x, chunk, state))
-    check_real(call, x)
-    return spectrum_at(call, copied, x, state, part=part, method=method, k=k, chunk=chunk, seed=seed)
+        return largest(k, started_spectrum(call, probe, start, inputs, chunk, state))
+    return spectrum_at(call, probe, inputs, state, part=part, method=method, k=k, chunk=chunk, seed=seed)
 
 
-def spectrum_at(call: str, copied: nn.Module, x: Tensor, state: RandomState, *, part: str | tuple[int, int],
+def spectrum_at(call: str, probe: Probe, inputs: Inputs, state: RandomState, *, part: str | tuple[int, int],
                 method: str, k: int | None, chunk: int | None, seed: int,
                 seen: tuple[Tensor, Tensor] | None = None) -> JacobianSpectrum:
     """Of as many samples at once as memory allows, the others after them.
@@ -103,29 +106,30 @@ def spectrum_at(call: str, copied: nn.Module, x: Tensor, state: RandomState, *, 
     Args:
         seen: of samples that are a part of a batch: a random row, and where the batch's pass took it.
     """
-    _, chain = pass_and_chain(call, copied, x, state)
+    _, chain = pass_and_chain(call, probe, inputs, state)
     first, last = ends_of(call, part, chain)
     within = chain[first:last]
-    piece = Stretch(within[0].start, within[-1].end, x.device, tuple(n for f in reversed(within) for n in f.nodes))
+    piece = Stretch(within[0].start, within[-1].end, inputs.device, tuple(n for f in reversed(within) for n in f.nodes))
     if seen is not None:
-        check_alike(call, piece.back(seen[0]), seen[1], agreement_of(dtype_name(piece)), len(x))
+        check_alike(call, piece.back(seen[0]), seen[1], agreement_of(dtype_name(piece)), len(inputs))
     check_k(call, k, min(piece.inputs, piece.outputs))
     route = choose(method, within, piece)
     together = samples_at_once(route, within, piece)
-    if together < len(x) and route != "matrix_free":
+    if together < len(inputs) and route != "matrix_free":
         options = {"part": part, "method": method, "k": k, "chunk": chunk, "seed": seed}
-        parts = zip(x.split(together), *(both.split(together) for both in row_and_image(piece)), strict=True)
-        return joined_spectra([spectrum_at(call, copied, one, state, seen=(row, image), **options)
+        parts = zip(inputs.split(together), *(both.split(together) for both in row_and_image(piece)), strict=True)
+        return joined_spectra([spectrum_at(call, probe, one, state, seen=(row, image), **options)
                                for one, row, image in parts])
     entire = part == "all" or (first, last) == (0, len(chain))
-    forward = (state.repeated(copied), x) if entire else None
     if route != "matrix_free":
+        forward = (state.repeated(probe.function(inputs)), probe.variable(inputs)) if entire else None
         return largest(k, exact_spectrum(call, route, within, piece, forward, k, chunk, insist=method == "product"))
-    if forward is None:
+    if not entire:
         raise RefusalError(f"{call}: method='matrix_free' measures whole models, got part={part!r}. Pass the part as "
                            "its own model.")
     k = k or min(TOP, piece.inputs, piece.outputs)
-    return matrix_free_spectrum(call, piece, *forward, len(within), k, seed, dtype_name(piece))
+    alone = [(state.repeated(probe.function(one)), probe.variable(one)) for one in inputs.split(1)]
+    return matrix_free_spectrum(call, piece, alone, len(within), k, seed, dtype_name(piece))
 
 
 def exact_spectrum(call: str, route: str, within: list[Factor], piece: Stretch,
@@ -160,38 +164,37 @@ def exact_spectrum(call: str, route: str, within: list[Factor], piece: Stretch,
         return dense()
 
 
-def pass_and_chain(call: str, copied: nn.Module, x: Tensor, state: RandomState) -> tuple[Stretch, list[Factor]]:
+def pass_and_chain(call: str, probe: Probe, inputs: Inputs, state: RandomState) -> tuple[Stretch, list[Factor]]:
     """One untouched forward pass, checked, and the factors that it falls into."""
-    with state.replayed(), noted_calls(copied) as calls:
-        start, y = start_and_output(copied, x)
-    y = check_output(call, y, len(x))
+    with state.replayed(), noted_calls(probe.model) as calls:
+        start, y = start_and_output(probe.function(inputs), probe.variable(inputs))
+    y = check_output(call, y, len(inputs))
     check_depends(call, y, start)
-    whole = Stretch(start, edge_of(y), x.device, tuple(reachable(edge_of(y))))
+    whole = Stretch(start, edge_of(y), inputs.device, tuple(reachable(edge_of(y))))
     check_apart(call, whole, y)
-    model = copied.model if isinstance(copied, Picked) else copied
-    return whole, chain_of(model, whole, calls)
+    return whole, chain_of(probe.model, whole, calls)
 
 
-def started_spectrum(call: str, copied: nn.Module, start: str, x: Tensor, chunk: int | None,
+def started_spectrum(call: str, probe: Probe, start: str, inputs: Inputs, chunk: int | None,
                      state: RandomState) -> JacobianSpectrum:
     """From the output of module `start`, in the same pass."""
-    modules = dict((copied.model if isinstance(copied, Picked) else copied).named_modules())
+    modules = dict(probe.model.named_modules())
     if start not in modules:
         raise RefusalError(f"{call}: `start` must name a module of the model, got {start!r}."
                            + did_you_mean(start, modules, 3))
     outputs: list[object] = []
     note = modules[start].register_forward_hook(lambda _m, _a, out: outputs.append(out))
     with note, state.replayed():
-        y = check_output(call, start_and_output(copied, x)[1] if x.is_floating_point() else copied(x), len(x))
-    if len(outputs) != 1 or not isinstance(outputs[0], Tensor) or not outputs[0].requires_grad:
-        raise RefusalError(f"{call}: `start` must name a module that is called once and returns one tensor, got "
+        y = check_output(call, probe.output_at(inputs.with_leaf()[1]), len(inputs))
+    begin = next(numbers_in(outputs), None)
+    if len(outputs) != 1 or begin is None or not begin.requires_grad:
+        raise RefusalError(f"{call}: `start` must name a module that is called once and returns a tensor, got "
                            f"{start!r}, called {len(outputs)} times. Name another.")
-    begin = outputs[0]
-    if begin.ndim < 2 or len(begin) != len(x):
+    if begin.ndim < 2 or len(begin) != len(inputs):
         raise RefusalError(f"{call}: `start` must name a module whose output keeps the sample axis first, got "
-                           f"{start!r} with output {tuple(begin.shape)} for {len(x)} samples. Name another.")
+                           f"{start!r} with output {tuple(begin.shape)} for {len(inputs)} samples. Name another.")
     check_depends(call, y, edge_of(begin))
-    stretch = Stretch(edge_of(begin), edge_of(y), x.device)
+    stretch = Stretch(edge_of(begin), edge_of(y), inputs.device)
     check_apart(call, stretch, y)
     check_linear(call, stretch)
     return dense_spectrum(stretch, 1, chunk, dtype_name(stretch))

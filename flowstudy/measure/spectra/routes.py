@@ -103,11 +103,16 @@ def structural_rank(matrices: Float[Tensor, "sample rows columns"]) -> Int[Tenso
 # --- matrix-free -----------------------------------------------------------------------------------------------------
 
 
-def matrix_free_spectrum(call: str, piece: Stretch, function: Function, x: Tensor, factors: int, k: int, seed: int,
-                         dtype: str) -> JacobianSpectrum:
-    """Sample by sample, from products with the Jacobian and its transpose."""
+def matrix_free_spectrum(call: str, piece: Stretch, alone: list[tuple[Function, Tensor]], factors: int, k: int,
+                         seed: int, dtype: str) -> JacobianSpectrum:
+    """Sample by sample, from products with the Jacobian and its transpose.
+
+    Args:
+        alone: of each sample the function and its input, (1, *inputs).
+    """
     try:
-        maps = [jacobian_map(lambda h: function(h.unsqueeze(0)).squeeze(0), sample) for sample in x]
+        maps = [jacobian_map(lambda h, function=function: function(h.unsqueeze(0)).squeeze(0), x.squeeze(0))
+                for function, x in alone]
     except RuntimeError as error:  # torch.func's own, about an operation that it does not differentiate
         raise RefusalError(f"{call}: method='matrix_free' needs a model that torch.func can differentiate, got "
                            f"{str(error).splitlines()[0]!r}. Use method='dense'.") from error
@@ -116,7 +121,7 @@ def matrix_free_spectrum(call: str, piece: Stretch, function: Function, x: Tenso
     estimates = tuple((mean_squared_singular_value(m, seed=seed), spectral_density(m, seed=seed)) for m in maps)
     log_s = torch.stack([e.log_values for e in extremes])
     error = torch.stack([e.residuals for e in extremes]) * (log_s[:, :1] - log_s).exp()  # ds / s
-    return JacobianSpectrum(log_s, error, log_s.isnan().sum(-1), factors, x[0].numel(), "matrix_free", dtype, estimates)
+    return JacobianSpectrum(log_s, error, log_s.isnan().sum(-1), factors, piece.inputs, "matrix_free", dtype, estimates)
 
 
 def check_maps(call: str, piece: Stretch, maps: list[LinearMap], agreement: float) -> None:

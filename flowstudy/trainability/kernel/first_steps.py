@@ -40,7 +40,7 @@ def raises(net: Linearised, rate: float, momentum: float, steps: int = STEPS) ->
     velocity = [torch.zeros_like(w) for w in weights.values()]
     first = math.inf
     for step in range(steps + 1):
-        loss = net.objective(net.run(net.x, weights), net.y)
+        loss = net.objective.value(net.run(net.x, weights), net.y)
         if not loss.item() <= first:
             return True
         if step == 0:

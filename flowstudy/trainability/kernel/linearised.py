@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from flowstudy.measure.gradients.losses import Loss, check_targets
+from flowstudy.measure.gradients.losses import Objective
 from flowstudy.measure.models.context import RandomState
+from flowstudy.measure.models.inputs import Inputs
+from flowstudy.measure.models.outputs import way_to_one
 from flowstudy.measure.numerics.vmap_loops import quiet_fallback
 from flowstudy.refusal import RefusalError
 
@@ -26,14 +28,14 @@ class Linearised:
         probe: a copy of the model that is made for this, in float64 unless said otherwise.
         x, y: the batch.
         state: the random state that every pass draws from.
-        objective: the loss of outputs and targets.
+        objective: the loss; of outputs, what it takes of what the model returns.
     """
 
     probe: nn.Module
-    x: Tensor
-    y: Tensor | None
+    x: Inputs
+    y: object
     state: RandomState
-    objective: Loss
+    objective: Objective
 
     def __post_init__(self):
         self.parameters = {name: p for name, p in self.probe.named_parameters() if p.requires_grad}
@@ -47,12 +49,13 @@ class Linearised:
     def weights(self) -> Parts:
         return list(self.parameters.values())
 
-    def run(self, x: Tensor, parameters: dict[str, Tensor] | None = None) -> object:
+    def run(self, x: Inputs, parameters: dict[str, Tensor] | None = None) -> object:
         """The outputs of a batch: every pass begins with the buffers of the start, and changes copies of them."""
         buffers = {name: b.detach().clone() for name, b in self.probe.named_buffers()}
         # Of attention's kernels, the mathematical one alone can be differentiated forwards.
         with self.state.replayed(), sdpa_kernel(SDPBackend.MATH):
-            return torch.func.functional_call(self.probe, buffers | (parameters or {}), (x,))
+            output = torch.func.functional_call(self.probe, buffers | (parameters or {}), x.args, x.kwargs)
+            return self.objective.taken(output, self.y)
 
     def pull(self, cotangent: Tensor) -> Parts:
         """J^T v, v of the outputs' shape; zeros where a parameter has no part in them."""
@@ -106,13 +109,13 @@ class Linearised:
     def loss_and_residual(self) -> tuple[float, Tensor]:
         """L(z) and dL/dz, of the outputs' shape."""
         z = self.outputs.detach().requires_grad_()
-        loss = self.objective(z, self.y)
+        loss = self.objective.value(z, self.y)
         return loss.item(), torch.autograd.grad(loss, z)[0]
 
     def curvature(self) -> Callable[[Tensor], Tensor]:
         """v -> (d^2 L / dz^2) v."""
         z = self.outputs.detach().requires_grad_()
-        slope = torch.autograd.grad(self.objective(z, self.y), z, create_graph=True)[0]
+        slope = torch.autograd.grad(self.objective.value(z, self.y), z, create_graph=True)[0]
         if not slope.requires_grad:   # a loss that is linear in the outputs
             return torch.zeros_like
         return lambda v: torch.autograd.grad(slope, z, v.view_as(z), retain_graph=True)[0].detach()
@@ -153,17 +156,17 @@ def centred(residual: Tensor) -> Tensor:
     return residual - residual.mean(over, keepdim=True)
 
 
-def linearise(call: str, probe: nn.Module, x: Tensor, y: Tensor | None, objective: Loss, loss: str | Loss,
+def linearise(call: str, probe: nn.Module, x: Inputs, y: object, objective: Objective,
               state: RandomState) -> Linearised:
     net = Linearised(probe, x, y, state, objective)
     if not isinstance(net.outputs, Tensor):
         raise RefusalError(f"{call}: `model` must return one tensor, got {type(net.outputs).__name__}. "
-                           "Wrap it in a module that does.")
-    check_targets(call, net.outputs, y, loss)
-    value = objective(net.outputs.detach(), y)
-    if not isinstance(value, Tensor) or value.ndim:
-        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise RefusalError(f"{call}: `loss` must return a tensor of shape (), got {got}. Average it over samples.")
+                           f"{way_to_one(net.outputs)}")
+    if not net.outputs.ndim or len(net.outputs) != len(x):
+        raise RefusalError(f"{call}: `model` must keep the sample axis first, got output {tuple(net.outputs.shape)} "
+                           f"for {len(x)} samples.")
+    objective.check(net.outputs, y)
+    objective.value(net.outputs.detach(), y)
     return net
 
 

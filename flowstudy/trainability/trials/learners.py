@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from flowstudy.measure.gradients.losses import Loss
+from flowstudy.measure.gradients.losses import IGNORED, Objective
 from flowstudy.measure.models.context import RandomState, modes_of_the_model
+from flowstudy.measure.models.inputs import Inputs
 from flowstudy.measure.numerics.vmap_loops import rules_only
 from flowstudy.train.stacks.any_module import per_net
 from flowstudy.train.stacks.group import CONVOLUTIONS
@@ -28,7 +29,7 @@ class TrialTask:
 
     Attributes:
         x, y: samples and targets, on the model's device.
-        objective: (output, y) -> loss.
+        objective: the loss.
         has_classes: accuracy is defined.
         batches: the samples of each step.
         looked_at: the samples, in batches of the same size, on which the nets are evaluated.
@@ -37,9 +38,9 @@ class TrialTask:
         warm_up: steps over which the learning rate grows linearly to its value.
     """
 
-    x: Tensor
+    x: Inputs
     y: Tensor
-    objective: Loss
+    objective: Objective
     has_classes: bool
     batches: Int[Tensor, "step sample"]
     looked_at: Int[Tensor, "batch sample"]
@@ -49,11 +50,12 @@ class TrialTask:
 
     def outcome(self, net: Callable[[Tensor], object], index: Int[Tensor, " sample"],
                 place: int) -> tuple[object, Tensor]:
-        """A forward pass and its loss, drawing what belongs to this place in the trial."""
+        """What the loss takes of a forward pass, and the loss, drawing what belongs to this place in the trial."""
         self.draw_anew(place)
         with modes_of_the_model(self.x.device):
-            output = net(self.x[index])
-            return output, self.objective(output, self.y[index])
+            y = self.y[index]
+            output = self.objective.taken(self.x[index].call(net), y)
+            return output, self.objective.value(output, y)
 
     def draw_anew(self, place: int) -> None:
         seed = (self.seed * 1_000_003 + place) % 2**32
@@ -67,10 +69,11 @@ class TrialTask:
             np.random.seed(seed)  # noqa: NPY002  the global state is what models draw from
 
     def share_right(self, output: Tensor, index: Int[Tensor, " sample"]) -> Tensor:
-        """Of the labels, those whose class has the largest output; nan where the loss has no classes."""
+        """Of the labels that count, those whose class has the largest output; nan where the loss has no classes."""
         if not self.has_classes:
             return torch.full((), torch.nan, dtype=torch.float64, device=self.x.device)
-        return (output.argmax(1) == self.y[index]).double().mean()
+        y = self.y[index]
+        return (output.argmax(1) == y).double().sum() / (y != IGNORED).sum()   # no class is IGNORED
 
 
 def averages(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[float], list[float]]:
@@ -150,7 +153,7 @@ class Stacked:
         """A result of every net's output and loss."""
         def one(state: dict[str, Tensor]) -> object:
             return result(*self.task.outcome(
-                lambda x: torch.func.functional_call(self.template, state, (x,)), index, 0))
+                lambda *args, **kwargs: torch.func.functional_call(self.template, state, args, kwargs), index, 0))
 
         return torch.func.vmap(one)(self.state)
 

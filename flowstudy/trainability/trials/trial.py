@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from flowstudy.measure.gradients.losses import Loss, check_label_range, check_loss
-from flowstudy.measure.gradients.losses import check_targets as check_labels
+from flowstudy.measure.gradients.losses import OWN, Loss, Objective, check_label_range, own_targets
 from flowstudy.measure.models.context import RandomState, in_own_context
-from flowstudy.measure.models.copies import check_batch, check_module, own_tensor
+from flowstudy.measure.models.copies import check_module
+from flowstudy.measure.models.inputs import Inputs, Shown, check_batch
 from flowstudy.refusal import RefusalError, RefusalTypeError
 
 from .learners import Alone, Stacked, TrialTask, can_stack
@@ -66,9 +66,9 @@ class Trial:
 
 
 @in_own_context
-def run_trial(call: str, model: nn.Module, x: Tensor, y: Tensor | None, loss: str | Loss, *, optimizer: str,
-              steps: int = 100, batch_size: int = 64, seconds: float | None = None, seed: int = 0, warm_up: int = 0,
-              rates: Sequence[float] | None = None, progress: bool = False) -> Trial:
+def run_trial(call: str, model: nn.Module, x: Shown, y: Tensor | None, loss: str | Loss, *, optimizer: str,
+              output: str | int | None = None, steps: int = 100, batch_size: int = 64, seconds: float | None = None,
+              seed: int = 0, warm_up: int = 0, rates: Sequence[float] | None = None, progress: bool = False) -> Trial:
     """Train copies of the model from its weights, one at each learning rate, on the same batches.
 
     By successive halving: all rates make the first quarter of the steps, the better half of them (by loss) makes the
@@ -87,6 +87,7 @@ def run_trial(call: str, model: nn.Module, x: Tensor, y: Tensor | None, loss: st
         model: any module that `gradient_flow` takes.
         x, y: samples and their targets, (sample, ...); batches are cut from orders of all samples, one after the other.
         loss: "cross_entropy", "mse", or a function (output, y) -> scalar, the mean over samples.
+        output: the entry of the model's output that it is of.
         optimizer: "sgd", "momentum" (SGD with momentum 0.9), "adam" or "adamw", in PyTorch's conventions and defaults.
         seconds: of wall time; when they are over, the trial stops between two steps. None is no limit.
         seed: of the batches, and of what the model draws.
@@ -107,31 +108,30 @@ def run_trial(call: str, model: nn.Module, x: Tensor, y: Tensor | None, loss: st
     """
     clock = Clock(seconds)
     check_module(call, model)
-    check_batch(call, model, x)
-    check_targets_given(call, x, y)
+    inputs, objective = check_batch(call, model, x), Objective(call, loss, output)
+    check_targets_given(call, inputs, y, loss)
     check_settings(call, optimizer, steps, batch_size, seconds, warm_up)
     if not any(p.requires_grad for p in model.parameters()):
         raise RefusalError(f"{call}: `model` must have a parameter that requires a gradient, got "
                            f"{type(model).__name__} without any. Call model.requires_grad_(True).")
     rates = check_rates(call, USUAL_RATES[optimizer] if rates is None else rates)
-    task = task_of(call, model, x, y, loss, steps, min(batch_size, len(x)), seed, warm_up)
+    task = task_of(model, inputs, y, objective, steps, min(batch_size, len(inputs)), seed, warm_up)
     try:
         with flushed_denormals():
-            race = race_of(call, model, task, loss, OPTIMIZERS[optimizer], rates, clock)
+            race = race_of(model, task, OPTIMIZERS[optimizer], rates, clock)
             race.run(steps, progress)
     finally:
         task.draws.restore()
     return Trial(race.frame(), *race.at_start, steps, clock.taken(), optimizer, race.stacked, race.looked_at)
 
 
-def race_of(call: str, model: nn.Module, task: TrialTask, loss: str | Loss, optimizer: Optimizer,
-            rates: Sequence[float], clock: Clock) -> Race:
+def race_of(model: nn.Module, task: TrialTask, optimizer: Optimizer, rates: Sequence[float], clock: Clock) -> Race:
     """All rates before their first step, the model looked at."""
     net = copy.deepcopy(model)
     if not net.training:
         net.train()
     probe, before = copy.deepcopy(net), clock.taken()
-    changed = changed_by_a_pass(call, probe, task, loss)
+    changed = changed_by_a_pass(probe, task)
     task = looking_in_time(task, clock, clock.taken() - before, len(rates))
     learners = learners_of(net, probe, changed, task, optimizer, rates)
     before = clock.taken()
@@ -139,14 +139,13 @@ def race_of(call: str, model: nn.Module, task: TrialTask, loss: str | Loss, opti
     return Race(learners, rates, (at_start, share_at_start), clock.taken() - before, clock)
 
 
-def task_of(call: str, model: nn.Module, x: Tensor, y: Tensor, loss: str | Loss, steps: int, batch_size: int,
-            seed: int, warm_up: int) -> TrialTask:
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
-    x, y = (own_tensor(t.detach().to(dtype) if t.is_floating_point() else t.detach()) for t in (x, y))
+def task_of(model: nn.Module, x: Inputs, y: Tensor, objective: Objective, steps: int, batch_size: int, seed: int,
+            warm_up: int) -> TrialTask:
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    x, y = x.to(dtype), own_targets(y, dtype)
     batches, looked_at = (index.to(x.device) for index in orders(len(x), batch_size, steps, seed))
-    has_classes = loss == "cross_entropy" and not y.is_floating_point()
-    return TrialTask(x, y, check_loss(call, loss, y), has_classes, batches, looked_at, RandomState(x.device), seed,
-                     warm_up)
+    has_classes = objective.loss == "cross_entropy" and not y.is_floating_point()
+    return TrialTask(x, y, objective, has_classes, batches, looked_at, RandomState(x.device), seed, warm_up)
 
 
 def orders(samples: int, batch_size: int, steps: int, seed: int) -> tuple[Int[Tensor, "step sample"],
@@ -160,19 +159,17 @@ def orders(samples: int, batch_size: int, steps: int, seed: int) -> tuple[Int[Te
     return order[:steps * batch_size].view(steps, batch_size), looked_at[:batches * batch_size].view(batches, -1)
 
 
-def changed_by_a_pass(call: str, probe: nn.Module, task: TrialTask, loss: str | Loss) -> bool:
+def changed_by_a_pass(probe: nn.Module, task: TrialTask) -> bool:
     """Whether the model's buffers are; its output, and its loss of it, are checked, and its draws noticed."""
-    index = task.batches[0]
+    index, objective = task.batches[0], task.objective
     before = {name: buffer.clone() for name, buffer in probe.named_buffers()}
     with task.draws.replayed():
-        output = probe(task.x[index])
-        check_labels(call, output, task.y[index], loss)
-        if loss == "cross_entropy":
-            check_label_range(call, task.y, output.shape[1])
-        value = task.objective(output, task.y[index])
-    if not isinstance(value, Tensor) or value.ndim:
-        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise RefusalError(f"{call}: `loss` must return a tensor of shape (), got {got}. Average it over samples.")
+        output = task.x[index].call(probe)
+        taken = objective.taken(output, task.y[index])
+        objective.check(taken, task.y[index])
+        if objective.loss == "cross_entropy":
+            check_label_range(objective.call, task.y, taken.shape[1])
+        objective.value(taken, task.y[index])
     after = dict(probe.named_buffers())
     return before.keys() != after.keys() or not all(torch.equal(before[name], after[name]) for name in before)
 
@@ -207,7 +204,11 @@ def flushed_denormals() -> Iterator[None]:
 # --- what is asked for -----------------------------------------------------------------------------------------------
 
 
-def check_targets_given(call: str, x: Tensor, y: object) -> None:
+def check_targets_given(call: str, x: Inputs, y: object, loss: object) -> None:
+    if loss == OWN:
+        raise RefusalError(f"{call}: `loss` must be of outputs and targets that can be told apart, got 'output'. Pass "
+                           "the labels as `y`, loss='cross_entropy' or a function (output, y), and as `output=` the "
+                           "entry of the model's output that it is of.")
     if y is None:
         raise RefusalError(f"{call}: `y` must be given for a trial, got None. Training needs targets.")
     if not isinstance(y, Tensor):

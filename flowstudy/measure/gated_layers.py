@@ -7,7 +7,7 @@ from torch import nn
 from flowstudy.nets import HighwayBlock
 from flowstudy.refusal import RefusalError
 
-from .layers import layers_of
+from .models.layers import layers_of
 
 
 def layers_and_gates(call: str, model: nn.Module) -> tuple[list[nn.Module], dict[str, int]]:

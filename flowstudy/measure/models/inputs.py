@@ -1,0 +1,201 @@
+"""What a model is shown: one tensor, or several in the arguments that the model takes them in."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from flowstudy.refusal import RefusalError, RefusalTypeError
+
+from .outputs import parts_of
+
+# What the public functions take: model(x) of a tensor, model(*x) of a tuple or list, model(**x) of a mapping.
+Shown = Tensor | tuple | list | Mapping | object
+Name = str | int | tuple   # of a tensor: its key or place; of one inside another structure, the keys on the way to it
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A batch: model(*args, **kwargs).
+
+    Every tensor whose first axis has the batch's length has an entry for each sample; all else belongs to all samples.
+
+    Attributes:
+        args, kwargs: tensors, structures of tensors, and what else the model takes.
+    """
+
+    args: tuple
+    kwargs: dict
+
+    @classmethod
+    def of(cls, x: Shown) -> "Inputs":
+        """A named tuple (such as a packed sequence) and a dataclass are one argument."""
+        if isinstance(x, Inputs):
+            return x
+        if isinstance(x, Mapping):
+            return cls((), dict(x))
+        return cls(tuple(x), {}) if type(x) in (tuple, list) else cls((x,), {})
+
+    def call(self, model: Callable[..., object]) -> object:
+        return model(*self.args, **self.kwargs)
+
+    @cached_property
+    def tensors(self) -> dict[Name, Tensor]:
+        """All of them, in order."""
+        return dict(named_tensors((self.args, self.kwargs)))
+
+    @cached_property
+    def differentiable(self) -> dict[Name, Tensor]:
+        """Those that ask for a gradient: real and complex ones, but no sparse ones, and no masks that hold -inf."""
+        return {name: t for name, t in self.tensors.items()
+                if is_number(t) and t.layout == torch.strided and not t.is_nested and not is_mask(t)}
+
+    def __len__(self) -> int:
+        """Samples: the length of the first tensor that has one."""
+        return next((len(t) for t in self.tensors.values() if t.ndim), 1)
+
+    @property
+    def device(self) -> torch.device:
+        """The accelerator, where some of them are on one: lengths are often kept on the CPU."""
+        return max((t.device for t in self.tensors.values()), key=lambda device: device.type != "cpu")
+
+    def mapped(self, change: Callable[[Name, Tensor], Tensor]) -> "Inputs":
+        """With change(name, tensor) in each tensor's place."""
+        return Inputs(*with_tensors((self.args, self.kwargs), lambda place, t: change(name_of(place), t)))
+
+    def given(self, tensors: Mapping[Name, Tensor]) -> "Inputs":
+        """With these in place of those of their names."""
+        return self.mapped(lambda name, t: tensors.get(name, t))
+
+    def __getitem__(self, index: slice | Tensor) -> "Inputs":
+        """Of these samples."""
+        samples = len(self)
+        return self.mapped(lambda _, t: t[index] if t.ndim and len(t) == samples else t)
+
+    def split(self, size: int) -> list["Inputs"]:
+        return [self[i:i + size] for i in range(0, len(self), size)]
+
+    def to(self, real: torch.dtype) -> "Inputs":
+        """Copies of its own, real numbers in this dtype and complex ones in the like; indices and masks stay."""
+        return self.mapped(lambda _, t: in_dtype(t, real))
+
+    def with_leaf(self) -> tuple[Tensor | None, "Inputs"]:
+        """A leaf that holds all numbers that ask for a gradient, and the inputs made of it, which may be written to.
+
+        Of one tensor it has the shape, of several it is flat; None where there are none.
+        """
+        own = self.differentiable
+        leaf = None
+        if len(own) == 1:
+            leaf = next(iter(own.values())).detach().clone().requires_grad_()
+            made = dict.fromkeys(own, leaf)
+        else:
+            flat = [as_real(t).flatten() for t in own.values()]
+            leaf = torch.cat(flat).requires_grad_() if own else None
+            parts = leaf.split([len(part) for part in flat]) if own else ()
+            made = {name: of_real(part, t) for (name, t), part in zip(own.items(), parts, strict=True)}
+        return leaf, self.mapped(lambda name, t: made.get(name, t).clone())
+
+
+# --- tensors by their names ------------------------------------------------------------------------------------------
+
+
+def named_tensors(value: object, place: tuple = ()) -> Iterator[tuple[Name, Tensor]]:
+    """All tensors in a pair (args, kwargs), in order."""
+    if isinstance(value, Tensor):
+        yield name_of(place), value
+    for key, part in parts_of(value):
+        yield from named_tensors(part, (*place, key))
+
+
+def name_of(place: tuple) -> Name:
+    """From the keys on the way from (args, kwargs)."""
+    return place[1] if len(place) == 2 else place[1:]
+
+
+def with_tensors(value: object, change: Callable[[tuple, Tensor], Tensor], place: tuple = ()) -> object:
+    """The same structure, of the same classes, with change(place, tensor) for each tensor."""
+    if isinstance(value, Tensor):
+        return change(place, value)
+    parts = {key: with_tensors(part, change, (*place, key)) for key, part in parts_of(value)}
+    if isinstance(value, Mapping):
+        made = copy.copy(value)
+        for key, part in parts.items():
+            made[key] = part
+        return made
+    if isinstance(value, tuple | list):
+        return type(value)(*parts.values()) if hasattr(value, "_fields") else type(value)(parts.values())
+    return dataclasses.replace(value, **parts) if parts else value
+
+
+def is_number(t: Tensor) -> bool:
+    return t.is_floating_point() or t.is_complex()
+
+
+def is_mask(t: Tensor) -> bool:
+    """Added to attention's scores."""
+    return t.is_floating_point() and bool((t == -torch.inf).any())
+
+
+def in_dtype(t: Tensor, real: torch.dtype) -> Tensor:
+    """A copy: a tensor that inference mode made cannot be differentiated."""
+    dtype = real if t.is_floating_point() else real.to_complex() if t.is_complex() else t.dtype
+    return t.detach().to(dtype).clone()
+
+
+def as_real(t: Tensor) -> Tensor:
+    return torch.view_as_real(t) if t.is_complex() else t
+
+
+def of_real(part: Tensor, like: Tensor) -> Tensor:
+    return torch.view_as_complex(part.view(*like.shape, 2)) if like.is_complex() else part.view(like.shape)
+
+
+# --- checks at the public edge ---------------------------------------------------------------------------------------
+
+
+def check_input(call: str, model: nn.Module, x: Shown) -> Inputs:
+    """The batch in float64, or the error that says what is wrong with it."""
+    return check_batch(call, model, x).to(torch.float64)
+
+
+def check_batch(call: str, model: nn.Module, x: Shown) -> Inputs:
+    """The batch as it is, or the error that says what is wrong with it."""
+    inputs = Inputs.of(x)
+    alone = isinstance(x, Tensor)
+    if not inputs.tensors or not (alone or isinstance(x, Inputs | Mapping | tuple | list)):
+        raise RefusalTypeError(f"{call}: `x` must be a tensor of inputs, got {type(x).__name__}. Use torch.as_tensor; "
+                               "several go in a tuple, for model(*x), or in a mapping, for model(**x).")
+    if alone and (x.ndim < 1 or x.numel() == 0 or (x.ndim == 1 and is_number(x))):
+        raise RefusalError(f"{call}: `x` must be a batch of at least one sample, got shape {tuple(x.shape)}. "
+                           "Its first axis counts samples: for one sample pass x.unsqueeze(0), for samples of one "
+                           "number each (x,).")
+    if not len(inputs):
+        shapes = {name: tuple(t.shape) for name, t in inputs.tensors.items()}
+        raise RefusalError(f"{call}: `x` must be a batch of at least one sample, got {shapes}. First axes count "
+                           "samples.")
+    device = next((p.device for p in model.parameters()), inputs.device)
+    for name, t in inputs.tensors.items():
+        check_tensor(call, "x" if alone else f"x[{name!r}]", t, device, masks=not alone)
+    features = getattr(model, "in_features", None)
+    if alone and is_number(x) and isinstance(features, int) and x.shape[-1] != features:
+        raise RefusalError(f"{call}: `x` must have {features} features in its last axis, got shape {tuple(x.shape)}. "
+                           "Flatten images with x.flatten(1).")
+    return inputs
+
+
+def check_tensor(call: str, argument: str, t: Tensor, device: torch.device, *, masks: bool) -> None:
+    """On the model's device and finite; -inf is what masks hold where `masks` says that there may be some."""
+    if t.device != device and not (t.device.type == "cpu" and masks and not is_number(t)):
+        raise RefusalError(f"{call}: `{argument}` must be on the model's device {device}, got {t.device}. "
+                           f"Pass {argument}.to({str(device)!r}).")
+    if not is_number(t) or t.is_nested:
+        return
+    held = t if t.layout == torch.strided else t.to_dense()
+    wild = ~held.isfinite() & ~(held == -torch.inf) if masks and not t.is_complex() else ~held.isfinite()
+    if wild.any():
+        raise RefusalError(f"{call}: `{argument}` must be finite, got {int(wild.sum())} NaN or infinite entries.")
