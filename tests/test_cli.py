@@ -1,18 +1,24 @@
 """The command line: readings as exit status, a table, a picture, and one readable line where the user erred."""
 
+import inspect
 import math
+import re
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from flowstudy.cli import check, readings
 from flowstudy.cli import commands as cli
+from flowstudy.cli.targets import load
+from flowstudy.measure import gradient_flow
 from flowstudy.refusal import RefusalError
 
 MODELS = '''
@@ -61,6 +67,15 @@ class Skip(nn.Module):
         h = self.first(x)
         return self.last(h + self.out(self.inner(h).relu()))
 def dead_branch(): return Skip(-1e3)
+
+class Both(nn.Module):
+    """Two inputs; labels make it return its loss."""
+    def __init__(self):
+        super().__init__()
+        self.u, self.v, self.out = nn.Linear(20, 16), nn.Linear(3, 16), nn.Linear(16, 5)
+    def forward(self, u, v, labels=None):
+        z = self.out(torch.tanh(self.u(u) + self.v(v)))
+        return {"hidden": u, "scores": z, "loss": None if labels is None else nn.functional.cross_entropy(z, labels)}
 
 class Cut(nn.Module):
     def __init__(self):
@@ -225,6 +240,60 @@ def test_without_data_inputs_and_labels_are_drawn_and_training_is_tried_if_asked
     assert "by sgd on drawn inputs and random labels." in tried.output and tried.exit_code == 0, tried.output
 
 
+def test_several_inputs_and_an_entry_of_the_output(user):
+    """Drawn ones of several shapes; a file's tuple or dict; the table is `gradient_flow`'s."""
+    drawn = call("check", "their_models:Both", "--input", 20, "--input", 3, "--output", "scores")
+    assert drawn.exit_code == 0, drawn.output
+    assert "48 samples of 20 and 3, drawn inputs (standard normal), and random labels of 5 classes" in " ".join(
+        drawn.output.split())
+    torch.manual_seed(0)
+    u, v, labels = torch.randn(9, 20), torch.randn(9, 3), torch.arange(9) % 5
+    torch.save({"u": u, "v": v, "labels": labels}, "dict.pt")
+    torch.save((u, v), "tuple.pt")
+    result = call("check", "their_models:Both", "--inputs", "dict.pt", "--loss", "output", "--csv", "own.csv")
+    assert result.exit_code == 0 and "9 samples of dict.pt, and the loss that the model returns" in result.output
+    torch.manual_seed(0)
+    model = load("check", "their_models:Both", 0)
+    flow = gradient_flow(model, (u, v), labels, output="scores")
+    np.testing.assert_allclose(pd.read_csv("own.csv")["log10_weight_gradient_norm"],
+                               flow.frame["log10_weight_gradient_norm"], atol=1e-6)
+    result = call("spectrum", "their_models:Both", "--inputs", "tuple.pt", "--wrt", 1, "--output", "scores",
+                  "--samples", 20, "--csv", "s.csv")
+    assert result.exit_code == 0 and "over 9 samples" in result.output, result.output
+    assert len(pd.read_csv(user / "s.csv")) == 9 * 3
+
+
+def test_a_saved_batch_of_several_inputs(user):
+    """The x of --data has any structure; with --trial the net of several inputs is trained on it."""
+    draws = torch.Generator().manual_seed(0)
+    u, v = torch.randn(200, 20, generator=draws), torch.randn(200, 3, generator=draws)
+    torch.save(({"u": u, "v": v}, u[:, :5].argmax(1)), "b.pt")
+    result = call("check", "their_models:Both", "--data", "b.pt", "--trial", 60, "--output", "scores")
+    assert result.exit_code == 0 and "(3) Will it train? trains, by sgd on your data." in result.output, result.output
+
+
+def test_losses_that_are_asked_for(user):
+    """Real targets are drawn for the mean squared error; the model's own loss cannot be tried, and that is said."""
+    result = call("check", "their_models:regression", "--loss", "mse", "--trial", 5)
+    assert "and standard normal targets" in " ".join(result.output.split()), result.output
+    torch.save({"u": torch.randn(9, 20), "v": torch.randn(9, 3), "labels": torch.arange(9) % 5}, "dict.pt")
+    result = call("check", "their_models:Both", "--inputs", "dict.pt", "--loss", "output", "--trial", 5)
+    assert result.exit_code == 3 and "own loss has no targets apart from it" in " ".join(result.output.split())
+
+
+def test_messages_name_options_that_exist():
+    """Every --option in the words and the code of the command line is one of some command, or of Python's own."""
+    commands = get_command(cli.app).commands.values()
+    known = {name for command in commands for option in command.params
+             for name in (*option.opts, *option.secondary_opts)}
+    folder = Path(inspect.getfile(cli)).parent
+    named = {word for path in folder.glob("*.py") for word in re.findall(r"--[a-z][a-z-]*[a-z]", path.read_text())}
+    assert named and named <= known | {"--help"}, named - known
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    lines = [line for line in readme.splitlines() if line.startswith("flowstudy ")]
+    assert {word for line in lines for word in re.findall(r"--[a-z][a-z-]*[a-z]", line)} <= known
+
+
 @pytest.mark.parametrize("option, words", [
     (None, "in training mode, as it trains"), ("--train", "in training mode, as it trains"),
     ("--eval", "in evaluation mode, which for batch statistics is another net than the one that trains")])
@@ -335,9 +404,21 @@ WRONG = {
     "an object": (["check", "their_models:small", "--data", "object.pt"], "must be a file of tensors that torch"),
     "other data": (["check", "their_models:small", "--data", "three.pt"], "must hold a tuple (x, y) or a dict"),
     "fewer targets": (["check", "their_models:small", "--data", "fewer.pt"], "and a target for each, got x of shape"),
-    "shape of targets": (["check", "their_models:small", "--data", "column.pt"], "must hold y of shape (8,)"),
+    "shape of targets": (["check", "their_models:small", "--data", "column.pt"], "`y` must be labels of shape (8,)"),
     "nan": (["check", "their_models:small", "--data", "nan.pt"], "must hold finite real numbers"),
     "labels": (["check", "their_models:small", "--data", "labels.pt"], "`y` must hold labels from 0 to 4"),
+    "both files": (["check", "their_models:Both", "--data", "three.pt", "--inputs", "three.pt"],
+                   "`--inputs` must be left out with --data"),
+    "file and shape": (["check", "their_models:Both", "--inputs", "three.pt", "--input", "3"],
+                       "`--input` must be left out with --inputs"),
+    "no inputs": (["check", "their_models:Both", "--inputs", "nowhere.pt"], "`--inputs` must name a file that exists"),
+    "no tensors": (["check", "their_models:Both", "--inputs", "words.pt"], "`--inputs` must hold tensors, alone, in a"),
+    "loss": (["check", "their_models:small", "--loss", "msee"], "`--loss` must be one of cross_entropy, mse, output, "
+             "got 'msee'. Did you mean 'mse'?"),
+    "own loss": (["check", "their_models:small", "--data", "three.pt", "--loss", "output"], "Pass what the model"),
+    "entry": (["check", "their_models:Both", "--input", "20", "--input", "3"], "Pass `output=`, one of its keys: 'hid"),
+    "varied": (["spectrum", "their_models:Both", "--input", "20", "--input", "3", "--output", "scores"],
+               "Pass `wrt=`, one of 0, 1"),
     "data and input": (["check", "their_models:small", "--data", "fewer.pt", "--input", "20"],
                        "`--input` must be left out with --data, got '20'"),
     "part": (["spectrum", "their_models:stable", "--part", "head"], "`part` must be 'all', 'body'"),
@@ -355,6 +436,7 @@ def test_mistakes_get_one_line_and_exit_status_2(case):
         torch.save(held, f"{name}.pt")
     Path("broken.pt").write_bytes(Path("three.pt").read_bytes()[:-40])
     torch.save({"x": Path(), "y": y}, "object.pt")
+    torch.save(["words"], "words.pt")
     result = call(*arguments)
     assert result.exit_code == 2 and words in result.stderr and result.stderr.count("\n") == 1, result.output
     assert not list(Path().glob("*.png"))

@@ -9,10 +9,23 @@ import typer
 from torch import nn
 
 from flowstudy.measure import GradientFlow, gradient_flow
+from flowstudy.measure.gradients.losses import LOSSES, OWN
 from flowstudy.refusal import did_you_mean
 from flowstudy.trainability.will_it_train import OPTIMIZERS
 
-from .batches import Batch, Input, Seed, Vocabulary, drawn_batch, generator, saved_batch
+from .batches import (
+    Asked,
+    Batch,
+    File,
+    Input,
+    Output,
+    Seed,
+    Vocabulary,
+    check_loss_option,
+    drawn_batch,
+    generator,
+    saved_batch,
+)
 from .outcomes import AGAINST, NOT_TAKEN, endings, stop
 from .readings import Reading, gradient_reading, signal_reading, training_reading
 from .screen import Csv, Picture, check_picture, keep, say, show
@@ -26,6 +39,7 @@ COLUMNS = {"layer": "layer", "module": "module", "log10_error_signal_norm": "|dL
 
 Classes = Annotated[int | None, typer.Option(help="of the random labels; without, the model's outputs where they are "
                                              "(sample, class), else a random linear read-out is the loss", min=2)]
+LossOption = Annotated[str | None, typer.Option("--loss", help=f"{', '.join((*LOSSES, OWN))} (the model returns it)")]
 Data = Annotated[Path | None, typer.Option(help="a tuple (x, y), or a dict with x and y, that torch.save wrote")]
 Trial = Annotated[int, typer.Option(help="train copies for so many steps at the usual eight learning rates", min=0)]
 OptimizerOption = Annotated[str, typer.Option("--optimizer", help=", ".join(OPTIMIZERS))]
@@ -35,10 +49,10 @@ Train = Annotated[bool | None, typer.Option("--train/--eval", help="the mode to 
                                             "nets with batch statistics, evaluation mode for others")]
 
 
-def check(target: Target, shape: Input = None, classes: Classes = None, data: Data = None, trial: Trial = 0,
-          optimizer: OptimizerOption = "sgd", samples: Samples = 48, seconds: Seconds = None,
-          vocabulary: Vocabulary = None, train: Train = None, seed: Seed = 0, picture: Picture = None,
-          csv: Csv = None) -> None:
+def check(target: Target, shapes: Input = None, inputs: File = None, classes: Classes = None, data: Data = None,
+          loss: LossOption = None, output: Output = None, trial: Trial = 0, optimizer: OptimizerOption = "sgd",
+          samples: Samples = 48, seconds: Seconds = None, vocabulary: Vocabulary = None, train: Train = None,
+          seed: Seed = 0, picture: Picture = None, csv: Csv = None) -> None:
     """Does every trainable part get a gradient, does the signal stay alive, will it train?
 
     Without --data, inputs are standard normal draws (or token ids) and labels
@@ -52,13 +66,13 @@ def check(target: Target, shape: Input = None, classes: Classes = None, data: Da
     70  an error of flowstudy
     """
     with endings("check"):
-        check_options(shape, classes, vocabulary, data, optimizer, picture)
+        asked = Asked(shapes, inputs, vocabulary, samples, seed, classes, loss, output)
+        check_options(asked, data, optimizer, picture)
         model = load("check", target, seed)
         model.train(has_batch_statistics(model) if train is None else train)
-        batch = (drawn_batch("check", model, shape, classes, samples, vocabulary, seed) if data is None
-                 else saved_batch("check", model, data, samples))
+        batch = drawn_batch("check", model, asked) if data is None else saved_batch("check", model, data, asked)
         shown = some_of(batch, samples, seed)
-        flow = gradient_flow(model, shown.x, shown.y, loss=batch.loss)
+        flow = gradient_flow(model, shown.x, shown.y, **batch.options)
         say(f"{target}: {batch.words}; {mode_in_words(model)}.")
         tell_layers(flow)
         readings = [gradient_reading(model, shown, flow), signal_reading(flow)]
@@ -73,11 +87,16 @@ def check(target: Target, shape: Input = None, classes: Classes = None, data: Da
     raise typer.Exit(status)
 
 
-def check_options(shape: str | None, classes: int | None, vocabulary: int | None, data: Path | None, optimizer: str,
-                  picture: Path | None) -> None:
-    for option, value in (("--input", shape), ("--classes", classes), ("--vocabulary", vocabulary)):
+def check_options(asked: Asked, data: Path | None, optimizer: str, picture: Path | None) -> None:
+    shape = " ".join(asked.shapes) if asked.shapes else None
+    for option, value in (("--input", shape), ("--inputs", asked.file), ("--classes", asked.classes),
+                          ("--vocabulary", asked.vocabulary)):
         if data is not None and value is not None:
             stop(f"check: `{option}` must be left out with --data, got {value!r}. The file holds inputs and targets.")
+    if data is not None and asked.loss == OWN:
+        stop("check: `--loss output` takes no targets, got --data. Pass what the model takes, its labels too, as "
+             "--inputs.")
+    check_loss_option("check", asked.loss)
     if optimizer not in OPTIMIZERS:
         stop(f"check: `--optimizer` must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r}."
              + did_you_mean(optimizer, OPTIMIZERS))
@@ -86,6 +105,8 @@ def check_options(shape: str | None, classes: int | None, vocabulary: int | None
 
 def some_of(batch: Batch, samples: int, seed: int) -> Batch:
     """So many of its samples, drawn at random: data are often sorted by class."""
+    if samples >= len(batch.x):
+        return batch
     chosen = torch.randperm(len(batch.x), generator=generator(seed))[:samples].sort().values.to(batch.x.device)
     return replace(batch, x=batch.x[chosen], y=None if batch.y is None else batch.y[chosen])
 

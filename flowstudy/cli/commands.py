@@ -8,7 +8,7 @@ import typer
 from flowstudy.measure import jacobian_spectrum
 
 from . import sweeps
-from .batches import Input, Seed, Vocabulary, draw_inputs
+from .batches import Asked, File, Input, Output, Seed, Vocabulary, inputs_asked_for, key_of_option
 from .check import check
 from .outcomes import endings
 from .screen import Csv, Picture, check_picture, keep, show
@@ -18,15 +18,17 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
                   help="Will this network train at this depth, and if not, why?")
 ROWS = 40  # of a longer table the first and last are printed
 
-Samples = Annotated[int, typer.Option(help="inputs to measure at: standard normal draws", min=1)]
+Samples = Annotated[int, typer.Option(help="inputs to measure at: draws, or the first ones of --inputs", min=1)]
 
 
-def spectrum(target: Target, shape: Input = None, part: Annotated[str, typer.Option(
+def spectrum(target: Target, shapes: Input = None, inputs: File = None, part: Annotated[str, typer.Option(
                  help="all: input to output; body: first layer's output to the last hidden layer's")] = "all",
              method: Annotated[str, typer.Option(help="auto, product, dense or matrix_free")] = "auto",
              k: Annotated[int | None, typer.Option(help="only the k largest singular values")] = None,
              samples: Samples = 4, vocabulary: Vocabulary = None,
              start: Annotated[str | None, typer.Option(help="module whose output is the input")] = None,
+             wrt: Annotated[str | None, typer.Option(help="of several inputs the one that is varied, by key or by "
+                                                     "place")] = None, output: Output = None,
              seed: Seed = 0, picture: Picture = Path("jacobian_spectrum.png"), csv: Csv = None) -> None:
     """Singular values of the input-output Jacobian, right in every one where the model is a chain of layers.
 
@@ -35,13 +37,14 @@ def spectrum(target: Target, shape: Input = None, part: Annotated[str, typer.Opt
     with endings("spectrum"):
         check_picture("spectrum", picture)
         model = load("spectrum", target, seed)
-        x = draw_inputs("spectrum", model, shape, samples, vocabulary, seed)
+        x, _ = inputs_asked_for("spectrum", model, Asked(shapes, inputs, vocabulary, samples, seed))
         outputs_of("spectrum", model, x)
-        found = jacobian_spectrum(model, x, part=part, method=method, k=k, start=start, samples=samples, seed=seed)
+        found = jacobian_spectrum(model, x, part=part, method=method, k=k, start=start, wrt=key_of_option(wrt),
+                                  output=key_of_option(output), samples=samples, seed=seed)
         by_rank = found.frame.groupby("rank").agg(
             median=("log_singular_value", "median"), lowest=("log_singular_value", "min"),
             highest=("log_singular_value", "max"), error=("log_error", "max"))
-        typer.echo(f"ln singular values of {target}, over {samples} samples\n")
+        typer.echo(f"ln singular values of {target}, over {min(samples, len(x))} samples\n")
         show(by_rank.reset_index(), ROWS)
         typer.echo(f"\n{found!r}")
         keep("spectrum", found, picture, csv)

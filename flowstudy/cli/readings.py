@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flowstudy.measure import GradientFlow, gradient_flow
+from flowstudy.measure.gradients.losses import OWN
 from flowstudy.refusal import RefusalError
 from flowstudy.trainability import Trainability, trainability
 from flowstudy.trainability.causes import ALIKE, Cause, collapsed, softmax_twice
@@ -96,7 +97,7 @@ def still_zero(model: nn.Module, batch: Batch, flow: GradientFlow, layers: list[
     with torch.no_grad():
         for p in zeros:
             p.copy_(NUDGE * torch.randn(p.shape, generator=random))
-    again = gradient_flow(nudged, batch.x, batch.y, loss=batch.loss)
+    again = gradient_flow(nudged, batch.x, batch.y, **batch.options)
     gradients = gradients_of_layers(nudged, again.frame)
     return [name for name in layers if gradients.get(name) != "value"]
 
@@ -145,10 +146,11 @@ def training_reading(model: nn.Module, batch: Batch, *, saved: bool, trial: int,
                 "copies on it for 100 steps.")
         return Reading(question, "not tried on your data.", (hint, *softmax_named(batch))), None
     if batch.y is None:
-        return Reading(question, "could not be tried: no labels can be drawn for these outputs. Pass --data.",
-                       missing=True), None
+        why = ("the model's own loss has no targets apart from it" if batch.objective.loss == OWN else
+               "no labels can be drawn for these outputs")
+        return Reading(question, f"could not be tried: {why}. Pass --data.", missing=True), None
     try:
-        found = trainability(model, batch.x, batch.y, loss=batch.loss, optimizer=optimizer, trial=trial,
+        found = trainability(model, batch.x, batch.y, **batch.options, optimizer=optimizer, trial=trial,
                              samples=samples, seconds=seconds, seed=seed, progress=trial > 0)
     except RefusalError as error:
         return Reading(question, "could not be tried.", (str(error),), missing=True), None
@@ -179,6 +181,5 @@ def reading_of(question: str, found: Trainability, batch: Batch, saved: bool, op
 
 def softmax_named(batch: Batch) -> tuple[str, ...]:
     """That the outputs are probabilities already, if they are: it is named, and does not count against the model."""
-    labels = isinstance(batch.outputs, Tensor) and batch.y is not None
-    cause = softmax_twice(batch.outputs.double(), batch.loss) if labels else None
+    cause = None if batch.y is None else softmax_twice(batch.outputs.double(), batch.objective.loss)
     return () if cause is None else (f"{cause.name}: {cause.seen}. {cause.advice}",)

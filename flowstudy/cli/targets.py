@@ -9,7 +9,9 @@ from typing import Annotated
 
 import torch
 import typer
-from torch import Tensor, nn
+from torch import nn
+
+from flowstudy.measure.models.inputs import Inputs
 
 from .outcomes import stop, users_code
 
@@ -62,10 +64,10 @@ def import_file(call: str, path: Path) -> object:
     return module
 
 
-def outputs_of(call: str, model: nn.Module, x: Tensor) -> object:
+def outputs_of(call: str, model: nn.Module, x: Inputs) -> object:
     """What a copy of the model makes of the inputs, in its own dtype: what is raised here is no fault of measuring."""
     with users_code(call), torch.random.fork_rng(), torch.no_grad():
-        return copy.deepcopy(model)(x)
+        return x.call(copy.deepcopy(model))
 
 
 def has_batch_statistics(model: nn.Module) -> bool:

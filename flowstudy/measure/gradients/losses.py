@@ -149,4 +149,4 @@ def check_label_range(call: str, y: Tensor, classes: int) -> None:
         raise RefusalError(f"{call}: `y` must have a label that counts, got {IGNORED} alone, which is left out.")
     if counted.min() < 0 or counted.max() >= classes:
         raise RefusalError(f"{call}: `y` must hold labels from 0 to {classes - 1}, the model's outputs, "
-                           f"got {int(counted.min())} to {int(counted.max())}. {IGNORED} stands for what does not count.")
+                           f"got {int(counted.min())} to {int(counted.max())}. {IGNORED} is left out.")

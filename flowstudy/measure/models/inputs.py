@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -181,11 +182,26 @@ def check_batch(call: str, model: nn.Module, x: Shown) -> Inputs:
     device = next((p.device for p in model.parameters()), inputs.device)
     for name, t in inputs.tensors.items():
         check_tensor(call, "x" if alone else f"x[{name!r}]", t, device, masks=not alone)
+    check_arguments(call, model, inputs)
     features = getattr(model, "in_features", None)
     if alone and is_number(x) and isinstance(features, int) and x.shape[-1] != features:
         raise RefusalError(f"{call}: `x` must have {features} features in its last axis, got shape {tuple(x.shape)}. "
                            "Flatten images with x.flatten(1).")
     return inputs
+
+
+def check_arguments(call: str, model: nn.Module, inputs: Inputs) -> None:
+    """The model's forward takes so many inputs, of these names; what hooks make of them is not known."""
+    if model._forward_pre_hooks or type(model).__call__ is not nn.Module.__call__:
+        return
+    try:
+        inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
+    except ValueError:   # a forward without a signature
+        return
+    except TypeError as error:
+        raise RefusalTypeError(f"{call}: `x` must be what {type(model).__name__} takes, model(*x) of a tuple or a list "
+                               f"and model(**x) of a mapping, got {error}. A list that is one input goes into a tuple, "
+                               "([a, b],).") from None
 
 
 def check_tensor(call: str, argument: str, t: Tensor, device: torch.device, *, masks: bool) -> None:
