@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowstudy.measure.models.inputs import with_tensors
-from flowstudy.measure.models.outputs import entry_of, parts_of
+from flowstudy.measure.models.outputs import entries_of, entry_of
 from flowstudy.refusal import RefusalError, RefusalTypeError
 
 Loss = Callable[[Any, Any], Tensor]
@@ -71,7 +71,7 @@ class Objective:
         if self.loss == "mse" and y is not None:
             check_same_shape(self.call, taken, y)
         if self.loss == "cross_entropy" and y is not None:
-            check_labels(self.call, taken, y)
+            check_class_targets(self.call, taken, y)
 
 
 def own_targets(y: object, real: torch.dtype) -> object:
@@ -89,7 +89,7 @@ def random_readout(output: Tensor) -> Tensor:
 
 def own_loss(call: str, output: object, entry: str | int | None) -> Tensor:
     """The scalar that a model returns as its loss: alone, by the name `loss`, or first of a tuple."""
-    parts = dict(parts_of(output))
+    parts = dict(entries_of(output))
     found = output if isinstance(output, Tensor) else parts.get("loss" if entry is None else entry)
     if found is None and isinstance(output, tuple | list) and entry is None:
         found = parts.get(0)
@@ -124,7 +124,7 @@ def check_same_shape(call: str, output: Tensor, y: Tensor) -> None:
                            f"{tuple(y.shape)}.{way}")
 
 
-def check_labels(call: str, output: Tensor, y: Tensor) -> None:
+def check_class_targets(call: str, output: Tensor, y: Tensor) -> None:
     """Labels or probabilities of classes, which are the output's second axis."""
     if output.ndim < 2:
         raise RefusalError(f"{call}: `model` must have an output of shape (sample, class) for loss='cross_entropy', "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flowstudy.refusal import RefusalError, RefusalTypeError
 
-from .outputs import parts_of
+from .outputs import entries_of
 
 # What the public functions take: model(x) of a tensor, model(*x) of a tuple or list, model(**x) of a mapping.
 Shown = Tensor | tuple | list | Mapping | object
@@ -66,7 +66,7 @@ class Inputs:
 
     def mapped(self, change: Callable[[Name, Tensor], Tensor]) -> "Inputs":
         """With change(name, tensor) in each tensor's place."""
-        return Inputs(*with_tensors((self.args, self.kwargs), lambda place, t: change(name_of(place), t)))
+        return Inputs(*with_tensors((self.args, self.kwargs), lambda place, t: change(name_at(place), t)))
 
     def given(self, tensors: Mapping[Name, Tensor]) -> "Inputs":
         """With these in place of those of their names."""
@@ -95,10 +95,10 @@ class Inputs:
             leaf = next(iter(own.values())).detach().clone().requires_grad_()
             made = dict.fromkeys(own, leaf)
         else:
-            flat = [as_real(t).flatten() for t in own.values()]
+            flat = [in_reals(t).flatten() for t in own.values()]
             leaf = torch.cat(flat).requires_grad_() if own else None
             parts = leaf.split([len(part) for part in flat]) if own else ()
-            made = {name: of_real(part, t) for (name, t), part in zip(own.items(), parts, strict=True)}
+            made = {name: of_reals(part, t) for (name, t), part in zip(own.items(), parts, strict=True)}
         return leaf, self.mapped(lambda name, t: made.get(name, t).clone())
 
 
@@ -108,12 +108,12 @@ class Inputs:
 def named_tensors(value: object, place: tuple = ()) -> Iterator[tuple[Name, Tensor]]:
     """All tensors in a pair (args, kwargs), in order."""
     if isinstance(value, Tensor):
-        yield name_of(place), value
-    for key, part in parts_of(value):
+        yield name_at(place), value
+    for key, part in entries_of(value):
         yield from named_tensors(part, (*place, key))
 
 
-def name_of(place: tuple) -> Name:
+def name_at(place: tuple) -> Name:
     """From the keys on the way from (args, kwargs)."""
     return place[1] if len(place) == 2 else place[1:]
 
@@ -122,7 +122,7 @@ def with_tensors(value: object, change: Callable[[tuple, Tensor], Tensor], place
     """The same structure, of the same classes, with change(place, tensor) for each tensor."""
     if isinstance(value, Tensor):
         return change(place, value)
-    parts = {key: with_tensors(part, change, (*place, key)) for key, part in parts_of(value)}
+    parts = {key: with_tensors(part, change, (*place, key)) for key, part in entries_of(value)}
     if isinstance(value, Mapping):
         made = copy.copy(value)
         for key, part in parts.items():
@@ -148,11 +148,11 @@ def in_dtype(t: Tensor, real: torch.dtype) -> Tensor:
     return t.detach().to(dtype).clone()
 
 
-def as_real(t: Tensor) -> Tensor:
+def in_reals(t: Tensor) -> Tensor:
     return torch.view_as_real(t) if t.is_complex() else t
 
 
-def of_real(part: Tensor, like: Tensor) -> Tensor:
+def of_reals(part: Tensor, like: Tensor) -> Tensor:
     return torch.view_as_complex(part.view(*like.shape, 2)) if like.is_complex() else part.view(like.shape)
 
 

@@ -18,12 +18,15 @@ def tensors_in(value: object) -> Iterator[Tensor]:
     """All tensors in a structure of mappings, sequences and dataclasses, in order."""
     if isinstance(value, Tensor):
         yield value
+    elif isinstance(value, tuple | list):   # most often: asked at every operation, without the way through `entries_of`
+        for part in value:
+            yield from tensors_in(part)
     else:
-        for _, part in parts_of(value):
+        for _, part in entries_of(value):
             yield from tensors_in(part)
 
 
-def parts_of(value: object) -> Iterator[tuple[object, object]]:
+def entries_of(value: object) -> Iterator[tuple[object, object]]:
     """The entries of a mapping, a sequence or a dataclass, each with its key, its place or its name."""
     if isinstance(value, Mapping):
         yield from value.items()
@@ -41,14 +44,15 @@ def entry_of(call: str, output: object, entry: str | int | None) -> Tensor:
             where there is one, else the only real or complex tensor in it.
     """
     if entry is None:
-        found = {key: part for key, part in parts_of(output) if isinstance(part, Tensor)}
-        numbers = [output] if isinstance(output, Tensor) else [found["logits"]] if "logits" in found else [
-            *numbers_in(output)]
+        if isinstance(output, Tensor):
+            return output
+        found = {key: part for key, part in entries_of(output) if isinstance(part, Tensor)}
+        numbers = [found["logits"]] if "logits" in found else list(numbers_in(output))
         if len(numbers) != 1:
             raise RefusalTypeError(f"{call}: `model` must return one tensor, got {type(output).__name__}. "
                                    f"{way_to_one(output)}")
         return numbers[0]
-    parts = dict(parts_of(output))
+    parts = dict(entries_of(output))
     if entry not in parts:
         raise RefusalError(f"{call}: `output` must be a key of the model's output, got {entry!r} of "
                            f"{type(output).__name__}. {way_to_one(output)}")
@@ -62,7 +66,7 @@ def way_to_one(output: object) -> str:
     """How one tensor of it can be named."""
     if isinstance(output, Tensor):
         return "It is one tensor: leave `output` out."
-    tensors = [repr(key) for key, part in parts_of(output) if isinstance(part, Tensor)]
+    tensors = [repr(key) for key, part in entries_of(output) if isinstance(part, Tensor)]
     if not tensors:
         return "Wrap it in a module that returns the tensor to measure."
     return f"Pass `output=`, one of its keys: {', '.join(tensors)}."
