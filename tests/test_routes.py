@@ -11,9 +11,11 @@ from flowstudy.measure.models import dense_jacobian, graph
 from flowstudy.measure.models.context import RandomState
 from flowstudy.measure.models.dense_jacobian import jacobian
 from flowstudy.measure.models.graph import reachable
+from flowstudy.measure.models.inputs import Inputs
 from flowstudy.measure.spectra import one_model, routes
 from flowstudy.measure.spectra.choice import choose
 from flowstudy.measure.spectra.one_model import pass_and_chain
+from flowstudy.measure.spectra.probe import Probe
 
 
 class Residual(nn.Module):
@@ -145,7 +147,7 @@ def test_a_model_is_cut_where_one_value_carries_everything_on():
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Sequential(shared, nn.Tanh(), nn.Dropout()),
                           shared, Skip(nn.Linear(6, 6)), nn.Flatten(), nn.Linear(6, 3)).double().eval()
     x = torch.randn(3, 4, dtype=torch.float64)
-    _, chain = pass_and_chain("test", model, x, RandomState(x.device))
+    _, chain = pass_and_chain("test", Probe("test", model), Inputs.of(x), RandomState(x.device))
     assert [factor.name for factor in chain] == ["0", "2.0", "2.0", "4.branch", "6"]
     assert [factor.rule is not None for factor in chain] == [True, True, True, False, True]
     pieces = [model[:2], model[2], model[3], model[4:6], model[6]]
@@ -206,7 +208,7 @@ REFUSED = {
     "constant output": ((Constant(), X), {}, ValueError, "depends on x"),
     "integer output": ((Integer(), X), {}, TypeError, "real output"),
     "tuple output": ((nn.LSTM(4, 3, batch_first=True), torch.ones(2, 3, 4)), {}, TypeError, "`output=`"),
-    "no such output": ((nn.LSTM(4, 3, batch_first=True), torch.ones(2, 3, 4)), {"output": 5}, ValueError, "0 to 1"),
+    "no such output": ((nn.LSTM(4, 3, batch_first=True), torch.ones(2, 3, 4)), {"output": 5}, ValueError, "keys: 0"),
     "samples mixed": ((nn.LSTM(4, 3), torch.ones(2, 3, 4)), {"output": 0}, ValueError, "batch_first=True"),
     "batch norm": ((nn.BatchNorm1d(4), X), {"mode": "train"}, ValueError, "mixes the samples"),
     "start": ((Tokens(), torch.ones(2, 4, dtype=torch.int64)), {"start": "embeding", "output": "logits"}, ValueError,
@@ -227,7 +229,7 @@ def test_bad_input_is_refused_in_one_line_with_the_way_out(case):
 def chosen(model: nn.Module, shape: tuple[int, ...]) -> str:
     model = model.double().eval()
     x = torch.randn(shape, dtype=torch.float64)
-    whole, chain = pass_and_chain("test", model, x, RandomState(x.device))
+    whole, chain = pass_and_chain("test", Probe("test", model), Inputs.of(x), RandomState(x.device))
     return choose("auto", chain, whole)
 
 
