@@ -68,10 +68,6 @@ class Inputs:
         """With change(name, tensor) in each tensor's place."""
         return Inputs(*with_tensors((self.args, self.kwargs), lambda place, t: change(name_at(place), t)))
 
-    def given(self, tensors: Mapping[Name, Tensor]) -> "Inputs":
-        """With these in place of those of their names."""
-        return self.mapped(lambda name, t: tensors.get(name, t))
-
     def __getitem__(self, index: slice | Tensor) -> "Inputs":
         """Of these samples."""
         samples = len(self)
