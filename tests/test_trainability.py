@@ -661,6 +661,47 @@ def test_softmax_before_cross_entropy_is_named():
     assert "softmax before cross-entropy" in verdict.cause and "logits" in verdict.advice
 
 
+# --- formats of 16 bits, and another mode -----------------------------------------------------------------------------
+
+
+def small_loss(factor: float):
+    return lambda output, y: factor * F.cross_entropy(output, y)
+
+
+def test_a_loss_too_small_for_float16_is_named_and_its_scale_saves_it():
+    """Gradients 2^-24 times as large fall below float16's least number, 2^-24; times 2^k they come back exactly."""
+    (x, y), model = batch(), mlp()
+    lost = fs.trainability(model, x, y, loss=small_loss(2.0**-24), samples=8, dtype="float16")
+    assert (lost.survival.frame.survives < 0.5).any() and (lost.survival.frame.scaled > 0.99).all()
+    assert lost.verdict.kind == "does not train" and "float16 underflow" in lost.verdict.cause
+    assert f"{lost.survival.loss_scale:,.0f}" in lost.verdict.advice
+    heeded = fs.trainability(model, x, y, loss=small_loss(2.0**-24 * lost.survival.loss_scale), samples=8,
+                             dtype="float16")
+    np.testing.assert_array_equal(heeded.survival.frame.survives, lost.survival.frame.scaled)
+    assert heeded.survival.loss_scale == 1 and "underflow" not in heeded.verdict.cause
+    wide = fs.trainability(model, x, y, loss=small_loss(2.0**-24), samples=8, dtype="bfloat16")
+    assert (wide.survival.frame.survives > 0.99).all()
+
+
+def test_a_gradient_too_large_for_float16_survives_at_no_scale():
+    x, y = batch()
+    lost = fs.trainability(mlp(), x, y, loss=small_loss(2.0**40), samples=8, dtype="float16").survival
+    assert lost.loss_scale == 1 and lost.frame.survives.min() < 0.5
+
+
+def test_evaluation_mode_before_training_is_said_to_be_another_net():
+    x, y = batch()
+    assert "another net than the one that trains" in str(fs.trainability(batch_norm().eval(), x, y, samples=8).verdict)
+    assert not fs.trainability(batch_norm(), x, y, samples=8).verdict.note
+
+
+def test_a_frozen_weight_with_a_bias_that_learns_is_not_cut_off():
+    x, y = batch()
+    model = mlp()
+    model[0].weight.requires_grad_(False)
+    assert "cut off" not in fs.trainability(model, x, y, samples=8).verdict.cause
+
+
 # --- the largest rate of the first steps ------------------------------------------------------------------------------
 
 

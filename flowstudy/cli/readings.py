@@ -42,7 +42,7 @@ class Reading:
 
 def gradient_reading(model: nn.Module, batch: Batch, flow: GradientFlow) -> Reading:
     question = "Does every trainable part get a gradient?"
-    layers = gradients_of_layers(model, flow.frame)
+    layers = gradients_of_layers(flow.frame)
     cut = [name for name, gradient in layers.items() if gradient == "none"]
     zero = [name for name, gradient in layers.items() if gradient == "zero"]
     silent = still_zero(model, batch, flow, zero)
@@ -64,16 +64,14 @@ def gradient_reading(model: nn.Module, batch: Batch, flow: GradientFlow) -> Read
     return Reading(question, answer, tuple(reasons), against=bool(cut or silent or flow.verdict.kind == "cut off"))
 
 
-def gradients_of_layers(model: nn.Module, frame: pd.DataFrame) -> dict[str, str]:
+def gradients_of_layers(frame: pd.DataFrame) -> dict[str, str]:
     """Of every layer that ran and whose weights are meant to learn: "value" if any use of it has one, "zero" or "none".
 
     A bias alone does not make a layer one: the frame speaks of weights.
     """
-    learning = [name for name, p in model.named_parameters() if p.requires_grad and not name.endswith("bias")]
     found: dict[str, str] = {}
-    for name, gradient in zip(frame["module"], frame["gradient"], strict=True):
-        if any(not name or f"{parameter}.".startswith(f"{name}.") for parameter in learning):
-            found[name] = max(found.get(name, "none"), gradient, key=("none", "zero", "value").index)
+    for name, gradient in frame.loc[frame["trainable"], ["module", "gradient"]].itertuples(index=False):
+        found[name] = max(found.get(name, "none"), gradient, key=("none", "zero", "value").index)
     return found
 
 
@@ -97,7 +95,7 @@ def still_zero(model: nn.Module, batch: Batch, flow: GradientFlow, layers: list[
         for p in zeros:
             p.copy_(NUDGE * torch.randn(p.shape, generator=random))
     again = gradient_flow(nudged, batch.x, batch.y, loss=batch.loss)
-    gradients = gradients_of_layers(nudged, again.frame)
+    gradients = gradients_of_layers(again.frame)
     return [name for name in layers if gradients.get(name) != "value"]
 
 

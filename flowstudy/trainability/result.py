@@ -8,6 +8,7 @@ import pandas as pd
 from flowstudy.measure.drawn import Drawn
 from flowstudy.measure.gradients.flow import GradientFlow
 
+from .half import Survival
 from .kernel.tangent import Kernel
 from .reading import TrainabilityVerdict
 from .trials.trial import Trial
@@ -38,6 +39,8 @@ class Trainability(Drawn):
         dtype: in which the model was differentiated: "float64", or "float32" where that would have taken minutes.
         optimizer: the one asked about.
         seconds: taken.
+        survival: what of each layer's gradient survives in the format of 16 bits that was asked about, and the loss
+            scale that saves the rest (`trainability.half.Survival`); None where none was.
     """
 
     remaining: pd.Series
@@ -58,6 +61,7 @@ class Trainability(Drawn):
     seconds: float
     kernel: Kernel = field(repr=False)
     tried: Trial | None = field(default=None, repr=False)
+    survival: Survival | None = None
 
     drawn_by = "trainability"
 

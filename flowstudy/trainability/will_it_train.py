@@ -9,20 +9,22 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from flowstudy.measure.gradients.flow import gradient_flow
+from flowstudy.measure.gradients.flow import GradientFlow, gradient_flow
 from flowstudy.measure.gradients.losses import Loss, check_loss
 from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.copies import check_input, check_module, float64_copy, own_tensor
 from flowstudy.refusal import RefusalError, did_you_mean
 
-from .causes import causes_of
+from .causes import Cause, causes_of, underflow
 from .constant import constant_loss
+from .half import HALVES, survival
 from .kernel.first_steps import largest_rate
 from .kernel.linearised import Linearised, linearise
 from .kernel.tangent import Kernel, tangent_kernel
-from .reading import HALF, HORIZON, NOTHING, TrainabilityVerdict, read_off
+from .reading import HALF, HORIZON, NOTHING, TrainabilityVerdict, kind_by_trial, read_off
 from .result import Trainability
 from .trials.trial import Trial, check_targets_given, run_trial
+from .warm_up import no_warm_up, normalises_sums
 
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw")
 MOMENTUM = 0.9
@@ -33,14 +35,16 @@ PASSES = 64       # of the batch, in the longer route
 
 def trainability(model: nn.Module, x: Tensor, y: Tensor | None, *, loss: str | Loss = "cross_entropy",
                  optimizer: str = "sgd", steps: Sequence[int] = (100, 1_000, 10_000), samples: int = 48, trial: int = 0,
-                 batch_size: int = 64, seconds: float | int | None = None, seed: int = 0,
+                 batch_size: int = 64, seconds: float | int | None = None, seed: int = 0, dtype: str | None = None,
                  progress: bool = False) -> Trainability:
     """Will this net learn this task, in how many steps, and if not, why?
 
     Two readings.  The tangent kernel at the start tells which part of the task's residual gradient descent reaches, and
     how fast at the best stable rate: it costs some hundred backward passes, and says why.  The trial trains copies for
     `trial` steps at the usual eight rates: it decides.  Both leave the model, its buffers and the global random states
-    as they are; a model in evaluation mode is read in it, and tried in training mode.
+    as they are; a model in evaluation mode is read in it, and tried in training mode.  Where a trial learns at no rate
+    and the net normalises its sums (post-norm), a second one whose rate grows over half of its steps tells whether a
+    warm-up helps.
 
     Args:
         model: any module that `gradient_flow` takes and that returns one tensor.  Nets with batch statistics are to be
@@ -54,6 +58,8 @@ def trainability(model: nn.Module, x: Tensor, y: Tensor | None, *, loss: str | L
         trial: steps of a trial; 0 is none.  batch_size: of its steps, and of the gradient noise that Adam sees.
         seconds: of wall time at most for the trial; what was left out is said.
         seed: of the trial's batches, and of the samples drawn.
+        dtype: "float16" or "bfloat16": also tell what of each layer's gradient survives in it, and the loss scale that
+            saves the rest (`.survival`).
         progress: say on stderr what is being done.
 
     Returns:
@@ -69,7 +75,7 @@ def trainability(model: nn.Module, x: Tensor, y: Tensor | None, *, loss: str | L
         thresholds are ours (`benchmarks/trainability.py`).
     """
     return look_at("trainability", model, x, y, loss, optimizer, steps, samples, trial, batch_size, seconds, seed,
-                   progress)
+                   dtype, progress)
 
 
 class UntrainableError(AssertionError):
@@ -110,11 +116,11 @@ def assert_trainable(model: nn.Module, x: Tensor, y: Tensor | None = None, *, lo
 @in_own_context
 def look_at(call: str, model: nn.Module, x: Tensor, y: Tensor | None, loss: str | Loss, optimizer: str,
             steps: Sequence[int], samples: int, trial: int, batch_size: int, seconds: float | int | None, seed: int = 0,
-            progress: bool = False) -> Trainability:
+            half: str | None = None, progress: bool = False) -> Trainability:
     """What `trainability` does, in the name of the public function that was called."""
     started = time.perf_counter()
     check_module(call, model)
-    check_choices(call, optimizer, steps, samples, trial)
+    check_choices(call, optimizer, steps, samples, trial, half)
     inputs = check_input(call, model, x)
     check_targets_given(call, x, y)
     objective = check_loss(call, loss, y)
@@ -123,15 +129,32 @@ def look_at(call: str, model: nn.Module, x: Tensor, y: Tensor | None, loss: str 
     check_differ(call, y, loss)
     kernel = tangent_kernel(net, adam=optimizer.startswith("adam"), batch_size=batch_size)
     flow = gradient_flow(model, x[chosen], y[chosen], loss=loss, samples=len(chosen))
-    tried = run_trial(call, model, x, y, loss, optimizer=optimizer, steps=trial, batch_size=batch_size, seconds=seconds,
-                      seed=seed, progress=progress) if trial else None
+    survived = None if half is None else survival(call, model, net, half)
+
+    def try_out(**more: int | float | None) -> Trial:
+        options = {"steps": trial, "batch_size": batch_size, "seconds": seconds, "seed": seed, "progress": progress}
+        return run_trial(call, model, x, y, loss, optimizer=optimizer, **(options | more))
+
+    tried = try_out() if trial else None
     at_start, _ = net.loss_and_residual()
     constant = constant_loss(loss, net.outputs, own_tensor(y) if tried is None else own_tensor(y)[tried.looked_at])
+    remaining = (kernel.adams or kernel.decay).remaining(HORIZON)
+    causes = causes_of(model, flow, net.x, net.outputs, at_start, constant, loss)
+    if tried is not None and normalises_sums(flow) and not learns(tried, remaining, constant):
+        left = None if seconds is None else max(0.0, seconds - tried.seconds)
+        warmed = try_out(warm_up=max(1, trial // 2), seconds=left)
+        causes[:0] = [no_warm_up(warmed, max(1, trial // 2))] if learns(warmed, remaining, constant) else []
+    causes += [] if survived is None else underflow(survived)
     return Trainability(
         **told_by(kernel, net, optimizer, steps), loss=at_start, constant_loss=constant,
         trial=None if tried is None else tried.frame,
-        verdict=verdict_of_readings(model, kernel, net, flow, at_start, constant, tried, loss),
-        flow=flow, dtype=dtype, optimizer=optimizer, seconds=time.perf_counter() - started, kernel=kernel, tried=tried)
+        verdict=verdict_of_readings(kernel, net, flow, at_start, constant, tried, causes),
+        flow=flow, dtype=dtype, optimizer=optimizer, seconds=time.perf_counter() - started, survival=survived,
+        kernel=kernel, tried=tried)
+
+
+def learns(tried: Trial, remaining: float, constant: float) -> bool:
+    return tried.best is not None and kind_by_trial(remaining, float(tried.best.loss), constant) == "trains"
 
 
 def chosen_samples(x: Tensor, samples: int, seed: int) -> Int[Tensor, " sample"]:
@@ -179,8 +202,8 @@ def told_by(kernel: Kernel, net: Linearised, optimizer: str, steps: Sequence[int
     }
 
 
-def verdict_of_readings(model: nn.Module, kernel: Kernel, net: Linearised, flow: object, at_start: float,
-                        constant: float, tried: Trial | None, loss: str | Loss) -> TrainabilityVerdict:
+def verdict_of_readings(kernel: Kernel, net: Linearised, flow: GradientFlow, at_start: float, constant: float,
+                        tried: Trial | None, causes: list[Cause]) -> TrainabilityVerdict:
     decay = kernel.adams or kernel.decay
     calibrated = len(net.x) == CALIBRATED["samples"] and net.outputs[0].numel() == CALIBRATED["classes"]
     lowest = None if tried is None else float("inf") if tried.best is None else float(tried.best.loss)
@@ -188,7 +211,15 @@ def verdict_of_readings(model: nn.Module, kernel: Kernel, net: Linearised, flow:
                 remaining=decay.remaining(HORIZON), uncertain=decay.error(HORIZON), steps=kernel.decay.steps_to(HALF),
                 metric="own" if kernel.adams is None else "adam", loss_at_start=at_start, constant=constant,
                 seen="" if tried is None else seen_in_words(tried), lowest=lowest, calibrated=calibrated,
-                causes=causes_of(model, flow, net.x, net.outputs, at_start, constant, loss))
+                causes=causes, note=other_net(flow.running_statistics))
+
+
+def other_net(running_statistics: int) -> str:
+    if not running_statistics:
+        return ""
+    return (f"Read in evaluation mode, where {running_statistics} batch norm layer{'s' * (running_statistics > 1)} "
+            "divide by running statistics, which before training is another net than the one that trains: pass it "
+            "after model.train().")
 
 
 def seen_in_words(tried: Trial) -> str:
@@ -206,7 +237,10 @@ def learnt_something(found: Trainability) -> bool:
         found.tried.best.loss <= NOTHING * found.constant_loss)
 
 
-def check_choices(call: str, optimizer: str, steps: Sequence[int], samples: int, trial: int) -> None:
+def check_choices(call: str, optimizer: str, steps: Sequence[int], samples: int, trial: int,
+                  half: str | None) -> None:
+    if half is not None and half not in HALVES:
+        raise RefusalError(f"{call}: `dtype` must be None or one of {', '.join(HALVES)}, got {half!r}.")
     if optimizer not in OPTIMIZERS:
         raise RefusalError(f"{call}: `optimizer` must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r}."
                            + did_you_mean(optimizer, OPTIMIZERS))

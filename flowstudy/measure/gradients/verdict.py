@@ -17,7 +17,7 @@ grows by up to pi / (pi - 1) per layer (Yang et al. 2019), train at 20 layers.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -125,13 +125,12 @@ def without_flow(frame: pd.DataFrame, path: pd.DataFrame) -> Verdict | None:
     if len(bad):
         return nothing_but("exploding", int(bad.iloc[0]), f"exploding: the activations of layer {bad.iloc[0]} are not "
                                                      "finite.")
-    if "trainable" in frame:
-        lost = frame[frame["trainable"] & (frame["gradient"] == "none")]
-        if len(lost):
-            named = ", ".join(f"{module or 'the model'} (layer {layer})"
-                              for module, layer in zip(lost["module"], lost["layer"], strict=True))
-            return nothing_but("cut off", int(lost["layer"].iloc[0]),
-                               f"cut off: the loss gives no gradient to {named}.")
+    lost = cut_off(frame)
+    if len(lost):
+        places = [f"{module or 'the model'} (layer {layer})"
+                  for module, layer in zip(lost["module"], lost["layer"], strict=True)]
+        return nothing_but("cut off", int(lost["layer"].iloc[0]),
+                           f"cut off: the loss gives no gradient to {first_few(places)}.")
     if frame["log10_error_signal_norm"].isna().all():
         return nothing_but("dead", int(frame["layer"].iloc[-1]), "dead: the loss depends on none of the layers.")
     logs = log_squares(path)
@@ -143,6 +142,16 @@ def without_flow(frame: pd.DataFrame, path: pd.DataFrame) -> Verdict | None:
         return nothing_but("cannot tell", None, f"cannot tell: {too_few(frame, seen)}, and a change of the error "
                                                 "signal needs two.")
     return None
+
+
+def cut_off(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of layers whose weights are meant to learn and get no gradient."""
+    return frame[frame["trainable"] & (frame["gradient"] == "none")] if "trainable" in frame else frame[:0]
+
+
+def first_few(names: Sequence[str]) -> str:
+    """The first three in words, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def nothing_but(kind: str, layer: int | None, sentence: str) -> Verdict:
