@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import flowstudy as fs
+from flowstudy.trainability.causes import collapsed
 from flowstudy.trainability.constant import constant_loss
 from flowstudy.trainability.kernel.decay import Decay
 
@@ -693,6 +694,15 @@ def test_evaluation_mode_before_training_is_said_to_be_another_net():
     x, y = batch()
     assert "another net than the one that trains" in str(fs.trainability(batch_norm().eval(), x, y, samples=8).verdict)
     assert not fs.trainability(batch_norm(), x, y, samples=8).verdict.note
+
+
+def test_branches_that_end_in_zeros_do_not_make_inputs_alike():
+    model = Residual(6, 1.0)
+    for layer in model.branches:
+        nn.init.zeros_(layer.weight)
+        nn.init.ones_(layer.bias)
+    flow = fs.gradient_flow(model, *noise())
+    assert flow.frame.activation_correlation.iloc[-2] == pytest.approx(1) and collapsed(flow) is None
 
 
 def test_a_frozen_weight_with_a_bias_that_learns_is_not_cut_off():

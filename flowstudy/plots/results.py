@@ -145,9 +145,8 @@ def draw_rates(ax: Axes, trial: pd.DataFrame, constant_loss: float) -> None:
                     ha="center", fontsize=7, color="0.4")
     for rate in trial.loc[trial["loss"].isna(), "learning_rate"]:
         ax.axvline(rate, color="crimson", lw=1.0, ls=":")
-    ax.axhline(constant_loss, color="0.4", lw=0.8, ls="--")
-    ax.annotate("constant outputs", (1, constant_loss), xycoords=("axes fraction", "data"), xytext=(-4, 3),
-                textcoords="offset points", ha="right", fontsize=8, color="0.35")
+    ax.axhline(constant_loss, color="0.4", lw=0.8, ls="--", label="constant outputs")
     none = ", dotted: none" if trial["loss"].isna().any() else ""
     ax.margins(y=0.12)
     ax.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="loss", title=f"seen in a trial (steps{none})")
+    ax.legend(loc="best", fontsize=8)
