@@ -85,7 +85,7 @@ class GradientFlow(Drawn):
 
     @property
     def drawn_with(self) -> dict[str, object]:
-        return {"title": str(self.verdict)}
+        return {"path": self.path, "title": str(self.verdict)}
 
     def __repr__(self) -> str:
         coarse = "" if self.dtype == "float64" else f" The model computes in {self.dtype} inside."
