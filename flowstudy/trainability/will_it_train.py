@@ -35,8 +35,8 @@ PASSES = 64       # of the batch, in the longer route
 
 def trainability(model: nn.Module, x: Tensor, y: Tensor | None, *, loss: str | Loss = "cross_entropy",
                  optimizer: str = "sgd", steps: Sequence[int] = (100, 1_000, 10_000), samples: int = 48, trial: int = 0,
-                 batch_size: int = 64, seconds: float | int | None = None, seed: int = 0, dtype: str | None = None,
-                 progress: bool = False) -> Trainability:
+                 rates: Sequence[float] | None = None, batch_size: int = 64, seconds: float | int | None = None,
+                 seed: int = 0, dtype: str | None = None, progress: bool = False) -> Trainability:
     """Will this net learn this task, in how many steps, and if not, why?
 
     Two readings.  The tangent kernel at the start tells which part of the task's residual gradient descent reaches, and
@@ -55,7 +55,9 @@ def trainability(model: nn.Module, x: Tensor, y: Tensor | None, *, loss: str | L
         optimizer: "sgd", "momentum" (0.9), "adam" or "adamw".
         steps: for which `remaining` is told.
         samples: of the kernel; the verdict's thresholds were set with 48.
-        trial: steps of a trial; 0 is none.  batch_size: of its steps, and of the gradient noise that Adam sees.
+        trial: steps of a trial; 0 is none.
+        rates: learning rates of the trial; None is the usual grid of the optimizer.
+        batch_size: of its steps, and of the gradient noise that Adam sees.
         seconds: of wall time at most for the trial; what was left out is said.
         seed: of the trial's batches, and of the samples drawn.
         dtype: "float16" or "bfloat16": also tell what of each layer's gradient survives in it, and the loss scale that
@@ -75,7 +77,7 @@ def trainability(model: nn.Module, x: Tensor, y: Tensor | None, *, loss: str | L
         thresholds are ours (`benchmarks/trainability.py`).
     """
     return look_at("trainability", model, x, y, loss, optimizer, steps, samples, trial, batch_size, seconds, seed,
-                   dtype, progress)
+                   rates, dtype, progress)
 
 
 class UntrainableError(AssertionError):
@@ -116,7 +118,7 @@ def assert_trainable(model: nn.Module, x: Tensor, y: Tensor | None = None, *, lo
 @in_own_context
 def look_at(call: str, model: nn.Module, x: Tensor, y: Tensor | None, loss: str | Loss, optimizer: str,
             steps: Sequence[int], samples: int, trial: int, batch_size: int, seconds: float | int | None, seed: int = 0,
-            half: str | None = None, progress: bool = False) -> Trainability:
+            rates: Sequence[float] | None = None, half: str | None = None, progress: bool = False) -> Trainability:
     """What `trainability` does, in the name of the public function that was called."""
     started = time.perf_counter()
     check_module(call, model)
@@ -132,7 +134,8 @@ def look_at(call: str, model: nn.Module, x: Tensor, y: Tensor | None, loss: str 
     survived = None if half is None else survival(call, model, net, half)
 
     def try_out(**more: int | float | None) -> Trial:
-        options = {"steps": trial, "batch_size": batch_size, "seconds": seconds, "seed": seed, "progress": progress}
+        options = {"steps": trial, "batch_size": batch_size, "seconds": seconds, "seed": seed, "rates": rates,
+                   "progress": progress}
         return run_trial(call, model, x, y, loss, optimizer=optimizer, **(options | more))
 
     tried = try_out() if trial else None
@@ -224,7 +227,7 @@ def other_net(running_statistics: int) -> str:
 
 def seen_in_words(tried: Trial) -> str:
     if tried.best is None:
-        return f"In a trial of {tried.steps} steps every learning rate of the usual grid diverged."
+        return f"In a trial of {tried.steps} steps every learning rate diverged."
     best = tried.best
     share = "" if best.accuracy != best.accuracy else f", {best.accuracy:.0%} right"
     left_out = "" if tried.complete else " Some rates were left out for want of time."
