@@ -15,8 +15,9 @@ from flowstudy.refusal import RefusalError
 
 from .losses import Loss, check_loss
 from .one_model import measure_model
+from .over_time import decisive, time_frame
 from .signal import backward_slope, path_frame, slope_error
-from .verdict import Verdict, verdict_of
+from .verdict import THRESHOLD, Verdict, verdict_of
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class GradientFlow(Drawn):
     running_statistics: int = 0
     dtype: str = "float64"
     repeatable: bool = True
+    unread: tuple[str, ...] = ()
 
     drawn_by = "gradient_flow"
 
@@ -81,7 +83,7 @@ class GradientFlow(Drawn):
         data beyond the batch, and so not whether the net will learn: see `Verdict`.
         """
         notes = {"input_mean_square": self.input_mean_square, "running_statistics": self.running_statistics}
-        return verdict_of(self.frame, self.path, normalises=self.normalises, notes=notes)
+        return verdict_of(self.frame, self.path, normalises=self.normalises, unread=self.unread, notes=notes)
 
     @property
     def drawn_with(self) -> dict[str, object]:
@@ -172,7 +174,8 @@ def gradient_flow(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss:
     columns = {name: values.cpu().numpy() for name, values in found.statistics.items()}
     return GradientFlow(
         frame=pd.DataFrame(found.layers | columns | {"gradient": found.gradient}),
-        path=path_frame(found.path, found.layers["type"], found.normalises),
+        path=decisive(path_frame(found.path, found.layers["type"], found.normalises),
+                      [time_frame(columns) for columns in found.time_paths], THRESHOLD),
         normalises=found.normalises,
         input_mean_square=x.abs().square().mean().item() if x.is_floating_point() or x.is_complex() else math.nan,
         running_statistics=sum(not layer.training and layer.running_mean is not None for layer in model.modules()
@@ -181,6 +184,7 @@ def gradient_flow(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss:
         loss=found.loss.item(),
         dtype=str(found.dtype).removeprefix("torch."),
         repeatable=found.repeatable,
+        unread=tuple(found.unread),
     )
 
 

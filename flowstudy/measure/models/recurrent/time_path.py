@@ -1,0 +1,144 @@
+"""How the error signal travels back over the steps of a recurrence: of torch's modules, and of loops over a layer.
+
+An input that enters at every time step leaves no single value that alone carries everything on.  What leads to the past
+is the state: all that a cell puts out at a step, (h, c) of an LSTM.  So the signal is followed from the last step that
+the loss sees to the first one, as the joint norm of d loss / d state.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from flowstudy.measure.models.backward import Scaled, dense, peak, times_power
+from flowstudy.measure.models.forward import Use
+from flowstudy.measure.models.graph import Key, key_of
+from flowstudy.measure.models.path import Point
+
+SHORTEST = 3   # steps of a recurrence; a layer that is used twice is tied
+LARGE = 2.0**900   # sizes up to here, and down to its inverse, have lost nothing
+
+Errors = list[Scaled | None]   # of each part of a state; None where nothing arrives
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a recurrence.
+
+    Attributes:
+        use: index of the use of the layer.
+        errors: d loss / d state, a tensor for each part of the state.
+        carried: what the last step's alone become on their way back through the recurrence.
+    """
+
+    use: int
+    errors: list[Scaled]
+    carried: list[Scaled]
+
+
+def recurrences(uses: Sequence[Use], path: Sequence[Point]) -> list[list[int]]:
+    """The uses, at three steps at least, of each layer that the main path does not lead from step to step through."""
+    by_layer: dict[object, list[int]] = {}
+    for i, use in enumerate(uses):
+        if use.state:
+            by_layer.setdefault((use.name, use.place and use.place.cell), []).append(i)
+
+    def is_read(steps: list[int]) -> bool:
+        return 2 * sum(steps[0] <= point.use < steps[-1] for point in path) >= len(steps) - 1
+
+    return [steps for steps in by_layer.values() if len(steps) >= SHORTEST and not is_read(steps)]
+
+
+def states_in(uses: Sequence[Use], loops: Sequence[Sequence[int]]) -> list[GradientEdge]:
+    return [edge for steps in loops for i in steps for edge in uses[i].state]
+
+
+def time_paths(uses: Sequence[Use], steps: Sequence[int], errors: Sequence[Errors]) -> list[list[Step]]:
+    """The steps of one layer as recurrences, first step first: several, where it is run on several sequences.
+
+    Uses beside each other (a read-out at every time step) are none.
+
+    Args:
+        steps: indices of the uses.
+        errors: of the state at each of them.
+    """
+    found, left = [], list(zip(steps, errors, strict=True))
+    while len(left := without_unseen_end(left)) >= SHORTEST:
+        carried = carried_back([uses[i].state for i, _ in left], left[-1][1])
+        reached = [any(part is not None for part in parts) for parts in carried]
+        if sum(reached) < 2:
+            break
+        if sum(reached) >= SHORTEST:
+            found.append([Step(i, present(error), present(back)) for (i, error), back, is_reached
+                          in zip(left, carried, reached, strict=True) if is_reached])
+        left = [one for one, is_reached in zip(left, reached, strict=True) if not is_reached]
+    return found
+
+
+def without_unseen_end(steps: list[tuple[int, Errors]]) -> list[tuple[int, Errors]]:
+    """Up to the last step that the loss sees; an exact 0 before it has been lost on the way."""
+    seen = [i for i, (_, errors) in enumerate(steps) if is_seen(errors)]
+    return steps[:seen[-1] + 1] if seen else []
+
+
+def is_seen(errors: Errors) -> bool:
+    """By the loss, at this step or later: not None, and not the exact 0 of a step that a slice of the output drops."""
+    return any(bool(error.tensor.any()) for error in present(errors))
+
+
+def present(errors: Errors) -> list[Scaled]:
+    return [error for error in errors if error is not None]
+
+
+def carried_back(states: Sequence[Sequence[GradientEdge]], errors: Errors) -> list[Errors]:
+    """The error signals of the last state, and of every state before what they become there; None where not reached.
+
+    One backward pass; where what it finds leaves float64's range, another one takes over at that state.
+    """
+    found = [list(errors)]
+    while len(found) < len(states):
+        at, before = states[-len(found)], states[:-len(found)]
+        values, exponent = pulled(at, direct(at, found[-1]), [edge for state in before for edge in state])
+        for i, state in enumerate(reversed(before)):
+            here = [None if (value := values.get(key_of(edge))) is None else Scaled(value, exponent) for edge in state]
+            if i and not in_range(here) and is_seen(found[-1]):
+                break
+            found.append(here)
+    return found[::-1]
+
+
+def direct(state: Sequence[GradientEdge], errors: Errors) -> Errors:
+    """What arrives at each part of a state other than through the other parts: an LSTM's h is computed from its c."""
+    sent = {i: pulled([state[i]], [errors[i]], [edge for edge in state if edge is not state[i]])[0]
+            for i in range(len(state))} if len(state) > 1 else {}
+    reached_by = [[j for j in sent if key_of(edge) in sent[j]] for edge in state]
+    result: Errors = list(errors)
+    for i in sorted(range(len(state)), key=lambda i: len(reached_by[i])):   # what others are computed from comes last
+        for j in reached_by[i]:
+            values, exponent = pulled([state[j]], [result[j]], [state[i]])
+            back = values.get(key_of(state[i]))
+            if back is not None and result[i] is not None:
+                result[i] = result[i].plus(Scaled(-back, exponent))
+    return result
+
+
+def pulled(roots: Sequence[GradientEdge], errors: Errors, targets: Sequence[GradientEdge],
+           ) -> tuple[dict[Key, Tensor], Tensor | None]:
+    """Where the errors at the roots arrive among the targets, and the exponent of two that all of that goes with."""
+    present_at = [(edge, error.normalised()) for edge, error in zip(roots, errors, strict=True) if error is not None]
+    if not present_at or not targets:
+        return {}, None
+    exponent = torch.stack([error.exponent for _, error in present_at]).amax(0)
+    values = torch.autograd.grad(
+        [edge for edge, _ in present_at], targets,
+        [times_power(error.tensor, error.exponent - exponent) for _, error in present_at],
+        retain_graph=True, allow_unused=True)
+    return {key_of(edge): dense(value) for edge, value in zip(targets, values, strict=True)
+            if value is not None}, exponent
+
+
+def in_range(errors: Errors) -> bool:
+    """Far from where float64 loses digits."""
+    return all(1 / LARGE < peak(error.tensor, 0) < LARGE for error in present(errors))
