@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
-from flowstudy.measure.models.backward import Scaled, backward_pass
+from flowstudy.measure.models.backward import Found, Scaled, backward_pass
 from flowstudy.measure.models.context import RandomState
 from flowstudy.measure.models.forward import Use, watched_pass
 from flowstudy.measure.models.graph import Key, coarsest, edge_of, leaves_in, reachable
@@ -83,10 +84,7 @@ def measure_model(call: str, fresh: Callable[[], nn.Module], x: Tensor, y: Tenso
     path = main_path(value, leaf, uses, sizes, len(x))
     loops = recurrences(uses, path)
     path = [point for point in path if point.use >= 0 or not loops]   # an input of many steps is no single value
-    places = [*(part.edge for part in (*uses, *path)), *states_in(uses, loops)]
-    found = backward_pass(value, edge_of(leaf), places, leaves)
-    on_path, at_states = found.errors[len(uses):][:len(path)], found.errors[len(uses) + len(path):]
-    found = replace(found, errors=found.errors[:len(uses)])
+    found, on_path, at_states = errors_of(value, leaf, uses, path, states_in(uses, loops), leaves)
     at_input, like = found.input_gradient, value.detach()
     nodes = reachable(edge_of(value)) if value.requires_grad else []
     return Measured(
@@ -102,6 +100,14 @@ def measure_model(call: str, fresh: Callable[[], nn.Module], x: Tensor, y: Tenso
         dtype=coarsest(nodes),
         repeatable=parts_of_own_net(copied) is not None or repeats(fresh(), x, output, state),
     )
+
+
+def errors_of(value: Tensor, leaf: Tensor, uses: list[Use], path: list[Point], states: list[GradientEdge],
+              leaves: dict[str, Tensor]) -> tuple[Found, list[Scaled | None], list[Scaled | None]]:
+    """What one backward pass finds of the uses; and the error signals on the path, and of the states of recurrences."""
+    found = backward_pass(value, edge_of(leaf), [*(part.edge for part in (*uses, *path)), *states], leaves)
+    of_uses, behind = found.errors[:len(uses)], found.errors[len(uses):]
+    return replace(found, errors=of_uses), behind[:len(path)], behind[len(path):]
 
 
 def repeats(copied: nn.Module, x: Tensor, output: object, state: RandomState) -> bool:

@@ -53,7 +53,8 @@ def time_frame(columns: dict[str, list]) -> pd.DataFrame:
     total, carried = (path[name].to_numpy(float) for name in ("log10_error_signal_norm", "log10_carried_norm"))
     total = np.where(np.isfinite(total), total, carried)
     grown = np.maximum(np.minimum(total, carried), total[-1])
-    return path.assign(averaged_positions=1.0, log10_signal=np.where(total > total[-1], grown, total))
+    return path.assign(log10_error_signal_norm=total, averaged_positions=1.0,
+                       log10_signal=np.where(total > total[-1], grown, total))
 
 
 def decisive(path: pd.DataFrame, over_time: list[pd.DataFrame], threshold: float) -> pd.DataFrame:

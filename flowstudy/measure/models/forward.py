@@ -15,7 +15,7 @@ from flowstudy.refusal import RefusalError
 
 from .graph import Key, edge_of, key_of
 from .outputs import is_inside_vmap, numbers_in, tensors_in
-from .recurrent.cells import Cell, Place, State
+from .recurrent.cells import Place
 from .recurrent.unrolled import is_steppable, unrolled
 
 ACTIVATION_STATISTICS = ("activation_mean", "activation_mean_square", "zero_fraction", "activation_correlation")
@@ -65,6 +65,7 @@ def watched_pass(call: str, model: nn.Module, x: Tensor, layers: Mapping[str, nn
     """
     uses: list[Use] = []
     sizes: dict[Key, Tensor] = {}
+    by_step = {name: layer for name, layer in layers.items() if is_steppable(layer)}
 
     def passing(_module: nn.Module | None, *values: object) -> None:
         for h in filter(has_place_in_graph, numbers_in(values)):
@@ -86,20 +87,14 @@ def watched_pass(call: str, model: nn.Module, x: Tensor, layers: Mapping[str, nn
         state = dict.fromkeys(edge_of(part) for part in filter(has_place_in_graph, numbers_in(output)))
         uses.append(Use(name, module, weights, h.shape, edge_of(h), statistics, tuple(state), place))
 
-    def stepped(name: str, module: nn.Module, place: Place, _cell: Cell, _x: Tensor, _before: State,
-                state: State) -> None:
-        seen(name, module, (), state, place)
-
     with ExitStack() as stack:
         for module in model.modules():
             stack.callback(module.register_forward_pre_hook(passing).remove)
             stack.callback(module.register_forward_hook(passing).remove)
-        by_step = {name: layer for name, layer in layers.items() if is_steppable(layer)}
-        stack.enter_context(unrolled(call, by_step, stepped))
-        for name, layer in layers.items():
-            if name in by_step:
-                continue
-            handle = layer.register_forward_hook(
+        stack.enter_context(unrolled(call, by_step, lambda name, module, step: seen(
+            name, module, (), step.state, step.place)))
+        for name in layers.keys() - by_step.keys():
+            handle = layers[name].register_forward_hook(
                 lambda module, _args, output, name=name: seen(name, module, (), output))
             stack.callback(handle.remove)
         stack.enter_context(LooseWeights(loose, x, seen, passing) if loose else nullcontext())

@@ -36,7 +36,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Cell:
+class RecurrentCell:
     """The weights of one stacked layer and direction; of a single cell (nn.LSTMCell), its own.
 
     Attributes:
@@ -84,7 +84,18 @@ class Cell:
         return (torch.tanh(from_x + from_h) if self.mode == "RNN_TANH" else torch.relu(from_x + from_h),)
 
 
-def cells_of(module: nn.RNNBase) -> Iterator[tuple[int, str, Cell]]:
+@dataclass(frozen=True)
+class TimeStep:
+    """One cell at one time step: where, its input (sample, feature), and the states before and after."""
+
+    place: Place
+    cell: RecurrentCell
+    x: Tensor
+    before: State
+    state: State
+
+
+def cells_of(module: nn.RNNBase) -> Iterator[tuple[int, str, RecurrentCell]]:
     """Stacked layer, direction and weights, in the order of execution; the tensors that the module itself runs with."""
     module._update_flat_weights()
     names = module._all_weights
@@ -92,7 +103,7 @@ def cells_of(module: nn.RNNBase) -> Iterator[tuple[int, str, Cell]]:
     for i, own in enumerate(names):
         weights = [next(flat) for _ in own]
         biases = weights[2:4] if module.bias else [None, None]
-        cell = Cell(module.mode, *weights[:2], *biases, weights[-1] if module.proj_size else None)
+        cell = RecurrentCell(module.mode, *weights[:2], *biases, weights[-1] if module.proj_size else None)
         directions = DIRECTIONS[:1 + module.bidirectional]
         yield i // len(directions) + 1, directions[i % len(directions)], cell
 

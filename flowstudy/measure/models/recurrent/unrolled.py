@@ -19,12 +19,12 @@ from torch.nn.utils.rnn import PackedSequence
 from flowstudy.measure.models.outputs import is_inside_vmap, numbers_in
 from flowstudy.refusal import RefusalError
 
-from .cells import Cell, Place, State, cells_of, states_of
+from .cells import Place, RecurrentCell, State, TimeStep, cells_of, states_of
 
 CHECKED_STEPS = 2
 AGREEMENT = 1e6   # eps of the module's dtype, relative to its largest output: far above rounding, far below a mistake
 
-Seen = Callable[[Place, Cell, Tensor, State, State], None]   # where, weights, input, state before, state after
+Seen = Callable[[TimeStep], None]
 Sequence = list[Tensor]   # the inputs at each time step, (sample, feature); of a packed sequence, those that still run
 
 
@@ -42,7 +42,7 @@ def unread(model: nn.Module, layers: Mapping[str, nn.Module]) -> list[str]:
 
 @contextmanager
 def unrolled(call: str, modules: Mapping[str, nn.Module],
-             seen: Callable[[str, nn.Module, Place, Cell, Tensor, State, State], None] | None = None) -> Iterator[None]:
+             seen: Callable[[str, nn.Module, TimeStep], None] | None = None) -> Iterator[None]:
     """While the context lasts, the steppable ones among the modules run step by step; `seen` looks at every step.
 
     Raises:
@@ -156,7 +156,7 @@ def all_layers(module: nn.RNNBase, sequence: Sequence, initial: State, seen: See
     return joined, tuple(torch.stack(parts) for parts in zip(*last, strict=True))
 
 
-def one_cell(cell: Cell, layer: int, direction: str, sequence: Sequence, initial: State,
+def one_cell(cell: RecurrentCell, layer: int, direction: str, sequence: Sequence, initial: State,
              seen: Seen | None) -> tuple[Sequence, State]:
     """Of one stacked layer and direction: the outputs at every time step, and the last states of all samples.
 
@@ -180,7 +180,7 @@ def one_cell(cell: Cell, layer: int, direction: str, sequence: Sequence, initial
         before, state = state, cell.step(sequence[t], state)
         outputs[t] = state[0]
         if seen is not None:
-            seen(Place(t + 1, direction, layer), cell, sequence[t], before, state)
+            seen(TimeStep(Place(t + 1, direction, layer), cell, sequence[t], before, state))
     if ended:
         state = tuple(torch.cat([*parts]) for parts in zip(state, *reversed(ended), strict=True))
     return [outputs[t] for t in range(len(sequence))], state
