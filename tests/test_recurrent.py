@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath
 import numpy as np
 import pandas as pd
 import pytest
@@ -140,11 +141,12 @@ def by_hand(module: nn.RNNBase, sequences: list[Tensor], states: tuple[Tensor, .
 class Packed(nn.Module):
     """Sequences of several lengths, longest not first, projected, from initial states that are learnt."""
 
-    def __init__(self, lengths: tuple[int, ...]):
+    def __init__(self, lengths: tuple[int, ...], layers: int = 2, bidirectional: bool = True):
         super().__init__()
         self.lengths = lengths
-        self.lstm = nn.LSTM(FEATURES, WIDTH, 2, bidirectional=True, proj_size=2)
-        self.h, self.c = (nn.Parameter(torch.randn(4, len(lengths), width)) for width in (2, WIDTH))
+        self.lstm = nn.LSTM(FEATURES, WIDTH, layers, bidirectional=bidirectional, proj_size=2)
+        shape = layers * (1 + bidirectional), len(lengths)
+        self.h, self.c = (nn.Parameter(torch.randn(*shape, width)) for width in (2, WIDTH))
 
     def forward(self, x: Tensor) -> Tensor:
         sequences = [part[:length] for part, length in zip(x, self.lengths, strict=True)]
@@ -347,3 +349,76 @@ def test_the_backward_direction_starts_at_the_last_input():
         flow = fs.gradient_flow(model, x, loss=lambda output, _y, at=at: output[0][:, at].square().mean())
         rows = flow.frame.set_index("layer").loc[flow.path["layer"]]
         assert set(rows["direction"]) == {direction} and len(rows) == 6
+
+
+# --- the Jacobian along time -----------------------------------------------------------------------------------------
+
+TIME_MODULES = {
+    "lstm": nn.LSTM(FEATURES, WIDTH, batch_first=True),
+    "lstm, two layers, projected": nn.LSTM(FEATURES, WIDTH, 2, proj_size=2),
+    "gru, both directions": nn.GRU(FEATURES, WIDTH, bidirectional=True),
+    "tanh, three layers": nn.RNN(FEATURES, WIDTH, 3, batch_first=True),
+}
+
+
+def dense_over_time(module: nn.RNNBase, x: Tensor) -> Tensor:
+    """Singular values of d last state / d initial state of one sequence, by torch's own forward pass."""
+    cells = module.num_layers * (1 + module.bidirectional)
+    widths = [module.proj_size or WIDTH, WIDTH][:1 + (module.mode == "LSTM")]
+
+    def last(flat: Tensor) -> Tensor:
+        parts = [part.view(cells, width) for part, width in zip(flat.split([cells * w for w in widths]), widths,
+                                                                strict=True)]
+        state = module(x, tuple(parts) if len(parts) == 2 else parts[0])[1]
+        return torch.cat([part.flatten() for part in (state if isinstance(state, tuple) else (state,))])
+
+    return torch.linalg.svdvals(torch.autograd.functional.jacobian(last, torch.zeros(cells * sum(widths)).double()))
+
+
+@pytest.mark.parametrize("name", TIME_MODULES)
+def test_the_jacobian_along_time_is_that_of_the_last_state(name):
+    """Torch's own last state, differentiated densely: of all stacked layers, h and c, both directions.
+
+    Values above 1e-6 of the largest: their rounding in the dense matrix is 1e-10 of them.
+    """
+    module, x = TIME_MODULES[name], torch.randn(3, 3, FEATURES)
+    found = fs.jacobian_spectrum(module, x, part="time", samples=2)
+    assert found.factors == 3 and found.method == "product"
+    module = module.double()
+    for n in range(2):
+        expected = dense_over_time(module, (x[n] if module.batch_first else x[:, n]).double())
+        clear = expected > 1e-6 * expected[0]
+        assert clear.sum() > 2
+        np.testing.assert_allclose(found.log_singular_values[n][clear], expected[clear].log(), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("steps", [20, pytest.param(500, marks=pytest.mark.slow)])
+def test_every_singular_value_along_time_is_right_at_any_length(steps):
+    """Of a ReLU that is never cut the Jacobian is W^steps: by mpmath, down to 1e-600."""
+    model = Reader(nn.RNN(3, 3, nonlinearity="relu", bias=False, batch_first=True)).double()
+    weight = torch.tensor([[0.9, 0.2, 0.1], [0.3, 0.4, 0.0], [0.1, 0.2, 0.05]]).double()
+    model.rnn.weight_ih_l0.data, model.rnn.weight_hh_l0.data = torch.eye(3).double(), weight
+    found = fs.jacobian_spectrum(model, torch.rand(2, steps, 3) + 0.1, part="time")
+    with mpmath.workdps(60 + 3 * steps):
+        power = mpmath.matrix(weight.tolist()) ** steps
+        squares = mpmath.eigsy(power.T * power, eigvals_only=True)
+        expected = sorted((float(mpmath.log(s)) / 2 for s in squares), reverse=True)
+    gap = (found.log_singular_values - torch.tensor(expected, dtype=torch.float64)).abs()
+    assert (gap <= found.log_error + 1e-12).all()
+    assert (found.log_error < 1e-8).all() and found.factors == steps
+
+
+REFUSED = {
+    "no recurrent module": (lambda: (nn.Linear(3, 3), torch.ones(2, 3)), r"one nn\.LSTM, .* got none"),
+    "a forward of its own": (lambda: (Doubled(3, 4), torch.ones(5, 2, 3)), "that runs as torch's does, got ''"),
+    "both directions, stacked": (lambda: (nn.GRU(3, 4, 2, bidirectional=True), torch.ones(5, 2, 3)), "one layer as"),
+    "called twice": (lambda: (Pair(True), torch.ones(2, 6, WIDTH)), "'gru', called 2 times"),
+    "packed": (lambda: (Packed((2, 4, 1), layers=1, bidirectional=False), torch.randn(3, 4, 3)), "a packed sequence"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_jacobian_along_time_is_refused(name):
+    build, words = REFUSED[name]
+    with pytest.raises(ValueError, match=rf"^jacobian_spectrum: part='time' needs .*{words}"):
+        fs.jacobian_spectrum(*build(), part="time")
