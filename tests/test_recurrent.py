@@ -422,3 +422,124 @@ def test_what_has_no_jacobian_along_time_is_refused(name):
     build, words = REFUSED[name]
     with pytest.raises(ValueError, match=rf"^jacobian_spectrum: part='time' needs .*{words}"):
         fs.jacobian_spectrum(*build(), part="time")
+
+
+# --- gates -----------------------------------------------------------------------------------------------------------
+
+
+def gate_of(frame: pd.DataFrame, gate: str, **where: object) -> list[float]:
+    rows = frame[frame["gate"] == gate]
+    for column, value in where.items():
+        rows = rows[rows[column] == value]
+    return rows["activity"].tolist()
+
+
+def test_gates_of_lstm_and_gru_are_those_of_their_formulas():
+    """By time step, direction and stacked layer; a cell in a loop has the same ones as the module."""
+    x = torch.randn(5, STEPS, FEATURES)
+    for kind, gates, chosen in ((nn.LSTM, ("input", "forget", "output"), (0, 1, 3)),
+                                (nn.GRU, ("reset", "update"), (0, 1))):
+        model = Reader(kind(FEATURES, WIDTH, batch_first=True))
+        loop = CellByCell(model)
+        ours = fs.gate_activity(model, x, gates={"own": model.rnn}).frame
+        theirs = fs.gate_activity(loop, x, gates={"own": "cells.0"}).frame
+        states = F.pad(model.double().rnn(x.double())[0], (0, 0, 1, 0))   # zeros before the first step
+        for t in range(STEPS):
+            before = states[:, t]
+            added = F.linear(x[:, t].double(), model.rnn.weight_ih_l0, model.rnn.bias_ih_l0) + F.linear(
+                before, model.rnn.weight_hh_l0, model.rnn.bias_hh_l0)
+            for gate, i in zip(gates, chosen, strict=True):
+                expected = added.chunk(len(added[0]) // WIDTH, 1)[i].sigmoid().mean(0).tolist()
+                for frame in (ours, theirs):
+                    assert gate_of(frame, f"own.{gate}", time=t + 1) == pytest.approx(expected, abs=1e-14)
+        assert ours["layer"].tolist() == theirs["layer"].tolist()
+
+
+def test_gates_are_told_apart_by_layer_and_direction():
+    """They go by the numbers of `gradient_flow`'s rows; their means over a class are those of its inputs alone."""
+    model = nn.Sequential(nn.Linear(FEATURES, FEATURES), Reader(MODULES["lstm, two layers, both directions"]()))
+    x, labels = torch.randn(4, 3, FEATURES), torch.tensor([0, 1, 0, 1])
+    found = fs.gate_activity(model, x, labels, gates={"rnn": "1.rnn"})
+    rows = fs.gradient_flow(model, x, loss=square).frame
+    forget = found.frame[(found.frame["gate"] == "rnn.forget") & (found.frame["unit"] == 0)]
+    columns = ["layer", "time", "direction", "stack_layer"]
+    assert forget[columns].to_numpy().tolist() == rows.loc[1:12, columns].to_numpy().tolist()
+    alone = fs.gate_activity(model, x[labels == 1], gates={"rnn": "1.rnn"}).frame
+    np.testing.assert_allclose(found.by_class[found.by_class["class"] == 1]["activity"], alone["activity"], rtol=0,
+                               atol=1e-14)
+
+
+class OwnHighway(nn.Module):
+    """A highway layer as its user writes it; the carry gate is a module of its own."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.h, self.t = nn.Linear(width, width), nn.Linear(width, width)
+        self.carry = nn.Sequential(nn.Linear(width, width), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.t(x)) * torch.tanh(self.h(x)) + self.carry(x) * x
+
+
+def test_a_gate_of_ones_own_is_a_module_or_a_function_of_its_output():
+    model, x = nn.Sequential(nn.Linear(FEATURES, WIDTH), OwnHighway(WIDTH)), torch.randn(6, FEATURES)
+    frame = fs.gate_activity(model, x, gates={"1.t": torch.sigmoid, "carry": model[1].carry}).frame
+    model = model.double()
+    h = model[0](x.double())
+    assert gate_of(frame, "1.t") == pytest.approx(model[1].t(h).sigmoid().mean(0).tolist(), abs=1e-14)
+    assert gate_of(frame, "carry", module="1.carry") == pytest.approx(model[1].carry(h).mean(0).tolist(), abs=1e-14)
+    flow = fs.gradient_flow(model, x, loss=square).frame.set_index("module")["layer"]
+    layers = frame.groupby("gate")["layer"].unique()
+    assert layers["1.t"] == [flow["1.t"]] and layers["carry"] == [flow["1.carry.0"]]
+
+
+WRONG_GATES = {
+    "no module": ({"2.gate": torch.sigmoid}, r"name modules of the model, got '2\.gate'"),
+    "not an activity": ({"t": "1.t"}, r"be activities in \[0, 1\], got -.*\{'1\.t': torch\.sigmoid\}"),
+    "no mapping": (["1.t"], "be a mapping of names to modules or functions, got list"),
+    "a number": ({"1.t": 3}, "have modules, their names or functions, got 3"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_GATES)
+@pytest.mark.usefixtures("annotations_unchecked")
+def test_gates_that_are_none_are_refused(name):
+    gates, words = WRONG_GATES[name]
+    model = nn.Sequential(nn.Linear(FEATURES, WIDTH), OwnHighway(WIDTH))
+    with pytest.raises(ValueError, match=rf"^gate_activity: `gates` must {words}"):
+        fs.gate_activity(model, torch.randn(6, FEATURES), gates=gates)
+
+
+def test_recurrent_modules_without_such_gates_and_without_samples_first_are_refused():
+    for rnn, words in ((nn.RNN(3, 4), "with the gates of nn.LSTM or nn.GRU, got 'rnn', a RNN"),
+                       (nn.GRU(3, 4), r"for the 5 samples, got shape \(2, 4\) .*batch_first=True")):
+        model = Reader(rnn)
+        with pytest.raises(ValueError, match=words):
+            fs.gate_activity(model, torch.randn(5, 2, 3), gates={"g": rnn})
+
+
+# --- in a loop of the user's own -------------------------------------------------------------------------------------
+
+
+def test_a_monitor_sees_a_recurrent_module_as_one_layer():
+    """Training goes on as without it, bit for bit; the norm is that of all of the module's weights."""
+    x, y = torch.randn(6, STEPS, FEATURES), torch.arange(6) % 5
+    nets = [Reader(nn.LSTM(FEATURES, WIDTH, batch_first=True)) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    norms = []
+
+    def train(net: nn.Module) -> None:
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            F.cross_entropy(net(x)[:, -1], y).backward()
+            norms.append(torch.cat([p.grad.flatten() for name, p in net.rnn.named_parameters() if "weight" in name]))
+            optimizer.step()
+
+    train(nets[0])
+    with fs.GradientMonitor(nets[1], every=1) as monitor:
+        train(nets[1])
+    assert all(torch.equal(one, other) for one, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True))
+    rows = monitor.frame[monitor.frame["module"] == "rnn"]
+    expected = [gradient.double().norm().log10().item() for gradient in norms[:3]]
+    np.testing.assert_allclose(rows["log10_weight_gradient_norm"], expected, rtol=0, atol=1e-6)
