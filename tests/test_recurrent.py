@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.utils.checkpoint import checkpoint
 
 import flowstudy as fs
 from flowstudy.measure.gradients.statistics import STATISTICS
@@ -205,6 +206,83 @@ def test_dropout_between_layers_draws_what_the_module_draws():
     assert flow.repeatable
 
 
+class Translator(nn.Module):
+    """The encoder's last states are the decoder's first; both read one embedding, tied to the read-out."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.readout = nn.Embedding(9, WIDTH), nn.Linear(WIDTH, 9)
+        self.encoder, self.decoder = (nn.LSTM(WIDTH, WIDTH, 2, batch_first=True, dropout=0.3) for _ in range(2))
+        self.readout.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        state = self.encoder(self.embedding(tokens))[1]
+        return self.readout(self.decoder(self.embedding(tokens.flip(1)), state)[0])
+
+
+class Attentive(nn.Module):
+    """A checkpointed GRU in both directions, from initial states that are learnt, and attention over its outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru, self.score = nn.GRU(FEATURES, WIDTH, bidirectional=True), nn.Linear(2 * WIDTH, 1)
+        self.bias = nn.Parameter(torch.randn(2, 1, WIDTH))   # not called a weight: h_0 is no layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        initial = self.bias.expand(-1, len(x), -1).contiguous()
+        h = checkpoint(lambda x: self.gru(x, initial)[0], x.transpose(0, 1), use_reentrant=False)
+        return (self.score(h).softmax(0) * h).sum(0)
+
+
+@pytest.mark.parametrize("build", [Translator, Attentive])
+def test_gradients_are_those_of_the_module_as_it_is(build):
+    """Of every layer's weights, and of the input, by autograd through torch's own kernels; dropout has one mask."""
+    model, x = build(), torch.randn(5, STEPS, FEATURES) if build is Attentive else torch.randint(9, (5, STEPS))
+    torch.manual_seed(1)
+    flow = fs.gradient_flow(model, x, loss=square)
+    model, x = model.double(), x.double().requires_grad_() if build is Attentive else x
+    torch.manual_seed(1)
+    loss = square(model(x))
+    loss.backward()
+    assert flow.loss == pytest.approx(loss.item(), rel=1e-12) and flow.repeatable
+    if build is Attentive:
+        assert flow.log10_input_gradient_norm == pytest.approx(x.grad.norm().log10().item(), abs=ABSOLUTE)
+    for row in flow.frame[flow.frame["type"] != "Parameter"].itertuples():
+        own = dict(model.get_submodule(row.module).named_parameters())
+        if row.direction:
+            end = f"_l{row.stack_layer - 1}" + "_reverse" * (row.direction == "backward")
+            own = {name: p for name, p in own.items() if name.endswith(end)}
+        gradients = [p.grad.flatten() for name, p in own.items() if name.startswith("weight")]
+        assert row.log10_weight_gradient_norm == pytest.approx(torch.cat(gradients).norm().log10().item(), abs=ABSOLUTE)
+
+
+def test_a_module_that_its_cells_do_not_agree_with_is_refused():
+    """A subclass that changes what torch's forward calls: the way out that is named was followed, and works."""
+    class Scaled(nn.GRU):
+        def permute_hidden(self, hx: Tensor, permutation: Tensor | None) -> Tensor:
+            return super().permute_hidden(2 * hx + 1, permutation)
+
+    class Itself(Scaled):
+        def forward(self, *args: object) -> tuple:
+            return super().forward(*args)
+
+    x, h = torch.randn(2, STEPS, FEATURES), torch.zeros(1, STEPS, WIDTH)
+    given = lambda kind: Given(kind(FEATURES, WIDTH), h)   # noqa: E731
+    with pytest.raises(ValueError, match=r"^gradient_flow: `model` must run 'gru' as Scaled does, .* of its own"):
+        fs.gradient_flow(given(Scaled), x, loss=square)
+    assert fs.gradient_flow(given(Itself), x, loss=square).unread == ("gru",)
+
+
+class Given(nn.Module):
+    def __init__(self, gru: nn.GRU, h: Tensor):
+        super().__init__()
+        self.gru = gru
+        self.register_buffer("h", h)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gru(x, self.h)[0]
+
+
 # --- the verdict along time ------------------------------------------------------------------------------------------
 
 
@@ -323,6 +401,32 @@ class Pair(nn.Module):
 def test_a_module_that_runs_twice_is_one_recurrence_where_its_state_goes_on(carried, steps):
     flow = fs.gradient_flow(Pair(carried), torch.randn(3, 10, WIDTH), loss=square)
     assert flow.path["step"].tolist() == list(range(1, steps + 1)) and len(flow.frame) == 10
+
+
+class OwnGru(nn.Module):
+    """Three layers in the body of a loop; at the first step the reset gate multiplies a state of exact zeros."""
+
+    def __init__(self):
+        super().__init__()
+        self.reset, self.update, self.new = (nn.Linear(2 * WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.new_zeros(len(x), WIDTH)
+        for part in x.unbind(1):
+            both = torch.cat([part, h], -1)
+            r, z = self.reset(both).sigmoid(), self.update(both).sigmoid()
+            h = z * h + (1 - z) * self.new(torch.cat([part, r * h], -1)).tanh()
+        return h
+
+
+def test_layers_of_one_loop_are_read_together():
+    """Not the one that gets exactly 0 at the first step by itself, which would look dead."""
+    flow = fs.gradient_flow(OwnGru(), torch.randn(3, 20, WIDTH), loss=square)
+    assert flow.path["step"].tolist() == list(range(1, 21)) and flow.path["layer"].tolist() == list(range(3, 61, 3))
+    assert flow.verdict.kind == "vanishing" and "per time step" in flow.verdict.sentence
+    together = flow.frame["log10_error_signal_norm"].to_numpy().reshape(20, 3)
+    expected = np.log10(np.sqrt((100.0 ** together).sum(1)))
+    np.testing.assert_allclose(flow.path["log10_error_signal_norm"], expected, rtol=0, atol=ABSOLUTE)
 
 
 def test_a_tied_net_without_inputs_on_the_way_is_read_by_layers():

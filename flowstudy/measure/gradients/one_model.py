@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +12,7 @@ from torch.autograd.graph import GradientEdge
 from flowstudy.measure.models.backward import Found, Scaled, backward_pass
 from flowstudy.measure.models.context import RandomState
 from flowstudy.measure.models.forward import Use, watched_pass
-from flowstudy.measure.models.graph import Key, coarsest, edge_of, leaves_in, reachable
+from flowstudy.measure.models.graph import Key, coarsest, edge_of, key_of, leaves_in, reachable
 from flowstudy.measure.models.layers import (
     is_weight,
     kind_of,
@@ -63,17 +64,24 @@ def measure_model(call: str, fresh: Callable[[], nn.Module], x: Tensor, y: Tenso
     Args:
         fresh: makes a float64 copy of it; a forward pass may change the copy that it is made with.
     """
+    with ExitStack() as steps:
+        return measure_copy(call, fresh, x, y, objective, loss, steps)
+
+
+def measure_copy(call: str, fresh: Callable[[], nn.Module], x: Tensor, y: Tensor | None, objective: Loss,
+                 loss: str | Loss, steps: ExitStack) -> Measured:
+    """The same; recurrent modules run step by step until `steps` is closed."""
     copied, state = fresh(), RandomState(x.device)
     layers, loose = shared_out(copied)
     if not layers and not loose:
         raise RefusalError(f"{call}: `model` must have layers with weights, got {type(copied).__name__} without any.")
-    leaf, output, value, uses, sizes = one_pass(call, copied, x, y, objective, loss, layers, loose, state)
+    leaf, output, value, uses, sizes = one_pass(call, copied, x, y, objective, loss, layers, loose, state, steps)
     if missed := weights_missed(copied, layers, loose, uses, value):
         copied = fresh()   # they are used, but not by calls of their modules: each use of them is a layer
         layers, loose = shared_out(copied)
         parameters = dict(copied.named_parameters())
         loose |= {name: parameters[name] for name in missed}
-        leaf, output, value, uses, sizes = one_pass(call, copied, x, y, objective, loss, layers, loose, state)
+        leaf, output, value, uses, sizes = one_pass(call, copied, x, y, objective, loss, layers, loose, state, steps)
     if not uses:
         raise RefusalError(f"{call}: `model` must call its layers, got {type(copied).__name__}, whose forward calls "
                            f"none of {', '.join(map(repr, layers))}. Let `hidden_layers` list modules that are called, "
@@ -103,11 +111,12 @@ def measure_model(call: str, fresh: Callable[[], nn.Module], x: Tensor, y: Tenso
 
 
 def errors_of(value: Tensor, leaf: Tensor, uses: list[Use], path: list[Point], states: list[GradientEdge],
-              leaves: dict[str, Tensor]) -> tuple[Found, list[Scaled | None], list[Scaled | None]]:
+              leaves: dict[str, Tensor]) -> tuple[Found, list[Scaled | None], dict[Key, Scaled | None]]:
     """What one backward pass finds of the uses; and the error signals on the path, and of the states of recurrences."""
     found = backward_pass(value, edge_of(leaf), [*(part.edge for part in (*uses, *path)), *states], leaves)
     of_uses, behind = found.errors[:len(uses)], found.errors[len(uses):]
-    return replace(found, errors=of_uses), behind[:len(path)], behind[len(path):]
+    at_states = zip(map(key_of, states), behind[len(path):], strict=True)
+    return replace(found, errors=of_uses), behind[:len(path)], dict(at_states)
 
 
 def repeats(copied: nn.Module, x: Tensor, output: object, state: RandomState) -> bool:
@@ -120,12 +129,12 @@ def repeats(copied: nn.Module, x: Tensor, output: object, state: RandomState) ->
 
 
 def one_pass(call: str, copied: nn.Module, x: Tensor, y: Tensor | None, objective: Loss, loss: str | Loss,
-             layers: dict[str, nn.Module], loose: dict[str, Tensor], state: RandomState,
+             layers: dict[str, nn.Module], loose: dict[str, Tensor], state: RandomState, steps: ExitStack,
              ) -> tuple[Tensor, object, Tensor, list[Use], dict[Key, Tensor]]:
     """The input as a leaf, the output, the loss, the uses of layers, and the sizes of values by edge."""
     leaf = x.detach().clone().requires_grad_(x.is_floating_point())
-    with state.replayed():
-        output, uses, sizes = watched_pass(call, copied, leaf.clone(), layers, loose)   # a clone: it may be written to
+    with state.replayed():   # a clone: it may be written to
+        output, uses, sizes = watched_pass(call, copied, leaf.clone(), layers, loose, steps)
     check_targets(call, output, y, loss)
     return leaf, output, objective(output, y), uses, sizes
 

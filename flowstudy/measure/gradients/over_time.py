@@ -3,9 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from flowstudy.measure.models.backward import Scaled
 from flowstudy.measure.models.forward import Use
-from flowstudy.measure.models.recurrent.time_path import time_paths
+from flowstudy.measure.models.recurrent.time_path import StateErrors, time_paths
 
 from .signal import change_of
 from .statistics import log10_norm
@@ -23,23 +22,20 @@ def places_in_time(uses: list[Use]) -> dict[str, object]:
     }
 
 
-def time_columns(uses: list[Use], loops: list[list[int]], errors: list[Scaled | None]) -> list[dict[str, list]]:
-    """Of each recurrence the columns of `GradientFlow.path`, a row per step.
+def time_columns(uses: list[Use], loops: list[list[int]], found: StateErrors) -> list[dict[str, list]]:
+    """Of each recurrence the columns of `GradientFlow.path`, a row per step, whose last layer stands for it.
 
     Args:
         loops: indices of the uses of each layer that is run in a loop.
-        errors: of all parts of all their states.
+        found: d loss / d state at each of them.
     """
-    errors = iter(errors)
-    found = [path for steps in loops
-             for path in time_paths(uses, steps, [[next(errors) for _ in uses[i].state] for i in steps])]
     return [{
-        "layer": [step.use + 1 for step in path],
+        "layer": [max(step.uses) + 1 for step in path],
         "step": list(range(1, len(path) + 1)),
         "log10_error_signal_norm": [log10_norm(step.errors, 0).item() for step in path],
         "log10_carried_norm": [log10_norm(step.carried, 0).item() for step in path],
-        "activation_mean_square": [uses[step.use].statistics[1].item() for step in path],
-    } for path in found]
+        "activation_mean_square": [uses[max(step.uses)].statistics[1].item() for step in path],
+    } for path in time_paths(uses, loops, found)]
 
 
 def time_frame(columns: dict[str, list]) -> pd.DataFrame:

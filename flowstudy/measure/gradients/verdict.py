@@ -69,10 +69,12 @@ class Verdict:
             "exploding": it gains as much, or the activations are not finite; "chaotic": it gains as much while the
             activations do not grow with it, so that nearby inputs are driven apart; "dead": it is exactly 0; "cut off":
             trainable layers get no gradient at all, because the loss does not depend on them; "cannot tell": there are
-            not two places to compare, or weights of exactly 0 hold the signal back until the first step.
+            not two places to compare, weights of exactly 0 hold the signal back until the first step, or the time
+            steps of a recurrent module are not seen.
         layer: the layer from which on, towards the input, this holds; of "cut off" the first such layer; None where
             there is none.
-        factor: by which the norm of the error signal changes per layer on the way back, from the fitted slope.
+        factor: by which the norm of the error signal changes per layer, or time step, on the way back, from the fitted
+            slope.
         factor_error: its standard error, layers taken as independent factors.
         decades: log10 of the norm at the first place of the path over the norm at the last.
         sentence: all of it in words.
@@ -260,9 +262,9 @@ def of_steps(frame: pd.DataFrame, path: pd.DataFrame) -> Verdict:
 def cell_in_words(frame: pd.DataFrame, path: pd.DataFrame) -> str:
     """The recurrence: a module's name, and which of its stacked layers and directions."""
     row = frame.iloc[int(path["layer"].iloc[0]) - 1]
-    name = repr(row["module"]) if row["module"] else "the model"
+    name = repr(row["module"]) if row["module"] else "the model itself"
     if "time" not in frame or pd.isna(row["time"]):
-        return name
+        return f"the loop over {name}"
     return f"{name} (stacked layer {row['stack_layer']}, {row['direction']})"
 
 

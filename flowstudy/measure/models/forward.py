@@ -50,7 +50,7 @@ class Use:
 
 
 def watched_pass(call: str, model: nn.Module, x: Tensor, layers: Mapping[str, nn.Module],
-                 loose: Mapping[str, Tensor]) -> tuple[object, list[Use], dict[Key, Tensor]]:
+                 loose: Mapping[str, Tensor], steps: ExitStack) -> tuple[object, list[Use], dict[Key, Tensor]]:
     """The model's output, the uses of its layers and loose weights in order of execution, and the size of values.
 
     The sizes are mean squares, by edge, of what modules took and gave and of what met a loose weight: sums in between
@@ -59,6 +59,9 @@ def watched_pass(call: str, model: nn.Module, x: Tensor, layers: Mapping[str, nn
     A layer's output may have any structure: the first real or complex tensor in it counts.  Recurrent modules run step
     by step, each step a use.  Calls from within a backward pass, where a checkpointed part of the model is computed
     again, do not count.
+
+    Args:
+        steps: until it is closed, recurrent modules run step by step.
 
     Raises:
         ValueError: a layer is called inside torch.func.vmap.
@@ -91,7 +94,7 @@ def watched_pass(call: str, model: nn.Module, x: Tensor, layers: Mapping[str, nn
         for module in model.modules():
             stack.callback(module.register_forward_pre_hook(passing).remove)
             stack.callback(module.register_forward_hook(passing).remove)
-        stack.enter_context(unrolled(call, by_step, lambda name, module, step: seen(
+        steps.enter_context(unrolled(call, by_step, lambda name, module, step: seen(
             name, module, (), step.state, step.place)))
         for name in layers.keys() - by_step.keys():
             handle = layers[name].register_forward_hook(

@@ -5,7 +5,8 @@ is the state: all that a cell puts out at a step, (h, c) of an LSTM.  So the sig
 the loss sees to the first one, as the joint norm of d loss / d state.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ SHORTEST = 3   # steps of a recurrence; a layer that is used twice is tied
 LARGE = 2.0**900   # sizes up to here, and down to its inverse, have lost nothing
 
 Errors = list[Scaled | None]   # of each part of a state; None where nothing arrives
+StateErrors = Mapping[Key, Scaled | None]   # d loss / d state, by the edges of its parts
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,12 @@ class Step:
     """One step of a recurrence.
 
     Attributes:
-        use: index of the use of the layer.
+        uses: indices of the layers' uses in it: one, of torch's modules; those of a loop's body.
         errors: d loss / d state, a tensor for each part of the state.
         carried: what the last step's alone become on their way back through the recurrence.
     """
 
-    use: int
+    uses: tuple[int, ...]
     errors: list[Scaled]
     carried: list[Scaled]
 
@@ -55,31 +57,65 @@ def states_in(uses: Sequence[Use], loops: Sequence[Sequence[int]]) -> list[Gradi
     return [edge for steps in loops for i in steps for edge in uses[i].state]
 
 
-def time_paths(uses: Sequence[Use], steps: Sequence[int], errors: Sequence[Errors]) -> list[list[Step]]:
-    """The steps of one layer as recurrences, first step first: several, where it is run on several sequences.
-
-    Uses beside each other (a read-out at every time step) are none.
+def time_paths(uses: Sequence[Use], loops: Sequence[Sequence[int]], found: StateErrors) -> list[list[Step]]:
+    """The recurrences among the layers that are run in loops, first step first.
 
     Args:
-        steps: indices of the uses.
-        errors: of the state at each of them.
+        loops: indices of the uses of each layer.
     """
-    found, left = [], list(zip(steps, errors, strict=True))
-    while len(left := without_unseen_end(left)) >= SHORTEST:
-        carried = carried_back([uses[i].state for i, _ in left], left[-1][1])
+    chains = [chain for steps in loops for chain in chains_in(uses, steps, found)]
+    return [path_over(uses, list(zip(*together, strict=True)), found) for together in side_by_side(chains)]
+
+
+def chains_in(uses: Sequence[Use], steps: Sequence[int], found: StateErrors) -> list[list[int]]:
+    """The uses of one layer of which each is computed from the one before: several, where it runs several sequences.
+
+    Uses that do not depend on each other (a read-out at every time step) are none.
+    """
+    chains, left = [], list(steps)
+    while len(left := without_unseen_end(uses, left, found)) >= SHORTEST:
+        carried = carried_back([uses[i].state for i in left], errors_at(uses, left[-1:], found))
         reached = [any(part is not None for part in parts) for parts in carried]
         if sum(reached) < 2:
             break
         if sum(reached) >= SHORTEST:
-            found.append([Step(i, present(error), present(back)) for (i, error), back, is_reached
-                          in zip(left, carried, reached, strict=True) if is_reached])
-        left = [one for one, is_reached in zip(left, reached, strict=True) if not is_reached]
-    return found
+            chains.append([i for i, is_reached in zip(left, reached, strict=True) if is_reached])
+        left = [i for i, is_reached in zip(left, reached, strict=True) if not is_reached]
+    return chains
 
 
-def without_unseen_end(steps: list[tuple[int, Errors]]) -> list[tuple[int, Errors]]:
+def side_by_side(chains: list[list[int]]) -> list[list[list[int]]]:
+    """Chains that take turns are one recurrence, of the layers in a loop's body, which make up its state together."""
+    groups: list[list[list[int]]] = []
+    for chain in chains:
+        group = next((group for group in groups if take_turns([*group, chain])), None)
+        if group is None:
+            groups.append([chain])
+        else:
+            group.append(chain)
+    return groups
+
+
+def take_turns(chains: list[list[int]]) -> bool:
+    if len({len(chain) for chain in chains}) > 1:
+        return False
+    return all(max(now) < min(after) for now, after in itertools.pairwise(zip(*chains, strict=True)))
+
+
+def path_over(uses: Sequence[Use], steps: list[tuple[int, ...]], found: StateErrors) -> list[Step]:
+    carried = carried_back([[edge for i in step for edge in uses[i].state] for step in steps],
+                           errors_at(uses, steps[-1], found))
+    return [Step(step, present(errors_at(uses, step, found)), present(back))
+            for step, back in zip(steps, carried, strict=True)]
+
+
+def errors_at(uses: Sequence[Use], step: Sequence[int], found: StateErrors) -> Errors:
+    return [found[key_of(edge)] for i in step for edge in uses[i].state]
+
+
+def without_unseen_end(uses: Sequence[Use], steps: list[int], found: StateErrors) -> list[int]:
     """Up to the last step that the loss sees; an exact 0 before it has been lost on the way."""
-    seen = [i for i, (_, errors) in enumerate(steps) if is_seen(errors)]
+    seen = [n for n, i in enumerate(steps) if is_seen(errors_at(uses, [i], found))]
     return steps[:seen[-1] + 1] if seen else []
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from flowstudy.measure.models.outputs import is_inside_vmap, numbers_in
 from flowstudy.refusal import RefusalError
@@ -29,8 +30,9 @@ Sequence = list[Tensor]   # the inputs at each time step, (sample, feature); of 
 
 
 def is_steppable(module: nn.Module) -> bool:
-    """Runs as torch's recurrent modules do: not a subclass with a forward of its own."""
-    return (isinstance(module, nn.RNNBase) and "forward" not in vars(module)
+    """Runs as torch's recurrent modules do, or step by step already: not a subclass with a forward of its own."""
+    own = vars(module).get("forward")
+    return (isinstance(module, nn.RNNBase) and (own is None or getattr(own, "func", None) is checked_forward)
             and type(module).forward in (nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward))
 
 
@@ -45,6 +47,8 @@ def unrolled(call: str, modules: Mapping[str, nn.Module],
              seen: Callable[[str, nn.Module, TimeStep], None] | None = None) -> Iterator[None]:
     """While the context lasts, the steppable ones among the modules run step by step; `seen` looks at every step.
 
+    A checkpointed module runs again in the backward pass, which the context must outlast.
+
     Raises:
         RefusalError: when a module is called that the steps do not agree with.
     """
@@ -55,12 +59,14 @@ def unrolled(call: str, modules: Mapping[str, nn.Module],
         yield
     finally:
         for module in steppable.values():
-            del module.forward
+            vars(module).pop("forward", None)
 
 
 def checked_forward(call: str, name: str, module: nn.RNNBase, seen: Seen | None, input: Tensor | PackedSequence,
                     hx: object = None) -> tuple[Tensor | PackedSequence, Tensor | State]:
     data = input.data if isinstance(input, PackedSequence) else input
+    if has_torch_function_unary(data):   # modes, which look at operations, see one, as of torch's own module
+        return handle_torch_function(checked_forward, (data,), call, name, module, seen, input, hx)
     if not is_inside_vmap(data):
         check_agreement(call, name, module, input, hx)
     return unrolled_forward(module, input, hx, seen)
