@@ -157,8 +157,8 @@ def ends_of(call: str, part: str | tuple[int, int], chain: list) -> tuple[int, i
     if (isinstance(part, tuple | list) and len(part) == 2 and all(isinstance(end, int) for end in part)
             and 0 <= part[0] < part[1] <= len(chain)):
         return part[0], part[1]
-    raise RefusalError(f"{call}: `part` must be 'all', 'body', 'time' or (start, stop) with 0 <= start < stop <= "
-                       f"{len(chain)}, got {part!r}.")
+    raise RefusalError(f"{call}: `part` must be 'all', 'body' or (start, stop) with 0 <= start < stop <= {len(chain)}, "
+                       f"or 'time', got {part!r}.")
 
 
 def draw_input(call: str, model: nn.Module, samples: int, seed: int) -> Tensor:
