@@ -374,6 +374,31 @@ def test_an_lstm_is_read_along_its_cell_state(bias, verdict):
     np.testing.assert_allclose(steps, -math.log10(torch.tensor(bias).double().sigmoid().item()), rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_the_advice_for_a_vanishing_signal_was_followed(kind):
+    """As torch draws it a gate forgets half at every step; with a bias of ln(time steps) the first step is reached."""
+    model, x = Reader(kind(FEATURES, 32, batch_first=True)), torch.randn(4, 50, FEATURES)
+    assert fs.gradient_flow(model, x, loss=last_square).verdict.kind == "vanishing"
+    model.rnn.bias_hh_l0.data[32:64] += math.log(50)   # the second gate of both: forget, update
+    assert fs.gradient_flow(model, x, loss=last_square).verdict.kind == "stable"
+
+
+def last_square(output: Tensor, _y: None) -> Tensor:
+    return output[:, -1].square().mean()
+
+
+def test_what_is_cut_off_is_named_once():
+    """Not once for every time step."""
+    model = nn.Sequential(Reader(nn.GRU(FEATURES, WIDTH, batch_first=True)), Detached(), nn.Linear(5, 5))
+    verdict = fs.gradient_flow(model, torch.randn(4, 9, FEATURES), loss=last_square).verdict
+    assert verdict.kind == "cut off" and "to 0.rnn (layer 1), 0.head (layer 10)." in verdict.sentence
+
+
+class Detached(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach()
+
+
 class Doubled(nn.LSTM):
     def forward(self, x: Tensor) -> tuple:
         return super().forward(2 * x)

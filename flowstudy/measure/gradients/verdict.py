@@ -17,7 +17,8 @@ grows by up to pi / (pi - 1) per layer (Yang et al. 2019), train at 20 layers.
 
 Of a recurrent net the places are the time steps, and the signal is that of the state.  Its weights are the same at all
 of them, so that nothing makes up for a change there, and growth is called exploding whatever the activations do
-(Bengio, Simard & Frasconi 1994; Pascanu, Mikolov & Bengio 2013).
+(Bengio, Simard & Frasconi 1994; Pascanu, Mikolov & Bengio 2013).  A forget gate's bias of ln(time steps) makes the
+gate's own time scale the length of the sequence (Tallec & Ollivier 2018).
 """
 
 import math
@@ -47,8 +48,8 @@ ADVICE = {
     "stable": "",
 }
 OVER_TIME = {
-    "vanishing": "Use nn.LSTM or nn.GRU with a bias of 1 to 2 on the forget gate (of nn.GRU's update gate), start the "
-                 "recurrent weights orthogonal, or shorten the way: attention, a loss at more time steps.",
+    "vanishing": "Use nn.LSTM or nn.GRU with a bias of about ln(time steps) on the forget gate (nn.GRU: the update "
+                 "gate), start the recurrent weights orthogonal, or shorten the way: attention, a loss at more steps.",
     "exploding": "Start the recurrent weights orthogonal with gain 1, use gates (nn.LSTM, nn.GRU), clip the norm of "
                  "the gradient, or backpropagate through fewer time steps.",
 }
@@ -145,7 +146,7 @@ def without_flow(frame: pd.DataFrame, path: pd.DataFrame) -> Verdict | None:
         return nothing_but("exploding", int(bad.iloc[0]), f"exploding: the activations of layer {bad.iloc[0]} are not "
                                                      "finite.")
     if "trainable" in frame:
-        lost = frame[frame["trainable"] & (frame["gradient"] == "none")]
+        lost = frame[frame["trainable"] & (frame["gradient"] == "none")].drop_duplicates("module")
         if len(lost):
             named = ", ".join(f"{module or 'the model'} (layer {layer})"
                               for module, layer in zip(lost["module"], lost["layer"], strict=True))
