@@ -21,7 +21,8 @@ from .checks import (
     ends_of,
     prepare,
 )
-from .choice import choose, samples_at_once
+from .choice import MEMORY_BUDGET, choose, samples_at_once
+from .over_time import over_time
 from .result import JacobianSpectrum, joined_spectra, largest
 from .routes import (
     RESOLVED,
@@ -57,7 +58,9 @@ def jacobian_spectrum(model: nn.Module, x: Tensor | None = None, *, part: str | 
         x: inputs (sample, ...); None draws standard normal inputs where the model has `in_features`, or where its
             first layer is linear.
         part: "all" is input to output; "body" is the first layer's output to the last hidden layer's (width x width);
-            (start, stop) is layer start's output to layer stop's, 0 being the input, of a chain.
+            (start, stop) is layer start's output to layer stop's, 0 being the input, of a chain; "time", of a model
+            with one recurrent module, is that module's initial state to its last, (h_0, c_0) to (h_T, c_T) of all
+            stacked layers, at the inputs that it gets: a product of one factor for each time step.
         samples: at most so many inputs are measured, the first ones of `x`.
         method: "product", "dense", "matrix_free", or "auto": product where the model is a chain whose factors fit in
             memory, else dense where the Jacobian does.  Where the product route would take several times as long (few
@@ -84,15 +87,28 @@ def jacobian_spectrum(model: nn.Module, x: Tensor | None = None, *, part: str | 
     call = "jacobian_spectrum"
     if method not in METHODS:
         raise RefusalError(f"{call}: `method` must be one of {', '.join(METHODS)}, got {method!r}.")
-    if start is not None and method in ("product", "matrix_free"):
-        raise RefusalError(f"{call}: `start` goes with method='dense', got {method!r}. Leave `method` out.")
+    if start is not None and (method in ("product", "matrix_free") or part == "time"):
+        got = repr(method) if part != "time" else "part='time'"
+        raise RefusalError(f"{call}: `start` goes with method='dense', got {got}. Leave `method` and `part` out.")
     check_chunk(call, chunk)
-    copied, x = prepare(call, model, x, samples, seed, output, mode)
+    copied, x = prepare(call, model, x, samples, seed, output, mode, whole=part == "time")
     state = RandomState(x.device)
+    if part == "time":
+        return spectrum_over_time(call, copied, x, state, samples, method=method, k=k, chunk=chunk, seed=seed)
     if start is not None:
         return largest(k, started_spectrum(call, copied, start, x, chunk, state))
     check_real(call, x)
     return spectrum_at(call, copied, x, state, part=part, method=method, k=k, chunk=chunk, seed=seed)
+
+
+def spectrum_over_time(call: str, copied: nn.Module, x: Tensor, state: RandomState, samples: int,
+                       **options: object) -> JacobianSpectrum:
+    """Of as many samples at once as memory allows: a step's Jacobian and the running product are states x states."""
+    model, initial = over_time(call, copied, x, state, samples)
+    together = max(1, MEMORY_BUDGET // (11 * 8 * initial.shape[1] ** 2))
+    chosen = [slice(i, i + together) for i in range(0, len(initial), together)]
+    parts = [spectrum_at(call, model.part(part), initial[part], state, part="all", **options) for part in chosen]
+    return joined_spectra(parts) if len(parts) > 1 else parts[0]
 
 
 def spectrum_at(call: str, copied: nn.Module, x: Tensor, state: RandomState, *, part: str | tuple[int, int],
