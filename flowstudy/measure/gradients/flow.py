@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from flowstudy.measure.drawn import Drawn
 from flowstudy.measure.models.context import in_own_context
-from flowstudy.measure.models.copies import check_input, check_module, float64_copy, own_tensor
+from flowstudy.measure.models.copies import check_input, check_module, float64_copy
+from flowstudy.measure.models.precision.attempts import in_float64, measured_targets
 from flowstudy.refusal import RefusalError
 
-from .losses import Loss, check_loss
+from .losses import Loss, measured_loss
 from .one_model import measure_model
 from .signal import backward_slope, path_frame, slope_error
 from .verdict import Verdict, verdict_of
@@ -116,6 +117,7 @@ class Comparison(Drawn):
 
 
 @in_own_context
+@in_float64
 def gradient_flow(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss: str | Loss = "cross_entropy",
                   samples: int | None = None) -> GradientFlow:
     """How far the gradient gets: per-layer norms of the weight gradient and of the error signal, on one batch.
@@ -163,12 +165,12 @@ def gradient_flow(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss:
     """
     call = "gradient_flow"
     check_module(call, model)
-    x, y = check_input(call, model, x), own_tensor(y)
+    x, y = check_input(call, model, x), measured_targets(model, y)
     if samples is not None:
         if not 1 <= samples <= len(x):
             raise RefusalError(f"{call}: `samples` must be between 1 and the batch's {len(x)}, got {samples}.")
         x, y = x[:samples], None if y is None else y[:samples]
-    found = measure_model(call, lambda: float64_copy(call, model, frozen=False), x, y, check_loss(call, loss, y), loss)
+    found = measure_model(call, lambda: float64_copy(call, model, frozen=False), x, y, measured_loss(call, loss, y), loss)
     columns = {name: values.cpu().numpy() for name, values in found.statistics.items()}
     return GradientFlow(
         frame=pd.DataFrame(found.layers | columns | {"gradient": found.gradient}),

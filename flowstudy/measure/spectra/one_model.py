@@ -6,6 +6,7 @@ from flowstudy.measure.models.chain import Factor, NotProvedError, chain_of, not
 from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.dense_jacobian import Function, Stretch, row_and_image, start_and_output
 from flowstudy.measure.models.graph import edge_of, reachable
+from flowstudy.measure.models.precision.attempts import in_float64
 from flowstudy.refusal import RefusalError, did_you_mean
 
 from .checks import (
@@ -37,6 +38,7 @@ METHODS = ("auto", "product", "dense", "matrix_free")
 
 
 @in_own_context
+@in_float64
 def jacobian_spectrum(model: nn.Module, x: Tensor | None = None, *, part: str | tuple[int, int] = "all",
                       samples: int = 16, method: str = "auto", k: int | None = None, chunk: int | None = None,
                       seed: int = 0, start: str | None = None, output: str | int | None = None,

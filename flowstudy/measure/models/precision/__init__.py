@@ -1,0 +1,1 @@
+"""In which dtype a model is measured."""
