@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 
-from flowstudy.measure.models.context import RandomState
+from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.copies import check_input, float64_copy
 from flowstudy.measure.models.forward import LooseWeights
 from flowstudy.measure.models.gated_layers import layers_and_gates
 from flowstudy.measure.models.layers import changed_outputs, shared_out
+from flowstudy.measure.models.precision.attempts import in_float64
 
 CHUNK = 512  # inputs that run at once: bounds the memory that 60,000 images take in a convolutional net
 
@@ -36,6 +37,8 @@ class GateActivity:
     by_class: pd.DataFrame | None
 
 
+@in_own_context
+@in_float64
 def gate_activity(model: nn.Module, x: Tensor, y: Tensor | None = None) -> GateActivity:
     """Mean transform-gate activity of every unit of every highway layer, over all inputs and per class.
 
@@ -74,7 +77,7 @@ def gate_activity(model: nn.Module, x: Tensor, y: Tensor | None = None) -> GateA
     copied = float64_copy(call, model).eval()
     x = check_input(call, model, x)
     classes, of_class = check_classes(call, x, y)
-    with torch.no_grad(), RandomState(x.device).replayed():
+    with RandomState(x.device).replayed():   # with gradients on: a model may take some in its forward
         means = means_by_use(call, copied, x, len(classes), of_class)
     return GateActivity(frame_by_unit(copied, means), None if y is None else frame_by_class(means, classes))
 
@@ -110,7 +113,7 @@ def gates_in_one_pass(call: str, model: nn.Module, x: Tensor) -> dict[BlockUse, 
 
     def read(name: str, output: Tensor) -> Tensor:
         axis = blocks[name].channel_axis
-        t = torch.sigmoid(output.chunk(2, axis)[1]).movedim(axis, 1)
+        t = torch.sigmoid(output.detach().double().chunk(2, axis)[1]).movedim(axis, 1)
         waiting.append((name, t.reshape(*t.shape[:2], -1).mean(-1)))
         return output
 

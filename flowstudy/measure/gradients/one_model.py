@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from flowstudy.measure.models.backward import Scaled, backward_pass
 from flowstudy.measure.models.context import RandomState
 from flowstudy.measure.models.forward import Use, watched_pass
-from flowstudy.measure.models.graph import Key, coarsest, edge_of, leaves_in, reachable
+from flowstudy.measure.models.graph import (
+    Key,
+    check_gradients_can_be_asked_for,
+    coarsest,
+    edge_of,
+    leaves_in,
+    reachable,
+)
 from flowstudy.measure.models.layers import (
     is_weight,
     kind_of,
@@ -70,6 +77,8 @@ def measure_model(call: str, fresh: Callable[[], nn.Module], x: Tensor, y: Tenso
         raise RefusalError(f"{call}: `model` must call its layers, got {type(copied).__name__}, whose forward calls "
                            f"none of {', '.join(map(repr, layers))}. Let `hidden_layers` list modules that are called, "
                            "or rename it.")
+    nodes = reachable(edge_of(value)) if value.requires_grad else []
+    check_gradients_can_be_asked_for(call, nodes)
     weights = weights_by_use(copied, layers, uses)
     wanted = dict.fromkeys(name for names in weights for name in names)
     leaves = {name: p for name, p in copied.named_parameters() if name in wanted and p.requires_grad}
@@ -77,7 +86,6 @@ def measure_model(call: str, fresh: Callable[[], nn.Module], x: Tensor, y: Tenso
     found = backward_pass(value, edge_of(leaf), [part.edge for part in (*uses, *path)], leaves)
     on_path, found = found.errors[len(uses):], replace(found, errors=found.errors[:len(uses)])
     at_input, like = found.input_gradient, value.detach()
-    nodes = reachable(edge_of(value)) if value.requires_grad else []
     return Measured(
         layers=describe(copied, uses, weights, path, len(x)),
         statistics=statistics_of(uses, weights, found, like, len(x)),
@@ -86,7 +94,7 @@ def measure_model(call: str, fresh: Callable[[], nn.Module], x: Tensor, y: Tenso
         normalises=normalises(nodes, uses),
         log10_input_gradient_norm=log10_norm([at_input], 0) if at_input else nothing(like),
         loss=like,
-        dtype=coarsest(nodes),
+        dtype=coarsest(nodes) if nodes else value.dtype,
         repeatable=parts_of_own_net(copied) is not None or repeats(fresh(), x, output, state),
     )
 

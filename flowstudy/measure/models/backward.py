@@ -101,8 +101,7 @@ def backward_pass(loss: Float[Tensor, "*net"], start: GradientEdge | None, layer
 def plain_pass(loss: Tensor, wanted: list[GradientEdge], zero: Tensor) -> dict:
     """Autograd's own."""
     keys = list(dict.fromkeys(map(key_of, wanted)))
-    values = torch.autograd.grad(edge_of(loss.sum()), [GradientEdge(*key) for key in keys], retain_graph=True,
-                                 allow_unused=True)   # by edges alone, modes stay on for what runs in the pass
+    values = torch.autograd.grad(loss.sum(), [GradientEdge(*key) for key in keys], retain_graph=True, allow_unused=True)
     return {key: None if value is None else Scaled(dense(value), zero) for key, value in zip(keys, values, strict=True)}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from flowstudy.refusal import RefusalError, RefusalTypeError
 
 from .held import can_be_copied, everything_in, rebound
-from .precision.attempts import measured_as, measured_dtype
+from .precision.attempts import measured_as, measured_dtype, own_dtype
 
 IMMUTABLE = {type(None), bool, int, float, str}
 CONTAINERS = {dict, OrderedDict, list, set}
@@ -40,7 +40,7 @@ def own_tensor(value: object) -> object:
 
 
 def float64_copy(call: str, model: nn.Module, *, frozen: bool = True) -> nn.Module:
-    """A copy to measure, on the model's device and in its mode: in float64, or in its own dtype where it runs in no other.
+    """A copy to measure, on the model's device and in its mode: in float64; in its own dtype if that is what is asked.
 
     All tensors that the model holds are copied, those in plain attributes, in lists and in closures of its functions
     too; what was computed from weights and kept is copied as a constant.  What cannot be copied and is no tensor (a
@@ -62,6 +62,12 @@ def float64_copy(call: str, model: nn.Module, *, frozen: bool = True) -> nn.Modu
         for own, original in zip(copied.parameters(), model.parameters(), strict=True):
             own.requires_grad_(original.requires_grad)
     return copied
+
+
+def own_copy(call: str, model: nn.Module) -> nn.Module:
+    """The same in the model's own dtype, to train."""
+    with own_dtype():
+        return float64_copy(call, model, frozen=False)
 
 
 def fast_copy(call: str, model: nn.Module) -> nn.Module:

@@ -59,10 +59,11 @@ def rebound(value: types.FunctionType | weakref.ref, copies: Mapping[int, object
     if isinstance(value, weakref.ref):
         twin = copies.get(id(value()))
         return value if twin is None else weakref.ref(twin)
-    cells = tuple(types.CellType(copies[id(cell.cell_contents)])
-                  if is_filled(cell) and id(cell.cell_contents) in copies else cell for cell in value.__closure__ or ())
-    if cells == (value.__closure__ or ()):
+    held = value.__closure__ or ()
+    if not any(is_filled(cell) and id(cell.cell_contents) in copies for cell in held):
         return value
+    cells = tuple(types.CellType(copies[id(cell.cell_contents)])
+                  if is_filled(cell) and id(cell.cell_contents) in copies else cell for cell in held)
     twin = types.FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
     twin.__kwdefaults__, twin.__dict__ = value.__kwdefaults__, dict(vars(value))
     return twin

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from flowstudy.measure.models.chain import Factor, NotProvedError, chain_of, noted_calls
 from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.dense_jacobian import Function, Stretch, row_and_image, start_and_output
-from flowstudy.measure.models.graph import edge_of, reachable
+from flowstudy.measure.models.graph import check_gradients_can_be_asked_for, edge_of, reachable
 from flowstudy.measure.models.precision.attempts import in_float64
 from flowstudy.refusal import RefusalError, did_you_mean
 
@@ -167,8 +167,10 @@ def pass_and_chain(call: str, copied: nn.Module, x: Tensor, state: RandomState) 
     with state.replayed(), noted_calls(copied) as calls:
         start, y = start_and_output(copied, x)
     y = check_output(call, y, len(x))
+    nodes = reachable(edge_of(y)) if y.requires_grad else []
+    check_gradients_can_be_asked_for(call, nodes)
     check_depends(call, y, start)
-    whole = Stretch(start, edge_of(y), x.device, tuple(reachable(edge_of(y))))
+    whole = Stretch(start, edge_of(y), x.device, tuple(nodes))
     check_apart(call, whole, y)
     model = copied.model if isinstance(copied, Picked) else copied
     return whole, chain_of(model, whole, calls)
@@ -192,6 +194,7 @@ def started_spectrum(call: str, copied: nn.Module, start: str, x: Tensor, chunk:
     if begin.ndim < 2 or len(begin) != len(x):
         raise RefusalError(f"{call}: `start` must name a module whose output keeps the sample axis first, got "
                            f"{start!r} with output {tuple(begin.shape)} for {len(x)} samples. Name another.")
+    check_gradients_can_be_asked_for(call, reachable(edge_of(y)) if y.requires_grad else [])
     check_depends(call, y, edge_of(begin))
     stretch = Stretch(edge_of(begin), edge_of(y), x.device)
     check_apart(call, stretch, y)

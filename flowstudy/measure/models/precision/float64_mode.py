@@ -5,17 +5,19 @@ with float64 weights, or they round what is written into them.  A mode sees each
 thread calls, from Python, and nothing else in the process: no default is set and no function is replaced.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 WIDE = {torch.float32: torch.float64, torch.float16: torch.float64, torch.bfloat16: torch.float64,
         torch.complex64: torch.complex128, torch.complex32: torch.complex128}
-DRAWS = {torch.rand, torch.randn, torch.normal}   # drawn once, and of the dtype that is kept
-CASTS = {Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.to, Tensor.type, Tensor.type_as, Tensor.cfloat, Tensor.chalf}
+DRAWS = {torch.rand, torch.randn, torch.normal}   # drawn once: the numbers are those that the model draws
+CASTS = {Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.cfloat, Tensor.chalf, Tensor.to, Tensor.type,
+         Tensor.type_as}
 OF_BITS = {Tensor.view}                           # view(dtype) reads the same bits as another type
 IN_PLACE = {"__setitem__", "__set__", "__iadd__", "__isub__", "__imul__", "__idiv__", "__itruediv__", "__ifloordiv__",
             "__imod__", "__ipow__"}
@@ -35,11 +37,11 @@ class Float64Mode(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if function is torch.autograd.grad:
+            return self.backward_pass(*args, **kwargs)
         if self.casts and function not in OF_BITS:
             args, kwargs = met(function, asked_wide(args), {k: WIDE.get(v, v) if isinstance(v, torch.dtype) else v
                                                             for k, v in kwargs.items()})
-        if function in DRAWS and kwargs.get("dtype") is None and not any_numbers(args) and "out" not in kwargs:
-            kwargs = kwargs | {"dtype": WIDE.get(torch.get_default_dtype(), torch.get_default_dtype())}
         result = function(*args, **kwargs)
         if not isinstance(result, Tensor) or result.dtype not in WIDE or function in OF_BITS:
             return result
@@ -48,6 +50,18 @@ class Float64Mode(TorchFunctionMode):
         if any_numbers([args, kwargs]) or "out" in kwargs or asks(args, kwargs):
             return result
         return made_wide(function, args, kwargs, result)
+
+    def backward_pass(self, outputs: Sequence, inputs: Sequence, **how: object) -> tuple:
+        """With the mode on, for the parts of the model that run in it, such as a checkpoint's: a mode is off while it
+        handles a function, and torch hands it this one where tensors are given, not where their edges are."""
+        tensors = [t for t in (*outputs, *inputs) if isinstance(t, Tensor)]
+        if not all(t.requires_grad for t in tensors):
+            return torch.autograd.grad(outputs, inputs, **how)   # torch says what is wrong
+        edges = [[get_gradient_edge(t) if isinstance(t, Tensor) else t for t in some] for some in (outputs, inputs)]
+        filled = how.pop("materialize_grads", False)
+        with self:
+            found = torch.autograd.grad(*edges, **how | ({"allow_unused": True} if filled else {}))
+        return tuple(torch.zeros_like(t) if g is None and filled else g for g, t in zip(found, inputs, strict=True))
 
 
 def any_numbers(values: object) -> bool:
@@ -63,6 +77,8 @@ def asks(args: tuple, kwargs: dict) -> bool:
 def made_wide(function: Callable, args: tuple, kwargs: dict, result: Tensor) -> Tensor:
     """The same made again, of no number in a coarser dtype: by its `dtype`, or of its integers as float64."""
     wide = WIDE[result.dtype]
+    if function in DRAWS:
+        return result.to(wide)
     if function in (torch.where, Tensor.where):   # a condition is no number
         args, kwargs = tree_map_only(float, lambda v: torch.tensor(v, dtype=wide, device=result.device), (args, kwargs))
         return function(*args, **kwargs)
