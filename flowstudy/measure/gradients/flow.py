@@ -122,7 +122,7 @@ def gradient_flow(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss:
                   samples: int | None = None) -> GradientFlow:
     """How far the gradient gets: per-layer norms of the weight gradient and of the error signal, on one batch.
 
-    Measured in float64 on a copy; the model, its gradients, its mode and the global random state stay as they are.  What
+    Measured in float64 on a copy; the model, its gradients, its mode and the global random state stay as they are. What
     the model makes in its forward by default is float64 too, and so are the loss's weights and float targets; a model
     that does not run in float64 is measured in its own dtype, and `dtype` says so.  The numbers are those of autograd's
     own backward pass through one untouched forward pass, whatever the model does in between.  Where a norm leaves

@@ -55,9 +55,10 @@ class Float64Mode(TorchFunctionMode):
         """With the mode on, for the parts of the model that run in it, such as a checkpoint's: a mode is off while it
         handles a function, and torch hands it this one where tensors are given, not where their edges are."""
         tensors = [t for t in (*outputs, *inputs) if isinstance(t, Tensor)]
-        if not all(t.requires_grad for t in tensors):
-            return torch.autograd.grad(outputs, inputs, **how)   # torch says what is wrong
-        edges = [[get_gradient_edge(t) if isinstance(t, Tensor) else t for t in some] for some in (outputs, inputs)]
+        if torch._C._are_functorch_transforms_active() or not all(t.requires_grad for t in tensors):
+            return torch.autograd.grad(outputs, inputs, **how)   # where there are no edges, or an error to be raised
+        with torch.enable_grad():   # without, a leaf has none
+            edges = [[get_gradient_edge(t) if isinstance(t, Tensor) else t for t in some] for some in (outputs, inputs)]
         filled = how.pop("materialize_grads", False)
         with self:
             found = torch.autograd.grad(*edges, **how | ({"allow_unused": True} if filled else {}))
