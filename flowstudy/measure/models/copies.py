@@ -102,23 +102,24 @@ def deep_copy(call: str, name: str, value: object, memo: dict[int, object]) -> o
     if id(value) in memo:
         return memo[id(value)]
     inside = everything_in(value, memo)
-    for tensor in inside:
-        if type(tensor) in TENSORS:
-            memo[id(tensor)] = float64_tensor(tensor)
+    memo |= {id(held): float64_tensor(held) for held in inside if type(held) in TENSORS}
     for held in inside:
         if isinstance(held, types.FunctionType | weakref.ref) and (twin := rebound(held, memo)) is not held:
             memo[id(held)] = twin
     if id(value) in memo:
         return memo[id(value)]
+    others = [held for held in inside if id(held) not in memo]
     try:
         return copy.deepcopy(value, memo)
     except Exception:   # whatever the objects that a model holds may raise
-        memo |= {id(held): held for held in inside if not can_be_copied(held)}
+        for held in others:
+            memo.pop(id(held), None)   # the attempt has left half a copy there
+        memo |= {id(held): held for held in others if not can_be_copied(held)}
     try:
         return copy.deepcopy(value, memo)
     except Exception as error:
         raise RefusalError(f"{call}: `model` must be one that can be copied, got {name}, of which copy.deepcopy says "
-                           f"{str(error).splitlines()[:1]}. Give its class a __deepcopy__, or delete it.") from error
+                           f"{' '.join(str(error).split())!r}. Give its class a __deepcopy__, or delete it.") from error
 
 
 def float64_tensor(tensor: Tensor) -> Tensor:

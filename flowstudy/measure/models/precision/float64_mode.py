@@ -13,6 +13,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+functorch = torch._C._functorch
 WIDE = {torch.float32: torch.float64, torch.float16: torch.float64, torch.bfloat16: torch.float64,
         torch.complex64: torch.complex128, torch.complex32: torch.complex128}
 DRAWS = {torch.rand, torch.randn, torch.normal}   # drawn once: the numbers are those that the model draws
@@ -55,7 +56,7 @@ class Float64Mode(TorchFunctionMode):
         """With the mode on, for the parts of the model that run in it, such as a checkpoint's: a mode is off while it
         handles a function, and torch hands it this one where tensors are given, not where their edges are."""
         tensors = [t for t in (*outputs, *inputs) if isinstance(t, Tensor)]
-        if torch._C._are_functorch_transforms_active() or not all(t.requires_grad for t in tensors):
+        if not all(t.requires_grad and not functorch.is_functorch_wrapped_tensor(t) for t in tensors):
             return torch.autograd.grad(outputs, inputs, **how)   # where there are no edges, or an error to be raised
         with torch.enable_grad():   # without, a leaf has none
             edges = [[get_gradient_edge(t) if isinstance(t, Tensor) else t for t in some] for some in (outputs, inputs)]
