@@ -168,7 +168,8 @@ def test_what_runs_again_is_measured_as_what_it_computes(name):
         assert_flow_right(found, flow_of(twin, x, None, square))
 
 
-@pytest.mark.parametrize("name", AGAIN)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("equilibrium", "adjoint")))
+                                  for name in AGAIN])
 def test_jacobians_of_what_runs_again(name):
     """Row by row the twin's."""
     model, twin, x = made(name)
@@ -189,7 +190,8 @@ def test_trainability_of_what_runs_again(name, optimizer):
 
 
 @pytest.mark.parametrize("call", [gradient_flow, jacobian_spectrum, layer_jacobian_spectra,
-                                  lambda model, x: trainability(model, x, torch.arange(3))])
+                                  pytest.param(lambda model, x: trainability(model, x, torch.arange(3)),
+                                               marks=pytest.mark.slow)])
 def test_an_older_checkpoint_is_refused_with_a_way_out(call):
     """In one line that names the argument to pass, with which the model is measured."""
     old, new = (three(lambda a, m, b, x, old=old: b(checkpoint(m, a(x), use_reentrant=old))) for old in (True, False))

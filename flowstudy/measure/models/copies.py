@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from flowstudy.refusal import RefusalError, RefusalTypeError
 
-from .held import can_be_copied, everything_in, rebound
 from .precision.attempts import measured_as, measured_dtype, own_dtype
+from .precision.held import can_be_copied, everything_in, rebound
 
 IMMUTABLE = {type(None), bool, int, float, str}
 CONTAINERS = {dict, OrderedDict, list, set}

@@ -99,8 +99,8 @@ def run_trial(call: str, model: nn.Module, x: Tensor, y: Tensor | None, loss: st
     Raises:
         ValueError, TypeError: no targets, nothing to train, an unknown optimizer, a batch or labels that do not fit.
 
-    What it cannot try: models that cannot be copied, or that checkpoint with use_reentrant=True. Hooks on parameters
-    are not copied. The copies, one for each rate with its optimizer's moments, must fit in memory side by side.
+    What it cannot try: models that checkpoint with use_reentrant=True. Hooks on parameters are not copied, and what
+    Python cannot copy (a lock, an open file) the copies share. The copies, one for each rate with its optimizer's moments, must fit in memory side by side.
 
     Source: Jamieson & Talwalkar 2016 (successive halving; the rule for level rates is our own).
     """

@@ -3,7 +3,7 @@
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -44,7 +44,8 @@ def in_float64(measurement: Callable[P, R]) -> Callable[P, R]:
         for context in (nullcontext() if looks_known else Float64Mode(casts=False), Float64Mode(casts=True),
                         own_dtype()):
             try:
-                return attempt(context, measurement, *args, **kwargs)
+                with context:
+                    return measurement(*args, **kwargs)
             except FINAL:
                 raise
             except Exception as error:   # the model's own code ran: anything may be raised
@@ -52,11 +53,6 @@ def in_float64(measurement: Callable[P, R]) -> Callable[P, R]:
         raise failed
 
     return measured
-
-
-def attempt(context: AbstractContextManager, measurement: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    with context:
-        return measurement(*args, **kwargs)
 
 
 @contextmanager
