@@ -50,10 +50,11 @@ def jacobian_spectrum(model: nn.Module, x: Tensor | None = None, *, part: str | 
     everything on (a residual block is one factor), works on the factors' Jacobians, and is right in every singular
     value at any depth.  Each factor is held against the backward pass of the uncut model; where one differs, the model
     is measured uncut.  Operations that take one row at a time are given one at a time, with a bar on stderr where that
-    takes long.  A model that does not run in float64 is measured in its own dtype, and `dtype` says so.  The dense route multiplies out, and tells only values within 1e-16 of the largest from rounding:
-    the rest is nan, counted in `below_floor`.  Where one sample's Jacobian would not fit in 256 MiB, the matrix-free
-    route finds the k largest with their residuals, the mean square with an interval, and the density.  The model, its
-    mode, its gradients and the global random state stay as they are.
+    takes long.  A model that does not run in float64 is measured in its own dtype, and `dtype` says so.  The dense
+    route multiplies out, and tells only values within 1e-16 of the largest from rounding: the rest is nan, counted in
+    `below_floor`.  Where one sample's Jacobian would not fit in 256 MiB, the matrix-free route finds the k largest with
+    their residuals, the mean square with an interval, and the density.  The model, its mode, its gradients and the
+    global random state stay as they are.
 
     Args:
         model: any module from one tensor to one tensor, both with a leading sample axis.
@@ -79,8 +80,8 @@ def jacobian_spectrum(model: nn.Module, x: Tensor | None = None, *, part: str | 
             the samples of a batch (batch norm in train mode): one sample then has no Jacobian of its own.
 
     What it cannot measure: inputs that are not real tensors (pass `start`), models that mix the samples of a batch,
-    checkpoints with use_reentrant=True, backward passes that are not linear (a hook that clips), and a product route for models that no
-    single value cuts: each is refused in one line.
+    checkpoints with use_reentrant=True, backward passes that are not linear (a hook that clips), and a product route
+    for models that no single value cuts: each is refused in one line.
 
     Source: Saxe et al. 2014; Pennington, Schoenholz, Ganguli 2017 (dynamical isometry).
     """

@@ -100,7 +100,8 @@ def run_trial(call: str, model: nn.Module, x: Tensor, y: Tensor | None, loss: st
         ValueError, TypeError: no targets, nothing to train, an unknown optimizer, a batch or labels that do not fit.
 
     What it cannot try: models that checkpoint with use_reentrant=True. Hooks on parameters are not copied, and what
-    Python cannot copy (a lock, an open file) the copies share. The copies, one for each rate with its optimizer's moments, must fit in memory side by side.
+    Python cannot copy (a lock, an open file) the copies share. The copies, one for each rate with its optimizer's
+    moments, must fit in memory side by side.
 
     Source: Jamieson & Talwalkar 2016 (successive halving; the rule for level rates is our own).
     """

@@ -68,7 +68,8 @@ def is_known(arguments: object) -> bool:
     """All code of theirs that will run is torch's or flowstudy's own, and asks for no mode, which costs time."""
     values = tree_leaves(arguments)
     models = [value for value in values if isinstance(value, nn.Module)]
-    return bool(models) and not any(callable(value) for value in values if value not in models) and all(
+    others = any(callable(value) and not isinstance(value, nn.Module) for value in values)
+    return bool(models) and not others and all(
         type(module).__module__.startswith(KNOWN) and runs_as(module, type(module))
         for model in models for module in model.modules())
 
