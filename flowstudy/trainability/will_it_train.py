@@ -10,9 +10,10 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from flowstudy.measure.gradients.flow import GradientFlow, gradient_flow
-from flowstudy.measure.gradients.losses import Loss, check_loss
+from flowstudy.measure.gradients.losses import Loss, check_loss, measured_loss
 from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.copies import check_input, check_module, float64_copy, own_tensor
+from flowstudy.measure.models.precision.attempts import in_float64, measured_targets
 from flowstudy.refusal import RefusalError, did_you_mean
 
 from .causes import Cause, causes_of, underflow
@@ -116,6 +117,7 @@ def assert_trainable(model: nn.Module, x: Tensor, y: Tensor | None = None, *, lo
 
 
 @in_own_context
+@in_float64
 def look_at(call: str, model: nn.Module, x: Tensor, y: Tensor | None, loss: str | Loss, optimizer: str,
             steps: Sequence[int], samples: int, trial: int, batch_size: int, seconds: float | int | None, seed: int = 0,
             rates: Sequence[float] | None = None, half: str | None = None, progress: bool = False) -> Trainability:
@@ -123,11 +125,12 @@ def look_at(call: str, model: nn.Module, x: Tensor, y: Tensor | None, loss: str 
     started = time.perf_counter()
     check_module(call, model)
     check_choices(call, optimizer, steps, samples, trial, half)
+    check_sparse(call, model, optimizer)
     inputs = check_input(call, model, x)
     check_targets_given(call, x, y)
-    objective = check_loss(call, loss, y)
+    check_loss(call, loss, y)
     chosen = chosen_samples(x, samples, seed)
-    net, dtype = differentiable(call, model, inputs[chosen], own_tensor(y)[chosen], objective, loss)
+    net, dtype = differentiable(call, model, inputs[chosen], measured_targets(model, y)[chosen], loss)
     check_differ(call, y, loss)
     kernel = tangent_kernel(net, adam=optimizer.startswith("adam"), batch_size=batch_size)
     flow = gradient_flow(model, x[chosen], y[chosen], loss=loss, samples=len(chosen))
@@ -165,11 +168,11 @@ def chosen_samples(x: Tensor, samples: int, seed: int) -> Int[Tensor, " sample"]
     return order.sort().values.to(x.device)
 
 
-def differentiable(call: str, model: nn.Module, x: Tensor, y: Tensor, objective: Loss,
-                   loss: str | Loss) -> tuple[Linearised, str]:
+def differentiable(call: str, model: nn.Module, x: Tensor, y: Tensor, loss: str | Loss) -> tuple[Linearised, str]:
     """The model around its start, in float64; in float32 where a pass takes so long that all would take minutes."""
-    state = RandomState(x.device)
+    state, objective = RandomState(x.device), measured_loss(call, loss, y)
     copied = float64_copy(call, model, frozen=False)
+    dtype = next((p.dtype for p in copied.parameters() if p.is_floating_point()), torch.float64)
     if not any(p.requires_grad for p in copied.parameters()):
         raise RefusalError(f"{call}: `model` must have a parameter that requires a gradient, got "
                            f"{type(model).__name__} without any. Call model.requires_grad_(True).")
@@ -179,8 +182,9 @@ def differentiable(call: str, model: nn.Module, x: Tensor, y: Tensor, objective:
         net = linearise(call, copied, x[:few], y[:few], objective, loss, state)
         net.pull(torch.ones_like(net.outputs))
         if (time.perf_counter() - started) * len(x) / few * PASSES < PATIENCE:
-            return linearise(call, copied, x, y, objective, loss, state), "float64"
+            return linearise(call, copied, x, y, objective, loss, state), str(dtype).removeprefix("torch.")
     single = [t.float() if t.is_floating_point() else t for t in (x, y)]
+    objective = objective.float() if isinstance(objective, nn.Module) else objective
     return linearise(call, float64_copy(call, model, frozen=False).float(), *single, objective, loss, state), "float32"
 
 
@@ -252,6 +256,14 @@ def check_choices(call: str, optimizer: str, steps: Sequence[int], samples: int,
             raise RefusalError(f"{call}: `{name}` must be a whole number of at least {least}, got {value!r}.")
     if not len(steps) or not all(t > 0 for t in steps):
         raise RefusalError(f"{call}: `steps` must be one or more positive numbers, got {steps!r}.")
+
+
+def check_sparse(call: str, model: nn.Module, optimizer: str) -> None:
+    """Torch's Adam takes dense gradients alone."""
+    sparse = next((name for name, module in model.named_modules() if getattr(module, "sparse", False) is True), None)
+    if sparse is not None and optimizer.startswith("adam"):
+        raise RefusalError(f"{call}: `optimizer` must be 'sgd' or 'momentum' for a model with sparse gradients, got "
+                           f"{optimizer!r} and the embedding {sparse!r}. Or make that with sparse=False.")
 
 
 def check_differ(call: str, y: Tensor, loss: str | Loss) -> None:

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 
-from flowstudy.measure.models.context import RandomState
+from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.copies import check_input, float64_copy
+from flowstudy.measure.models.precision.attempts import in_float64
 
 from .counted_pass import Gates, GateUse
 from .given import Given, check_gates, given_gates
@@ -41,6 +42,8 @@ class GateActivity:
     by_class: pd.DataFrame | None
 
 
+@in_own_context
+@in_float64
 def gate_activity(model: nn.Module, x: Tensor, y: Tensor | None = None, *,
                   gates: Given | None = None) -> GateActivity:
     """Mean transform-gate activity of every unit of every highway layer, over all inputs and per class.
@@ -102,7 +105,7 @@ def gate_activity(model: nn.Module, x: Tensor, y: Tensor | None = None, *,
     classes, of_class = check_classes(call, x, y)
     one_pass = (partial(gates_of_blocks, call) if gates is None
                 else partial(given_gates, call, check_gates(call, model, gates)))
-    with torch.no_grad(), RandomState(x.device).replayed():
+    with RandomState(x.device).replayed():   # with gradients on: a model may take some in its forward
         means = means_by_use(call, one_pass, copied, x, len(classes), of_class)
     biases = None if gates is not None else {use: copied.get_submodule(use.module).gate_bias for use in means}
     return GateActivity(frame_by_unit(means, biases), None if y is None else frame_by_class(means, classes, biases))

@@ -106,7 +106,7 @@ def by_unit(call: str, use: GateUse, t: object, samples: int, modules: Mapping[s
     if (t < 0).any() or (t > 1).any():
         raise RefusalError(f"{call}: `gates` must be activities in [0, 1], got {t.min():.3g} to {t.max():.3g} for "
                            f"{use.gate!r}. Pass a function of its output: {{{use.module!r}: torch.sigmoid}}.")
-    module = modules.get(use.gate)
+    t, module = t.detach(), modules.get(use.gate)
     if module is not None and any(isinstance(part, nn.modules.conv._ConvNd) for part in module.modules()):
         t = t.movedim(1, -1)
     return t.double().flatten(1, -2).mean(1) if t.ndim > 2 else t.double()

@@ -21,7 +21,7 @@ def gates_of_blocks(call: str, model: nn.Module, x: Tensor) -> Gates:
 
     def read(name: str, output: Tensor) -> Tensor:
         axis = blocks[name].channel_axis
-        t = torch.sigmoid(output.chunk(2, axis)[1]).movedim(axis, 1)
+        t = torch.sigmoid(output.detach().double().chunk(2, axis)[1]).movedim(axis, 1)
         waiting.append((name, t.reshape(*t.shape[:2], -1).mean(-1)))
         return output
 

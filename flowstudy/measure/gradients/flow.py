@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from flowstudy.measure.drawn import Drawn
 from flowstudy.measure.models.context import in_own_context
-from flowstudy.measure.models.copies import check_input, check_module, float64_copy, own_tensor
+from flowstudy.measure.models.copies import check_input, check_module, float64_copy
+from flowstudy.measure.models.precision.attempts import in_float64, measured_targets
 from flowstudy.refusal import RefusalError
 
-from .losses import Loss, check_loss
+from .losses import Loss, measured_loss
 from .one_model import measure_model
 from .over_time import decisive, time_frame
 from .signal import backward_slope, path_frame, slope_error
@@ -125,15 +126,18 @@ class Comparison(Drawn):
 
 
 @in_own_context
+@in_float64
 def gradient_flow(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss: str | Loss = "cross_entropy",
                   samples: int | None = None) -> GradientFlow:
     """How far the gradient gets: per-layer norms of the weight gradient and of the error signal, on one batch.
 
-    Measured in float64 on a copy; the model, its gradients, its mode and the global random state stay as they are.  The
-    numbers are those of autograd's own backward pass through one untouched forward pass, whatever the model does in
-    between.  Where a norm leaves float64's range, that pass is made once more, cut wherever one value carries
-    everything on, with an exponent of its own at every cut: 1e-400 is -400.  Within a part that has no such place, or
-    whose backward pass is not linear (clipped gradients), what falls below 1e-323 counts as 0.
+    Measured in float64 on a copy; the model, its gradients, its mode and the global random state stay as they are. What
+    the model makes in its forward by default is float64 too, and so are the loss's weights and float targets; a model
+    that does not run in float64 is measured in its own dtype, and `dtype` says so.  The numbers are those of autograd's
+    own backward pass through one untouched forward pass, whatever the model does in between.  Where a norm leaves
+    float64's range, that pass is made once more, cut wherever one value carries everything on, with an exponent of its
+    own at every cut: 1e-400 is -400.  Within a part that has no such place, or whose backward pass is not linear
+    (clipped gradients), what falls below 1e-323 counts as 0.
 
     The layers are `model.hidden_layers` where the model lists them (flowstudy's nets: `layer` is then the paper's
     1..depth), else every module that holds weights itself, once per use.  Of a module that computes with several
@@ -171,20 +175,22 @@ def gradient_flow(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss:
     Raises:
         ValueError, TypeError: a model without weights, an empty or non-finite batch, labels that do not fit.
 
-    What it cannot measure: the gradients of a part of the model that runs its own backward pass (checkpointing with
-    use_reentrant=True); of models that cannot be copied; layers that are called inside torch.func.vmap, which are
-    refused; and layers of compiled or scripted modules, which show as one.
+    What it cannot measure: a part of the model that torch differentiates for `.backward()` alone (checkpointing with
+    use_reentrant=True), and layers that are called inside torch.func.vmap: both are refused; layers of compiled
+    modules, which show as one, and scripted modules, which are refused.  Of what the model holds and Python cannot
+    copy (an open file, a generator) the copy uses the model's own.
 
     Source: Glorot & Bengio 2010 (section 4: back-propagated gradients by layer).
     """
     call = "gradient_flow"
     check_module(call, model)
-    x, y = check_input(call, model, x), own_tensor(y)
+    x, y = check_input(call, model, x), measured_targets(model, y)
     if samples is not None:
         if not 1 <= samples <= len(x):
             raise RefusalError(f"{call}: `samples` must be between 1 and the batch's {len(x)}, got {samples}.")
         x, y = x[:samples], None if y is None else y[:samples]
-    found = measure_model(call, lambda: float64_copy(call, model, frozen=False), x, y, check_loss(call, loss, y), loss)
+    objective = measured_loss(call, loss, y)
+    found = measure_model(call, lambda: float64_copy(call, model, frozen=False), x, y, objective, loss)
     columns = {name: values.cpu().numpy() for name, values in found.statistics.items()}
     return GradientFlow(
         frame=pd.DataFrame(found.layers | columns | {"gradient": found.gradient}),

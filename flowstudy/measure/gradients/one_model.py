@@ -12,7 +12,15 @@ from torch.autograd.graph import GradientEdge
 from flowstudy.measure.models.backward import Found, Scaled, backward_pass
 from flowstudy.measure.models.context import RandomState
 from flowstudy.measure.models.forward import Use, watched_pass
-from flowstudy.measure.models.graph import Key, coarsest, edge_of, key_of, leaves_in, reachable
+from flowstudy.measure.models.graph import (
+    Key,
+    check_gradients_can_be_asked_for,
+    coarsest,
+    edge_of,
+    key_of,
+    leaves_in,
+    reachable,
+)
 from flowstudy.measure.models.layers import (
     is_weight,
     kind_of,
@@ -86,6 +94,8 @@ def measure_copy(call: str, fresh: Callable[[], nn.Module], x: Tensor, y: Tensor
         raise RefusalError(f"{call}: `model` must call its layers, got {type(copied).__name__}, whose forward calls "
                            f"none of {', '.join(map(repr, layers))}. Let `hidden_layers` list modules that are called, "
                            "or rename it.")
+    nodes = reachable(edge_of(value)) if value.requires_grad else []
+    check_gradients_can_be_asked_for(call, nodes)
     weights = weights_by_use(copied, layers, uses)
     wanted = dict.fromkeys(name for names in weights for name in names)
     leaves = {name: p for name, p in copied.named_parameters() if name in wanted and p.requires_grad}
@@ -94,7 +104,6 @@ def measure_copy(call: str, fresh: Callable[[], nn.Module], x: Tensor, y: Tensor
     path = [point for point in path if point.use >= 0 or not loops]   # an input of many steps is no single value
     found, on_path, at_states = errors_of(value, leaf, uses, path, states_in(uses, loops), leaves)
     at_input, like = found.input_gradient, value.detach()
-    nodes = reachable(edge_of(value)) if value.requires_grad else []
     return Measured(
         layers=describe(copied, uses, weights, path, len(x)),
         statistics=statistics_of(uses, weights, found, like, len(x)),
@@ -105,7 +114,7 @@ def measure_copy(call: str, fresh: Callable[[], nn.Module], x: Tensor, y: Tensor
         normalises=normalises(nodes, uses),
         log10_input_gradient_norm=log10_norm([at_input], 0) if at_input else nothing(like),
         loss=like,
-        dtype=coarsest(nodes),
+        dtype=coarsest(nodes) if nodes else value.dtype,
         repeatable=parts_of_own_net(copied) is not None or repeats(fresh(), x, output, state),
     )
 
