@@ -23,13 +23,16 @@ PIP := $(PY) -m pip install -q --no-build-isolation -c constraints.txt
 # Tests run beside each other, a process for each core and one thread in each.  (With --pdb, one process in all.)
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
+# Every call of flowstudy's own is held against the shapes and types of its signature, which takes half as long again.
+CHECKED := --jaxtyping-packages=flowstudy,beartype.beartype
+
 # A user's own pip settings for other places must not lead out of .venv.
 export PIP_USER := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT
 
 .DELETE_ON_ERROR:
-.PHONY: help figures test test-slow test-integrations lab peers lint clean
+.PHONY: help figures test test-types test-slow test-integrations lab peers lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -40,8 +43,11 @@ figures: .venv/.core ## every study's figures, real data, into figures/ (PROFILE
 test: .venv/.dev ## the tests, but for the slow ones (PYTEST_ARGS=)
 	@$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
-test-slow: .venv/.dev ## the others: whole studies, killed runs, wide nets (PYTEST_ARGS=)
-	@$(PYTEST) -m slow $(PYTEST_ARGS)
+test-types: .venv/.dev ## the same tests, the shapes and types in signatures checked at every call (PYTEST_ARGS=)
+	@$(PYTEST) -m "not slow" $(CHECKED) $(PYTEST_ARGS)
+
+test-slow: .venv/.dev ## the others, signatures checked: whole studies, killed runs, wide nets (PYTEST_ARGS=)
+	@$(PYTEST) -m slow $(CHECKED) $(PYTEST_ARGS)
 
 test-integrations: .venv/.integrations ## Lightning, Hugging Face, Dask and Optuna: against the real packages
 	@$(PY) -m pytest tests/test_integrations.py tests/test_dask.py tests/test_optuna.py $(PYTEST_ARGS)

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import flowstudy as fs
+from flowstudy.trainability.causes import collapsed
 from flowstudy.trainability.constant import constant_loss
 from flowstudy.trainability.kernel.decay import Decay
+from flowstudy.trainability.trials.trial import run_trial
 
 TANGENT = sys.modules["flowstudy.trainability.kernel.tangent"]
 FIRST_STEPS = sys.modules["flowstudy.trainability.kernel.first_steps"]
@@ -654,11 +656,94 @@ def test_advice_that_is_heeded_makes_the_net_train(cause):
     assert fs.trainability(*heeded(), trial=100).verdict.kind == "trains"
 
 
+class PostNorm(nn.Module):
+    """A transformer that reads the rows of an image, and normalises the sums of its branches."""
+
+    def __init__(self, layers: int, width: int = 32):
+        super().__init__()
+        self.embed, self.head = nn.Linear(8, width), nn.Linear(width, 10)
+        self.place = nn.Parameter(0.5 * torch.randn(8, width))
+        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(width, 2, 2 * width, 0.0, "gelu", batch_first=True)
+                                    for _ in range(layers))
+        for block in self.blocks:
+            for weight in (block.self_attn.in_proj_weight, block.self_attn.out_proj.weight, block.linear1.weight,
+                           block.linear2.weight):
+                nn.init.xavier_normal_(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x.view(-1, 8, 8)) + self.place
+        for block in self.blocks:
+            h = block(h)
+        return self.head(h.mean(1))
+
+
+@pytest.mark.slow
+def test_where_sums_are_normalised_a_warm_up_makes_a_large_rate_train():
+    torch.manual_seed(0)
+    model, (x, y) = PostNorm(6), digits()
+    x, rate = standardised(x), (1e-2,)
+    found = fs.trainability(model, x, y, optimizer="adam", trial=100, rates=rate)
+    assert found.verdict.kind == "does not train" and found.trial.learning_rate.tolist() == list(rate)
+    assert "no warm-up" in found.verdict.cause and "grow linearly over the first steps (50" in found.verdict.advice
+    heeded = run_trial("test", model, x, y, "cross_entropy", optimizer="adam", steps=100, warm_up=50, rates=rate)
+    assert heeded.best.loss < 0.6 * found.constant_loss < found.tried.best.loss
+
+
 @pytest.mark.slow
 def test_softmax_before_cross_entropy_is_named():
     torch.manual_seed(0)
     verdict = fs.trainability(nn.Sequential(*deep(12, nn.Sigmoid), nn.Softmax(1)), *noise()).verdict
     assert "softmax before cross-entropy" in verdict.cause and "logits" in verdict.advice
+
+
+# --- formats of 16 bits, and another mode -----------------------------------------------------------------------------
+
+
+def small_loss(factor: float):
+    return lambda output, y: factor * F.cross_entropy(output, y)
+
+
+def test_a_loss_too_small_for_float16_is_named_and_its_scale_saves_it():
+    """Gradients 2^-24 times as large fall below float16's least number, 2^-24; times 2^k they come back exactly."""
+    (x, y), model = batch(), mlp()
+    lost = fs.trainability(model, x, y, loss=small_loss(2.0**-24), samples=8, dtype="float16")
+    assert (lost.survival.frame.survives < 0.5).any() and (lost.survival.frame.scaled > 0.99).all()
+    assert lost.verdict.kind == "does not train" and "float16 underflow" in lost.verdict.cause
+    assert f"{lost.survival.loss_scale:,.0f}" in lost.verdict.advice
+    heeded = fs.trainability(model, x, y, loss=small_loss(2.0**-24 * lost.survival.loss_scale), samples=8,
+                             dtype="float16")
+    np.testing.assert_array_equal(heeded.survival.frame.survives, lost.survival.frame.scaled)
+    assert heeded.survival.loss_scale == 1 and "underflow" not in heeded.verdict.cause
+    wide = fs.trainability(model, x, y, loss=small_loss(2.0**-24), samples=8, dtype="bfloat16")
+    assert (wide.survival.frame.survives > 0.99).all()
+
+
+def test_a_gradient_too_large_for_float16_survives_at_no_scale():
+    x, y = batch()
+    lost = fs.trainability(mlp(), x, y, loss=small_loss(2.0**40), samples=8, dtype="float16").survival
+    assert lost.loss_scale == 1 and lost.frame.survives.min() < 0.5
+
+
+def test_evaluation_mode_before_training_is_said_to_be_another_net():
+    x, y = batch()
+    assert "another net than the one that trains" in str(fs.trainability(batch_norm().eval(), x, y, samples=8).verdict)
+    assert not fs.trainability(batch_norm(), x, y, samples=8).verdict.note
+
+
+def test_branches_that_end_in_zeros_do_not_make_inputs_alike():
+    model = Residual(6, 1.0)
+    for layer in model.branches:
+        nn.init.zeros_(layer.weight)
+        nn.init.ones_(layer.bias)
+    flow = fs.gradient_flow(model, *noise())
+    assert flow.frame.activation_correlation.iloc[-2] == pytest.approx(1) and collapsed(flow) is None
+
+
+def test_a_frozen_weight_with_a_bias_that_learns_is_not_cut_off():
+    x, y = batch()
+    model = mlp()
+    model[0].weight.requires_grad_(False)
+    assert "cut off" not in fs.trainability(model, x, y, samples=8).verdict.cause
 
 
 # --- the largest rate of the first steps ------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from flowstudy.measure import GradientFlow, gradient_flow
 from flowstudy.measure.gradients.losses import OWN
 from flowstudy.refusal import RefusalError
 from flowstudy.trainability import Trainability, trainability
-from flowstudy.trainability.causes import ALIKE, Cause, collapsed, softmax_twice
+from flowstudy.trainability.causes import collapsed, cosines, softmax_twice
 
 from .batches import Batch
 
@@ -43,7 +43,7 @@ class Reading:
 
 def gradient_reading(model: nn.Module, batch: Batch, flow: GradientFlow) -> Reading:
     question = "Does every trainable part get a gradient?"
-    layers = gradients_of_layers(model, flow.frame)
+    layers = gradients_of_layers(flow.frame)
     cut = [name for name, gradient in layers.items() if gradient == "none"]
     zero = [name for name, gradient in layers.items() if gradient == "zero"]
     silent = still_zero(model, batch, flow, zero)
@@ -65,16 +65,14 @@ def gradient_reading(model: nn.Module, batch: Batch, flow: GradientFlow) -> Read
     return Reading(question, answer, tuple(reasons), against=bool(cut or silent or flow.verdict.kind == "cut off"))
 
 
-def gradients_of_layers(model: nn.Module, frame: pd.DataFrame) -> dict[str, str]:
+def gradients_of_layers(frame: pd.DataFrame) -> dict[str, str]:
     """Of every layer that ran and whose weights are meant to learn: "value" if any use of it has one, "zero" or "none".
 
     A bias alone does not make a layer one: the frame speaks of weights.
     """
-    learning = [name for name, p in model.named_parameters() if p.requires_grad and not name.endswith("bias")]
     found: dict[str, str] = {}
-    for name, gradient in zip(frame["module"], frame["gradient"], strict=True):
-        if any(not name or f"{parameter}.".startswith(f"{name}.") for parameter in learning):
-            found[name] = max(found.get(name, "none"), gradient, key=("none", "zero", "value").index)
+    for name, gradient in frame.loc[frame["trainable"], ["module", "gradient"]].itertuples(index=False):
+        found[name] = max(found.get(name, "none"), gradient, key=("none", "zero", "value").index)
     return found
 
 
@@ -98,7 +96,7 @@ def still_zero(model: nn.Module, batch: Batch, flow: GradientFlow, layers: list[
         for p in zeros:
             p.copy_(NUDGE * torch.randn(p.shape, generator=random))
     again = gradient_flow(nudged, batch.x, batch.y, **batch.options)
-    gradients = gradients_of_layers(nudged, again.frame)
+    gradients = gradients_of_layers(again.frame)
     return [name for name in layers if gradients.get(name) != "value"]
 
 
@@ -107,9 +105,9 @@ def still_zero(model: nn.Module, batch: Batch, flow: GradientFlow, layers: list[
 
 def signal_reading(flow: GradientFlow) -> Reading:
     verdict = flow.verdict
-    collapse, cosines = inputs_alike(flow)
+    collapse, alike = collapsed(flow), cosines_in_words(flow)
     lost = verdict.kind not in NOT_AGAINST
-    reasons = [str(verdict)] + [verdict.advice] * bool(verdict.advice) + [cosines] * bool(cosines)
+    reasons = [str(verdict)] + [verdict.advice] * bool(verdict.advice) + [alike] * bool(alike)
     if collapse is not None:
         reasons.append(f"{collapse.name}: {collapse.advice}")
     unknown = verdict.kind in ("cannot tell", "cut off")
@@ -118,20 +116,13 @@ def signal_reading(flow: GradientFlow) -> Reading:
                    against=lost or collapse is not None)
 
 
-def inputs_alike(flow: GradientFlow) -> tuple[Cause | None, str]:
-    """Whether two inputs' signals are alike at the last hidden layer, and their cosines in words.
-
-    The lower one of the last two counts, since one of them may be the end of a branch that begins at 0: its output is
-    the same for all inputs, and its inner layer's is not.
-    """
-    known = flow.frame[flow.frame["activation_correlation"].notna()]
-    if len(known) < 3:
-        return None, ""
-    first, hidden = known.iloc[0], known.iloc[max(1, len(known) - 3):-1]
-    last = hidden.loc[hidden["activation_correlation"].idxmin()]
-    words = (f"Cosine of two inputs' signals: {first['activation_correlation']:.3f} at {first['module']!r}, "
-             f"{last['activation_correlation']:.3f} at {last['module']!r}.")
-    return collapsed(flow) if last["activation_correlation"] >= ALIKE else None, words
+def cosines_in_words(flow: GradientFlow) -> str:
+    known = cosines(flow)
+    if known.empty:
+        return ""
+    first, last = known.iloc[0], known.iloc[-2]
+    return (f"Cosine of two inputs' signals: {first['activation_correlation']:.3f} at {first['module']!r}, "
+            f"{last['activation_correlation']:.3f} at {last['module']!r}.")
 
 
 # --- 3: training -----------------------------------------------------------------------------------------------------

@@ -8,48 +8,60 @@ import torch
 from torch import Tensor, nn
 
 from flowstudy.measure import GradientFlow
+from flowstudy.measure.gradients.verdict import cut_off, first_few
+
+from .half import Survival
 
 SMALL, LARGE = 1 / 30, 30.0   # root mean square of inputs: weights drawn for unit inputs do not fit others
 FAR_OFF = 3.0                 # times the loss of constant outputs: outputs are of a wrong scale
 ALIKE = 0.98                  # mean cosine of two samples' signals at the last hidden layer
+SURVIVES = 0.5                # of a layer's gradient, in a format of 16 bits
 DEAD = 0.98                   # share of units that put out exactly 0
 
 
 @dataclass(frozen=True)
 class Cause:
-    """Attributes: name, a word or two; what was seen; what helps; sure: nets with it are not expected to train."""
+    """Attributes: name, a word or two; what was seen; what helps; sure: nets with it are not expected to train;
+    decides: they do not, as they are asked about, whatever a trial saw.
+    """
 
     name: str
     seen: str
     advice: str
     sure: bool = False
+    decides: bool = False
 
 
 def causes_of(model: nn.Module, flow: GradientFlow, outputs: Tensor, loss_at_start: float, constant: float,
               loss: object) -> list[Cause]:
     """All that apply, the surest first."""
     ways = [collapsed(flow), signal(flow)]
-    found = [cut_off(model, flow), softmax_twice(outputs, loss), input_scale(flow), dead(flow),
+    found = [detached(flow), softmax_twice(outputs, loss), input_scale(flow), dead(flow),
              output_scale(loss_at_start, constant), saturated(model, flow),
              *(ways[::-1] if flow.verdict.kind == "vanishing" else ways)]
     return [cause for cause in found if cause is not None]
 
 
-def cut_off(model: nn.Module, flow: GradientFlow) -> Cause | None:
-    names = layers_cut_off(model, flow.frame)
+def detached(flow: GradientFlow) -> Cause | None:
+    names = list(dict.fromkeys(cut_off(flow.frame)["module"]))
     if not names:
         return None
-    listed = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return Cause("cut off", f"the loss does not depend on the weights of {listed}",
+    return Cause("cut off", f"the loss does not depend on the weights of {first_few([repr(n) for n in names])}",
                  "Look for detach(), no_grad() or .data between these layers and the loss; freeze them with "
-                 "requires_grad_(False) if that is meant.", sure=True)
+                 "requires_grad_(False) if that is meant.", sure=True, decides=True)
 
 
-def layers_cut_off(model: nn.Module, frame: pd.DataFrame) -> list[str]:
-    """Layers that ran, are meant to learn and get no gradient, in order."""
-    learning = [name for name, p in model.named_parameters() if p.requires_grad]
-    silent = frame.loc[frame["gradient"] == "none", "module"]
-    return [layer for layer in dict.fromkeys(silent) if any(f"{name}.".startswith(f"{layer}.") for name in learning)]
+def underflow(found: Survival) -> list[Cause]:
+    """Half or more of a layer's gradient is lost in the format asked about, for want of a loss scale or with any."""
+    worst = found.frame.sort_values("survives").head(1)
+    if worst.empty or float(worst["survives"].iloc[0]) >= SURVIVES:
+        return []
+    name, kept = worst["module"].iloc[0], float(found.frame["scaled"].min())
+    way_out = "Train in bfloat16 or float32." if kept < SURVIVES else (
+        f"Multiply the loss by {found.loss_scale:,.0f} before the backward pass (torch.amp.GradScaler does): then at "
+        f"least {kept:.0%} of every layer's survives; or train in bfloat16.")
+    return [Cause(f"{found.dtype} underflow", f"{max(0.0, float(worst['survives'].iloc[0])):.0%} of the gradient of "
+                  f"{name!r} survives in {found.dtype}", way_out, sure=True, decides=True)]
 
 
 def softmax_twice(outputs: Tensor, loss: object) -> Cause | None:
@@ -104,9 +116,18 @@ def saturated(model: nn.Module, flow: GradientFlow) -> Cause | None:
                  "Draw smaller weights (variance 1 / fan_in), or normalise before the activations.")
 
 
+def cosines(flow: GradientFlow) -> pd.DataFrame:
+    """The layers at which the cosine of two samples' signals is known.
+
+    Not those whose weights are all 0, such as the end of a branch that begins at 0, which puts out its bias for all.
+    """
+    frame = flow.frame[flow.frame["activation_correlation"].notna() & ~(flow.frame["weight_zero_fraction"] == 1)]
+    return frame if len(frame) >= 3 else frame[:0]
+
+
 def collapsed(flow: GradientFlow) -> Cause | None:
-    known = flow.frame["activation_correlation"].dropna()
-    if len(known) < 3 or not known.iloc[-2] >= ALIKE or known.iloc[0] >= ALIKE:
+    known = cosines(flow)["activation_correlation"]
+    if known.empty or not known.iloc[-2] >= ALIKE or known.iloc[0] >= ALIKE:
         return None
     return Cause("inputs collapse", f"at the last hidden layer two samples' signals have a cosine of "
                  f"{known.iloc[-2]:.3f}, {known.iloc[0]:.2f} at the first",

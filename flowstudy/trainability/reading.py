@@ -40,6 +40,7 @@ class TrainabilityVerdict:
         cause: what stands against training, in words; empty where nothing was found.
         advice: what helps against it.
         steps: about how many steps half of the task takes at the best rate, by the kernel.
+        note: that another net was read than the one that trains; else empty.
     """
 
     kind: str
@@ -48,16 +49,18 @@ class TrainabilityVerdict:
     cause: str
     advice: str
     steps: float
+    note: str = ""
 
     def __str__(self) -> str:
         word = f"slow: about {rounded(self.steps)} steps" if self.kind == "slow" else self.kind
         word += " as a whole" if self.cause.startswith("Cause: cut off") else ""
-        parts = [f"{word}.", self.seen, self.predicted, self.cause, self.advice]
+        parts = [f"{word}.", self.seen, self.predicted, self.cause, self.advice, self.note]
         return " ".join(part for part in parts if part)
 
 
 def read_off(*, remaining: float, uncertain: float, steps: float, metric: str, loss_at_start: float, constant: float,
-         seen: str, lowest: float | None, calibrated: bool, causes: list[Cause]) -> TrainabilityVerdict:
+         seen: str, lowest: float | None, calibrated: bool, causes: list[Cause],
+         note: str = "") -> TrainabilityVerdict:
     """The verdict.
 
     Args:
@@ -67,17 +70,20 @@ def read_off(*, remaining: float, uncertain: float, steps: float, metric: str, l
         loss_at_start, constant: at the start, and the least that constant outputs have.
         lowest: the trial's lowest loss, inf where every rate diverged; None without a trial.
         calibrated: the thresholds are of this number of samples and classes.
+        note: what else is to be said of the reading.
     """
     kind = (kind_by_kernel(remaining, uncertain, metric, loss_at_start, constant, calibrated) if lowest is None
             else kind_by_trial(remaining, lowest, constant))
-    if causes and (causes[0].name == "cut off" or (kind == "cannot tell" and causes[0].sure)):
+    if kind != "does not train":   # what is lost in 16 bits counts only where the rest would learn
+        causes = sorted(causes, key=lambda cause: not cause.decides)
+    if causes and (causes[0].decides or (kind == "cannot tell" and causes[0].sure)):
         kind = "does not train"
     if kind == "trains" and steps > SOON and lowest is None:
         kind = "slow"
     cause, advice = "", ""
     if kind != "trains" and causes:
         cause, advice = f"Cause: {causes[0].name}: {causes[0].seen}.", causes[0].advice
-    return TrainabilityVerdict(kind, predicted_in_words(remaining, uncertain, steps), seen, cause, advice, steps)
+    return TrainabilityVerdict(kind, predicted_in_words(remaining, uncertain, steps), seen, cause, advice, steps, note)
 
 
 def kind_by_kernel(remaining: float, uncertain: float, metric: str, loss_at_start: float, constant: float,

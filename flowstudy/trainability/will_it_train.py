@@ -10,20 +10,23 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from flowstudy.measure.gradients.flow import GradientFlow, gradient_flow
-from flowstudy.measure.gradients.losses import Loss, Objective, own_targets
+from flowstudy.measure.gradients.losses import Loss, Objective
 from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.copies import check_module, float64_copy
 from flowstudy.measure.models.inputs import Inputs, Shown, check_input
+from flowstudy.measure.models.precision.attempts import in_float64, measured_targets
 from flowstudy.refusal import RefusalError, did_you_mean
 
-from .causes import causes_of
+from .causes import Cause, causes_of, underflow
 from .constant import constant_loss
+from .half import HALVES, survival
 from .kernel.first_steps import largest_rate
 from .kernel.linearised import Linearised, linearise
 from .kernel.tangent import Kernel, tangent_kernel
-from .reading import HALF, HORIZON, NOTHING, TrainabilityVerdict, read_off
+from .reading import HALF, HORIZON, NOTHING, TrainabilityVerdict, kind_by_trial, read_off
 from .result import Trainability
 from .trials.trial import Trial, check_targets_given, run_trial
+from .warm_up import no_warm_up, normalises_sums
 
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw")
 MOMENTUM = 0.9
@@ -34,14 +37,17 @@ PASSES = 64       # of the batch, in the longer route
 
 def trainability(model: nn.Module, x: Shown, y: Tensor | None, *, loss: str | Loss = "cross_entropy",
                  output: str | int | None = None, optimizer: str = "sgd",
-                 steps: Sequence[int] = (100, 1_000, 10_000), samples: int = 48, trial: int = 0, batch_size: int = 64,
-                 seconds: float | int | None = None, seed: int = 0, progress: bool = False) -> Trainability:
+                 steps: Sequence[int] = (100, 1_000, 10_000), samples: int = 48, trial: int = 0,
+                 rates: Sequence[float] | None = None, batch_size: int = 64, seconds: float | int | None = None,
+                 seed: int = 0, dtype: str | None = None, progress: bool = False) -> Trainability:
     """Will this net learn this task, in how many steps, and if not, why?
 
     Two readings.  The tangent kernel at the start tells which part of the task's residual gradient descent reaches, and
     how fast at the best stable rate: it costs some hundred backward passes, and says why.  The trial trains copies for
     `trial` steps at the usual eight rates: it decides.  Both leave the model, its buffers and the global random states
-    as they are; a model in evaluation mode is read in it, and tried in training mode.
+    as they are; a model in evaluation mode is read in it, and tried in training mode.  Where a trial learns at no rate
+    and the net normalises its sums (post-norm), a second one whose rate grows over half of its steps tells whether a
+    warm-up helps.
 
     Args:
         model: any module that `gradient_flow` takes.  Nets with batch statistics are to be passed in training mode, as
@@ -53,9 +59,13 @@ def trainability(model: nn.Module, x: Shown, y: Tensor | None, *, loss: str | Lo
         optimizer: "sgd", "momentum" (0.9), "adam" or "adamw".
         steps: for which `remaining` is told.
         samples: of the kernel; the verdict's thresholds were set with 48.
-        trial: steps of a trial; 0 is none.  batch_size: of its steps, and of the gradient noise that Adam sees.
+        trial: steps of a trial; 0 is none.
+        rates: learning rates of the trial; None is the usual grid of the optimizer.
+        batch_size: of its steps, and of the gradient noise that Adam sees.
         seconds: of wall time at most for the trial; what was left out is said.
         seed: of the trial's batches, and of the samples drawn.
+        dtype: "float16" or "bfloat16": also tell what of each layer's gradient survives in it, and the loss scale that
+            saves the rest (`.survival`).
         progress: say on stderr what is being done.
 
     Returns:
@@ -70,8 +80,8 @@ def trainability(model: nn.Module, x: Shown, y: Tensor | None, *, loss: str | Lo
     Source: Jacot et al. 2018; Xiao, Pennington & Schoenholz 2020 (trainability by the kernel's spectrum); the
         thresholds are ours (`benchmarks/trainability.py`).
     """
-    return look_at(Objective("trainability", loss, output), model, x, y, optimizer, steps, samples, trial, batch_size,
-                   seconds, seed, progress)
+    return look_at("trainability", model, x, y, loss, output, optimizer, steps, samples, trial, batch_size, seconds,
+                   seed, rates, dtype, progress)
 
 
 class UntrainableError(AssertionError):
@@ -100,8 +110,8 @@ def assert_trainable(model: nn.Module, x: Shown, y: Tensor | None = None, *, los
         UntrainableError, an AssertionError: the message is the verdict.  A net passes only if a trial saw it learn at
             some rate, and no trainable layer is cut off.
     """
-    found = look_at(Objective("assert_trainable", loss, output), model, x, y, optimizer, (steps,), samples, trial,
-                    batch_size, seconds)
+    found = look_at("assert_trainable", model, x, y, loss, output, optimizer, (steps,), samples, trial, batch_size,
+                    seconds)
     soon = found.verdict.kind == "slow" and found.verdict.steps <= steps and learnt_something(found)
     if found.verdict.kind != "trains" and not soon:
         raise UntrainableError(found)
@@ -112,30 +122,51 @@ def assert_trainable(model: nn.Module, x: Shown, y: Tensor | None = None, *, los
 
 
 @in_own_context
-def look_at(objective: Objective, model: nn.Module, x: Shown, y: Tensor | None, optimizer: str, steps: Sequence[int],
-            samples: int, trial: int, batch_size: int, seconds: float | int | None, seed: int = 0,
+@in_float64
+def look_at(call: str, model: nn.Module, x: Shown, y: Tensor | None, loss: str | Loss, output: str | int | None,
+            optimizer: str, steps: Sequence[int], samples: int, trial: int, batch_size: int,
+            seconds: float | int | None, seed: int = 0, rates: Sequence[float] | None = None, half: str | None = None,
             progress: bool = False) -> Trainability:
     """What `trainability` does, in the name of the public function that was called."""
-    started, call, loss = time.perf_counter(), objective.call, objective.loss
+    started = time.perf_counter()
     check_module(call, model)
-    check_choices(call, optimizer, steps, samples, trial)
+    check_choices(call, optimizer, steps, samples, trial, half)
+    check_sparse(call, model, optimizer)
     inputs = check_input(call, model, x)
     check_targets_given(call, inputs, y, loss)
-    chosen = chosen_samples(inputs, samples, seed)
-    targets = own_targets(y, torch.float64)
+    chosen, targets = chosen_samples(inputs, samples, seed), measured_targets(model, y)
+    objective = Objective.measured(call, loss, output)
     net, dtype = differentiable(model, inputs[chosen], targets[chosen], objective)
     check_differ(call, y, loss)
     kernel = tangent_kernel(net, adam=optimizer.startswith("adam"), batch_size=batch_size)
-    flow = gradient_flow(model, inputs[chosen], y[chosen], loss=loss, output=objective.entry)
-    tried = run_trial(call, model, x, y, loss, output=objective.entry, optimizer=optimizer, steps=trial,
-                      batch_size=batch_size, seconds=seconds, seed=seed, progress=progress) if trial else None
+    flow = gradient_flow(model, Inputs.of(x)[chosen], y[chosen], loss=loss, output=output)
+    survived = None if half is None else survival(call, model, net, half)
+
+    def try_out(**more: int | float | None) -> Trial:
+        options = {"steps": trial, "batch_size": batch_size, "seconds": seconds, "seed": seed, "rates": rates,
+                   "progress": progress}
+        return run_trial(call, model, x, y, loss, output=output, optimizer=optimizer, **(options | more))
+
+    tried = try_out() if trial else None
     at_start, _ = net.loss_and_residual()
-    constant = constant_loss(loss, net.outputs, targets if tried is None else targets[tried.looked_at])
+    constant = constant_loss(objective.loss, net.outputs, targets if tried is None else targets[tried.looked_at])
+    remaining = (kernel.adams or kernel.decay).remaining(HORIZON)
+    causes = causes_of(model, flow, net.outputs, at_start, constant, loss)
+    if tried is not None and normalises_sums(flow) and not learns(tried, remaining, constant):
+        left = None if seconds is None else max(0.0, seconds - tried.seconds)
+        warmed = try_out(warm_up=max(1, trial // 2), seconds=left)
+        causes[:0] = [no_warm_up(warmed, max(1, trial // 2))] if learns(warmed, remaining, constant) else []
+    causes += [] if survived is None else underflow(survived)
     return Trainability(
         **told_by(kernel, net, optimizer, steps), loss=at_start, constant_loss=constant,
         trial=None if tried is None else tried.frame,
-        verdict=verdict_of_readings(model, kernel, net, flow, at_start, constant, tried, loss),
-        flow=flow, dtype=dtype, optimizer=optimizer, seconds=time.perf_counter() - started, kernel=kernel, tried=tried)
+        verdict=verdict_of_readings(kernel, net, flow, at_start, constant, tried, causes),
+        flow=flow, dtype=dtype, optimizer=optimizer, seconds=time.perf_counter() - started, survival=survived,
+        kernel=kernel, tried=tried)
+
+
+def learns(tried: Trial, remaining: float, constant: float) -> bool:
+    return tried.best is not None and kind_by_trial(remaining, float(tried.best.loss), constant) == "trains"
 
 
 def chosen_samples(x: Inputs, samples: int, seed: int) -> Int[Tensor, " sample"]:
@@ -147,6 +178,7 @@ def differentiable(model: nn.Module, x: Inputs, y: Tensor, objective: Objective)
     """The model around its start, in float64; in float32 where a pass takes so long that all would take minutes."""
     call, state = objective.call, RandomState(x.device)
     copied = float64_copy(call, model, frozen=False)
+    dtype = next((p.dtype for p in copied.parameters() if p.is_floating_point()), torch.float64)
     if not any(p.requires_grad for p in copied.parameters()):
         raise RefusalError(f"{call}: `model` must have a parameter that requires a gradient, got "
                            f"{type(model).__name__} without any. Call model.requires_grad_(True).")
@@ -156,9 +188,9 @@ def differentiable(model: nn.Module, x: Inputs, y: Tensor, objective: Objective)
         net = linearise(call, copied, x[:few], y[:few], objective, state)
         net.pull(torch.ones_like(net.outputs))
         if (time.perf_counter() - started) * len(x) / few * PASSES < PATIENCE:
-            return linearise(call, copied, x, y, objective, state), "float64"
-    single = float64_copy(call, model, frozen=False).float()
-    return linearise(call, single, x.to(torch.float32), own_targets(y, torch.float32), objective, state), "float32"
+            return linearise(call, copied, x, y, objective, state), str(dtype).removeprefix("torch.")
+    single, y = float64_copy(call, model, frozen=False).float(), y.float() if y.is_floating_point() else y
+    return linearise(call, single, x.to(torch.float32), y, objective.to(torch.float32), state), "float32"
 
 
 def told_by(kernel: Kernel, net: Linearised, optimizer: str, steps: Sequence[int]) -> dict[str, object]:
@@ -182,8 +214,8 @@ def told_by(kernel: Kernel, net: Linearised, optimizer: str, steps: Sequence[int
     }
 
 
-def verdict_of_readings(model: nn.Module, kernel: Kernel, net: Linearised, flow: GradientFlow, at_start: float,
-                        constant: float, tried: Trial | None, loss: str | Loss) -> TrainabilityVerdict:
+def verdict_of_readings(kernel: Kernel, net: Linearised, flow: GradientFlow, at_start: float, constant: float,
+                        tried: Trial | None, causes: list[Cause]) -> TrainabilityVerdict:
     decay = kernel.adams or kernel.decay
     calibrated = len(net.x) == CALIBRATED["samples"] and net.outputs[0].numel() == CALIBRATED["classes"]
     lowest = None if tried is None else float("inf") if tried.best is None else float(tried.best.loss)
@@ -191,12 +223,20 @@ def verdict_of_readings(model: nn.Module, kernel: Kernel, net: Linearised, flow:
                 remaining=decay.remaining(HORIZON), uncertain=decay.error(HORIZON), steps=kernel.decay.steps_to(HALF),
                 metric="own" if kernel.adams is None else "adam", loss_at_start=at_start, constant=constant,
                 seen="" if tried is None else seen_in_words(tried), lowest=lowest, calibrated=calibrated,
-                causes=causes_of(model, flow, net.outputs, at_start, constant, loss))
+                causes=causes, note=other_net(flow.running_statistics))
+
+
+def other_net(running_statistics: int) -> str:
+    if not running_statistics:
+        return ""
+    return (f"Read in evaluation mode, where {running_statistics} batch norm layer{'s' * (running_statistics > 1)} "
+            "divide by running statistics, which before training is another net than the one that trains: pass it "
+            "after model.train().")
 
 
 def seen_in_words(tried: Trial) -> str:
     if tried.best is None:
-        return f"In a trial of {tried.steps} steps every learning rate of the usual grid diverged."
+        return f"In a trial of {tried.steps} steps every learning rate diverged."
     best = tried.best
     share = "" if best.accuracy != best.accuracy else f", {best.accuracy:.0%} right"
     left_out = "" if tried.complete else " Some rates were left out for want of time."
@@ -209,7 +249,10 @@ def learnt_something(found: Trainability) -> bool:
         found.tried.best.loss <= NOTHING * found.constant_loss)
 
 
-def check_choices(call: str, optimizer: str, steps: Sequence[int], samples: int, trial: int) -> None:
+def check_choices(call: str, optimizer: str, steps: Sequence[int], samples: int, trial: int,
+                  half: str | None) -> None:
+    if half is not None and half not in HALVES:
+        raise RefusalError(f"{call}: `dtype` must be None or one of {', '.join(HALVES)}, got {half!r}.")
     if optimizer not in OPTIMIZERS:
         raise RefusalError(f"{call}: `optimizer` must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r}."
                            + did_you_mean(optimizer, OPTIMIZERS))
@@ -218,6 +261,14 @@ def check_choices(call: str, optimizer: str, steps: Sequence[int], samples: int,
             raise RefusalError(f"{call}: `{name}` must be a whole number of at least {least}, got {value!r}.")
     if not len(steps) or not all(t > 0 for t in steps):
         raise RefusalError(f"{call}: `steps` must be one or more positive numbers, got {steps!r}.")
+
+
+def check_sparse(call: str, model: nn.Module, optimizer: str) -> None:
+    """Torch's Adam takes dense gradients alone."""
+    sparse = next((name for name, module in model.named_modules() if getattr(module, "sparse", False) is True), None)
+    if sparse is not None and optimizer.startswith("adam"):
+        raise RefusalError(f"{call}: `optimizer` must be 'sgd' or 'momentum' for a model with sparse gradients, got "
+                           f"{optimizer!r} and the embedding {sparse!r}. Or make that with sparse=False.")
 
 
 def check_differ(call: str, y: Tensor, loss: str | Loss) -> None:

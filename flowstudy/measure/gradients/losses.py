@@ -1,14 +1,15 @@
 """What is differentiated: a loss of the output and the targets, the model's own, or a fixed random read-out."""
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowstudy.measure.models.inputs import with_tensors
+from flowstudy.measure.models.copies import fast_copy
 from flowstudy.measure.models.outputs import entries_of, entry_of
 from flowstudy.refusal import RefusalError, RefusalTypeError
 
@@ -36,6 +37,15 @@ class Objective:
         if not callable(self.loss) and self.loss not in (*LOSSES, OWN):
             raise RefusalError(f"{self.call}: `loss` must be one of {', '.join((*LOSSES, OWN))} or a function "
                                f"(output, y), got {self.loss!r}.")
+
+    @classmethod
+    def measured(cls, call: str, loss: str | Loss, entry: str | int | None = None) -> "Objective":
+        """In the dtype in which the model is measured: weights that a loss module holds are those of a copy."""
+        return cls(call, fast_copy(call, loss) if isinstance(loss, nn.Module) else loss, entry)
+
+    def to(self, real: torch.dtype) -> "Objective":
+        """With the weights that a loss module holds in this dtype, those of a copy."""
+        return replace(self, loss=copy.deepcopy(self.loss).to(real)) if isinstance(self.loss, nn.Module) else self
 
     def taken(self, output: object, y: object) -> Any:
         """What the loss is a function of: for cross-entropy outputs whose second axis is the classes."""
@@ -72,11 +82,6 @@ class Objective:
             check_same_shape(self.call, taken, y)
         if self.loss == "cross_entropy" and y is not None:
             check_class_targets(self.call, taken, y)
-
-
-def own_targets(y: object, real: torch.dtype) -> object:
-    """Targets of any structure as tensors of their own, real ones in the model's dtype."""
-    return with_tensors(y, lambda _, t: t.detach().to(real if t.is_floating_point() else t.dtype).clone())
 
 
 def random_readout(output: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from flowstudy.measure.models.forward import Use, activation_statistics
 from flowstudy.measure.models.graph import edge_of
 from flowstudy.measure.models.inputs import Inputs
 from flowstudy.measure.models.layers import layers_of, parts_of_own_net, weights_of
+from flowstudy.measure.models.precision.attempts import in_float64, measured_targets
 
 from .losses import Loss, Objective
 from .one_model import measure_model
@@ -20,6 +21,7 @@ from .statistics import log10_norm, statistics_of
 
 
 @in_own_context
+@in_float64
 def stacked_gradient_flow(model: nn.Module, state: dict[str, Tensor], x: Tensor, y: Tensor | None, *,
                           loss: str | Loss = "cross_entropy") -> dict[str, Tensor]:
     """The statistics of every net of a stack, (net, layer) each; `model` is one of them, the template.
@@ -35,7 +37,7 @@ def stacked_gradient_flow(model: nn.Module, state: dict[str, Tensor], x: Tensor,
     """
     call = "gradient_flow"
     copied = float64_copy(call, model)
-    objective = Objective(call, loss)
+    objective = Objective.measured(call, loss)
     parts = parts_of_own_net(copied)
     if parts is None:
         return stacked_one_by_one(call, copied, state, x, y, objective)
@@ -57,8 +59,8 @@ def stacked_one_by_one(call: str, copied: nn.Module, state: dict[str, Tensor], x
     for i in range(nets):
         copied.load_state_dict({name: value[i].double() for name, value in state.items()}, strict=False)
         copied.requires_grad_()
-        measured = measure_model(call, functools.partial(copy.deepcopy, copied), Inputs.of(x.double()), y,
-                                 objective)
+        measured = measure_model(call, functools.partial(copy.deepcopy, copied), Inputs.of(x).measured(copied),
+                                 measured_targets(copied, y), objective)
         rows.append(measured.statistics | {"log10_input_gradient_norm": measured.log10_input_gradient_norm})
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 

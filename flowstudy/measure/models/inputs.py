@@ -1,7 +1,5 @@
 """What a model is shown: one tensor, or several in the arguments that the model takes them in."""
 
-import copy
-import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,7 +10,8 @@ from torch import Tensor, nn
 
 from flowstudy.refusal import RefusalError, RefusalTypeError
 
-from .outputs import entries_of
+from .outputs import entries_of, with_tensors
+from .precision.attempts import measured_as
 
 # What the public functions take: model(x) of a tensor, model(*x) of a tuple or list, model(**x) of a mapping.
 Shown = Tensor | tuple | list | Mapping | object
@@ -76,6 +75,10 @@ class Inputs:
     def split(self, size: int) -> list["Inputs"]:
         return [self[i:i + size] for i in range(0, len(self), size)]
 
+    def measured(self, model: nn.Module) -> "Inputs":
+        """Copies of its own, in the dtype in which the model is measured."""
+        return self.mapped(lambda _, t: measured_as(model, t))
+
     def to(self, real: torch.dtype) -> "Inputs":
         """Copies of its own, real numbers in this dtype and complex ones in the like; indices and masks stay."""
         return self.mapped(lambda _, t: in_dtype(t, real))
@@ -114,21 +117,6 @@ def name_at(place: tuple) -> Name:
     return place[1] if len(place) == 2 else place[1:]
 
 
-def with_tensors(value: object, change: Callable[[tuple, Tensor], Tensor], place: tuple = ()) -> object:
-    """The same structure, of the same classes, with change(place, tensor) for each tensor."""
-    if isinstance(value, Tensor):
-        return change(place, value)
-    parts = {key: with_tensors(part, change, (*place, key)) for key, part in entries_of(value)}
-    if isinstance(value, Mapping):
-        made = copy.copy(value)
-        for key, part in parts.items():
-            made[key] = part
-        return made
-    if isinstance(value, tuple | list):
-        return type(value)(*parts.values()) if hasattr(value, "_fields") else type(value)(parts.values())
-    return dataclasses.replace(value, **parts) if parts else value
-
-
 def is_number(t: Tensor) -> bool:
     return t.is_floating_point() or t.is_complex()
 
@@ -156,8 +144,8 @@ def of_reals(part: Tensor, like: Tensor) -> Tensor:
 
 
 def check_input(call: str, model: nn.Module, x: Shown) -> Inputs:
-    """The batch in float64, or the error that says what is wrong with it."""
-    return check_batch(call, model, x).to(torch.float64)
+    """The batch in the dtype in which the model is measured, or the error that says what is wrong with it."""
+    return check_batch(call, model, x).measured(model)
 
 
 def check_batch(call: str, model: nn.Module, x: Shown) -> Inputs:

@@ -1,7 +1,8 @@
 """What a module puts out, whatever structure it puts it in."""
 
+import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -34,6 +35,21 @@ def entries_of(value: object) -> Iterator[tuple[object, object]]:
         yield from enumerate(value)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         yield from ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+
+
+def with_tensors(value: object, change: Callable[[tuple, Tensor], Tensor], place: tuple = ()) -> object:
+    """The same structure, of the same classes, with change(place, tensor) for each tensor."""
+    if isinstance(value, Tensor):
+        return change(place, value)
+    parts = {key: with_tensors(part, change, (*place, key)) for key, part in entries_of(value)}
+    if isinstance(value, Mapping):
+        made = copy.copy(value)
+        for key, part in parts.items():
+            made[key] = part
+        return made
+    if isinstance(value, tuple | list):
+        return type(value)(*parts.values()) if hasattr(value, "_fields") else type(value)(parts.values())
+    return dataclasses.replace(value, **parts) if parts else value
 
 
 def entry_of(call: str, output: object, entry: str | int | None) -> Tensor:

@@ -111,12 +111,12 @@ def matrix_free_spectrum(call: str, piece: Stretch, alone: list[tuple[Function, 
         alone: of each sample the function and its input, (1, *inputs).
     """
     try:
-        maps = [jacobian_map(lambda h, function=function: function(h.unsqueeze(0)).squeeze(0), x.squeeze(0))
-                for function, x in alone]
+        maps = [jacobian_map(lambda h, function=function, dtype=x.dtype: function(h.to(dtype).unsqueeze(0)).squeeze(0),
+                             x.squeeze(0)) for function, x in alone]
+        check_maps(call, piece, maps, agreement_of(dtype))
     except RuntimeError as error:  # torch.func's own, about an operation that it does not differentiate
         raise RefusalError(f"{call}: method='matrix_free' needs a model that torch.func can differentiate, got "
                            f"{str(error).splitlines()[0]!r}. Use method='dense'.") from error
-    check_maps(call, piece, maps, agreement_of(dtype))
     extremes = [largest_singular_values(linear_map, k, seed=seed) for linear_map in maps]
     estimates = tuple((mean_squared_singular_value(m, seed=seed), spectral_density(m, seed=seed)) for m in maps)
     log_s = torch.stack([e.log_values for e in extremes])

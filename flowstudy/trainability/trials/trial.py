@@ -1,6 +1,5 @@
 """A short trial: copies of the model really learn for some steps, each at a learning rate of the usual grid."""
 
-import copy
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,10 +11,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from flowstudy.measure.gradients.losses import OWN, Loss, Objective, check_label_range, own_targets
+from flowstudy.measure.gradients.losses import OWN, Loss, Objective, check_label_range
 from flowstudy.measure.models.context import RandomState, in_own_context
-from flowstudy.measure.models.copies import check_module
+from flowstudy.measure.models.copies import check_module, own_copy
 from flowstudy.measure.models.inputs import Inputs, Shown, check_batch
+from flowstudy.measure.models.precision.attempts import measured_targets, own_dtype
 from flowstudy.refusal import RefusalError, RefusalTypeError
 
 from .learners import Alone, Stacked, TrialTask, can_stack
@@ -101,8 +101,9 @@ def run_trial(call: str, model: nn.Module, x: Shown, y: Tensor | None, loss: str
     Raises:
         ValueError, TypeError: no targets, nothing to train, an unknown optimizer, a batch or labels that do not fit.
 
-    What it cannot try: models that cannot be copied, or that checkpoint with use_reentrant=True. Hooks on parameters
-    are not copied. The copies, one for each rate with its optimizer's moments, must fit in memory side by side.
+    What it cannot try: models that checkpoint with use_reentrant=True. Hooks on parameters are not copied, and what
+    Python cannot copy (a lock, an open file) the copies share. The copies, one for each rate with its optimizer's
+    moments, must fit in memory side by side.
 
     Source: Jamieson & Talwalkar 2016 (successive halving; the rule for level rates is our own).
     """
@@ -127,10 +128,11 @@ def run_trial(call: str, model: nn.Module, x: Shown, y: Tensor | None, loss: str
 
 def race_of(model: nn.Module, task: TrialTask, optimizer: Optimizer, rates: Sequence[float], clock: Clock) -> Race:
     """All rates before their first step, the model looked at."""
-    net = copy.deepcopy(model)
+    call = task.objective.call
+    net = own_copy(call, model)
     if not net.training:
         net.train()
-    probe, before = copy.deepcopy(net), clock.taken()
+    probe, before = own_copy(call, net), clock.taken()
     changed = changed_by_a_pass(probe, task)
     task = looking_in_time(task, clock, clock.taken() - before, len(rates))
     learners = learners_of(net, probe, changed, task, optimizer, rates)
@@ -141,8 +143,8 @@ def race_of(model: nn.Module, task: TrialTask, optimizer: Optimizer, rates: Sequ
 
 def task_of(model: nn.Module, x: Inputs, y: Tensor, objective: Objective, steps: int, batch_size: int, seed: int,
             warm_up: int) -> TrialTask:
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
-    x, y = x.to(dtype), own_targets(y, dtype)
+    with own_dtype():
+        x, y = x.measured(model), measured_targets(model, y)
     batches, looked_at = (index.to(x.device) for index in orders(len(x), batch_size, steps, seed))
     has_classes = objective.loss == "cross_entropy" and not y.is_floating_point()
     return TrialTask(x, y, objective, has_classes, batches, looked_at, RandomState(x.device), seed, warm_up)
