@@ -101,10 +101,13 @@ class Modes(nn.Module):
 
 def recurrent(real: torch.dtype | None) -> nn.Module:
     def run(cell: nn.Module, out: nn.Module, x: Tensor) -> Tensor:
-        h = torch.zeros(1, len(x), 5, dtype=real)
-        return out(cell(x.unsqueeze(-1), (h, h))[0][:, -1])
+        h = torch.zeros(len(x), 5, dtype=real)
+        state = h, h
+        for t in range(x.shape[1]):
+            state = cell(x[:, t:t + 1], state)
+        return out(state[0])
 
-    return Of(run, nn.LSTM(1, 5, batch_first=True), nn.Linear(5, 3))
+    return Of(run, nn.LSTMCell(1, 5), nn.Linear(5, 3))
 
 
 def one_hot(real: torch.dtype | None) -> nn.Module:

@@ -84,17 +84,17 @@ class Cut(nn.Module):
     def forward(self, x): return self.above(self.below(x).detach())
 
 class Raising(nn.Linear):
-    """In forward, on every call, or in float64 alone."""
-    def __init__(self, error=ValueError("their own words"), only=None):
+    """In forward, on every call, or of an input that asks for a gradient alone."""
+    def __init__(self, error=ValueError("their own words"), measured=False):
         super().__init__(20, 5)
-        self.error, self.only = error, only
+        self.error, self.measured = error, measured
     def forward(self, x):
-        if self.only is None or x.dtype == self.only: raise self.error
+        if x.requires_grad or not self.measured: raise self.error
         return super().forward(x)
 def raising(): return Raising()
 def exiting(): return Raising(SystemExit(0))
-def raising_when_measured(): return Raising(only=torch.float64)
-def exiting_when_measured(): return Raising(SystemExit(0), torch.float64)
+def raising_when_measured(): return Raising(measured=True)
+def exiting_when_measured(): return Raising(SystemExit(0), measured=True)
 def raising_when_built(): raise KeyError("their own words")
 def exiting_when_built(): raise SystemExit(0)
 def twice():
@@ -337,7 +337,7 @@ def test_what_trainability_refuses_is_status_3(monkeypatch):
 @pytest.mark.parametrize("command", ["check", "spectrum"])
 @pytest.mark.usefixtures("user")
 def test_a_crash_of_the_users_code_is_status_2_with_their_traceback(command, name, words):
-    """Built, run as it is, or run in float64; the traceback begins in their file."""
+    """Built, run as it is, or measured; the traceback begins in their file."""
     result = call(command, f"their_models:{name}")
     assert result.exit_code == 2 and words in result.stderr and "their_models.py" in result.stderr, result.output
     assert result.stderr.splitlines()[-1].startswith(f"{command}: the model's code ")

@@ -66,7 +66,7 @@ def test_written_out_and_transposed_equal_the_slow_twins(name):
     start, y = start_and_output(function, x)
     rows = torch.randn(2, *y.shape, dtype=torch.float64)
     pulled = torch.einsum("rso,soi->rsi", rows.flatten(2), expected)
-    found = Stretch(start, edge_of(y), x.device).pull(rows).flatten(2)
+    found = Stretch(start, edge_of(y), x.device).pull_singly(rows).flatten(2)
     torch.testing.assert_close(found, pulled, rtol=1e-12, atol=1e-13)
     assert torch.equal(x, before)
 

@@ -449,6 +449,152 @@ def test_gates_of_a_net_called_by_name():
     pd.testing.assert_frame_equal(fs.gate_activity(net, {"x": x}).frame, fs.gate_activity(net, x).frame)
 
 
+class ReadsTokens(nn.Module):
+    """Tokens and real features, packed by their lengths, an LSTM from a state of zeros, its last states read out."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.lstm, self.head = nn.Embedding(11, U), nn.LSTM(U, 3, batch_first=True), nn.Linear(3, CLASSES)
+
+    def forward(self, ids: Tensor, features: Tensor, lengths: Tensor) -> Tensor:
+        h = pack_padded_sequence(self.embed(ids) + features, lengths, batch_first=True, enforce_sorted=False)
+        start = torch.zeros(1, len(ids), 3)
+        return self.head(self.lstm(h, (start, start))[1][0][0])
+
+
+def step_by_step(model: ReadsTokens, ids: Tensor, features: Tensor, lengths: Tensor) -> tuple[Tensor, list]:
+    """The same, one sample after the other: its output, and for each time step the states of all that still run."""
+    weights = [getattr(model.lstm, f"{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    ends, states = [], [[] for _ in range(ids.shape[1])]
+    for sequence, length in zip(model.embed(ids) + features, lengths.tolist(), strict=True):
+        state = (torch.zeros(1, 3, dtype=torch.float64),) * 2
+        for t in range(length):
+            state = torch.lstm_cell(sequence[t:t + 1], state, *weights)
+            states[t].append(state[0])
+        ends.append(state[0])
+    return model.head(torch.cat(ends)), states
+
+
+@pytest.fixture
+def read() -> tuple[ReadsTokens, dict[str, Tensor], Tensor]:
+    torch.manual_seed(0)
+    x = {"ids": torch.randint(11, (N, 5)), "features": torch.randn(N, 5, U),
+         "lengths": torch.tensor([5, 2, 4, 5, 1, 3])}
+    return ReadsTokens(), x, torch.randint(CLASSES, (N,))
+
+
+def test_an_lstm_of_several_inputs_is_measured_step_by_step(read):
+    """A row for each time step; every gradient is autograd's of a loop over the cell, sample by sample."""
+    model, x, y = read
+    flow = fs.gradient_flow(model, x, y)
+    assert flow.frame["module"].tolist() == ["embed", *["lstm"] * 5, "head"] and flow.dtype == "float64"
+    model, features = model.double(), x["features"].double().requires_grad_()
+    output, states = step_by_step(model, x["ids"], features, x["lengths"])
+    loss = F.cross_entropy(output, y)
+
+    def norm(*sources: Tensor) -> float:
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, sources, retain_graph=True)]).norm().log10()
+
+    lstm = norm(model.lstm.weight_ih_l0, model.lstm.weight_hh_l0)
+    np.testing.assert_allclose(flow.frame["log10_weight_gradient_norm"],
+                               [norm(model.embed.weight), *[lstm] * 5, norm(model.head.weight)], **EXACT)
+    np.testing.assert_allclose(flow.frame["log10_error_signal_norm"][1:6], [norm(*some) for some in states], **EXACT)
+    assert flow.log10_input_gradient_norm == pytest.approx(norm(features).item(), abs=1e-12)
+    assert flow.loss == pytest.approx(loss.item(), rel=1e-14)
+
+
+def test_the_jacobian_of_an_lstm_of_several_inputs(read):
+    """Of the real one, lengths and tokens staying as they are: the singular values, three, of autograd's rows."""
+    model, x, _ = read
+    found = fs.jacobian_spectrum(model, x, method="dense").log_singular_values[:, :3].exp()
+    model, features = model.double(), x["features"].double()
+    full = torch.autograd.functional.jacobian(
+        lambda own: step_by_step(model, x["ids"], own, x["lengths"])[0], features)
+    own = torch.stack([full[n, :, n].flatten(1) for n in range(N)])
+    torch.testing.assert_close(found, torch.linalg.svdvals(own)[:, :3], rtol=0, atol=1e-12)
+
+
+def test_time_and_gates_of_a_recurrent_net_called_by_name():
+    """Along time, and its gates at every step: those of the same net of one input."""
+    torch.manual_seed(0)
+    lstm, x, shift = nn.LSTM(U, 3, batch_first=True), torch.randn(N, 5, U).double(), torch.randn(5, U).double()
+    one, two = Of(lambda lstm, x: lstm(x)[0], lstm), Of(lambda lstm, shift, x: lstm(x + shift)[0], lstm)
+    times = [fs.jacobian_spectrum(m, given, part="time", samples=4) for m, given in (
+        (one, x + shift), (two, {"x": x, "shift": shift}))]
+    assert torch.equal(times[0].log_singular_values, times[1].log_singular_values) and times[0].factors == 5
+    gates = [fs.gate_activity(m, given, torch.arange(N), gates={"lstm": lstm}) for m, given in (
+        (one, x + shift), (two, {"x": x, "shift": shift}))]
+    pd.testing.assert_frame_equal(gates[0].frame, gates[1].frame)
+    pd.testing.assert_frame_equal(gates[0].by_class, gates[1].by_class)
+
+
+class Tables(nn.Module):
+    """Float32 tables in plain attributes, of which one is in a list, and one made in forward."""
+
+    def __init__(self, real: torch.dtype | None = None):
+        super().__init__()
+        self.first, self.out, self.real = nn.Linear(U, 7), nn.Linear(7, CLASSES), real
+        self.adjacency, self.tables = torch.rand(N, N), [torch.rand(7), torch.rand(V, 7)]
+
+    def forward(self, u: Tensor, v: Tensor) -> Tensor:
+        h = torch.tanh(self.adjacency @ self.first(u) * self.tables[0] + v @ self.tables[1])
+        return self.out(h + torch.linspace(-1, 1, 7, dtype=self.real))
+
+
+def test_float32_tables_beside_several_inputs_are_no_rounding(given):
+    """In plain attributes and in a weighted loss: the gradients of the twin in float64; the model's own stay."""
+    _, u, v, y = given
+    model, weights = Tables(), torch.rand(CLASSES)
+    flow = fs.gradient_flow(model, {"u": u, "v": v}, y, loss=nn.CrossEntropyLoss(weights))
+    assert flow.dtype == "float64" and model.adjacency.dtype == model.tables[1].dtype == torch.float32
+    twin = Tables(torch.float64).double()
+    twin.load_state_dict(model.state_dict())
+    twin.adjacency, twin.tables = model.adjacency.double(), [table.double() for table in model.tables]
+    leaves = [u.double().requires_grad_(), v.double().requires_grad_()]
+    loss = F.cross_entropy(twin(*leaves), y, weights.double())
+    norms = [g.norm().log10() for g in torch.autograd.grad(
+        loss, [twin.first.weight, twin.out.weight], retain_graph=True)]
+    np.testing.assert_allclose(flow.frame["log10_weight_gradient_norm"], norms, **EXACT)
+    at_input = torch.cat([g.flatten() for g in torch.autograd.grad(loss, leaves)]).norm().log10().item()
+    assert flow.log10_input_gradient_norm == pytest.approx(at_input, abs=1e-12)
+    assert flow.loss == pytest.approx(loss.item(), rel=1e-14)
+
+
+class InFloat32(nn.Module):
+    """A kernel of float32 alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.two = Two()
+
+    def forward(self, u: Tensor, v: Tensor) -> Tensor:
+        assert u.dtype == v.dtype == torch.float32, "a kernel of float32 alone"
+        return self.two(u, v)
+
+
+def test_several_inputs_follow_a_model_that_insists_on_its_dtype(given):
+    """All of them, and real targets, from float64 too."""
+    _, u, v, _ = given
+    model, y = InFloat32(), torch.randn(N, CLASSES, dtype=torch.float64)
+    flow = fs.gradient_flow(model, {"u": u.double(), "v": v}, y, loss="mse")
+    assert flow.dtype == "float32"
+    exact = fs.gradient_flow(model.two, (u, v), y.float(), loss="mse")
+    np.testing.assert_allclose(flow.frame["log10_weight_gradient_norm"], exact.frame["log10_weight_gradient_norm"],
+                               rtol=0, atol=1e3 * torch.finfo(torch.float32).eps)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", nn.CrossEntropyLoss(torch.linspace(0.5, 1.5, CLASSES))])
+def test_what_survives_in_float16_of_a_net_of_several_inputs(given, loss):
+    """The same of one input that holds both, whichever way the loss is given; bfloat16 too."""
+    model, u, v, y = given
+    both = Of(lambda joined, u, v: joined(torch.cat([u, v], 1)), Joined(model))
+    for dtype in ("float16", "bfloat16"):
+        one = fs.trainability(both.parts[0], torch.cat([u, v], 1), y, loss=loss, dtype=dtype, samples=N).survival
+        two = fs.trainability(both, {"u": u, "v": v}, y, loss=loss, dtype=dtype, samples=N).survival
+        assert one.loss_scale == two.loss_scale
+        np.testing.assert_array_equal(one.frame[["survives", "scaled"]], two.frame[["survives", "scaled"]])
+
+
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 

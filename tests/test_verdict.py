@@ -245,7 +245,7 @@ def test_compare_is_each_model_alone():
         block = both.frame[both.frame["model"] == name].drop(columns="model").reset_index(drop=True)
         pd.testing.assert_frame_equal(block, alone.frame, check_exact=True)
         assert str(both.verdicts[name]) == str(alone.verdict)
-    assert len(both.plot().axes) == 3
+    assert len(both.plot().axes) == 4
 
 
 @pytest.mark.usefixtures("annotations_unchecked")

@@ -108,12 +108,12 @@ def deep_copy(call: str, name: str, value: object, memo: dict[int, object]) -> o
             memo[id(held)] = twin
     if id(value) in memo:
         return memo[id(value)]
-    others = [held for held in inside if id(held) not in memo]
+    others, known = [held for held in inside if id(held) not in memo], len(memo)
     try:
         return copy.deepcopy(value, memo)
     except Exception:   # whatever the objects that a model holds may raise
-        for held in others:
-            memo.pop(id(held), None)   # the attempt has left half a copy there
+        for key in list(memo)[known:]:   # half copies that the attempt has left, of what may be no more
+            del memo[key]
         memo |= {id(held): held for held in others if not can_be_copied(held)}
     try:
         return copy.deepcopy(value, memo)
