@@ -630,3 +630,21 @@ def test_what_is_refused(given, case):
     with pytest.raises(ValueError, match=words) as refused:
         call(*given)
     assert "\n" not in str(refused.value)
+
+
+def test_samples_of_a_graph_of_the_batch_are_not_picked():
+    """A row and a column for each sample: which samples are taken, and in which order, would change the graph."""
+    class Links(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor, links: Tensor) -> Tensor:
+            return links @ self.layer(x)
+
+    x, y = (torch.randn(6, 3), torch.eye(6) + 1), torch.arange(6) % 2
+    assert fs.gradient_flow(Links(), x, y).frame["gradient"].tolist() == ["value"]
+    for call in (lambda: fs.gradient_flow(Links(), x, y, samples=3), lambda: fs.trainability(Links(), x, y),
+                 lambda: fs.jacobian_spectrum(Links(), x, samples=2)):
+        with pytest.raises(ValueError, match=r"`x` must have samples that can be picked, got x\[1\] of shape \(6, 6\)"):
+            call()

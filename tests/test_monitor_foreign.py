@@ -274,3 +274,25 @@ def test_a_call_inside_vmap_is_left_alone():
     assert inside["log10_weight_gradient_norm"] == pytest.approx(norm_of_weights, rel=1e-5)
     assert math.isnan(inside["activation_mean_square"]) and math.isnan(inside["log10_error_signal_norm"])
     assert math.isfinite(after["activation_mean_square"]) and math.isfinite(after["log10_error_signal_norm"])
+
+
+def test_weights_of_one_number_do_not_end_the_training_that_is_watched():
+    """A temperature or a scale of shape (): its norm is its size."""
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.temperature = nn.Linear(FEATURES, CLASSES), nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) * self.temperature
+
+    torch.manual_seed(0)
+    model, (x, y) = Scaled(), batch()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    with GradientMonitor(model) as monitor:
+        F.cross_entropy(model(x), y).backward()
+        gradient = model.temperature.grad.item()
+        optimizer.step()
+    frame = monitor.frame
+    row = frame[frame["module"].eq("temperature") | frame["module"].eq("")]
+    assert len(row) and math.isclose(row["update_to_weight"].max(), 0.5 * abs(gradient) / 2.0, rel_tol=1e-6)

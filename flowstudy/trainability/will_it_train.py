@@ -13,7 +13,7 @@ from flowstudy.measure.gradients.flow import GradientFlow, gradient_flow
 from flowstudy.measure.gradients.losses import Loss, Objective
 from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.copies import check_module, float64_copy
-from flowstudy.measure.models.inputs import Inputs, Shown, check_input
+from flowstudy.measure.models.inputs import Inputs, Shown, check_input, check_samples_apart
 from flowstudy.measure.models.precision.attempts import in_float64, measured_targets
 from flowstudy.refusal import RefusalError, did_you_mean
 
@@ -134,6 +134,7 @@ def look_at(call: str, model: nn.Module, x: Shown, y: Tensor | None, loss: str |
     check_sparse(call, model, optimizer)
     inputs = check_input(call, model, x)
     check_targets_given(call, inputs, y, loss)
+    check_samples_apart(call, inputs)
     chosen, targets = chosen_samples(inputs, samples, seed), measured_targets(model, y)
     objective = Objective.measured(call, loss, output)
     net, dtype = differentiable(model, inputs[chosen], targets[chosen], objective)

@@ -11,7 +11,7 @@ from torch import nn
 from flowstudy.measure.drawn import Drawn
 from flowstudy.measure.models.context import in_own_context
 from flowstudy.measure.models.copies import check_module, float64_copy
-from flowstudy.measure.models.inputs import Inputs, Shown, check_input
+from flowstudy.measure.models.inputs import Inputs, Shown, check_input, check_samples_apart
 from flowstudy.measure.models.precision.attempts import in_float64, measured_targets
 from flowstudy.refusal import RefusalError
 
@@ -198,6 +198,7 @@ def gradient_flow(model: nn.Module, x: Shown, y: object = None, *, loss: str | L
     if samples is not None:
         if not 1 <= samples <= len(inputs):
             raise RefusalError(f"{call}: `samples` must be between 1 and the batch's {len(inputs)}, got {samples}.")
+        check_samples_apart(call, inputs)
         inputs, y = inputs[:samples], None if y is None else y[:samples]
     found = measure_model(call, lambda: float64_copy(call, model, frozen=False), inputs, y, objective)
     columns = {name: values.cpu().numpy() for name, values in found.statistics.items()}

@@ -174,6 +174,16 @@ def check_batch(call: str, model: nn.Module, x: Shown) -> Inputs:
     return inputs
 
 
+def check_samples_apart(call: str, inputs: Inputs) -> None:
+    """Samples may be picked: nothing says how each of them goes with each other one, as a graph of the batch does."""
+    for name, t in inputs.tensors.items():
+        if len(inputs.tensors) > 1 and t.ndim == 2 and t.shape == (len(inputs), len(inputs)) and len(inputs) > 1:
+            raise RefusalError(f"{call}: `x` must have samples that can be picked, got x[{name!r}] of shape "
+                               f"{tuple(t.shape)}, a row and a column for each of the {len(inputs)} samples (a graph of "
+                               "the batch?). Give each sample its own, or make it an attribute of the model; if it is "
+                               "one row of features for each sample, leave a sample out.")
+
+
 def check_arguments(call: str, model: nn.Module, inputs: Inputs) -> None:
     """The model's forward takes so many inputs, of these names; what hooks make of them is not known."""
     if model._forward_pre_hooks or type(model).__call__ is not nn.Module.__call__:

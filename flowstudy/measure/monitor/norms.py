@@ -124,7 +124,7 @@ def norms(tensors: Sequence[Tensor]) -> Values:
 
 def norms_of_rows(stacked: Tensor) -> Values:
     """l2 norms of the parts of a stack."""
-    rows = as_real(stacked).flatten(1)
+    rows = as_real(stacked).reshape(len(stacked), -1)   # of single numbers too
     if not rows.is_cpu:
         return vector_norm(rows, dim=1, dtype=torch.float64)
     if rows.dtype == torch.float32 and rows.shape[1] <= SMALL:

@@ -8,7 +8,7 @@ from torch.autograd.graph import GradientEdge
 
 from flowstudy.measure.models.copies import float64_copy
 from flowstudy.measure.models.dense_jacobian import Stretch
-from flowstudy.measure.models.inputs import Inputs, Name, Shown, check_input
+from flowstudy.measure.models.inputs import Inputs, Name, Shown, check_input, check_samples_apart
 from flowstudy.measure.models.layers import input_features
 from flowstudy.refusal import RefusalError, RefusalTypeError
 
@@ -37,6 +37,8 @@ def prepare(call: str, model: nn.Module, x: Shown | None, samples: int, seed: in
     if not isinstance(samples, int) or samples < 1:
         raise RefusalError(f"{call}: `samples` must be an integer of at least 1, got {samples!r}.")
     inputs = check_input(call, model, draw_input(call, model, samples, seed) if x is None else x)
+    if not whole and samples < len(inputs):
+        check_samples_apart(call, inputs)
     return Probe(call, copied, output, wrt), inputs if whole or samples >= len(inputs) else inputs[:samples]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flowstudy.measure.gradients.losses import OWN, Loss, Objective, check_label_range
 from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.copies import check_module, own_copy
-from flowstudy.measure.models.inputs import Inputs, Shown, check_batch
+from flowstudy.measure.models.inputs import Inputs, Shown, check_batch, check_samples_apart
 from flowstudy.measure.models.precision.attempts import measured_targets, own_dtype
 from flowstudy.refusal import RefusalError, RefusalTypeError
 
@@ -111,6 +111,7 @@ def run_trial(call: str, model: nn.Module, x: Shown, y: Tensor | None, loss: str
     check_module(call, model)
     inputs, objective = check_batch(call, model, x), Objective(call, loss, output)
     check_targets_given(call, inputs, y, loss)
+    check_samples_apart(call, inputs)
     check_settings(call, optimizer, steps, batch_size, seconds, warm_up)
     if not any(p.requires_grad for p in model.parameters()):
         raise RefusalError(f"{call}: `model` must have a parameter that requires a gradient, got "
