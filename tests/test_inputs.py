@@ -618,6 +618,7 @@ REFUSED = {   # what is called with model, u, v and y, and the words
     "kernel": (lambda m, u, v, y: fs.trainability(m, (u, v), y, loss="output"), r"`loss` must be of outputs and"),
     "which": (lambda m, u, v, y: SPECTRUM(m, (u, v)), r"`wrt` must name the input .* Pass `wrt=`, one of 0, 1"),
     "unknown": (lambda m, u, v, y: SPECTRUM(m, {"u": u, "v": v}, wrt="w"), r"`wrt` must be the key .* 'u', 'v'"),
+    "along time": (lambda m, u, v, y: SPECTRUM(m, (u, v), wrt=0, part="time"), r"`wrt` must be left out with part"),
     "integers": (lambda m, u, v, y: SPECTRUM(m, {"u": u, "v": y}, wrt="v"), r"`wrt` must be real, .* Pass one of 'u'"),
 }
 

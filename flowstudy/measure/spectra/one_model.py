@@ -98,6 +98,8 @@ def jacobian_spectrum(model: nn.Module, x: Shown | None = None, *, part: str | t
     if start is not None and (method in ("product", "matrix_free") or part == "time"):
         got = repr(method) if part != "time" else "part='time'"
         raise RefusalError(f"{call}: `start` goes with method='dense', got {got}. Leave `method` and `part` out.")
+    if wrt is not None and part == "time":
+        raise RefusalError(f"{call}: `wrt` must be left out with part='time', which is of initial states, got {wrt!r}.")
     check_chunk(call, chunk)
     probe, inputs = prepare(call, model, x, samples, seed, output, wrt, mode, whole=part == "time")
     state = RandomState(inputs.device)
