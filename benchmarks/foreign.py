@@ -14,7 +14,7 @@ import copy
 import math
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -59,12 +59,13 @@ def verdicts_on(name: str, case: Foreign) -> dict[str, str]:
             "monitor": said(lambda: monitor_difference(case, model)), "check": check_of(name, case)}
 
 
-def said(compare) -> str:
+def said(compare: Callable[[], tuple[float, str, int]]) -> str:
     """In words: how far a number is off, or what was refused."""
     try:
         difference, dtype, compared = compare()
     except (ValueError, TypeError) as error:
-        return f"refused: {error}" if str(error).startswith(("gradient_flow:", "jacobian_spectrum:")) else f"wrong: {error}"
+        refused = str(error).startswith(("gradient_flow:", "jacobian_spectrum:"))
+        return f"{'refused' if refused else 'wrong'}: {error}"
     except Exception as error:   # whatever a model raises: the table tells it
         return f"wrong: {type(error).__name__}: {str(error).splitlines()[0][:90]}"
     return f"{'right' if difference <= CLOSE[dtype] else 'wrong'}: {difference:.0e}, {compared} compared, {dtype}"
@@ -99,8 +100,8 @@ def wide_copy(model: nn.Module) -> nn.Module:
         for parameters in (module._parameters, module._buffers):
             for key, t in parameters.items():
                 if t is not None and t.is_complex():
-                    parameters[key] = nn.Parameter(t.detach().to(torch.complex128)) if parameters is module._parameters \
-                        else t.to(torch.complex128)
+                    wide = t.detach().to(torch.complex128)
+                    parameters[key] = nn.Parameter(wide) if isinstance(t, nn.Parameter) else wide
         for key, value in vars(module).items():
             if isinstance(value, Tensor) and value.is_floating_point():
                 setattr(module, key, value.double())
@@ -144,12 +145,13 @@ def flow_difference(case: Foreign, model: nn.Module) -> tuple[float, str, int]:
     gradients = {n: p.grad for n, p in twin.named_parameters() if is_weight(n, p)}
     for name in names:
         rows = flow.frame[(flow.frame["module"] == name) & (flow.frame["gradient"] == "value")]
-        cells = [column for column in ("stack_layer", "direction") if column in rows]   # of an LSTM, each its own weights
+        cells = [column for column in ("stack_layer", "direction") if column in rows]   # each with its own weights
         logs = (rows.drop_duplicates(cells) if cells else rows[:1])["log10_weight_gradient_norm"]
         own = [g for n, g in gradients.items() if owner(n, names) == name and g is not None]
         if len(logs) and own:
             pairs.append((math.log10(math.hypot(*(10.0**logs))), norm(own)))
-    return max(abs(math.expm1((one - math.log10(other)) * math.log(10))) for one, other in pairs), flow.dtype, len(pairs)
+    worst = max(abs(math.expm1((one - math.log10(other)) * math.log(10))) for one, other in pairs)
+    return worst, flow.dtype, len(pairs)
 
 
 def norm(parts: list[Tensor]) -> float:
@@ -185,8 +187,7 @@ def spectrum_difference(case: Foreign, model: nn.Module) -> tuple[float, str, in
 def jacobian(case: Foreign, twin: nn.Module, sample: int) -> Tensor:
     """(output, input) of one sample, row by row."""
     options, x = case.of_spectrum, widened(case.x)
-    pick = lambda t: t[sample:sample + 1] if isinstance(t, Tensor) else t   # noqa: E731
-    x = {k: pick(v) for k, v in x.items()} if isinstance(x, dict) else tuple(map(pick, x)) if isinstance(x, tuple) else pick(x)
+    x = {key: t[sample:sample + 1] for key, t in x.items()} if isinstance(x, dict) else x[sample:sample + 1]
     leaves, seen = real_leaves(x), []
     at = x[options["wrt"]] if "wrt" in options else leaves[0] if leaves else None
     if "start" in options:

@@ -33,8 +33,8 @@ class Foreign:
 FOREIGN: dict[str, Foreign] = {}
 
 
-def foreign(x: object, y: object = None, *, spectrum: dict | None = None, jacobian: bool = True, source: str = "by hand",
-            **of_flow: object) -> Callable:
+def foreign(x: object, y: object = None, *, spectrum: dict | None = None, jacobian: bool = True,
+            source: str = "by hand", **of_flow: object) -> Callable:
     def register(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
         FOREIGN[build.__name__] = Foreign(build, x, y, of_flow, (spectrum or {}) if jacobian else None, source)
         return build
@@ -53,7 +53,8 @@ def labels(*shape: int, classes: int = CLASSES) -> Tensor:
 
 
 IDS, MASK = labels(SAMPLES, TOKENS, classes=VOCABULARY), torch.ones(SAMPLES, TOKENS, dtype=torch.int64)
-IMAGES, VECTORS, SERIES, Y = numbers(SAMPLES, 3, 16, 16), numbers(SAMPLES, 8), numbers(SAMPLES, TOKENS, 8), labels(SAMPLES)
+IMAGES, VECTORS, SERIES = numbers(SAMPLES, 3, 16, 16), numbers(SAMPLES, 8), numbers(SAMPLES, TOKENS, 8)
+Y = labels(SAMPLES)
 HF, DIFFUSERS = "transformers", "diffusers"
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
          "intermediate_size": 24, "max_position_embeddings": 32}
@@ -73,7 +74,8 @@ def of_config(kind: str, config: str, **settings: object) -> nn.Module:
 
 @foreign({"input_ids": IDS, "labels": IDS}, loss="output", jacobian=False, source=HF)
 def gpt2() -> nn.Module:
-    return of_config("GPT2LMHeadModel", "GPT2Config", vocab_size=VOCABULARY, n_positions=16, n_embd=16, n_layer=2, n_head=2)
+    return of_config("GPT2LMHeadModel", "GPT2Config", vocab_size=VOCABULARY, n_positions=16, n_embd=16, n_layer=2,
+                     n_head=2)
 
 
 @foreign({"inputs_embeds": numbers(SAMPLES, TOKENS, 16)}, labels(SAMPLES, TOKENS, classes=VOCABULARY),
@@ -115,8 +117,8 @@ def bert() -> nn.Module:
 @foreign({"input_ids": IDS, "attention_mask": MASK}, Y, spectrum={"output": "logits", "start": "distilbert.embeddings"},
          source=HF)
 def distilbert() -> nn.Module:
-    return of_config("DistilBertForSequenceClassification", "DistilBertConfig", vocab_size=VOCABULARY, dim=16, n_layers=2,
-                     n_heads=2, hidden_dim=24, num_labels=CLASSES)
+    return of_config("DistilBertForSequenceClassification", "DistilBertConfig", vocab_size=VOCABULARY, dim=16,
+                     n_layers=2, n_heads=2, hidden_dim=24, num_labels=CLASSES)
 
 
 @foreign({"input_ids": IDS, "labels": IDS}, loss="output", jacobian=False, source=HF)
@@ -150,14 +152,14 @@ def vit() -> nn.Module:
 
 @foreign({"pixel_values": numbers(SAMPLES, 3, 32, 32)}, Y, spectrum={"output": "logits"}, source=HF)
 def swin() -> nn.Module:
-    return of_config("SwinForImageClassification", "SwinConfig", image_size=32, patch_size=2, embed_dim=8, depths=[2, 2],
-                     num_heads=[2, 2], window_size=4, num_labels=CLASSES)
+    return of_config("SwinForImageClassification", "SwinConfig", image_size=32, patch_size=2, embed_dim=8,
+                     depths=[2, 2], num_heads=[2, 2], window_size=4, num_labels=CLASSES)
 
 
 @foreign({"pixel_values": IMAGES}, Y, spectrum={"output": "logits"}, source=HF)
 def convnext() -> nn.Module:
-    return of_config("ConvNextForImageClassification", "ConvNextConfig", hidden_sizes=[8, 16], depths=[2, 2], num_stages=2,
-                     patch_size=2, num_labels=CLASSES)
+    return of_config("ConvNextForImageClassification", "ConvNextConfig", hidden_sizes=[8, 16], depths=[2, 2],
+                     num_stages=2, patch_size=2, num_labels=CLASSES)
 
 
 @foreign({"pixel_values": numbers(SAMPLES, 3, 32, 32)}, Y, spectrum={"output": "logits"}, source=HF)
@@ -168,8 +170,8 @@ def efficientnet() -> nn.Module:
 
 @foreign({"pixel_values": numbers(SAMPLES, 3, 32, 32)}, Y, spectrum={"output": "logits"}, source=HF)
 def resnet() -> nn.Module:
-    return of_config("ResNetForImageClassification", "ResNetConfig", embedding_size=8, hidden_sizes=[8, 16], depths=[2, 2],
-                     layer_type="basic", num_labels=CLASSES)
+    return of_config("ResNetForImageClassification", "ResNetConfig", embedding_size=8, hidden_sizes=[8, 16],
+                     depths=[2, 2], layer_type="basic", num_labels=CLASSES)
 
 
 @foreign({"input_ids": IDS, "pixel_values": IMAGES, "return_loss": True}, loss="output", jacobian=False, source=HF)
@@ -182,8 +184,8 @@ def clip() -> nn.Module:
 
 @foreign({"input_features": numbers(SAMPLES, 8, 16), "labels": IDS}, loss="output", jacobian=False, source=HF)
 def whisper() -> nn.Module:
-    return of_config("WhisperForConditionalGeneration", "WhisperConfig", vocab_size=VOCABULARY, num_mel_bins=8, d_model=16,
-                     encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
+    return of_config("WhisperForConditionalGeneration", "WhisperConfig", vocab_size=VOCABULARY, num_mel_bins=8,
+                     d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
                      encoder_ffn_dim=24, decoder_ffn_dim=24, max_source_positions=8, max_target_positions=16,
                      pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=3)
 
@@ -191,8 +193,8 @@ def whisper() -> nn.Module:
 @foreign({"input_values": numbers(SAMPLES, 400)}, Y, spectrum={"output": "logits"}, source=HF)
 def wav2vec2() -> nn.Module:
     return of_config("Wav2Vec2ForSequenceClassification", "Wav2Vec2Config", hidden_size=16, num_hidden_layers=2,
-                     num_attention_heads=2, intermediate_size=24, conv_dim=(8, 8), conv_stride=(5, 4), conv_kernel=(10, 4),
-                     num_feat_extract_layers=2, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
+                     num_attention_heads=2, intermediate_size=24, conv_dim=(8, 8), conv_stride=(5, 4),
+                     conv_kernel=(10, 4), num_feat_extract_layers=2, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
                      classifier_proj_size=8, num_labels=CLASSES)
 
 
@@ -489,8 +491,8 @@ def hypernetwork() -> nn.Module:
 @foreign(numbers(SAMPLES, 9, 3), Y)
 def point_cloud() -> nn.Module:
     """PointNet: every point by itself, then the largest (Qi et al. 2017)."""
-    return Of(lambda m, x: m.head(m.each(x).amax(1)), each=nn.Sequential(nn.Linear(3, 12), nn.ReLU(), nn.Linear(12, 16)),
-              head=nn.Linear(16, CLASSES))
+    return Of(lambda m, x: m.head(m.each(x).amax(1)), head=nn.Linear(16, CLASSES),
+              each=nn.Sequential(nn.Linear(3, 12), nn.ReLU(), nn.Linear(12, 16)))
 
 
 @foreign(labels(SAMPLES, 3, classes=9), Y, spectrum={"start": "embed"})
@@ -504,7 +506,8 @@ def dense_net() -> nn.Module:
         for layer in m.layers:
             x = torch.cat([x, torch.relu(layer(x))], 1)
         return m.head(x.mean((2, 3)))
-    return Of(run, layers=nn.ModuleList(nn.Conv2d(3 + 4 * i, 4, 3, padding=1) for i in range(4)), head=nn.Linear(19, CLASSES))
+    return Of(run, layers=nn.ModuleList(nn.Conv2d(3 + 4 * i, 4, 3, padding=1) for i in range(4)),
+              head=nn.Linear(19, CLASSES))
 
 
 @foreign(SERIES, Y)
