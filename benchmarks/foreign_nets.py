@@ -185,7 +185,8 @@ def clip() -> nn.Module:
 @foreign({"input_features": numbers(SAMPLES, 8, 16), "labels": IDS}, loss="output", jacobian=False, source=HF)
 def whisper() -> nn.Module:
     return of_config("WhisperForConditionalGeneration", "WhisperConfig", vocab_size=VOCABULARY, num_mel_bins=8,
-                     d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
+                     d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+                     decoder_attention_heads=2,
                      encoder_ffn_dim=24, decoder_ffn_dim=24, max_source_positions=8, max_target_positions=16,
                      pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=3)
 
@@ -194,8 +195,8 @@ def whisper() -> nn.Module:
 def wav2vec2() -> nn.Module:
     return of_config("Wav2Vec2ForSequenceClassification", "Wav2Vec2Config", hidden_size=16, num_hidden_layers=2,
                      num_attention_heads=2, intermediate_size=24, conv_dim=(8, 8), conv_stride=(5, 4),
-                     conv_kernel=(10, 4), num_feat_extract_layers=2, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
-                     classifier_proj_size=8, num_labels=CLASSES)
+                     conv_kernel=(10, 4), num_feat_extract_layers=2, num_conv_pos_embeddings=4,
+                     num_conv_pos_embedding_groups=2, classifier_proj_size=8, num_labels=CLASSES)
 
 
 @foreign({"sample": numbers(SAMPLES, 3, 8, 8), "timestep": torch.tensor([1, 5, 9, 20])}, numbers(SAMPLES, 3, 8, 8),
