@@ -37,8 +37,8 @@ unexport PIP_TARGET PIP_PREFIX PIP_ROOT
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
 
-figures: .venv/.core ## every study's figures, real data, into figures/ (PROFILE=quick DEVICE=auto ONLY=)
-	@$(PY) studies/regenerate.py --profile $(PROFILE) --device $(DEVICE) $(addprefix --only ,$(ONLY))
+figures: .venv/.studies ## every study's figures, real data, into figures/ (PROFILE=quick DEVICE=auto ONLY=)
+	@$(PY) -m flowstudy.cli figures --records . --profile $(PROFILE) --device $(DEVICE) $(addprefix --only ,$(ONLY))
 
 test: .venv/.dev ## the tests, but for the slow ones (PYTEST_ARGS=)
 	@$(PYTEST) -m "not slow" $(PYTEST_ARGS)
@@ -79,7 +79,12 @@ clean: ## remove .venv and caches; results and figures stay
 	@$(PIP) -e .
 	@echo "$(CURDIR)" > $@
 
-.venv/.dev: .venv/.core
+.venv/.studies: .venv/.core
+	@echo "Installing what runs notebooks"
+	@$(PIP) -e '.[studies]'
+	@touch $@
+
+.venv/.dev: .venv/.studies
 	@echo "Installing what the tests need"
 	@$(PIP) -e '.[dev]'
 	@touch $@

@@ -7,7 +7,7 @@ import typer
 
 from flowstudy.measure import jacobian_spectrum
 
-from . import sweeps
+from . import studies, sweeps
 from .batches import Input, Seed, Vocabulary, draw_inputs
 from .check import check
 from .outcomes import endings
@@ -47,5 +47,5 @@ def spectrum(target: Target, shape: Input = None, part: Annotated[str, typer.Opt
         keep("spectrum", found, picture, csv)
 
 
-for command in (check, spectrum, sweeps.sweep, sweeps.status):
+for command in (check, spectrum, sweeps.sweep, sweeps.status, studies.study, studies.figures):
     app.command()(command)
