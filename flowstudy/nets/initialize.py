@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flowstudy import theory
+from flowstudy import names, theory
 from flowstudy.refusal import did_you_mean
 
 from .activation_modules import Nonlinearity, activation_between
@@ -166,6 +166,7 @@ def weight_matrices(model: nn.Module, activation: str | None, bias_var: float) -
     """Each matrix of the model in registration order; a fused highway weight is two."""
     hidden = activation_between(model, activation)
     gated = {block.affine for block in model.modules() if isinstance(block, HighwayBlock)}
+    names.meet_kinds()
     known = {block.affine: Nonlinearity(block.activation) for block in model.modules()
              if type(block).forward in FORWARDS}
     layers = [layer for layer in model.modules() if isinstance(layer, WEIGHT_LAYERS)]

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flowstudy import names
 from flowstudy.nets.blocks import runs_as
 
 from .dense_jacobian import AGREEMENT, Stretch, proves, reverse_rows
@@ -54,6 +55,7 @@ def noted_calls(model: nn.Module) -> Iterator[dict[Key, Call]]:
             key, x, version = noted
             calls.setdefault(key, Call(module, x, version, edge_of(output)))
 
+    names.meet_kinds()
     known = [module for module in model.modules() if runs_as(module, type(module))
              and (type(module) is nn.Linear or type(module) in BLOCK_RULES or type(module) in UNITWISE)]
     with ExitStack() as stack:
