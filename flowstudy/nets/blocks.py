@@ -29,7 +29,7 @@ class PlainBlock(nn.Module):
     def __init__(self, affine: nn.Module, activation: str = "relu"):
         super().__init__()
         self.affine = affine
-        self.activation = check_activation("PlainBlock", activation)
+        self.activation: str = check_activation("PlainBlock", activation)
 
     def forward(self, x: Tensor) -> Tensor:
         return ACTIVATIONS[self.activation](self.affine(x))
@@ -55,8 +55,8 @@ class HighwayBlock(nn.Module):
     def __init__(self, affine: nn.Module, activation: str = "tanh", gate_bias: float = -1.0):
         super().__init__()
         self.affine = affine
-        self.activation = check_activation("HighwayBlock", activation)
-        self.channel_axis = 1 - affine.weight.ndim  # -1 for Linear, -3 for Conv2d: from the end, so vmap is safe
+        self.activation: str = check_activation("HighwayBlock", activation)
+        self.channel_axis: int = 1 - affine.weight.ndim  # -1 for Linear, -3 for Conv2d: from the end, so vmap is safe
         self.set_gate_bias(gate_bias)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,6 +10,15 @@ from .blocks import HighwayBlock, PlainBlock, check_positive_integer
 class FullyConnected(nn.Module):
     """`depth` counts the hidden layers as the paper does; the linear read-out is not counted."""
 
+    in_features: int
+    width: int
+    depth: int
+    out_features: int
+    activation: str
+    input: PlainBlock
+    blocks: nn.Sequential
+    readout: nn.Linear
+
     def __init__(self, in_features: int, width: int, depth: int, out_features: int, activation: str,
                  block: Callable[[], nn.Module]):
         super().__init__()

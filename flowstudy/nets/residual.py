@@ -22,7 +22,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, affine: nn.Module, activation: str = "relu"):
         super().__init__()
         self.affine = affine
-        self.activation = check_activation("ResidualBlock", activation)
+        self.activation: str = check_activation("ResidualBlock", activation)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + ACTIVATIONS[self.activation](self.affine(x))

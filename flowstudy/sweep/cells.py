@@ -67,7 +67,7 @@ class Cell:
     order_seed: int = 0
     bias_var: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of(net=(self.net, KINDS), activation=(self.activation, ACTIVATIONS), init=(self.init, SCHEMES),
                dataset=(self.dataset, DATASETS))
         kind = KINDS[self.net]
@@ -105,7 +105,7 @@ class Cell:
         return digest({name: value for name, value in fields.items() if name not in LATER or value != LATER[name]})
 
     @property
-    def structure(self) -> tuple:
+    def structure(self) -> tuple[object, ...]:
         """Cells that agree in this can be stacked and trained on the same batches."""
         return (self.net, self.depth, self.width, self.activation, self.dataset, self.train_samples, self.epochs,
                 self.batch_size, self.order_seed)
@@ -129,7 +129,7 @@ def grid(**axes: object) -> list[Cell]:
 
 
 def random_search(n: int, *, net: str | Sequence[str] = "plain", depth: int | Sequence[int] = 10, seed: int = 0,
-                  ranges: Mapping[str, Sequence] | None = None, decay_law: str = "log-uniform",
+                  ranges: Mapping[str, Sequence[Any]] | None = None, decay_law: str = "log-uniform",
                   init: str | Mapping[str, str] = "he_normal", **fixed: object) -> list[Cell]:
     """`n` random settings for each net and depth, from the distribution of the authors' search.
 

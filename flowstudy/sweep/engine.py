@@ -23,7 +23,7 @@ NETS_AT_ONCE = {"as they start": 20, "trained here": 200, "trained by workers": 
 
 
 def run(cells: Sequence[Cell], *, measure: str | Sequence[str] = "training_loss",
-        store: str | os.PathLike = "results", device: str = "auto", progress: bool = True,
+        store: str | os.PathLike[str] = "results", device: str = "auto", progress: bool = True,
         nets_at_once: int | None = None, engine: object = "local", shard: Shard = None,
         checkpoint_every: float = 60.0, **options: object) -> pd.DataFrame | dict[str, pd.DataFrame]:
     """Train and measure every cell that the store does not hold yet, then return the rows of all of them.

@@ -107,7 +107,7 @@ class RecordAt:
     epochs: Sequence[int] = ()
     steps: Sequence[int] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("epochs", "steps"):
             values = getattr(self, name)
             least = -1 if name == "epochs" else 0

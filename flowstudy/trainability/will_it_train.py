@@ -86,7 +86,8 @@ class UntrainableError(AssertionError):
 
     def __init__(self, found: Trainability):
         super().__init__(f"assert_trainable: {found.verdict}")
-        self.found, self.verdict = found, found.verdict
+        self.found: Trainability = found
+        self.verdict: TrainabilityVerdict = found.verdict
 
 
 def assert_trainable(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss: str | Loss = "cross_entropy",

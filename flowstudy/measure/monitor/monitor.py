@@ -5,12 +5,14 @@ import sys
 import weakref
 from collections.abc import Iterable, Sequence
 from types import CodeType
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 from flowstudy.measure.drawn import Drawn
 from flowstudy.refusal import did_you_mean
@@ -19,7 +21,7 @@ from .delivery import Delivery, ScalarWriter
 from .hooks import ModelHooks
 from .kept import load_records
 from .step_record import StepRecord
-from .watched import QUANTITIES, Groups, watch
+from .watched import QUANTITIES, Groups, Watched, watch
 
 CALL = "GradientMonitor"
 
@@ -88,23 +90,24 @@ class GradientMonitor(Drawn):
 
     def __init__(self, model: nn.Module, *, every: int = 1, optimizer: Optimizer | None = None,
                  scaler: torch.amp.GradScaler | None = None, quantities: Sequence[str] = QUANTITIES,
-                 store: str | os.PathLike | None = None, writer: ScalarWriter | None = None):
-        self.every = check_every(every)
-        layers, self.watched = watch(CALL, model, check_quantities(quantities))
-        self.position = {id(weight): i for i, weight in enumerate(self.watched.weights)}
+                 store: str | os.PathLike[str] | None = None, writer: ScalarWriter | None = None):
+        self.every: int = check_every(every)
+        layers, watched = watch(CALL, model, check_quantities(quantities))
+        self.watched: Watched = watched
+        self.position: dict[int, int] = {id(weight): i for i, weight in enumerate(self.watched.weights)}
         self.holders: weakref.WeakKeyDictionary[Optimizer, tuple[int, Groups]] = weakref.WeakKeyDictionary()
-        self.every_weight = self.watched.groups(range(len(self.watched.weights)))
-        self.optimizer = self.check_optimizer(CALL, optimizer)
-        self.scaler = check_scaler(scaler)
-        self.delivery = Delivery(CALL, self.watched, store, writer)
+        self.every_weight: Groups = self.watched.groups(range(len(self.watched.weights)))
+        self.optimizer: Optimizer | None = self.check_optimizer(CALL, optimizer)
+        self.scaler: torch.amp.GradScaler | None = check_scaler(scaler)
+        self.delivery: Delivery = Delivery(CALL, self.watched, store, writer)
         wanted = self.watched.quantities
-        self.hooks = ModelHooks(list(layers.values()), self.watched.weights, self.every_weight,
-                                gradients=QUANTITIES[0] in wanted, errors=QUANTITIES[3] in wanted,
-                                activations=QUANTITIES[4] in wanted)
-        self.handles: list = []
-        self.current = 0                          # the step in progress
-        self.stepped: set = set()                 # who has stepped in it
-        self.team: set | None = None              # who makes a step together, once that is known
+        self.hooks: ModelHooks = ModelHooks(
+            list(layers.values()), watched.weights, self.every_weight, gradients=QUANTITIES[0] in wanted,
+            errors=QUANTITIES[3] in wanted, activations=QUANTITIES[4] in wanted)
+        self.handles: list[RemovableHandle] = []
+        self.current: int = 0                          # the step in progress
+        self.stepped: set[object] = set()                 # who has stepped in it
+        self.team: set[object] | None = None              # who makes a step together, once that is known
         self.record: StepRecord | None = None     # of the step in progress
 
     # --- for users ---------------------------------------------------------------------------------------------------
@@ -156,13 +159,13 @@ class GradientMonitor(Drawn):
         return self.delivery.frame
 
     @staticmethod
-    def load(folder: str | os.PathLike) -> pd.DataFrame:
+    def load(folder: str | os.PathLike[str]) -> pd.DataFrame:
         """The frame of a run that was given `store=folder`, finished or killed."""
         return load_records(f"{CALL}.load", folder)
 
     # --- what the optimizers' hooks call -----------------------------------------------------------------------------
 
-    def before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+    def before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.optimizer is not None and optimizer is not self.optimizer:
             return
         if held := self.held_by(optimizer):
@@ -171,7 +174,7 @@ class GradientMonitor(Drawn):
                 closure = (args[1] if len(args) > 1 else kwargs.get("closure")) is not None  # args[0] is the optimizer
                 self.record.before_step(held, self.hooks, optimizer, self.scaler or scaler_in_charge(), closure)
 
-    def after_step(self, optimizer: Optimizer, _args: tuple, _kwargs: dict) -> None:
+    def after_step(self, optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
         if optimizer not in self.stepped:
             return
         if self.record is not None:
