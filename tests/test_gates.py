@@ -116,7 +116,7 @@ def test_many_inputs_are_their_parts(monkeypatch):
     """However many run at once, the answer is the same."""
     net, (x, y) = Mixed(), batch(50)
     whole = gate_activity(net, x, y)
-    monkeypatch.setattr("flowstudy.measure.gates.CHUNK", 7)
+    monkeypatch.setattr("flowstudy.measure.gates.activity.CHUNK", 7)
     parts = gate_activity(net, x, y)
     assert_close(torch.tensor(parts.frame["activity"]), torch.tensor(whole.frame["activity"]), **ROUNDING)
     assert_close(torch.tensor(parts.by_class["activity"]), torch.tensor(whole.by_class["activity"]), **ROUNDING)
@@ -311,9 +311,9 @@ ACTIVITY_ERRORS = {
               r"`model` must have a HighwayBlock among its layers, got PlainNet"),
     "no weights": (ValueError, nn.ReLU, {}, r"`model` must have layers with weights, got ReLU"),
     "sometimes": (ValueError, lambda: Sometimes(FEATURES), {"x": PART, "y": None},
-                  r"`model` must run the same HighwayBlocks whatever the input, at least one, got Sometimes"),
+                  r"`model` must run the same gates whatever the input, at least one, got Sometimes"),
     "never": (ValueError, lambda: Sometimes(FEATURES), {"x": torch.zeros(SAMPLES, FEATURES)},
-              r"`model` must run the same HighwayBlocks whatever the input, at least one, got Sometimes"),
+              r"`model` must run the same gates whatever the input, at least one, got Sometimes"),
     "own forward": (ValueError, lambda: nn.Sequential(*blocks(1), Doubled(nn.Linear(FEATURES, 2 * FEATURES))), {},
                     r"`model` must have blocks that run as HighwayBlock does, got '1', a Doubled with a forward of"),
     "empty": (ValueError, lambda: HighwayNet(FEATURES), {"x": torch.ones(0, FEATURES)}, r"`x` must be a batch of at"),

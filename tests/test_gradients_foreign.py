@@ -231,19 +231,22 @@ class Pair(nn.Module):
 def test_an_output_that_is_no_tensor_is_the_losss_affair():
     """A loss of one's own may take a dictionary; the named losses say so. Of a tuple inside, the first is the layer's.
 
-    The LSTM's weight gradient sums over its four matrices: autograd's own, to rounding.
+    Every time step of the LSTM is a row, with the gradient of the weights that all of them share: autograd's own.
     """
     torch.manual_seed(0)
     model, x, y = Pair(), torch.randn(7, 3, 6), torch.arange(7) % 5
     with pytest.raises(ValueError, match=r"^gradient_flow: `model` must return one tensor, got dict\. Pass `loss=`"):
         gradient_flow(model, x, y)
     flow = gradient_flow(model, x, y, loss=lambda output, labels: F.cross_entropy(output["logits"], labels))
-    assert flow.frame["module"].tolist() == ["lstm", "head"]
+    assert flow.frame["module"].tolist() == ["lstm", "lstm", "lstm", "head"]
     model = model.double()
-    h = model.lstm(x.double())[0]
-    logits = model.head(h[:, -1])
+    weights = [getattr(model.lstm, f"{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    states = [(torch.zeros(7, 4, dtype=torch.float64),) * 2]
+    for t in range(3):
+        states.append(torch.lstm_cell(x[:, t].double(), states[-1], *weights))
+    logits = model.head(states[-1][0])
     expected = statistics(F.cross_entropy(logits, y), [
-        (h, [model.lstm.weight_ih_l0, model.lstm.weight_hh_l0]), (logits, [model.head.weight])])
+        *((h, weights[:2]) for h, _ in states[1:]), (logits, [model.head.weight])])
     for column in STATISTICS:
         np.testing.assert_allclose(flow.frame[column], expected[column], rtol=ABSOLUTE, atol=ABSOLUTE, err_msg=column)
 

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import flowstudy as fs
+from flowstudy.trainability.causes import collapsed
 from flowstudy.trainability.constant import constant_loss
 from flowstudy.trainability.kernel.decay import Decay
+from flowstudy.trainability.trials.trial import run_trial
 
 TANGENT = sys.modules["flowstudy.trainability.kernel.tangent"]
 FIRST_STEPS = sys.modules["flowstudy.trainability.kernel.first_steps"]
@@ -654,6 +656,39 @@ def test_advice_that_is_heeded_makes_the_net_train(cause):
     assert fs.trainability(*heeded(), trial=100).verdict.kind == "trains"
 
 
+class PostNorm(nn.Module):
+    """A transformer that reads the rows of an image, and normalises the sums of its branches."""
+
+    def __init__(self, layers: int, width: int = 32):
+        super().__init__()
+        self.embed, self.head = nn.Linear(8, width), nn.Linear(width, 10)
+        self.place = nn.Parameter(0.5 * torch.randn(8, width))
+        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(width, 2, 2 * width, 0.0, "gelu", batch_first=True)
+                                    for _ in range(layers))
+        for block in self.blocks:
+            for weight in (block.self_attn.in_proj_weight, block.self_attn.out_proj.weight, block.linear1.weight,
+                           block.linear2.weight):
+                nn.init.xavier_normal_(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x.view(-1, 8, 8)) + self.place
+        for block in self.blocks:
+            h = block(h)
+        return self.head(h.mean(1))
+
+
+@pytest.mark.slow
+def test_where_sums_are_normalised_a_warm_up_makes_a_large_rate_train():
+    torch.manual_seed(0)
+    model, (x, y) = PostNorm(6), digits()
+    x, rate = standardised(x), (1e-2,)
+    found = fs.trainability(model, x, y, optimizer="adam", trial=100, rates=rate)
+    assert found.verdict.kind == "does not train" and found.trial.learning_rate.tolist() == list(rate)
+    assert "no warm-up" in found.verdict.cause and "grow linearly over the first steps (50" in found.verdict.advice
+    heeded = run_trial("test", model, x, y, "cross_entropy", optimizer="adam", steps=100, warm_up=50, rates=rate)
+    assert heeded.best.loss < 0.6 * found.constant_loss < found.tried.best.loss
+
+
 @pytest.mark.slow
 def test_softmax_before_cross_entropy_is_named():
     torch.manual_seed(0)
@@ -693,6 +728,15 @@ def test_evaluation_mode_before_training_is_said_to_be_another_net():
     x, y = batch()
     assert "another net than the one that trains" in str(fs.trainability(batch_norm().eval(), x, y, samples=8).verdict)
     assert not fs.trainability(batch_norm(), x, y, samples=8).verdict.note
+
+
+def test_branches_that_end_in_zeros_do_not_make_inputs_alike():
+    model = Residual(6, 1.0)
+    for layer in model.branches:
+        nn.init.zeros_(layer.weight)
+        nn.init.ones_(layer.bias)
+    flow = fs.gradient_flow(model, *noise())
+    assert flow.frame.activation_correlation.iloc[-2] == pytest.approx(1) and collapsed(flow) is None
 
 
 def test_a_frozen_weight_with_a_bias_that_learns_is_not_cut_off():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flowstudy.measure import GradientFlow, gradient_flow
 from flowstudy.refusal import RefusalError
 from flowstudy.trainability import Trainability, trainability
-from flowstudy.trainability.causes import ALIKE, Cause, collapsed, softmax_twice
+from flowstudy.trainability.causes import collapsed, cosines, softmax_twice
 
 from .batches import Batch
 
@@ -104,9 +104,9 @@ def still_zero(model: nn.Module, batch: Batch, flow: GradientFlow, layers: list[
 
 def signal_reading(flow: GradientFlow) -> Reading:
     verdict = flow.verdict
-    collapse, cosines = inputs_alike(flow)
+    collapse, alike = collapsed(flow), cosines_in_words(flow)
     lost = verdict.kind not in NOT_AGAINST
-    reasons = [str(verdict)] + [verdict.advice] * bool(verdict.advice) + [cosines] * bool(cosines)
+    reasons = [str(verdict)] + [verdict.advice] * bool(verdict.advice) + [alike] * bool(alike)
     if collapse is not None:
         reasons.append(f"{collapse.name}: {collapse.advice}")
     unknown = verdict.kind in ("cannot tell", "cut off")
@@ -115,20 +115,13 @@ def signal_reading(flow: GradientFlow) -> Reading:
                    against=lost or collapse is not None)
 
 
-def inputs_alike(flow: GradientFlow) -> tuple[Cause | None, str]:
-    """Whether two inputs' signals are alike at the last hidden layer, and their cosines in words.
-
-    The lower one of the last two counts, since one of them may be the end of a branch that begins at 0: its output is
-    the same for all inputs, and its inner layer's is not.
-    """
-    known = flow.frame[flow.frame["activation_correlation"].notna()]
-    if len(known) < 3:
-        return None, ""
-    first, hidden = known.iloc[0], known.iloc[max(1, len(known) - 3):-1]
-    last = hidden.loc[hidden["activation_correlation"].idxmin()]
-    words = (f"Cosine of two inputs' signals: {first['activation_correlation']:.3f} at {first['module']!r}, "
-             f"{last['activation_correlation']:.3f} at {last['module']!r}.")
-    return collapsed(flow) if last["activation_correlation"] >= ALIKE else None, words
+def cosines_in_words(flow: GradientFlow) -> str:
+    known = cosines(flow)
+    if known.empty:
+        return ""
+    first, last = known.iloc[0], known.iloc[-2]
+    return (f"Cosine of two inputs' signals: {first['activation_correlation']:.3f} at {first['module']!r}, "
+            f"{last['activation_correlation']:.3f} at {last['module']!r}.")
 
 
 # --- 3: training -----------------------------------------------------------------------------------------------------

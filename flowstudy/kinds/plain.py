@@ -9,7 +9,7 @@ from torch import Tensor
 from flowstudy import theory
 from flowstudy.measure.models.layer_rules import plain_rule
 from flowstudy.nets import ACTIVATIONS, PlainBlock, PlainNet
-from flowstudy.predictions.theories import NOT_KNOWN, BodyTheory
+from flowstudy.predictions.theories import NOT_KNOWN, BodyTheory, relu_masks
 from flowstudy.theory.mean_field.activations import activation_named
 from flowstudy.theory.random_matrix.fluctuations import LIVE
 from flowstudy.train.stacks.stacked_layers import PlainLayer
@@ -48,11 +48,7 @@ class PlainTheory(BodyTheory):
 
     def independent_masks(self, cell: pd.Series, weight_var: float) -> float:
         """1/2 for each ReLU layer with He's weights."""
-        if cell["activation"] != "relu" or not math.isclose(weight_var, 2):
-            return math.nan
-        if cell["depth"] == 1:
-            return 0.5
-        return 0.5 * float(theory.shattered_correlation("plain", cell["depth"] - 1))
+        return relu_masks("plain", cell, weight_var)
 
     def exact_step(self, cell: pd.Series, weight_var: float) -> theory.Moments:
         """Exact for linear and ReLU nets without biases: see `predictions.gradients`."""

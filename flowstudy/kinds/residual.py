@@ -1,6 +1,5 @@
 """Residual nets without normalisation: `y = x + activation(affine(x))`."""
 
-import math
 
 import numpy as np
 import pandas as pd
@@ -10,7 +9,7 @@ from torch import Tensor
 from flowstudy import theory
 from flowstudy.measure.models.layer_rules import plain_rule
 from flowstudy.nets import ACTIVATIONS, ResidualBlock, ResidualNet
-from flowstudy.predictions.theories import CarryingTheory
+from flowstudy.predictions.theories import CarryingTheory, relu_masks
 from flowstudy.train.stacks.stacked_layers import Kept, PlainLayer, Scratch
 
 from .kind import Kind
@@ -60,11 +59,7 @@ class ResidualTheory(CarryingTheory):
 
     def independent_masks(self, cell: pd.Series, weight_var: float) -> float:
         """3/4 for each ReLU layer with He's weights; the first layer is plain, 1/2."""
-        if cell["activation"] != "relu" or not math.isclose(weight_var, 2):
-            return math.nan
-        if cell["depth"] == 1:
-            return 0.5
-        return 0.5 * float(theory.shattered_correlation("residual", cell["depth"] - 1))
+        return relu_masks("residual", cell, weight_var)
 
 
 RESIDUAL = Kind(name="residual", label="residual", net=ResidualNet, block=ResidualBlock, width=71, gate_bias=None,

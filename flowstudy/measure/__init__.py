@@ -1,6 +1,6 @@
 """What is observed: model and batch in, float64 numbers out."""
 
-from .gates import GateActivity, gate_activity
+from .gates.activity import GateActivity, gate_activity
 from .gradients.flow import (
     Comparison,
     GradientFlow,

@@ -100,6 +100,14 @@ class CarryingTheory(BodyTheory):
         return True
 
 
+def relu_masks(kind: str, cell: pd.Series, weight_var: float) -> float:
+    """`BodyTheory.independent_masks` of ReLU nets with He's weights, whose first layer is plain; nan for others."""
+    if cell["activation"] != "relu" or not math.isclose(weight_var, 2):
+        return math.nan
+    body = 1.0 if cell["depth"] == 1 else float(theory.shattered_correlation(kind, cell["depth"] - 1))
+    return 0.5 * body
+
+
 THEORIES: dict[str, BodyTheory] = {}  # by kind of net; `flowstudy.kinds` fills it
 
 

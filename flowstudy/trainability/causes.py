@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -117,9 +118,18 @@ def saturated(model: nn.Module, flow: GradientFlow) -> Cause | None:
                  "Draw smaller weights (variance 1 / fan_in), or normalise before the activations.")
 
 
+def cosines(flow: GradientFlow) -> pd.DataFrame:
+    """The layers at which the cosine of two samples' signals is known.
+
+    Not those whose weights are all 0, such as the end of a branch that begins at 0, which puts out its bias for all.
+    """
+    frame = flow.frame[flow.frame["activation_correlation"].notna() & ~(flow.frame["weight_zero_fraction"] == 1)]
+    return frame if len(frame) >= 3 else frame[:0]
+
+
 def collapsed(flow: GradientFlow) -> Cause | None:
-    known = flow.frame["activation_correlation"].dropna()
-    if len(known) < 3 or not known.iloc[-2] >= ALIKE or known.iloc[0] >= ALIKE:
+    known = cosines(flow)["activation_correlation"]
+    if known.empty or not known.iloc[-2] >= ALIKE or known.iloc[0] >= ALIKE:
         return None
     return Cause("inputs collapse", f"at the last hidden layer two samples' signals have a cosine of "
                  f"{known.iloc[-2]:.3f}, {known.iloc[0]:.2f} at the first",

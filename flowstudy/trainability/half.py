@@ -12,7 +12,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from flowstudy.measure.models.copies import fast_copy
+from flowstudy.measure.models.context import callers_modes_aside
+from flowstudy.measure.models.copies import own_copy
 from flowstudy.refusal import RefusalError
 
 from .kernel.linearised import Linearised
@@ -55,21 +56,22 @@ def half_gradients(call: str, model: nn.Module, net: Linearised,
                    dtype: str) -> Callable[[float], dict[str, Tensor]]:
     """Of a loss scale: the gradients by parameter, divided by it; the forward pass is made once."""
     half = HALVES[dtype]
-    copied = fast_copy(model).to(half)
+    copied = own_copy(call, model).to(half).requires_grad_(False)
     copied.train(net.probe.training)
     x = net.x.to(half) if net.x.is_floating_point() else net.x
     y = net.y.float() if isinstance(net.y, Tensor) and net.y.is_floating_point() else net.y
     weights = {name: p.requires_grad_() for name, p in copied.named_parameters() if name in net.parameters}
     try:
-        with net.state.replayed():
+        with callers_modes_aside(), net.state.replayed():
             value = net.objective(copied(x).float(), y)   # the loss in float32, as in automatic mixed precision
-        torch.autograd.grad(value, list(weights.values()), retain_graph=True, allow_unused=True)
+            torch.autograd.grad(value, list(weights.values()), retain_graph=True, allow_unused=True)
     except RuntimeError as error:
         raise RefusalError(f"{call}: `dtype` must be one that the model runs in on {x.device}, got {dtype!r}: "
                            f"{str(error).splitlines()[0]}. Measure on another device, or leave `dtype` out.") from None
 
     def scaled(scale: float) -> dict[str, Tensor]:
-        found = torch.autograd.grad(value * scale, list(weights.values()), retain_graph=True, allow_unused=True)
+        with callers_modes_aside():
+            found = torch.autograd.grad(value * scale, list(weights.values()), retain_graph=True, allow_unused=True)
         return {name: g.double() / scale for name, g in zip(weights, found, strict=True) if g is not None}
 
     return scaled

@@ -73,9 +73,18 @@ class Trainability(Drawn):
 
     @property
     def frame(self) -> pd.DataFrame:
-        """A row per layer: `gradient_flow`'s, and `share_of_learning`."""
-        shares = self.by_layer
-        return self.flow.frame.assign(share_of_learning=self.flow.frame["module"].map(shares).fillna(0.0))
+        """A row per layer: `gradient_flow`'s, and `share_of_learning`, of its own parameters and of those of the
+        modules inside it that are no layers themselves, divided evenly among its uses.
+        """
+        layers = self.flow.frame["module"]
+        known, shares = set(layers), dict.fromkeys(layers, 0.0)
+        for module, share in self.by_layer.items():
+            around = [module, *(module.rsplit(".", parts)[0] for parts in range(1, module.count(".") + 1)), ""]
+            owner = next((name for name in around if name in known), None)
+            if owner is not None:
+                shares[owner] += share
+        uses = layers.map(layers.value_counts())   # which share the module's weights
+        return self.flow.frame.assign(share_of_learning=layers.map(shares) / uses)
 
     @property
     def drawn_with(self) -> dict[str, object]:

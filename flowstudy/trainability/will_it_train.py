@@ -10,9 +10,10 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from flowstudy.measure.gradients.flow import GradientFlow, gradient_flow
-from flowstudy.measure.gradients.losses import Loss, check_loss
+from flowstudy.measure.gradients.losses import Loss, check_loss, measured_loss
 from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.copies import check_input, check_module, float64_copy, own_tensor
+from flowstudy.measure.models.precision.attempts import in_float64, measured_targets
 from flowstudy.refusal import RefusalError, did_you_mean
 
 from .causes import Cause, causes_of, underflow
@@ -35,8 +36,8 @@ PASSES = 64       # of the batch, in the longer route
 
 def trainability(model: nn.Module, x: Tensor, y: Tensor | None, *, loss: str | Loss = "cross_entropy",
                  optimizer: str = "sgd", steps: Sequence[int] = (100, 1_000, 10_000), samples: int = 48, trial: int = 0,
-                 batch_size: int = 64, seconds: float | int | None = None, seed: int = 0, dtype: str | None = None,
-                 progress: bool = False) -> Trainability:
+                 rates: Sequence[float] | None = None, batch_size: int = 64, seconds: float | int | None = None,
+                 seed: int = 0, dtype: str | None = None, progress: bool = False) -> Trainability:
     """Will this net learn this task, in how many steps, and if not, why?
 
     Two readings.  The tangent kernel at the start tells which part of the task's residual gradient descent reaches, and
@@ -55,7 +56,9 @@ def trainability(model: nn.Module, x: Tensor, y: Tensor | None, *, loss: str | L
         optimizer: "sgd", "momentum" (0.9), "adam" or "adamw".
         steps: for which `remaining` is told.
         samples: of the kernel; the verdict's thresholds were set with 48.
-        trial: steps of a trial; 0 is none.  batch_size: of its steps, and of the gradient noise that Adam sees.
+        trial: steps of a trial; 0 is none.
+        rates: learning rates of the trial; None is the usual grid of the optimizer.
+        batch_size: of its steps, and of the gradient noise that Adam sees.
         seconds: of wall time at most for the trial; what was left out is said.
         seed: of the trial's batches, and of the samples drawn.
         dtype: "float16" or "bfloat16": also tell what of each layer's gradient survives in it, and the loss scale that
@@ -75,7 +78,7 @@ def trainability(model: nn.Module, x: Tensor, y: Tensor | None, *, loss: str | L
         thresholds are ours (`benchmarks/trainability.py`).
     """
     return look_at("trainability", model, x, y, loss, optimizer, steps, samples, trial, batch_size, seconds, seed,
-                   dtype, progress)
+                   rates, dtype, progress)
 
 
 class UntrainableError(AssertionError):
@@ -115,25 +118,28 @@ def assert_trainable(model: nn.Module, x: Tensor, y: Tensor | None = None, *, lo
 
 
 @in_own_context
+@in_float64
 def look_at(call: str, model: nn.Module, x: Tensor, y: Tensor | None, loss: str | Loss, optimizer: str,
             steps: Sequence[int], samples: int, trial: int, batch_size: int, seconds: float | int | None, seed: int = 0,
-            half: str | None = None, progress: bool = False) -> Trainability:
+            rates: Sequence[float] | None = None, half: str | None = None, progress: bool = False) -> Trainability:
     """What `trainability` does, in the name of the public function that was called."""
     started = time.perf_counter()
     check_module(call, model)
     check_choices(call, optimizer, steps, samples, trial, half)
+    check_sparse(call, model, optimizer)
     inputs = check_input(call, model, x)
     check_targets_given(call, x, y)
-    objective = check_loss(call, loss, y)
+    check_loss(call, loss, y)
     chosen = chosen_samples(x, samples, seed)
-    net, dtype = differentiable(call, model, inputs[chosen], own_tensor(y)[chosen], objective, loss)
+    net, dtype = differentiable(call, model, inputs[chosen], measured_targets(model, y)[chosen], loss)
     check_differ(call, y, loss)
     kernel = tangent_kernel(net, adam=optimizer.startswith("adam"), batch_size=batch_size)
     flow = gradient_flow(model, x[chosen], y[chosen], loss=loss, samples=len(chosen))
     survived = None if half is None else survival(call, model, net, half)
 
     def try_out(**more: int | float | None) -> Trial:
-        options = {"steps": trial, "batch_size": batch_size, "seconds": seconds, "seed": seed, "progress": progress}
+        options = {"steps": trial, "batch_size": batch_size, "seconds": seconds, "seed": seed, "rates": rates,
+                   "progress": progress}
         return run_trial(call, model, x, y, loss, optimizer=optimizer, **(options | more))
 
     tried = try_out() if trial else None
@@ -163,11 +169,11 @@ def chosen_samples(x: Tensor, samples: int, seed: int) -> Int[Tensor, " sample"]
     return order.sort().values.to(x.device)
 
 
-def differentiable(call: str, model: nn.Module, x: Tensor, y: Tensor, objective: Loss,
-                   loss: str | Loss) -> tuple[Linearised, str]:
+def differentiable(call: str, model: nn.Module, x: Tensor, y: Tensor, loss: str | Loss) -> tuple[Linearised, str]:
     """The model around its start, in float64; in float32 where a pass takes so long that all would take minutes."""
-    state = RandomState(x.device)
+    state, objective = RandomState(x.device), measured_loss(call, loss, y)
     copied = float64_copy(call, model, frozen=False)
+    dtype = next((p.dtype for p in copied.parameters() if p.is_floating_point()), torch.float64)
     if not any(p.requires_grad for p in copied.parameters()):
         raise RefusalError(f"{call}: `model` must have a parameter that requires a gradient, got "
                            f"{type(model).__name__} without any. Call model.requires_grad_(True).")
@@ -177,8 +183,9 @@ def differentiable(call: str, model: nn.Module, x: Tensor, y: Tensor, objective:
         net = linearise(call, copied, x[:few], y[:few], objective, loss, state)
         net.pull(torch.ones_like(net.outputs))
         if (time.perf_counter() - started) * len(x) / few * PASSES < PATIENCE:
-            return linearise(call, copied, x, y, objective, loss, state), "float64"
+            return linearise(call, copied, x, y, objective, loss, state), str(dtype).removeprefix("torch.")
     single = [t.float() if t.is_floating_point() else t for t in (x, y)]
+    objective = objective.float() if isinstance(objective, nn.Module) else objective
     return linearise(call, float64_copy(call, model, frozen=False).float(), *single, objective, loss, state), "float32"
 
 
@@ -225,7 +232,7 @@ def other_net(running_statistics: int) -> str:
 
 def seen_in_words(tried: Trial) -> str:
     if tried.best is None:
-        return f"In a trial of {tried.steps} steps every learning rate of the usual grid diverged."
+        return f"In a trial of {tried.steps} steps every learning rate diverged."
     best = tried.best
     share = "" if best.accuracy != best.accuracy else f", {best.accuracy:.0%} right"
     left_out = "" if tried.complete else " Some rates were left out for want of time."
@@ -250,6 +257,14 @@ def check_choices(call: str, optimizer: str, steps: Sequence[int], samples: int,
             raise RefusalError(f"{call}: `{name}` must be a whole number of at least {least}, got {value!r}.")
     if not len(steps) or not all(t > 0 for t in steps):
         raise RefusalError(f"{call}: `steps` must be one or more positive numbers, got {steps!r}.")
+
+
+def check_sparse(call: str, model: nn.Module, optimizer: str) -> None:
+    """Torch's Adam takes dense gradients alone."""
+    sparse = next((name for name, module in model.named_modules() if getattr(module, "sparse", False) is True), None)
+    if sparse is not None and optimizer.startswith("adam"):
+        raise RefusalError(f"{call}: `optimizer` must be 'sgd' or 'momentum' for a model with sparse gradients, got "
+                           f"{optimizer!r} and the embedding {sparse!r}. Or make that with sparse=False.")
 
 
 def check_differ(call: str, y: Tensor, loss: str | Loss) -> None:

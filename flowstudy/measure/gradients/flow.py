@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from flowstudy.measure.drawn import Drawn
 from flowstudy.measure.models.context import in_own_context
-from flowstudy.measure.models.copies import check_input, check_module, float64_copy, own_tensor
+from flowstudy.measure.models.copies import check_input, check_module, float64_copy
+from flowstudy.measure.models.precision.attempts import in_float64, measured_targets
 from flowstudy.refusal import RefusalError
 
-from .losses import Loss, check_loss
+from .losses import Loss, measured_loss
 from .one_model import measure_model
+from .over_time import decisive, time_frame
 from .signal import backward_slope, path_frame, slope_error
-from .verdict import Verdict, verdict_of
+from .verdict import THRESHOLD, Verdict, verdict_of
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,18 @@ class GradientFlow(Drawn):
             `positions` (places of one sample at which the weights act: pixels, tokens; 1 if fully connected),
             `trainable` (its weights ask for gradients), `main_path` (everything that the loss sees of the input runs
             through what it puts out: not so inside a residual branch), `weight_zero_fraction` (share of its weights
-            that are exactly 0), and the statistics that `gradient_flow` describes.
+            that are exactly 0), and the statistics that `gradient_flow` describes.  Where nn.LSTM, nn.GRU or nn.RNN are
+            among the layers also `time` (the step of the input sequence, from 1), `direction` ("forward" or
+            "backward") and `stack_layer` (1 is next to the input); of the other rows NA and "".
         path: what the verdict reads, a row per value that alone carries everything on, from the input on: `layer`, the
             last one at or before it (the value is its output, or the sum or so that follows; 0 is the input, which is
             listed where the first value comes after many layers), the value's
             `log10_error_signal_norm` and `activation_mean_square`, `averaged_positions` (how many positions are
             averaged over on the way to the last row), and `log10_signal`, the norm without what that averaging makes of
-            it; of a net that normalises, of ||dL/dh|| rms(h), which scales before a normalisation do not change.
+            it; of a net that normalises, of ||dL/dh|| rms(h), which scales before a normalisation do not change.  Of a
+            recurrent net a row per `step` of the recurrence, the first one run first: norms are those of d loss / d
+            state, of all that a cell puts out ((h, c) of an LSTM) together, `log10_carried_norm` what the last step's
+            alone becomes on its way back, and `log10_signal` does not grow by what the loss adds at each step.
         normalises: the net brings values to a size of its own, by batch statistics or each sample's: batch norm in
             training mode, layer, group, instance or RMS norms.
         input_mean_square: over samples and entries of x; nan for integer inputs.
@@ -45,6 +52,8 @@ class GradientFlow(Drawn):
             inside, as the RMS norms of many language models do; the numbers then have that dtype's digits and range.
         repeatable: False where a second pass of a fresh copy, from the same random state, gave another output: the
             numbers are those of one pass, and another one has others.
+        unread: recurrent modules whose time steps cannot be seen: subclasses with a forward of their own, and those
+            inside a module of `hidden_layers`.
     """
 
     frame: pd.DataFrame
@@ -56,12 +65,13 @@ class GradientFlow(Drawn):
     running_statistics: int = 0
     dtype: str = "float64"
     repeatable: bool = True
+    unread: tuple[str, ...] = ()
 
     drawn_by = "gradient_flow"
 
     @property
     def slope(self) -> float:
-        """Change of ln signal^2 per layer on the way back to the input; negative is vanishing.
+        """Change of ln signal^2 per layer, or time step, on the way back to the input; negative is vanishing.
 
         The least-squares slope over the places of `path` with a finite `log10_signal`; nan where there are fewer than
         two.
@@ -81,11 +91,11 @@ class GradientFlow(Drawn):
         data beyond the batch, and so not whether the net will learn: see `Verdict`.
         """
         notes = {"input_mean_square": self.input_mean_square, "running_statistics": self.running_statistics}
-        return verdict_of(self.frame, self.path, normalises=self.normalises, notes=notes)
+        return verdict_of(self.frame, self.path, normalises=self.normalises, unread=self.unread, notes=notes)
 
     @property
     def drawn_with(self) -> dict[str, object]:
-        return {"title": str(self.verdict)}
+        return {"path": self.path, "title": str(self.verdict)}
 
     def __repr__(self) -> str:
         coarse = "" if self.dtype == "float64" else f" The model computes in {self.dtype} inside."
@@ -116,20 +126,30 @@ class Comparison(Drawn):
 
 
 @in_own_context
+@in_float64
 def gradient_flow(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss: str | Loss = "cross_entropy",
                   samples: int | None = None) -> GradientFlow:
     """How far the gradient gets: per-layer norms of the weight gradient and of the error signal, on one batch.
 
-    Measured in float64 on a copy; the model, its gradients, its mode and the global random state stay as they are.  The
-    numbers are those of autograd's own backward pass through one untouched forward pass, whatever the model does in
-    between.  Where a norm leaves float64's range, that pass is made once more, cut wherever one value carries
-    everything on, with an exponent of its own at every cut: 1e-400 is -400.  Within a part that has no such place, or
-    whose backward pass is not linear (clipped gradients), what falls below 1e-323 counts as 0.
+    Measured in float64 on a copy; the model, its gradients, its mode and the global random state stay as they are. What
+    the model makes in its forward by default is float64 too, and so are the loss's weights and float targets; a model
+    that does not run in float64 is measured in its own dtype, and `dtype` says so.  The numbers are those of autograd's
+    own backward pass through one untouched forward pass, whatever the model does in between.  Where a norm leaves
+    float64's range, that pass is made once more, cut wherever one value carries everything on, with an exponent of its
+    own at every cut: 1e-400 is -400.  Within a part that has no such place, or whose backward pass is not linear
+    (clipped gradients), what falls below 1e-323 counts as 0.
 
     The layers are `model.hidden_layers` where the model lists them (flowstudy's nets: `layer` is then the paper's
     1..depth), else every module that holds weights itself, once per use.  Of a module that computes with several
     weights of its own (F.linear, matrix products, a ParameterList), every use of each weight is a layer, called by the
     weight's name.
+
+    nn.LSTM, nn.GRU and nn.RNN have a row for each time step of each stacked layer and direction: those of the same cell
+    in a Python loop, which they are run as (that the two agree is checked).  h is what the cell puts out, and its error
+    signal is d loss / d h_t in total, over all later steps; of an LSTM the way through c_t is read by the verdict.
+    The weight gradient of a row is that of the weights that all its time steps share, as of any layer used many times.
+    The verdict reads such a net, and a loop over a cell or a layer, from the last state that the loss sees to the
+    first: see `GradientFlow.path`.
 
     Args:
         model: any module; the batch runs in the mode the model is in.  Where its output is not one tensor, give a
@@ -155,24 +175,27 @@ def gradient_flow(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss:
     Raises:
         ValueError, TypeError: a model without weights, an empty or non-finite batch, labels that do not fit.
 
-    What it cannot measure: the gradients of a part of the model that runs its own backward pass (checkpointing with
-    use_reentrant=True); of models that cannot be copied; layers that are called inside torch.func.vmap, which are
-    refused; and layers of compiled or scripted modules, which show as one.
+    What it cannot measure: a part of the model that torch differentiates for `.backward()` alone (checkpointing with
+    use_reentrant=True), and layers that are called inside torch.func.vmap: both are refused; layers of compiled
+    modules, which show as one, and scripted modules, which are refused.  Of what the model holds and Python cannot
+    copy (an open file, a generator) the copy uses the model's own.
 
     Source: Glorot & Bengio 2010 (section 4: back-propagated gradients by layer).
     """
     call = "gradient_flow"
     check_module(call, model)
-    x, y = check_input(call, model, x), own_tensor(y)
+    x, y = check_input(call, model, x), measured_targets(model, y)
     if samples is not None:
         if not 1 <= samples <= len(x):
             raise RefusalError(f"{call}: `samples` must be between 1 and the batch's {len(x)}, got {samples}.")
         x, y = x[:samples], None if y is None else y[:samples]
-    found = measure_model(call, lambda: float64_copy(call, model, frozen=False), x, y, check_loss(call, loss, y), loss)
+    objective = measured_loss(call, loss, y)
+    found = measure_model(call, lambda: float64_copy(call, model, frozen=False), x, y, objective, loss)
     columns = {name: values.cpu().numpy() for name, values in found.statistics.items()}
     return GradientFlow(
         frame=pd.DataFrame(found.layers | columns | {"gradient": found.gradient}),
-        path=path_frame(found.path, found.layers["type"], found.normalises),
+        path=decisive(path_frame(found.path, found.layers["type"], found.normalises),
+                      [time_frame(columns) for columns in found.time_paths], THRESHOLD),
         normalises=found.normalises,
         input_mean_square=x.abs().square().mean().item() if x.is_floating_point() or x.is_complex() else math.nan,
         running_statistics=sum(not layer.training and layer.running_mean is not None for layer in model.modules()
@@ -181,6 +204,7 @@ def gradient_flow(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss:
         loss=found.loss.item(),
         dtype=str(found.dtype).removeprefix("torch."),
         repeatable=found.repeatable,
+        unread=tuple(found.unread),
     )
 
 

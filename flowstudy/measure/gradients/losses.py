@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowstudy.measure.models.copies import fast_copy
 from flowstudy.refusal import RefusalError, RefusalTypeError
 
 Loss = Callable[[Tensor, Tensor | None], Tensor]
@@ -19,6 +20,12 @@ def check_loss(call: str, loss: str | Loss, y: Tensor | None) -> Loss:
         raise RefusalError(f"{call}: `loss` must be one of {', '.join(LOSSES)} or a function (output, y), got "
                            f"{loss!r}.")
     return random_readout if y is None else LOSSES[loss]
+
+
+def measured_loss(call: str, loss: str | Loss, y: Tensor | None) -> Loss:
+    """The loss in the dtype in which the model is measured: weights that it holds are those of a copy."""
+    objective = check_loss(call, loss, y)
+    return fast_copy(call, objective) if isinstance(objective, nn.Module) else objective
 
 
 def random_readout(output: Tensor, _y: None) -> Tensor:

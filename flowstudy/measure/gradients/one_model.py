@@ -2,15 +2,25 @@
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
-from flowstudy.measure.models.backward import Scaled, backward_pass
+from flowstudy.measure.models.backward import Found, Scaled, backward_pass
 from flowstudy.measure.models.context import RandomState
 from flowstudy.measure.models.forward import Use, watched_pass
-from flowstudy.measure.models.graph import Key, coarsest, edge_of, leaves_in, reachable
+from flowstudy.measure.models.graph import (
+    Key,
+    check_gradients_can_be_asked_for,
+    coarsest,
+    edge_of,
+    key_of,
+    leaves_in,
+    reachable,
+)
 from flowstudy.measure.models.layers import (
     is_weight,
     kind_of,
@@ -22,9 +32,13 @@ from flowstudy.measure.models.layers import (
 )
 from flowstudy.measure.models.outputs import numbers_in
 from flowstudy.measure.models.path import Point, main_path, normalises
+from flowstudy.measure.models.recurrent.cells import parameters_of_cell
+from flowstudy.measure.models.recurrent.time_path import recurrences, states_in
+from flowstudy.measure.models.recurrent.unrolled import unread, unrolled
 from flowstudy.refusal import RefusalError
 
 from .losses import Loss, check_targets
+from .over_time import places_in_time, time_columns
 from .statistics import kind_of_gradient, log10_norm, nothing, statistics_of
 
 REPEATED = 1e-9  # relative difference between two passes of one model that rounding explains
@@ -34,13 +48,16 @@ REPEATED = 1e-9  # relative difference between two passes of one model that roun
 class Measured:
     """One model on one batch: the rows, their statistics (layer,), and what belongs to the whole net.
 
-    `path` are the columns of `GradientFlow.path`; `normalises`, that the net brings its values to a size of its own.
+    `path` are the columns of `GradientFlow.path`, `time_paths` those of each recurrence, and `unread` are the recurrent
+    modules whose steps cannot be seen; `normalises`, that the net brings its values to a size of its own.
     """
 
     layers: dict[str, list]
     statistics: dict[str, Tensor]
     gradient: list[str]
     path: dict[str, list]
+    time_paths: list[dict[str, list]]
+    unread: list[str]
     normalises: bool
     log10_input_gradient_norm: Tensor
     loss: Tensor
@@ -55,45 +72,65 @@ def measure_model(call: str, fresh: Callable[[], nn.Module], x: Tensor, y: Tenso
     Args:
         fresh: makes a float64 copy of it; a forward pass may change the copy that it is made with.
     """
+    with ExitStack() as steps:
+        return measure_copy(call, fresh, x, y, objective, loss, steps)
+
+
+def measure_copy(call: str, fresh: Callable[[], nn.Module], x: Tensor, y: Tensor | None, objective: Loss,
+                 loss: str | Loss, steps: ExitStack) -> Measured:
+    """The same; recurrent modules run step by step until `steps` is closed."""
     copied, state = fresh(), RandomState(x.device)
     layers, loose = shared_out(copied)
     if not layers and not loose:
         raise RefusalError(f"{call}: `model` must have layers with weights, got {type(copied).__name__} without any.")
-    leaf, output, value, uses, sizes = one_pass(call, copied, x, y, objective, loss, layers, loose, state)
+    leaf, output, value, uses, sizes = one_pass(call, copied, x, y, objective, loss, layers, loose, state, steps)
     if missed := weights_missed(copied, layers, loose, uses, value):
         copied = fresh()   # they are used, but not by calls of their modules: each use of them is a layer
         layers, loose = shared_out(copied)
         parameters = dict(copied.named_parameters())
         loose |= {name: parameters[name] for name in missed}
-        leaf, output, value, uses, sizes = one_pass(call, copied, x, y, objective, loss, layers, loose, state)
+        leaf, output, value, uses, sizes = one_pass(call, copied, x, y, objective, loss, layers, loose, state, steps)
     if not uses:
         raise RefusalError(f"{call}: `model` must call its layers, got {type(copied).__name__}, whose forward calls "
                            f"none of {', '.join(map(repr, layers))}. Let `hidden_layers` list modules that are called, "
                            "or rename it.")
+    nodes = reachable(edge_of(value)) if value.requires_grad else []
+    check_gradients_can_be_asked_for(call, nodes)
     weights = weights_by_use(copied, layers, uses)
     wanted = dict.fromkeys(name for names in weights for name in names)
     leaves = {name: p for name, p in copied.named_parameters() if name in wanted and p.requires_grad}
     path = main_path(value, leaf, uses, sizes, len(x))
-    found = backward_pass(value, edge_of(leaf), [part.edge for part in (*uses, *path)], leaves)
-    on_path, found = found.errors[len(uses):], replace(found, errors=found.errors[:len(uses)])
+    loops = recurrences(uses, path)
+    path = [point for point in path if point.use >= 0 or not loops]   # an input of many steps is no single value
+    found, on_path, at_states = errors_of(value, leaf, uses, path, states_in(uses, loops), leaves)
     at_input, like = found.input_gradient, value.detach()
-    nodes = reachable(edge_of(value)) if value.requires_grad else []
     return Measured(
         layers=describe(copied, uses, weights, path, len(x)),
         statistics=statistics_of(uses, weights, found, like, len(x)),
         gradient=[kind_of_gradient([found.gradients.get(name) for name in names]) for names in weights],
         path=path_columns(path, on_path, like),
+        time_paths=time_columns(uses, loops, at_states),
+        unread=unread(copied, layers),
         normalises=normalises(nodes, uses),
         log10_input_gradient_norm=log10_norm([at_input], 0) if at_input else nothing(like),
         loss=like,
-        dtype=coarsest(nodes),
+        dtype=coarsest(nodes) if nodes else value.dtype,
         repeatable=parts_of_own_net(copied) is not None or repeats(fresh(), x, output, state),
     )
 
 
+def errors_of(value: Tensor, leaf: Tensor, uses: list[Use], path: list[Point], states: list[GradientEdge],
+              leaves: dict[str, Tensor]) -> tuple[Found, list[Scaled | None], dict[Key, Scaled | None]]:
+    """What one backward pass finds of the uses; and the error signals on the path, and of the states of recurrences."""
+    found = backward_pass(value, edge_of(leaf), [*(part.edge for part in (*uses, *path)), *states], leaves)
+    of_uses, behind = found.errors[:len(uses)], found.errors[len(uses):]
+    at_states = zip(map(key_of, states), behind[len(path):], strict=True)
+    return replace(found, errors=of_uses), behind[:len(path)], dict(at_states)
+
+
 def repeats(copied: nn.Module, x: Tensor, output: object, state: RandomState) -> bool:
     """A fresh copy gives the same output, to rounding, from the same random state."""
-    with state.replayed():
+    with state.replayed(), unrolled("gradient_flow", dict(copied.named_modules())):
         again = copied(x.detach().clone().requires_grad_(x.is_floating_point()).clone())
     pairs = zip(numbers_in(output), numbers_in(again), strict=False)
     return all(one.shape == other.shape and torch.allclose(one, other, rtol=REPEATED, atol=0.0, equal_nan=True)
@@ -101,12 +138,12 @@ def repeats(copied: nn.Module, x: Tensor, output: object, state: RandomState) ->
 
 
 def one_pass(call: str, copied: nn.Module, x: Tensor, y: Tensor | None, objective: Loss, loss: str | Loss,
-             layers: dict[str, nn.Module], loose: dict[str, Tensor], state: RandomState,
+             layers: dict[str, nn.Module], loose: dict[str, Tensor], state: RandomState, steps: ExitStack,
              ) -> tuple[Tensor, object, Tensor, list[Use], dict[Key, Tensor]]:
     """The input as a leaf, the output, the loss, the uses of layers, and the sizes of values by edge."""
     leaf = x.detach().clone().requires_grad_(x.is_floating_point())
-    with state.replayed():
-        output, uses, sizes = watched_pass(call, copied, leaf.clone(), layers, loose)   # a clone: it may be written to
+    with state.replayed():   # a clone: it may be written to
+        output, uses, sizes = watched_pass(call, copied, leaf.clone(), layers, loose, steps)
     check_targets(call, output, y, loss)
     return leaf, output, objective(output, y), uses, sizes
 
@@ -126,8 +163,17 @@ def weights_missed(copied: nn.Module, layers: dict[str, nn.Module], loose: dict[
 def weights_by_use(copied: nn.Module, layers: dict[str, nn.Module], uses: list[Use]) -> list[list[str]]:
     owned = weights_of(copied, layers, {use.name for use in uses if use.module is not None})
     loose = {name for use in uses for name in use.weights}
-    return [list(use.weights) if use.module is None else [n for n in owned[use.name] if n not in loose]
-            for use in uses]
+    first = {id(p): name for name, p in copied.named_parameters()}
+
+    def of(use: Use) -> list[str]:
+        if use.module is None:
+            return list(use.weights)
+        if use.place is not None:
+            own = parameters_of_cell(use.module, use.place.cell)
+            return list(dict.fromkeys(first[id(p)] for name, p in own.items() if is_weight(name, p.ndim)))
+        return [name for name in owned[use.name] if name not in loose]
+
+    return [of(use) for use in uses]
 
 
 def describe(copied: nn.Module, uses: list[Use], weights: list[list[str]], path: list[Point],
@@ -137,7 +183,10 @@ def describe(copied: nn.Module, uses: list[Use], weights: list[list[str]], path:
     main = {point.use for point in path if point.own}
 
     def size(use: Use) -> int:
-        own = use.module.parameters() if use.module is not None else (parameters[name] for name in use.weights)
+        if use.place is not None:
+            own = parameters_of_cell(use.module, use.place.cell).values()
+        else:
+            own = use.module.parameters() if use.module is not None else (parameters[name] for name in use.weights)
         return sum(p.numel() for p in own)
 
     return {
@@ -149,7 +198,7 @@ def describe(copied: nn.Module, uses: list[Use], weights: list[list[str]], path:
         "trainable": [any(parameters[name].requires_grad for name in names) for names in weights],
         "main_path": [i in main for i in range(len(uses))],
         "weight_zero_fraction": [zero_fraction([parameters[name] for name in names]) for names in weights],
-    }
+    } | places_in_time(uses)
 
 
 def zero_fraction(weights: list[nn.Parameter]) -> float:

@@ -43,13 +43,25 @@ def log_squares(frame: pd.DataFrame) -> Float[np.ndarray, " layer"]:
     return 2 * math.log(10) * frame[column].to_numpy(dtype=float, copy=True)
 
 
+def change_of(frame: pd.DataFrame) -> float:
+    """ln of the squared signal at the first place that has one, less that at the last; 0 where there are not two."""
+    known = log_squares(frame)
+    known = known[~np.isnan(known)]
+    return known[0] - known[-1] if len(known) >= 2 and np.isfinite(known[-1]) else 0.0
+
+
+def places_of(frame: pd.DataFrame) -> np.ndarray:
+    """What changes are counted by: steps of a path over time, else layers."""
+    return frame["step" if "step" in frame else "layer"].to_numpy(float)
+
+
 def backward_slope(frame: pd.DataFrame) -> float:
     """d ln signal^2 / d layer, towards the input; see `GradientFlow.slope`."""
     log_square = log_squares(frame)
     finite = np.isfinite(log_square)
     if finite.sum() < 2:
         return math.nan
-    layer = frame["layer"].to_numpy()[finite] - frame["layer"][finite].mean()
+    layer = places_of(frame)[finite] - places_of(frame)[finite].mean()
     return -float(layer @ log_square[finite] / (layer @ layer))
 
 
@@ -63,10 +75,17 @@ def slope_error(frame: pd.DataFrame) -> float:
     finite = np.isfinite(log_square)
     if finite.sum() < 3:
         return math.nan
-    layer = frame["layer"].to_numpy()[finite].astype(float)
+    layer = places_of(frame)[finite]
     centred = layer - layer.mean()
     weights = np.cumsum(centred[::-1])[::-1][1:] / (centred @ centred)  # of the step from each layer to the next
     steps, gaps = np.diff(log_square[finite]), np.diff(layer)
     drift = steps.sum() / gaps.sum()
     variance = ((steps - drift * gaps) ** 2 / gaps).sum() / (len(steps) - 1)  # per layer
     return float(np.sqrt(variance * (weights**2 * gaps).sum()))
+
+
+def fading(path: pd.DataFrame, threshold: float) -> float:
+    """Factor per step by which the last state's signal fades beyond the threshold; nan where it does not."""
+    carried = 2 * math.log(10) * path["log10_carried_norm"].to_numpy(float)
+    change = carried[0] - carried[-1]
+    return math.exp(change / (2 * (len(path) - 1))) if change < -threshold else math.nan

@@ -12,13 +12,15 @@ from flowstudy.measure.models.copies import float64_copy
 from flowstudy.measure.models.forward import Use, activation_statistics
 from flowstudy.measure.models.graph import edge_of
 from flowstudy.measure.models.layers import layers_of, parts_of_own_net, weights_of
+from flowstudy.measure.models.precision.attempts import in_float64, measured_as, measured_targets
 
-from .losses import Loss, check_loss, check_targets
+from .losses import Loss, check_targets, measured_loss
 from .one_model import measure_model
 from .statistics import log10_norm, statistics_of
 
 
 @in_own_context
+@in_float64
 def stacked_gradient_flow(model: nn.Module, state: dict[str, Tensor], x: Tensor, y: Tensor | None, *,
                           loss: str | Loss = "cross_entropy") -> dict[str, Tensor]:
     """The statistics of every net of a stack, (net, layer) each; `model` is one of them, the template.
@@ -34,7 +36,7 @@ def stacked_gradient_flow(model: nn.Module, state: dict[str, Tensor], x: Tensor,
     """
     call = "gradient_flow"
     copied = float64_copy(call, model)
-    objective = check_loss(call, loss, y)
+    objective = measured_loss(call, loss, y)
     parts = parts_of_own_net(copied)
     if parts is None:
         return stacked_one_by_one(call, copied, state, x, y, objective, loss)
@@ -56,7 +58,8 @@ def stacked_one_by_one(call: str, copied: nn.Module, state: dict[str, Tensor], x
     for i in range(nets):
         copied.load_state_dict({name: value[i].double() for name, value in state.items()}, strict=False)
         copied.requires_grad_()
-        measured = measure_model(call, functools.partial(copy.deepcopy, copied), x.double(), y, objective, loss)
+        measured = measure_model(call, functools.partial(copy.deepcopy, copied), measured_as(copied, x),
+                                 measured_targets(copied, y), objective, loss)
         rows.append(measured.statistics | {"log10_input_gradient_norm": measured.log10_input_gradient_norm})
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 

@@ -28,15 +28,19 @@ def statistics_of(uses: list[Use], weights: list[list[str]], found: Found, like:
                   samples: int) -> dict[str, Tensor]:
     """Every statistic, (layer,), or (net, layer) of a stack."""
     lead = like.ndim
-    parts = [[g for name in names if (g := found.gradients.get(name)) is not None] for names in weights]
-    lost = [lost_fractions(own, lead) if own else (nothing(like),) * 2 for own in parts]
+    of_weights = {}   # once, however many uses share them: the steps of a recurrent net
+    for names in map(tuple, weights):
+        if names not in of_weights:
+            own = [g for name in names if (g := found.gradients.get(name)) is not None]
+            of_weights[names] = (log10_norm(own, lead), *lost_fractions(own, lead)) if own else (nothing(like),) * 3
+    norms, zeros, subnormal = zip(*(of_weights[tuple(names)] for names in weights), strict=True)
     columns = (
-        [log10_norm(own, lead) if own else nothing(like) for own in parts],
+        norms,
         [nothing(like) if e is None else log10_norm([e], lead) for e in found.errors],
         *zip(*(use.statistics for use in uses), strict=True),
         [nothing(like) if e is None else error_spread(e, lead, samples) for e in found.errors],
-        [zero for zero, _ in lost],
-        [subnormal for _, subnormal in lost],
+        zeros,
+        subnormal,
     )
     return {name: torch.stack([value.double() for value in column], -1)
             for name, column in zip(STATISTICS, columns, strict=True)}

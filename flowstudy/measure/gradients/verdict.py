@@ -14,6 +14,11 @@ input while the activations shrink towards the output leaves the weights' gradie
 nearly even over the layers.  And weights in front of a normalisation grow under a gradient that is too large until
 their steps are small in proportion (Arora, Li & Lyu 2019), so that plain nets with batch norm, whose squared signal
 grows by up to pi / (pi - 1) per layer (Yang et al. 2019), train at 20 layers.
+
+Of a recurrent net the places are the time steps, and the signal is that of the state.  Its weights are the same at all
+of them, so that nothing makes up for a change there, and growth is called exploding whatever the activations do
+(Bengio, Simard & Frasconi 1994; Pascanu, Mikolov & Bengio 2013).  A forget gate's bias of ln(time steps) makes the
+gate's own time scale the length of the sequence (Tallec & Ollivier 2018).
 """
 
 import math
@@ -23,7 +28,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
-from .signal import backward_slope, log_squares, slope_error
+from .signal import backward_slope, fading, log_squares, slope_error
 
 THRESHOLD = 6.0  # e-folds of the squared norm: six of the gradient's depth scales
 ROOM = 1.5  # times the threshold, where something makes up for the change
@@ -42,6 +47,12 @@ ADVICE = {
     "cannot tell": "",
     "stable": "",
 }
+OVER_TIME = {
+    "vanishing": "Use nn.LSTM or nn.GRU with a bias of about ln(time steps) on the forget gate (nn.GRU: the update "
+                 "gate), start the recurrent weights orthogonal, or shorten the way: attention, a loss at more steps.",
+    "exploding": "Start the recurrent weights orthogonal with gain 1, use gates (nn.LSTM, nn.GRU), clip the norm of "
+                 "the gradient, or backpropagate through fewer time steps.",
+}
 SKIPS = "Add skip connections or use fewer layers: in a net that normalises, the gain of the weights changes nothing."
 
 
@@ -59,10 +70,12 @@ class Verdict:
             "exploding": it gains as much, or the activations are not finite; "chaotic": it gains as much while the
             activations do not grow with it, so that nearby inputs are driven apart; "dead": it is exactly 0; "cut off":
             trainable layers get no gradient at all, because the loss does not depend on them; "cannot tell": there are
-            not two places to compare, or weights of exactly 0 hold the signal back until the first step.
+            not two places to compare, weights of exactly 0 hold the signal back until the first step, or the time
+            steps of a recurrent module are not seen.
         layer: the layer from which on, towards the input, this holds; of "cut off" the first such layer; None where
             there is none.
-        factor: by which the norm of the error signal changes per layer on the way back, from the fitted slope.
+        factor: by which the norm of the error signal changes per layer, or time step, on the way back, from the fitted
+            slope.
         factor_error: its standard error, layers taken as independent factors.
         decades: log10 of the norm at the first place of the path over the norm at the last.
         sentence: all of it in words.
@@ -82,18 +95,25 @@ class Verdict:
 
 
 def verdict_of(frame: pd.DataFrame, path: pd.DataFrame | None = None, *, normalises: bool = False,
-               notes: Mapping[str, float] | None = None) -> Verdict:
+               unread: Sequence[str] = (), notes: Mapping[str, float] | None = None) -> Verdict:
     """The verdict on a frame of `gradient_flow`.
 
     Args:
         path: of the same flow; None where every layer is on the main path.
         normalises: the net brings values to a size of its own, and `path` has signals that do not depend on it.
+        unread: recurrent modules whose time steps are not seen.
         notes: what the sentence is to mention: see `remarks`.
     """
     path = frame if path is None else path
-    found = without_flow(frame, path) or of_change(path, normalises)
+    over_time = "step" in path
+    found = without_flow(frame, path) or (of_steps(frame, path) if over_time else of_change(path, normalises))
+    if found.kind == "stable" and unread:
+        found = nothing_but("cannot tell", None, f"cannot tell: {', '.join(map(repr, unread))} has a forward of its "
+                                                 "own or is inside a layer, and its time steps are not seen.")
     extra = "".join(f" {remark}" for remark in remarks(normalises, **(notes or {})))
     advice = SKIPS if normalises and found.kind in ("vanishing", "chaotic") else ADVICE[found.kind]
+    if over_time:
+        advice = OVER_TIME.get(found.kind, advice)
     return replace(found, sentence=found.sentence + extra, advice=advice)
 
 
@@ -145,8 +165,9 @@ def without_flow(frame: pd.DataFrame, path: pd.DataFrame) -> Verdict | None:
 
 
 def cut_off(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of layers whose weights are meant to learn and get no gradient."""
-    return frame[frame["trainable"] & (frame["gradient"] == "none")] if "trainable" in frame else frame[:0]
+    """Layers whose weights are meant to learn and get no gradient: the row of each one's first use."""
+    lost = frame[frame["trainable"] & (frame["gradient"] == "none")] if "trainable" in frame else frame[:0]
+    return lost.drop_duplicates("module")
 
 
 def first_few(names: Sequence[str]) -> str:
@@ -217,6 +238,45 @@ def of_change(path: pd.DataFrame, normalises: bool) -> Verdict:
     return Verdict(kind, last, factor, error, decades,
                    f"{kind}: from layer {last} to the input the {signal} is above {1 / share:.0f} times the last "
                    f"layer's; it grows {pace}{aside}.")
+
+
+def of_steps(frame: pd.DataFrame, path: pd.DataFrame) -> Verdict:
+    """The same of a path over the steps of a recurrence."""
+    change, signal = log_squares(path) - log_squares(path)[-1], "error signal of the state"
+    factor = math.exp(backward_slope(path) / 2)
+    error, decades = factor * slope_error(path) / 2, change[0] / (2 * math.log(10))
+    pace = (f"by a factor of {factor:.3g} ± {error:.1g} per time step (1 at criticality), {abs(decades):.2g} decades "
+            f"over {len(path)} time steps of {cell_in_words(frame, path)}")
+    share = math.exp(-THRESHOLD / 2)
+    if abs(change[0]) <= THRESHOLD:
+        fades = fading(path, THRESHOLD)
+        aside = "" if math.isnan(fades) else ("; the loss sees many of them directly: what the last one alone sends "
+                                              f"back fades by a factor of {fades:.3g} per time step")
+        return Verdict("stable", None, factor, error, decades,
+                       f"stable: the {signal} reaches the first time step at {10**decades:.2g} times its last norm, "
+                       f"changing {pace}{aside}.")
+    last = reach(change < -THRESHOLD if change[0] < 0 else change > THRESHOLD)
+    layer, where = int(path["layer"].iloc[last]), f"from step {path['step'].iloc[last]} to the first"
+    if change[0] < 0:
+        return Verdict("vanishing", layer, factor, error, decades,
+                       f"vanishing: {where} the {signal} is below {100 * share:.2g}% of the last time step's; it "
+                       f"shrinks {pace}.")
+    activations = path["activation_mean_square"].to_numpy()
+    grown = math.log(activations[-1] / activations[0]) if activations[0] > 0 and activations[-1] > 0 else math.inf
+    apart = ", while the activations do not grow with it: nearby states are driven apart"
+    aside = apart if grown < change[0] / 2 else ""
+    return Verdict("exploding", layer, factor, error, decades,
+                   f"exploding: {where} the {signal} is above {1 / share:.0f} times the last time step's; it grows "
+                   f"{pace}{aside}.")
+
+
+def cell_in_words(frame: pd.DataFrame, path: pd.DataFrame) -> str:
+    """The recurrence: a module's name, and which of its stacked layers and directions."""
+    row = frame.iloc[int(path["layer"].iloc[0]) - 1]
+    name = repr(row["module"]) if row["module"] else "the model itself"
+    if "time" not in frame or pd.isna(row["time"]):
+        return f"the loop over {name}"
+    return f"{name} (stacked layer {row['stack_layer']}, {row['direction']})"
 
 
 def places_in_words(layers: np.ndarray) -> str:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from flowstudy import names
 from flowstudy.nets.blocks import runs_as
 
-from .dense_jacobian import AGREEMENT, Stretch, proves, reverse_rows
+from .dense_jacobian import AGREEMENT, UNANNOUNCED, Stretch, proves, reverse_rows
 from .graph import GradientEdge, Key, Segment, edge_of, key_of, leaves_in, segments_between, shape_of
 from .layer_rules import BLOCK_RULES, UNITWISE, layer_rule
 from .layers import listed_layers
@@ -81,7 +82,7 @@ class Factor(Stretch):
 
     def jacobian(self) -> Float[Tensor, "sample outputs inputs"]:
         known = None if self.rule is None else layer_rule(*self.rule)
-        return reverse_rows(self, self.at_once()) if known is None else known
+        return reverse_rows(self, self.at_once()) if known is None else known.double()
 
 
 def chain_of(model: nn.Module, whole: Stretch, calls: dict[Key, Call]) -> list[Factor]:
@@ -170,7 +171,8 @@ def proved_jacobians(chain: list[Factor], agreement: float = AGREEMENT) -> Itera
     images = torch.autograd.grad(last.end, [factor.start for factor in chain], row, retain_graph=True,
                                  allow_unused=True)
     before: tuple[Factor, Tensor] | None = None
-    for factor, own, image in zip(chain, [*images[1:], row], images, strict=True):
+    steps = zip(chain, [*images[1:], row], images, strict=True)
+    for factor, own, image in tqdm(steps, "factors", len(chain), delay=UNANNOUNCED, leave=False):
         jacobians = factor.jacobian()
         own, image = whole(own, factor.end, row), whole(image, factor.start, row)
         seen = safe_samples(own)

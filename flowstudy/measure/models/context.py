@@ -2,13 +2,16 @@
 
 import functools
 import random
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
+from torch.overrides import _pop_mode, _push_mode
+from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode
 
 P, R = ParamSpec("P"), TypeVar("R")
@@ -18,7 +21,8 @@ def in_own_context(measurement: Callable[P, R]) -> Callable[P, R]:
     """The measurement of a model, in a context of its own.
 
     Gradients are on, inference mode and autocast are off, and the caller's default device is that of the model's
-    parameters while the model runs, and none else.  All of these are settings of the calling thread.
+    parameters while the model runs, and none else; other modes of the caller's are set aside.  All of these are
+    settings of the calling thread.
     """
     @functools.wraps(measurement)
     def measured(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -26,7 +30,7 @@ def in_own_context(measurement: Callable[P, R]) -> Callable[P, R]:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
-            stack.enter_context(torch._C.DisableTorchFunction() if caller_has_modes() else nullcontext())
+            stack.enter_context(callers_modes_aside())
             for kind in {"cpu", device_of(model).type}:
                 stack.enter_context(torch.autocast(kind, enabled=False))
             return measurement(*args, **kwargs)
@@ -34,19 +38,31 @@ def in_own_context(measurement: Callable[P, R]) -> Callable[P, R]:
     return measured
 
 
-def caller_has_modes() -> bool:
-    """A default device is one: it sees every call of torch's, at some microseconds each."""
-    return torch._C._len_torch_function_stack() > 0
+class Caller(threading.local):
+    """Of the thread that measures: whether it has named a default device."""
+
+    named_a_device = False
+
+
+caller = Caller()
 
 
 @contextmanager
-def modes_of_the_model(device: torch.device) -> Iterator[None]:
+def callers_modes_aside() -> Iterator[None]:
+    """Modes, of which a default device is one, see every call of torch's; they see none of what runs inside."""
+    before, modes = caller.named_a_device, [_pop_mode() for _ in range(torch._C._len_torch_function_stack())]
+    caller.named_a_device = before or any(isinstance(mode, DeviceContext) for mode in modes)
+    try:
+        yield
+    finally:
+        caller.named_a_device = before
+        for mode in reversed(modes):
+            _push_mode(mode)
+
+
+def modes_of_the_model(device: torch.device) -> AbstractContextManager:
     """What runs inside makes its tensors on this device, if the caller has named another for his own."""
-    if not caller_has_modes():
-        yield
-        return
-    with torch._C._EnableTorchFunction(), device:
-        yield
+    return device if caller.named_a_device else nullcontext()
 
 
 def device_of(model: object) -> torch.device:

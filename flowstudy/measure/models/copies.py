@@ -3,12 +3,17 @@
 import copy
 import functools
 import itertools
+import types
+import weakref
 from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
 
 from flowstudy.refusal import RefusalError, RefusalTypeError
+
+from .precision.attempts import measured_as, measured_dtype, own_dtype
+from .precision.held import can_be_copied, everything_in, rebound
 
 IMMUTABLE = {type(None), bool, int, float, str}
 CONTAINERS = {dict, OrderedDict, list, set}
@@ -35,23 +40,37 @@ def own_tensor(value: object) -> object:
 
 
 def float64_copy(call: str, model: nn.Module, *, frozen: bool = True) -> nn.Module:
-    """A float64 copy, on the model's device and in its mode.
+    """A copy to measure, on the model's device and in its mode: in float64; in its own dtype if that is what is asked.
+
+    All tensors that the model holds are copied, those in plain attributes, in lists and in closures of its functions
+    too; what was computed from weights and kept is copied as a constant.  What cannot be copied and is no tensor (a
+    lock, an open file, a generator) the copy shares with the model.  Where transformers' or diffusers' models
+    checkpoint, the copy does not: the numbers are the same.
 
     Args:
         frozen: no parameter asks for a gradient; else those do that do in the model.
     """
     check_module(call, model)
-    copied = fast_copy(model)
+    copied = fast_copy(call, model)
     tensors = itertools.chain(model.parameters(), model.buffers())
     if any(type(tensor) not in TENSORS for tensor in tensors):  # deepcopy made these, as they were
-        copied.double().requires_grad_(False)
+        copied.requires_grad_(False)._apply(lambda t: t.to(measured_dtype(t.dtype)))
+    for module in copied.modules():
+        if getattr(module, "gradient_checkpointing", None) is True:
+            module.gradient_checkpointing = False
     if not frozen:
         for own, original in zip(copied.parameters(), model.parameters(), strict=True):
             own.requires_grad_(original.requires_grad)
     return copied
 
 
-def fast_copy(model: nn.Module) -> nn.Module:
+def own_copy(call: str, model: nn.Module) -> nn.Module:
+    """The same in the model's own dtype, to train."""
+    with own_dtype():
+        return float64_copy(call, model, frozen=False)
+
+
+def fast_copy(call: str, model: nn.Module) -> nn.Module:
     """`copy.deepcopy(model).double().requires_grad_(False)` of ordinary tensors, plain modules in a fifth of its time.
 
     A thousand small layers take deepcopy longer than their Jacobian takes. What is its work: the twenty dicts and flags
@@ -73,13 +92,38 @@ def fast_copy(model: nn.Module) -> nn.Module:
         for name, value in twin.items():
             kind = type(value)
             if kind not in IMMUTABLE:
-                twin[name] = kind() if kind in CONTAINERS and not value else copy.deepcopy(value, memo)
-    return copy.deepcopy(model, memo)
+                empty = kind in CONTAINERS and not value
+                twin[name] = kind() if empty else deep_copy(call, f"{type(module).__name__}.{name}", value, memo)
+    return deep_copy(call, type(model).__name__, model, memo)
+
+
+def deep_copy(call: str, name: str, value: object, memo: dict[int, object]) -> object:
+    """`copy.deepcopy`, by way of what is made here of tensors, functions and what it cannot copy."""
+    if id(value) in memo:
+        return memo[id(value)]
+    inside = everything_in(value, memo)
+    memo |= {id(held): float64_tensor(held) for held in inside if type(held) in TENSORS}
+    for held in inside:
+        if isinstance(held, types.FunctionType | weakref.ref) and (twin := rebound(held, memo)) is not held:
+            memo[id(held)] = twin
+    if id(value) in memo:
+        return memo[id(value)]
+    others = [held for held in inside if id(held) not in memo]
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception:   # whatever the objects that a model holds may raise
+        for held in others:
+            memo.pop(id(held), None)   # the attempt has left half a copy there
+        memo |= {id(held): held for held in others if not can_be_copied(held)}
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception as error:
+        raise RefusalError(f"{call}: `model` must be one that can be copied, got {name}, of which copy.deepcopy says "
+                           f"{' '.join(str(error).split())!r}. Give its class a __deepcopy__, or delete it.") from error
 
 
 def float64_tensor(tensor: Tensor) -> Tensor:
-    dtype = torch.float64 if tensor.is_floating_point() else torch.complex128 if tensor.is_complex() else tensor.dtype
-    data = tensor.detach().to(dtype, copy=True)
+    data = tensor.detach().to(measured_dtype(tensor.dtype), copy=True)
     return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
 
 
@@ -91,12 +135,11 @@ def is_plain(kind: type) -> bool:
 
 
 def check_input(call: str, model: nn.Module, x: Tensor) -> Tensor:
-    """`x` in float64 or complex128 (integers, such as token ids, stay), or the error that says what is wrong."""
+    """`x` in the dtype to measure in (integers, such as token ids, stay), or the error that says what is wrong."""
     check_batch(call, model, x)
     if not (x.is_floating_point() or x.is_complex()):
         return x
-    dtype = torch.complex128 if x.is_complex() else torch.float64
-    return x.detach().to(dtype).clone()   # made here: one that inference mode made cannot be differentiated
+    return measured_as(model, x)
 
 
 def check_batch(call: str, model: nn.Module, x: Tensor) -> None:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
+from tqdm import tqdm
 
 from flowstudy.measure.numerics.vmap_loops import quiet_fallback
 
@@ -18,6 +19,7 @@ Function = Callable[[Tensor], Tensor]
 
 # Bytes of the largest gradient on the way of all rows in flight: about a CPU's cache, or enough to fill a GPU.
 CPU_BYTES, GPU_BYTES = 2**21, 2**26
+UNANNOUNCED = 5.0  # seconds that may pass before a bar is shown
 SEED = 0           # of the random directions by which two routes to one Jacobian are compared
 AGREEMENT = 1e-9   # relative difference between them that rounding explains
 
@@ -57,15 +59,13 @@ class Stretch:
     def pull_singly(self, rows: Float[Tensor, "row sample *outputs"]) -> Float[Tensor, "row sample *inputs"]:
         return torch.stack([self.back(row) for row in rows])
 
-    def pull(self, rows: Float[Tensor, "row sample *outputs"]) -> Float[Tensor, "row sample *inputs"]:
-        """The same on each row, at once where every operation has a rule for that, else one by one."""
-        if len(rows) == 1:
-            return self.back(rows[0]).unsqueeze(0)
+    def pull_together(self, rows: Float[Tensor, "row sample *outputs"]) -> Float[Tensor, "row sample *inputs"] | None:
+        """The same on all rows at once; None where an operation has no rule for that."""
         try:
             with quiet_fallback():
                 return torch.func.vmap(self.back)(rows)
         except Exception:  # the model's own derivatives run with stand-ins for tensors: anything may be raised
-            return self.pull_singly(rows)
+            return None
 
     def at_once(self) -> int:
         """How many rows or columns are fast and fit in memory."""
@@ -170,13 +170,24 @@ def proves(jacobians: Float[Tensor, "sample outputs inputs"], row: Float[Tensor,
 
 
 def reverse_rows(stretch: Stretch, size: int) -> Float[Tensor, "sample outputs inputs"]:
-    """`size` rows at a time, of all samples at once: samples do not mix, so a row of each comes out of one product."""
+    """`size` rows at a time, of all samples at once: samples do not mix, so a row of each comes out of one product.
+
+    Row by row where an operation has no rule for several at once.  What takes long shows a bar with the time left.
+    """
     shape = shape_of(stretch.end)
     result = torch.empty(stretch.samples, stretch.outputs, stretch.inputs, dtype=torch.float64, device=stretch.device)
     basis = torch.eye(stretch.outputs, dtype=torch.float64, device=stretch.device).view(-1, 1, *shape[1:])
-    for start in range(0, len(basis), size):
-        pulled = stretch.pull(basis[start:start + size].expand(-1, *shape))
-        result[:, start:start + size] = pulled.flatten(2).transpose(0, 1)
+    start = 0
+    with tqdm(total=len(basis), desc="rows of the Jacobian", unit="row", delay=UNANNOUNCED, leave=False) as bar:
+        while start < len(basis):
+            rows = basis[start:start + size].expand(-1, *shape)
+            pulled = stretch.pull_together(rows) if len(rows) > 1 else stretch.pull_singly(rows)
+            if pulled is None:
+                size = 1
+                continue
+            result[:, start:start + len(rows)] = pulled.flatten(2).transpose(0, 1)
+            start += len(rows)
+            bar.update(len(rows))
     return result
 
 

@@ -15,6 +15,8 @@ from flowstudy.refusal import RefusalError
 
 from .graph import Key, edge_of, key_of
 from .outputs import is_inside_vmap, numbers_in, tensors_in
+from .recurrent.cells import Place
+from .recurrent.unrolled import is_steppable, unrolled
 
 ACTIVATION_STATISTICS = ("activation_mean", "activation_mean_square", "zero_fraction", "activation_correlation")
 functorch = torch._C._functorch
@@ -32,6 +34,9 @@ class Use:
         shape: of the output.
         edge: where the error signal arrives; None where the output asks for no gradient.
         statistics: see ACTIVATION_STATISTICS; of a stack, (net,) each.
+        state: where the error signals of all that it puts out arrive, the output's first: of a recurrent cell, what the
+            next time step is given.
+        place: of a time step of a recurrent module, where in it; else None.
     """
 
     name: str
@@ -40,23 +45,30 @@ class Use:
     shape: torch.Size
     edge: GradientEdge | None
     statistics: tuple[Float[Tensor, "*net"], ...]
+    state: tuple[GradientEdge, ...] = ()
+    place: Place | None = None
 
 
 def watched_pass(call: str, model: nn.Module, x: Tensor, layers: Mapping[str, nn.Module],
-                 loose: Mapping[str, Tensor]) -> tuple[object, list[Use], dict[Key, Tensor]]:
+                 loose: Mapping[str, Tensor], steps: ExitStack) -> tuple[object, list[Use], dict[Key, Tensor]]:
     """The model's output, the uses of its layers and loose weights in order of execution, and the size of values.
 
     The sizes are mean squares, by edge, of what modules took and gave and of what met a loose weight: sums in between
     layers, on which the norms of gradients alone say little.
 
-    A layer's output may have any structure: the first real or complex tensor in it counts.  Calls from within a
-    backward pass, where a checkpointed part of the model is computed again, do not.
+    A layer's output may have any structure: the first real or complex tensor in it counts.  Recurrent modules run step
+    by step, each step a use.  Calls from within a backward pass, where a checkpointed part of the model is computed
+    again, do not count.
+
+    Args:
+        steps: until it is closed, recurrent modules run step by step.
 
     Raises:
         ValueError: a layer is called inside torch.func.vmap.
     """
     uses: list[Use] = []
     sizes: dict[Key, Tensor] = {}
+    by_step = {name: layer for name, layer in layers.items() if is_steppable(layer)}
 
     def passing(_module: nn.Module | None, *values: object) -> None:
         for h in filter(has_place_in_graph, numbers_in(values)):
@@ -65,7 +77,8 @@ def watched_pass(call: str, model: nn.Module, x: Tensor, layers: Mapping[str, nn
                 if key not in sizes:
                     sizes[key] = mean_square(h.detach(), 0)
 
-    def seen(name: str, module: nn.Module | None, weights: tuple[str, ...], output: object) -> None:
+    def seen(name: str, module: nn.Module | None, weights: tuple[str, ...], output: object,
+             place: Place | None = None) -> None:
         h = next(numbers_in(output), None)
         if h is None or current_backward_pass() != -1:
             return
@@ -74,14 +87,17 @@ def watched_pass(call: str, model: nn.Module, x: Tensor, layers: Mapping[str, nn
                                "inside, where what it puts out has no error signal. Call it on the whole batch.")
         with torch._C.DisableTorchFunction(), torch.no_grad():
             statistics = activation_statistics(h.detach(), 0, len(x))
-        uses.append(Use(name, module, weights, h.shape, edge_of(h), statistics))
+        state = dict.fromkeys(edge_of(part) for part in filter(has_place_in_graph, numbers_in(output)))
+        uses.append(Use(name, module, weights, h.shape, edge_of(h), statistics, tuple(state), place))
 
     with ExitStack() as stack:
         for module in model.modules():
             stack.callback(module.register_forward_pre_hook(passing).remove)
             stack.callback(module.register_forward_hook(passing).remove)
-        for name, layer in layers.items():
-            handle = layer.register_forward_hook(
+        steps.enter_context(unrolled(call, by_step, lambda name, module, step: seen(
+            name, module, (), step.state, step.place)))
+        for name in layers.keys() - by_step.keys():
+            handle = layers[name].register_forward_hook(
                 lambda module, _args, output, name=name: seen(name, module, (), output))
             stack.callback(handle.remove)
         stack.enter_context(LooseWeights(loose, x, seen, passing) if loose else nullcontext())

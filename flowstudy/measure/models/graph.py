@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from flowstudy.refusal import RefusalError
+
 Node = Any  # torch.autograd.graph.Node, or what scripted functions have in its place
 Key = tuple[Node, int]
 
@@ -72,6 +74,14 @@ def reachable(edge: GradientEdge) -> list[Node]:
             if not waiting[n]:
                 ready.append(n)
     return order
+
+
+def check_gradients_can_be_asked_for(call: str, nodes: Sequence[Node]) -> None:
+    """Torch's older checkpoint gives no gradient that is asked for: it accumulates those of all leaves alone."""
+    if any(node.name() == "CheckpointFunctionBackward" for node in nodes):
+        raise RefusalError(f"{call}: `model` must checkpoint with use_reentrant=False, got a checkpoint whose "
+                           "gradients come by .backward() alone. Pass use_reentrant=False to "
+                           "torch.utils.checkpoint.checkpoint: the gradients are the same.")
 
 
 def segments_between(end: GradientEdge, start: GradientEdge | None,

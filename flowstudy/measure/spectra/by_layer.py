@@ -11,6 +11,7 @@ from flowstudy.measure.models.chain import Factor, NotProvedError, proved_jacobi
 from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.dense_jacobian import Stretch, row_and_image
 from flowstudy.measure.models.layers import parts_of_own_net
+from flowstudy.measure.models.precision.attempts import in_float64
 from flowstudy.measure.numerics.product_svd import partial_product_svd, product_svd
 from flowstudy.refusal import RefusalError
 
@@ -22,6 +23,7 @@ from .routes import RESOLVED, agreement_of, dtype_name, eps_of, logs_of, spectru
 
 
 @in_own_context
+@in_float64
 def layer_jacobian_spectra(model: nn.Module, x: Tensor | None = None, *, samples: int = 16,
                            seed: int = 0) -> pd.DataFrame:
     """How isometry is lost with depth: the spectrum of every layer's Jacobian and of every product of layers 1..l.

@@ -16,8 +16,12 @@ SAME = 1e-6        # far above rounding, far below what any clipping changes
 
 
 def prepare(call: str, model: nn.Module, x: Tensor | None, samples: int, seed: int,
-            output: str | int | None = None, mode: str = "eval") -> tuple[nn.Module, Tensor]:
-    """The copy to measure and the inputs to measure it at."""
+            output: str | int | None = None, mode: str = "eval", *, whole: bool = False) -> tuple[nn.Module, Tensor]:
+    """The copy to measure and the inputs to measure it at.
+
+    Args:
+        whole: all of `x`, whose first axis may be time.
+    """
     if mode not in ("eval", "train"):
         raise RefusalError(f"{call}: `mode` must be 'eval' or 'train', got {mode!r}.")
     copied = float64_copy(call, model).train(mode == "train")
@@ -31,7 +35,8 @@ def prepare(call: str, model: nn.Module, x: Tensor | None, samples: int, seed: i
         copied = Picked(copied, call, output)
     if not isinstance(samples, int) or samples < 1:
         raise RefusalError(f"{call}: `samples` must be an integer of at least 1, got {samples!r}.")
-    return copied, check_input(call, model, draw_input(call, model, samples, seed) if x is None else x)[:samples]
+    x = check_input(call, model, draw_input(call, model, samples, seed) if x is None else x)
+    return copied, x if whole else x[:samples]
 
 
 class Picked(nn.Module):
@@ -153,7 +158,7 @@ def ends_of(call: str, part: str | tuple[int, int], chain: list) -> tuple[int, i
             and 0 <= part[0] < part[1] <= len(chain)):
         return part[0], part[1]
     raise RefusalError(f"{call}: `part` must be 'all', 'body' or (start, stop) with 0 <= start < stop <= {len(chain)}, "
-                       f"got {part!r}.")
+                       f"or 'time', got {part!r}.")
 
 
 def draw_input(call: str, model: nn.Module, samples: int, seed: int) -> Tensor:

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from flowstudy.measure.models.chain import Factor, NotProvedError, chain_of, noted_calls
 from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.dense_jacobian import Function, Stretch, row_and_image, start_and_output
-from flowstudy.measure.models.graph import edge_of, reachable
+from flowstudy.measure.models.graph import check_gradients_can_be_asked_for, edge_of, reachable
+from flowstudy.measure.models.precision.attempts import in_float64
 from flowstudy.refusal import RefusalError, did_you_mean
 
 from .checks import (
@@ -21,7 +22,8 @@ from .checks import (
     ends_of,
     prepare,
 )
-from .choice import choose, samples_at_once
+from .choice import MEMORY_BUDGET, choose, samples_at_once
+from .over_time import over_time
 from .result import JacobianSpectrum, joined_spectra, largest
 from .routes import (
     RESOLVED,
@@ -37,6 +39,7 @@ METHODS = ("auto", "product", "dense", "matrix_free")
 
 
 @in_own_context
+@in_float64
 def jacobian_spectrum(model: nn.Module, x: Tensor | None = None, *, part: str | tuple[int, int] = "all",
                       samples: int = 16, method: str = "auto", k: int | None = None, chunk: int | None = None,
                       seed: int = 0, start: str | None = None, output: str | int | None = None,
@@ -47,17 +50,21 @@ def jacobian_spectrum(model: nn.Module, x: Tensor | None = None, *, part: str | 
     between (for dropout in train mode that is one mask).  The product route cuts that pass wherever one value carries
     everything on (a residual block is one factor), works on the factors' Jacobians, and is right in every singular
     value at any depth.  Each factor is held against the backward pass of the uncut model; where one differs, the model
-    is measured uncut.  The dense route multiplies out, and tells only values within 1e-16 of the largest from rounding:
-    the rest is nan, counted in `below_floor`.  Where one sample's Jacobian would not fit in 256 MiB, the matrix-free
-    route finds the k largest with their residuals, the mean square with an interval, and the density.  The model, its
-    mode, its gradients and the global random state stay as they are.
+    is measured uncut.  Operations that take one row at a time are given one at a time, with a bar on stderr where that
+    takes long.  A model that does not run in float64 is measured in its own dtype, and `dtype` says so.  The dense
+    route multiplies out, and tells only values within 1e-16 of the largest from rounding: the rest is nan, counted in
+    `below_floor`.  Where one sample's Jacobian would not fit in 256 MiB, the matrix-free route finds the k largest with
+    their residuals, the mean square with an interval, and the density.  The model, its mode, its gradients and the
+    global random state stay as they are.
 
     Args:
         model: any module from one tensor to one tensor, both with a leading sample axis.
         x: inputs (sample, ...); None draws standard normal inputs where the model has `in_features`, or where its
             first layer is linear.
         part: "all" is input to output; "body" is the first layer's output to the last hidden layer's (width x width);
-            (start, stop) is layer start's output to layer stop's, 0 being the input, of a chain.
+            (start, stop) is layer start's output to layer stop's, 0 being the input, of a chain; "time", of a model
+            with one recurrent module, is that module's initial state to its last, (h_0, c_0) to (h_T, c_T) of all
+            stacked layers, at the inputs that it gets: a product of one factor for each time step.
         samples: at most so many inputs are measured, the first ones of `x`.
         method: "product", "dense", "matrix_free", or "auto": product where the model is a chain whose factors fit in
             memory, else dense where the Jacobian does.  Where the product route would take several times as long (few
@@ -75,24 +82,37 @@ def jacobian_spectrum(model: nn.Module, x: Tensor | None = None, *, part: str | 
             a model that is not a chain where one is needed, an output that does not depend on x, a model that mixes
             the samples of a batch (batch norm in train mode): one sample then has no Jacobian of its own.
 
-    What it cannot measure: inputs that are not real tensors (pass `start`), models that mix the samples of a batch or
-    cannot be copied, backward passes that are not linear (a hook that clips), and a product route for models that no
-    single value cuts: each is refused in one line.
+    What it cannot measure: inputs that are not real tensors (pass `start`), models that mix the samples of a batch,
+    checkpoints with use_reentrant=True, backward passes that are not linear (a hook that clips), and a product route
+    for models that no single value cuts: each is refused in one line.
 
     Source: Saxe et al. 2014; Pennington, Schoenholz, Ganguli 2017 (dynamical isometry).
     """
     call = "jacobian_spectrum"
     if method not in METHODS:
         raise RefusalError(f"{call}: `method` must be one of {', '.join(METHODS)}, got {method!r}.")
-    if start is not None and method in ("product", "matrix_free"):
-        raise RefusalError(f"{call}: `start` goes with method='dense', got {method!r}. Leave `method` out.")
+    if start is not None and (method in ("product", "matrix_free") or part == "time"):
+        got = repr(method) if part != "time" else "part='time'"
+        raise RefusalError(f"{call}: `start` goes with method='dense', got {got}. Leave `method` and `part` out.")
     check_chunk(call, chunk)
-    copied, x = prepare(call, model, x, samples, seed, output, mode)
+    copied, x = prepare(call, model, x, samples, seed, output, mode, whole=part == "time")
     state = RandomState(x.device)
+    if part == "time":
+        return spectrum_over_time(call, copied, x, state, samples, method=method, k=k, chunk=chunk, seed=seed)
     if start is not None:
         return largest(k, started_spectrum(call, copied, start, x, chunk, state))
     check_real(call, x)
     return spectrum_at(call, copied, x, state, part=part, method=method, k=k, chunk=chunk, seed=seed)
+
+
+def spectrum_over_time(call: str, copied: nn.Module, x: Tensor, state: RandomState, samples: int,
+                       **options: object) -> JacobianSpectrum:
+    """Of as many samples at once as memory allows: a step's Jacobian and the running product are states x states."""
+    model, initial = over_time(call, copied, x, state, samples)
+    together = max(1, MEMORY_BUDGET // (11 * 8 * initial.shape[1] ** 2))
+    chosen = [slice(i, i + together) for i in range(0, len(initial), together)]
+    parts = [spectrum_at(call, model.part(part), initial[part], state, part="all", **options) for part in chosen]
+    return joined_spectra(parts) if len(parts) > 1 else parts[0]
 
 
 def spectrum_at(call: str, copied: nn.Module, x: Tensor, state: RandomState, *, part: str | tuple[int, int],
@@ -165,8 +185,10 @@ def pass_and_chain(call: str, copied: nn.Module, x: Tensor, state: RandomState) 
     with state.replayed(), noted_calls(copied) as calls:
         start, y = start_and_output(copied, x)
     y = check_output(call, y, len(x))
+    nodes = reachable(edge_of(y)) if y.requires_grad else []
+    check_gradients_can_be_asked_for(call, nodes)
     check_depends(call, y, start)
-    whole = Stretch(start, edge_of(y), x.device, tuple(reachable(edge_of(y))))
+    whole = Stretch(start, edge_of(y), x.device, tuple(nodes))
     check_apart(call, whole, y)
     model = copied.model if isinstance(copied, Picked) else copied
     return whole, chain_of(model, whole, calls)
@@ -190,6 +212,7 @@ def started_spectrum(call: str, copied: nn.Module, start: str, x: Tensor, chunk:
     if begin.ndim < 2 or len(begin) != len(x):
         raise RefusalError(f"{call}: `start` must name a module whose output keeps the sample axis first, got "
                            f"{start!r} with output {tuple(begin.shape)} for {len(x)} samples. Name another.")
+    check_gradients_can_be_asked_for(call, reachable(edge_of(y)) if y.requires_grad else [])
     check_depends(call, y, edge_of(begin))
     stretch = Stretch(edge_of(begin), edge_of(y), x.device)
     check_apart(call, stretch, y)

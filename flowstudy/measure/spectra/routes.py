@@ -107,11 +107,11 @@ def matrix_free_spectrum(call: str, piece: Stretch, function: Function, x: Tenso
                          dtype: str) -> JacobianSpectrum:
     """Sample by sample, from products with the Jacobian and its transpose."""
     try:
-        maps = [jacobian_map(lambda h: function(h.unsqueeze(0)).squeeze(0), sample) for sample in x]
+        maps = [jacobian_map(lambda h: function(h.to(x.dtype).unsqueeze(0)).squeeze(0), sample) for sample in x]
+        check_maps(call, piece, maps, agreement_of(dtype))
     except RuntimeError as error:  # torch.func's own, about an operation that it does not differentiate
         raise RefusalError(f"{call}: method='matrix_free' needs a model that torch.func can differentiate, got "
                            f"{str(error).splitlines()[0]!r}. Use method='dense'.") from error
-    check_maps(call, piece, maps, agreement_of(dtype))
     extremes = [largest_singular_values(linear_map, k, seed=seed) for linear_map in maps]
     estimates = tuple((mean_squared_singular_value(m, seed=seed), spectral_density(m, seed=seed)) for m in maps)
     log_s = torch.stack([e.log_values for e in extremes])

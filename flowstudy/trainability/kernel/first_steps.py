@@ -10,6 +10,8 @@ import time
 
 import torch
 
+from flowstudy.measure.models.backward import dense
+
 from .linearised import Linearised
 
 STEPS = 20        # of gradient descent on the whole batch
@@ -35,20 +37,29 @@ def largest_rate(net: Linearised, sharpness: float, momentum: float) -> tuple[fl
 
 
 def raises(net: Linearised, rate: float, momentum: float, steps: int = STEPS) -> bool:
-    """Whether the loss after any of the steps is above the first, or not finite."""
-    weights = {name: w.detach().clone().requires_grad_() for name, w in net.parameters.items()}
-    velocity = [torch.zeros_like(w) for w in weights.values()]
+    """Whether the loss after any of the steps is above the first, or not finite.
+
+    The steps are the probe's own, put back afterwards: a backward pass that runs parts of the model again (a
+    checkpoint, an adjoint) finds the weights there.
+    """
+    weights = list(net.parameters.values())
+    start, velocity = [w.data for w in weights], [torch.zeros_like(w.data) for w in weights]
     first = math.inf
-    for step in range(steps + 1):
-        loss = net.objective(net.run(net.x, weights), net.y)
-        if not loss.item() <= first:
-            return True
-        if step == 0:
-            first = loss.item()
-        if step < steps:
-            gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
-            with torch.no_grad():
+    try:
+        for step in range(steps + 1):
+            loss = net.objective(net.run(net.x), net.y)
+            if not loss.item() <= first:
+                return True
+            if step == 0:
+                first = loss.item()
+            if step < steps:
+                gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
                 torch._foreach_mul_(velocity, momentum)
-                torch._foreach_add_(velocity, gradients)
-                torch._foreach_add_(list(weights.values()), velocity, alpha=-rate)
+                torch._foreach_add_(velocity, [dense(g) for g in gradients])
+                for w, moved in zip(weights, torch._foreach_add([w.data for w in weights], velocity, alpha=-rate),
+                                    strict=True):
+                    w.data = moved
+    finally:
+        for w, before in zip(weights, start, strict=True):
+            w.data = before
     return False

@@ -8,9 +8,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
 
 from flowstudy.measure.gradients.losses import Loss, check_targets
+from flowstudy.measure.models.backward import dense
 from flowstudy.measure.models.context import RandomState
+from flowstudy.measure.models.dense_jacobian import UNANNOUNCED
+from flowstudy.measure.models.graph import check_gradients_can_be_asked_for, edge_of, reachable
 from flowstudy.measure.numerics.vmap_loops import quiet_fallback
 from flowstudy.refusal import RefusalError
 
@@ -45,7 +49,8 @@ class Linearised:
 
     @property
     def weights(self) -> Parts:
-        return list(self.parameters.values())
+        """The trainable parameters; of complex ones real and imaginary parts, which are what is learnt."""
+        return [real_view(w) for w in self.parameters.values()]
 
     def run(self, x: Tensor, parameters: dict[str, Tensor] | None = None) -> object:
         """The outputs of a batch: every pass begins with the buffers of the start, and changes copies of them."""
@@ -59,10 +64,11 @@ class Linearised:
         return self.pull_from(self.outputs, cotangent)
 
     def pull_from(self, outputs: Tensor, cotangent: Tensor, batched: bool = False) -> Parts:
-        found = torch.autograd.grad(outputs, self.weights, cotangent, retain_graph=True, allow_unused=True,
-                                    is_grads_batched=batched)
+        found = torch.autograd.grad(outputs, list(self.parameters.values()), cotangent, retain_graph=True,
+                                    allow_unused=True, is_grads_batched=batched)
         lead = cotangent.shape[:1] if batched else ()
-        return [w.new_zeros(*lead, *w.shape) if g is None else g for g, w in zip(found, self.weights, strict=True)]
+        return [w.new_zeros(*lead, *w.shape) if g is None else real_view(dense(g))
+                for g, w in zip(found, self.weights, strict=True)]
 
     def push(self, direction: Parts) -> Tensor:
         """J u, of the outputs' shape, by forward mode; by differentiating the backward pass where that has no rule."""
@@ -73,7 +79,7 @@ class Linearised:
 
     def push_forwards(self, direction: Parts) -> Tensor:
         with forward_ad.dual_level():
-            duals = {name: forward_ad.make_dual(w.detach(), u)
+            duals = {name: forward_ad.make_dual(w.detach(), torch.view_as_complex(u) if w.is_complex() else u)
                      for (name, w), u in zip(self.parameters.items(), direction, strict=True)}
             with torch.no_grad():
                 moved = self.run(self.x, duals)
@@ -83,22 +89,22 @@ class Linearised:
     def push_through_backward(self, direction: Parts) -> Tensor:
         """J^T v is linear in v, so its derivative along u is J u."""
         cotangent = torch.zeros_like(self.outputs).requires_grad_()
-        pulled = torch.autograd.grad(self.outputs, self.weights, cotangent, create_graph=True, allow_unused=True)
-        along = sum((g * u).sum() for g, u in zip(pulled, direction, strict=True) if g is not None)
+        pulled = torch.autograd.grad(self.outputs, list(self.parameters.values()), cotangent, create_graph=True,
+                                     allow_unused=True)
+        along = sum((real_view(g) * u).sum() for g, u in zip(pulled, direction, strict=True) if g is not None)
         return torch.autograd.grad(along, cotangent, retain_graph=True)[0].detach()
 
     def samples_are_apart(self) -> bool:
         """A sample has the same outputs alone as in the batch: the first, the middle and the last one are tried."""
         whole = self.outputs.detach()
-        with torch.no_grad():
-            for i in {0, self.samples // 2, self.samples - 1}:
-                try:
-                    alone = self.run(self.x[i:i + 1])
-                except (RuntimeError, ValueError):   # such as batch norm, which has no variance of one sample
-                    return False
-                if alone.shape != whole[i:i + 1].shape or not torch.allclose(
-                        alone, whole[i:i + 1], rtol=SAME, atol=SAME * float(whole.abs().amax()), equal_nan=True):
-                    return False
+        for i in {0, self.samples // 2, self.samples - 1}:
+            try:
+                alone = self.run(self.x[i:i + 1]).detach()
+            except (RuntimeError, ValueError):   # such as batch norm, which has no variance of one sample
+                return False
+            if alone.shape != whole[i:i + 1].shape or not torch.allclose(
+                    alone, whole[i:i + 1], rtol=SAME, atol=SAME * float(whole.abs().amax()), equal_nan=True):
+                return False
         return True
 
     # --- the loss as a function of the outputs -----------------------------------------------------------------------
@@ -125,7 +131,7 @@ def jacobian_rows(net: Linearised, apart: bool) -> Iterator[Parts]:
     """
     size = net.outputs[0].numel()
     unit = torch.eye(size, dtype=net.outputs.dtype, device=net.outputs.device)
-    for i in range(net.samples):
+    for i in tqdm(range(net.samples), desc="rows of the kernel", unit="sample", delay=UNANNOUNCED, leave=False):
         if apart:
             outputs = net.run(net.x[i:i + 1])
             yield pull_rows(net, outputs, unit.view(size, *outputs.shape))
@@ -159,12 +165,18 @@ def linearise(call: str, probe: nn.Module, x: Tensor, y: Tensor | None, objectiv
     if not isinstance(net.outputs, Tensor):
         raise RefusalError(f"{call}: `model` must return one tensor, got {type(net.outputs).__name__}. "
                            "Wrap it in a module that does.")
+    if net.outputs.requires_grad:
+        check_gradients_can_be_asked_for(call, reachable(edge_of(net.outputs)))
     check_targets(call, net.outputs, y, loss)
     value = objective(net.outputs.detach(), y)
     if not isinstance(value, Tensor) or value.ndim:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise RefusalError(f"{call}: `loss` must return a tensor of shape (), got {got}. Average it over samples.")
     return net
+
+
+def real_view(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def flat(parts: Parts) -> Tensor:

@@ -1,6 +1,5 @@
 """What learns in a trial: one copy of the model at one learning rate, or a stack of them at all rates at once."""
 
-import copy
 import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -12,12 +11,14 @@ from torch import Tensor, nn
 
 from flowstudy.measure.gradients.losses import Loss
 from flowstudy.measure.models.context import RandomState, modes_of_the_model
+from flowstudy.measure.models.copies import own_copy
 from flowstudy.measure.numerics.vmap_loops import rules_only
 from flowstudy.train.stacks.any_module import per_net
 from flowstudy.train.stacks.group import CONVOLUTIONS
 
 from .optimizers import Optimizer, warm_up_factor
 
+CALL = "trainability"
 SAME = 1e-4         # relative difference of the gradients, stacked and alone: what float32 rounding of a deep net makes
 STACK_BYTES = 2**28  # of stacked weights: nets so large fill the machine one by one, and stacking only takes memory
 
@@ -84,7 +85,7 @@ class Alone:
     """A copy of the model at one learning rate, trained as anyone trains it; `rows` is its place in the grid."""
 
     def __init__(self, model: nn.Module, task: TrialTask, optimizer: Optimizer, rate: float, row: int):
-        self.net, self.task, self.rate, self.rows = copy.deepcopy(model), task, rate, [row]
+        self.net, self.task, self.rate, self.rows = own_copy(CALL, model), task, rate, [row]
         self.weights = [p for p in self.net.parameters() if p.requires_grad]
         self.optimizer = optimizer.of_torch(self.weights, lr=rate, foreach=True)
 
@@ -101,10 +102,12 @@ class Alone:
             self.optimizer.step()
         return [loss]
 
-    @torch.no_grad()
     def evaluate(self) -> tuple[list[float], list[float]]:
-        """Loss and accuracy as it trains: in its mode, with each batch's own statistics; a copy makes the passes."""
-        net, pairs = copy.deepcopy(self.net), []
+        """Loss and accuracy as it trains: in its mode, with each batch's own statistics; a copy makes the passes.
+
+        No weight asks for a gradient, but gradients are on: a model may take some in its forward.
+        """
+        net, pairs = own_copy(CALL, self.net).requires_grad_(False), []
         for place, index in enumerate(self.task.looked_at):
             output, value = self.task.outcome(net, index, -1 - place)
             pairs.append((value.view(1), self.task.share_right(output, index).view(1)))
@@ -121,7 +124,7 @@ class Stacked:
     """
 
     def __init__(self, model: nn.Module, task: TrialTask, optimizer: Optimizer, rates: Sequence[float]):
-        self.template, self.task, self.optimizer = copy.deepcopy(model), task, optimizer
+        self.template, self.task, self.optimizer = own_copy(CALL, model), task, optimizer
         self.rows = list(range(len(rates)))
         trainable = {name: p for name, p in self.template.named_parameters() if p.requires_grad}
         self.state = {name: torch.stack([p.detach()] * len(rates)).requires_grad_() for name, p in trainable.items()}

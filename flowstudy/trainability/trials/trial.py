@@ -1,6 +1,5 @@
 """A short trial: copies of the model really learn for some steps, each at a learning rate of the usual grid."""
 
-import copy
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from flowstudy.measure.gradients.losses import Loss, check_label_range, check_loss
 from flowstudy.measure.gradients.losses import check_targets as check_labels
 from flowstudy.measure.models.context import RandomState, in_own_context
-from flowstudy.measure.models.copies import check_batch, check_module, own_tensor
+from flowstudy.measure.models.copies import check_batch, check_module, own_copy, own_tensor
 from flowstudy.refusal import RefusalError, RefusalTypeError
 
 from .learners import Alone, Stacked, TrialTask, can_stack
@@ -100,8 +99,9 @@ def run_trial(call: str, model: nn.Module, x: Tensor, y: Tensor | None, loss: st
     Raises:
         ValueError, TypeError: no targets, nothing to train, an unknown optimizer, a batch or labels that do not fit.
 
-    What it cannot try: models that cannot be copied, or that checkpoint with use_reentrant=True. Hooks on parameters
-    are not copied. The copies, one for each rate with its optimizer's moments, must fit in memory side by side.
+    What it cannot try: models that checkpoint with use_reentrant=True. Hooks on parameters are not copied, and what
+    Python cannot copy (a lock, an open file) the copies share. The copies, one for each rate with its optimizer's
+    moments, must fit in memory side by side.
 
     Source: Jamieson & Talwalkar 2016 (successive halving; the rule for level rates is our own).
     """
@@ -127,10 +127,10 @@ def run_trial(call: str, model: nn.Module, x: Tensor, y: Tensor | None, loss: st
 def race_of(call: str, model: nn.Module, task: TrialTask, loss: str | Loss, optimizer: Optimizer,
             rates: Sequence[float], clock: Clock) -> Race:
     """All rates before their first step, the model looked at."""
-    net = copy.deepcopy(model)
+    net = own_copy(call, model)
     if not net.training:
         net.train()
-    probe, before = copy.deepcopy(net), clock.taken()
+    probe, before = own_copy(call, net), clock.taken()
     changed = changed_by_a_pass(call, probe, task, loss)
     task = looking_in_time(task, clock, clock.taken() - before, len(rates))
     learners = learners_of(net, probe, changed, task, optimizer, rates)

@@ -1,0 +1,1 @@
+"""Gates: how far each is open, for which inputs."""

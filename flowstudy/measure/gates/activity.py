@@ -1,0 +1,185 @@
+"""gate_activity: how far each gate is open, on average and for the inputs of each class."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import pandas as pd
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor, nn
+
+from flowstudy.measure.models.context import RandomState, in_own_context
+from flowstudy.measure.models.copies import check_input, float64_copy
+from flowstudy.measure.models.precision.attempts import in_float64
+
+from .counted_pass import Gates, GateUse
+from .given import Given, check_gates, given_gates
+from .highway_blocks import gates_of_blocks
+
+CHUNK = 512  # inputs that run at once: bounds the memory that 60,000 images take in a convolutional net
+
+ClassMeans = Float64[Tensor, "class unit"]
+Means = dict[GateUse, tuple[Float64[Tensor, " unit"], ClassMeans]]   # over all inputs, and over those of each class
+
+
+@dataclass(frozen=True)
+class GateActivity:
+    """What `gate_activity` found.
+
+    Attributes:
+        frame: a row per layer and unit, in execution order: `layer`, `module`, `unit` (from 0), `gate_bias` (b_T),
+            `activity` (mean of T over the inputs).
+        by_class: a row per layer, class and unit: `layer`, `module`, `class`, `unit`, `activity` (mean of T over the
+            inputs of the class), `difference` (that minus the mean over all inputs). None where no labels were given.
+
+    Of gates that were given, `gate_bias` is left out, and `gate` is the name given (of recurrent modules, and which of
+    its gates: "lstm.forget"), `time` the step of the input sequence, from 1, or the number of the gate's call in the
+    pass, `direction` and `stack_layer` those of a recurrent module, as in `gradient_flow`.
+    """
+
+    frame: pd.DataFrame
+    by_class: pd.DataFrame | None
+
+
+@in_own_context
+@in_float64
+def gate_activity(model: nn.Module, x: Tensor, y: Tensor | None = None, *,
+                  gates: Given | None = None) -> GateActivity:
+    """Mean transform-gate activity of every unit of every highway layer, over all inputs and per class.
+
+    Measured in float64 on a copy in eval mode, where no input depends on the others; the model and the global random
+    state stay as they are. One input's activity is `gate_activity(model, x[i:i + 1])`; with `y=torch.arange(len(x))`
+    each input is a class of its own.
+
+    >>> from flowstudy.nets import HighwayNet
+    >>> net = HighwayNet(in_features=3, width=4, depth=3, gate_bias=0.0)
+    >>> gates = gate_activity(net, torch.eye(3), torch.tensor([0, 0, 1]))
+    >>> gates.frame.pivot(index="layer", columns="unit", values="activity").shape  # as in the paper's figure 2
+    (2, 4)
+    >>> list(gates.by_class.columns)  # `difference` is what its figure 3 shows
+    ['layer', 'module', 'class', 'unit', 'activity', 'difference']
+
+    Other gates are given by name: a highway layer of one's own, or those of an LSTM, at every time step:
+
+    >>> class Own(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.h, self.t = nn.Linear(3, 3), nn.Linear(3, 3)
+    ...     def forward(self, x):
+    ...         t = torch.sigmoid(self.t(x))
+    ...         return t * torch.tanh(self.h(x)) + (1 - t) * x
+    >>> len(gate_activity(Own(), torch.eye(3), gates={"t": torch.sigmoid}).frame)
+    3
+    >>> lstm = nn.LSTM(3, 4, batch_first=True)
+    >>> frame = gate_activity(lstm, torch.randn(5, 7, 3), gates={"lstm": lstm}).frame
+    >>> frame.groupby("gate", sort=False)["time"].max().to_dict()
+    {'lstm.input': 7, 'lstm.forget': 7, 'lstm.output': 7}
+
+    Args:
+        model: any module with a `HighwayBlock` in it. A block that is used twice has rows for each use.
+        x: inputs, (sample, ...), on the model's device.
+        y: integer labels (sample,), for the means per class; a class without inputs has no rows.
+        gates: which gates, in place of those of HighwayBlocks. By a name of one's own a module of the model, or that
+            module's name: its output is the gate's activity; of nn.LSTM, nn.LSTMCell, nn.GRU and nn.GRUCell it is
+            their gates "input", "forget" and "output", or "reset" and "update" (which keeps the state where it is 1).
+            Or by a module's name a function, of its output to the gate's activity.
+
+    Returns:
+        T in [0, 1]; a unit of a convolutional block is a channel, its T averaged over positions. `layer` counts as in
+        `gradient_flow`: from 1, plain layers included, so that a HighwayNet's gates are those of layers 2..depth.
+        nan where the net has diverged. A gate that was given goes with the last layer that had run before it ended.
+
+    What it cannot measure: a HighwayBlock of a subclass with a forward of its own, whose gate may do something else;
+    gates whose first axis is not that of the samples (packed sequences, batch_first=False): these are refused.
+
+    Raises:
+        ValueError, TypeError: no `gates` and a model that runs no HighwayBlock, or one with a forward of its own; gates
+            that are no modules of the model or leave [0, 1]; an empty or non-finite batch, labels that do not fit.
+
+    Source: Srivastava, Greff, Schmidhuber 2015 (arXiv:1507.06228), section 4.1.
+    """
+    call = "gate_activity"
+    copied = float64_copy(call, model).eval()
+    x = check_input(call, model, x)
+    classes, of_class = check_classes(call, x, y)
+    one_pass = (partial(gates_of_blocks, call) if gates is None
+                else partial(given_gates, call, check_gates(call, model, gates)))
+    with RandomState(x.device).replayed():   # with gradients on: a model may take some in its forward
+        means = means_by_use(call, one_pass, copied, x, len(classes), of_class)
+    biases = None if gates is not None else {use: copied.get_submodule(use.module).gate_bias for use in means}
+    return GateActivity(frame_by_unit(means, biases), None if y is None else frame_by_class(means, classes, biases))
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def means_by_use(call: str, one_pass: Callable[[nn.Module, Tensor], Gates], model: nn.Module, x: Tensor, classes: int,
+                 of_class: Int64[Tensor, " sample"]) -> Means:
+    """For every use of a gate the mean of its activity."""
+    sums: dict[GateUse, Tensor] = {}
+    for start in range(0, len(x), CHUNK):
+        gates = one_pass(model, x[start:start + CHUNK])
+        if start == 0:
+            sums = {use: t.new_zeros(classes, t.shape[1]) for use, t in gates.items()}
+        if not gates or gates.keys() != sums.keys():
+            raise ValueError(f"{call}: `model` must run the same gates whatever the input, at least one, got "
+                             f"{type(model).__name__}, which does not. Pass the part of it that does.")
+        for use, t in gates.items():
+            sums[use].index_add_(0, of_class[start:start + CHUNK], t)
+    samples = torch.bincount(of_class, minlength=classes).unsqueeze(1)
+    return {use: (total.sum(0) / len(x), total / samples) for use, total in sums.items()}
+
+
+# --- frames ----------------------------------------------------------------------------------------------------------
+
+Biases = dict[GateUse, Float64[Tensor, " unit"]]
+
+
+def columns_of(use: GateUse, biases: Biases | None) -> dict[str, object]:
+    """Which use of which gate; a HighwayBlock has one gate."""
+    if biases is not None:
+        return {"layer": use.layer, "module": use.module}
+    return use._asdict() | {"stack_layer": pd.NA if use.stack_layer is None else use.stack_layer}
+
+
+def frame_by_unit(means: Means, biases: Biases | None) -> pd.DataFrame:
+    def rows(use: GateUse, overall: Tensor) -> pd.DataFrame:
+        own = {} if biases is None else {"gate_bias": biases[use].cpu().numpy()}
+        return pd.DataFrame(columns_of(use, biases) | {"unit": range(len(overall))} | own
+                            | {"activity": overall.cpu().numpy()})
+
+    return one_frame([rows(use, overall) for use, (overall, _) in means.items()])
+
+
+def frame_by_class(means: Means, classes: Int64[Tensor, " class"], biases: Biases | None) -> pd.DataFrame:
+    def rows(use: GateUse, overall: Tensor, of_class: ClassMeans) -> pd.DataFrame:
+        units = len(overall)
+        return pd.DataFrame(columns_of(use, biases) | {
+            "class": classes.repeat_interleave(units).cpu().numpy(),
+            "unit": torch.arange(units).repeat(len(classes)).numpy(),
+            "activity": of_class.flatten().cpu().numpy(),
+            "difference": (of_class - overall).flatten().cpu().numpy(),
+        })
+
+    return one_frame([rows(use, *both) for use, both in means.items()])
+
+
+def one_frame(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    frame = pd.concat(parts, ignore_index=True)
+    return frame.astype({"stack_layer": "Int64"}) if "stack_layer" in frame else frame
+
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+
+def check_classes(call: str, x: Tensor, y: Tensor | None) -> tuple[Int64[Tensor, " class"], Int64[Tensor, " sample"]]:
+    """The classes that occur, ascending, and for each input the position of its own among them."""
+    if y is None:
+        return x.new_zeros(1, dtype=torch.int64), x.new_zeros(len(x), dtype=torch.int64)
+    if not isinstance(y, Tensor):
+        raise TypeError(f"{call}: `y` must be a tensor of labels, got {type(y).__name__}. Use torch.as_tensor.")
+    if y.shape != x.shape[:1] or y.is_floating_point():
+        raise ValueError(f"{call}: `y` must be one integer label per sample, shape ({len(x)},), got {y.dtype} of shape "
+                         f"{tuple(y.shape)}. Pass None for the overall mean alone.")
+    return y.to(x.device, torch.int64).unique(return_inverse=True)

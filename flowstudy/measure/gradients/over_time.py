@@ -1,0 +1,64 @@
+"""What `gradient_flow` says of time: the columns of a recurrent net, and the path back over the steps."""
+
+import numpy as np
+import pandas as pd
+
+from flowstudy.measure.models.forward import Use
+from flowstudy.measure.models.recurrent.time_path import StateErrors, time_paths
+
+from .signal import change_of
+from .statistics import log10_norm
+
+
+def places_in_time(uses: list[Use]) -> dict[str, object]:
+    """Of a net with recurrent modules, where in one of them each row is; no columns of other nets."""
+    places = [use.place for use in uses]
+    if not any(places):
+        return {}
+    return {
+        "time": pd.array([pd.NA if place is None else place.time for place in places], dtype="Int64"),
+        "direction": ["" if place is None else place.direction for place in places],
+        "stack_layer": pd.array([pd.NA if place is None else place.stack_layer for place in places], dtype="Int64"),
+    }
+
+
+def time_columns(uses: list[Use], loops: list[list[int]], found: StateErrors) -> list[dict[str, list]]:
+    """Of each recurrence the columns of `GradientFlow.path`, a row per step, whose last layer stands for it.
+
+    Args:
+        loops: indices of the uses of each layer that is run in a loop.
+        found: d loss / d state at each of them.
+    """
+    return [{
+        "layer": [max(step.uses) + 1 for step in path],
+        "step": list(range(1, len(path) + 1)),
+        "log10_error_signal_norm": [log10_norm(step.errors, 0).item() for step in path],
+        "log10_carried_norm": [log10_norm(step.carried, 0).item() for step in path],
+        "activation_mean_square": [uses[max(step.uses)].statistics[1].item() for step in path],
+    } for path in time_paths(uses, loops, found)]
+
+
+def time_frame(columns: dict[str, list]) -> pd.DataFrame:
+    """`GradientFlow.path` of a recurrence.
+
+    A loss that sees the states of many steps adds to the signal at each of them, and what comes together on the way
+    back is growth that no weights make: above the last step's norm, the signal is what the last state's alone becomes,
+    or that norm.  Beyond float64's range, where d loss / d state is 0 or infinite, it is that too.
+    """
+    path = pd.DataFrame(columns)
+    total, carried = (path[name].to_numpy(float) for name in ("log10_error_signal_norm", "log10_carried_norm"))
+    total = np.where(np.isfinite(total), total, carried)
+    grown = np.maximum(np.minimum(total, carried), total[-1])
+    return path.assign(log10_error_signal_norm=total, averaged_positions=1.0,
+                       log10_signal=np.where(total > total[-1], grown, total))
+
+
+def decisive(path: pd.DataFrame, over_time: list[pd.DataFrame], threshold: float) -> pd.DataFrame:
+    """What the verdict reads: of several paths the one along which the signal changes most.
+
+    In a recurrent net the way back over time comes first, unless it is within the threshold and the main path is not.
+    """
+    if not over_time:
+        return path
+    longest = max(over_time, key=lambda one: abs(change_of(one)))
+    return path if abs(change_of(path)) > max(threshold, abs(change_of(longest))) else longest

@@ -1,0 +1,1 @@
+"""In which dtype a model is measured, and what of it has that dtype."""

@@ -1,0 +1,180 @@
+"""How the error signal travels back over the steps of a recurrence: of torch's modules, and of loops over a layer.
+
+An input that enters at every time step leaves no single value that alone carries everything on.  What leads to the past
+is the state: all that a cell puts out at a step, (h, c) of an LSTM.  So the signal is followed from the last step that
+the loss sees to the first one, as the joint norm of d loss / d state.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from flowstudy.measure.models.backward import Scaled, dense, peak, times_power
+from flowstudy.measure.models.forward import Use
+from flowstudy.measure.models.graph import Key, key_of
+from flowstudy.measure.models.path import Point
+
+SHORTEST = 3   # steps of a recurrence; a layer that is used twice is tied
+LARGE = 2.0**900   # sizes up to here, and down to its inverse, have lost nothing
+
+Errors = list[Scaled | None]   # of each part of a state; None where nothing arrives
+StateErrors = Mapping[Key, Scaled | None]   # d loss / d state, by the edges of its parts
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a recurrence.
+
+    Attributes:
+        uses: indices of the layers' uses in it: one, of torch's modules; those of a loop's body.
+        errors: d loss / d state, a tensor for each part of the state.
+        carried: what the last step's alone become on their way back through the recurrence.
+    """
+
+    uses: tuple[int, ...]
+    errors: list[Scaled]
+    carried: list[Scaled]
+
+
+def recurrences(uses: Sequence[Use], path: Sequence[Point]) -> list[list[int]]:
+    """The uses, at three steps at least, of each layer that the main path does not lead from step to step through."""
+    by_layer: dict[object, list[int]] = {}
+    for i, use in enumerate(uses):
+        if use.state:
+            by_layer.setdefault((use.name, use.place and use.place.cell), []).append(i)
+
+    def is_read(steps: list[int]) -> bool:
+        return 2 * sum(steps[0] <= point.use < steps[-1] for point in path) >= len(steps) - 1
+
+    return [steps for steps in by_layer.values() if len(steps) >= SHORTEST and not is_read(steps)]
+
+
+def states_in(uses: Sequence[Use], loops: Sequence[Sequence[int]]) -> list[GradientEdge]:
+    return [edge for steps in loops for i in steps for edge in uses[i].state]
+
+
+def time_paths(uses: Sequence[Use], loops: Sequence[Sequence[int]], found: StateErrors) -> list[list[Step]]:
+    """The recurrences among the layers that are run in loops, first step first.
+
+    Args:
+        loops: indices of the uses of each layer.
+    """
+    chains = [chain for steps in loops for chain in chains_in(uses, steps, found)]
+    return [path_over(uses, list(zip(*together, strict=True)), found) for together in side_by_side(chains)]
+
+
+def chains_in(uses: Sequence[Use], steps: Sequence[int], found: StateErrors) -> list[list[int]]:
+    """The uses of one layer of which each is computed from the one before: several, where it runs several sequences.
+
+    Uses that do not depend on each other (a read-out at every time step) are none.
+    """
+    chains, left = [], list(steps)
+    while len(left := without_unseen_end(uses, left, found)) >= SHORTEST:
+        carried = carried_back([uses[i].state for i in left], errors_at(uses, left[-1:], found))
+        reached = [any(part is not None for part in parts) for parts in carried]
+        if sum(reached) < 2:
+            break
+        if sum(reached) >= SHORTEST:
+            chains.append([i for i, is_reached in zip(left, reached, strict=True) if is_reached])
+        left = [i for i, is_reached in zip(left, reached, strict=True) if not is_reached]
+    return chains
+
+
+def side_by_side(chains: list[list[int]]) -> list[list[list[int]]]:
+    """Chains that take turns are one recurrence, of the layers in a loop's body, which make up its state together."""
+    groups: list[list[list[int]]] = []
+    for chain in chains:
+        group = next((group for group in groups if take_turns([*group, chain])), None)
+        if group is None:
+            groups.append([chain])
+        else:
+            group.append(chain)
+    return groups
+
+
+def take_turns(chains: list[list[int]]) -> bool:
+    if len({len(chain) for chain in chains}) > 1:
+        return False
+    return all(max(now) < min(after) for now, after in itertools.pairwise(zip(*chains, strict=True)))
+
+
+def path_over(uses: Sequence[Use], steps: list[tuple[int, ...]], found: StateErrors) -> list[Step]:
+    carried = carried_back([[edge for i in step for edge in uses[i].state] for step in steps],
+                           errors_at(uses, steps[-1], found))
+    return [Step(step, present(errors_at(uses, step, found)), present(back))
+            for step, back in zip(steps, carried, strict=True)]
+
+
+def errors_at(uses: Sequence[Use], step: Sequence[int], found: StateErrors) -> Errors:
+    return [found[key_of(edge)] for i in step for edge in uses[i].state]
+
+
+def without_unseen_end(uses: Sequence[Use], steps: list[int], found: StateErrors) -> list[int]:
+    """Up to the last step that the loss sees; an exact 0 before it has been lost on the way."""
+    seen = [n for n, i in enumerate(steps) if is_seen(errors_at(uses, [i], found))]
+    return steps[:seen[-1] + 1] if seen else []
+
+
+def is_seen(errors: Errors) -> bool:
+    """By the loss, at this step or later: not None, and not the exact 0 of a step that a slice of the output drops."""
+    return any(bool(error.tensor.any()) for error in present(errors))
+
+
+def present(errors: Errors) -> list[Scaled]:
+    return [error for error in errors if error is not None]
+
+
+def carried_back(states: Sequence[Sequence[GradientEdge]], errors: Errors) -> list[Errors]:
+    """The error signals of the last state, and of every state before what they become there; None where not reached.
+
+    One backward pass; where what it finds leaves float64's range, another one takes over at that state.
+    """
+    found = [list(errors)]
+    while len(found) < len(states):
+        at, before = states[-len(found)], states[:-len(found)]
+        values, exponent = pulled(at, direct(at, found[-1]), [edge for state in before for edge in state])
+        for i, state in enumerate(reversed(before)):
+            here = [None if (value := values.get(key_of(edge))) is None else Scaled(value, exponent) for edge in state]
+            if i and not in_range(here) and is_seen(found[-1]):
+                break
+            found.append(here)
+    return found[::-1]
+
+
+def direct(state: Sequence[GradientEdge], errors: Errors) -> Errors:
+    """What arrives at each part of a state other than through the other parts: an LSTM's h is computed from its c."""
+    sent = {i: pulled([state[i]], [errors[i]], [edge for edge in state if edge is not state[i]])[0]
+            for i in range(len(state))} if len(state) > 1 else {}
+    reached_by = [[j for j in sent if key_of(edge) in sent[j]] for edge in state]
+    result: Errors = list(errors)
+    for i in sorted(range(len(state)), key=lambda i: len(reached_by[i])):   # what others are computed from comes last
+        for j in reached_by[i]:
+            values, exponent = pulled([state[j]], [result[j]], [state[i]])
+            back = values.get(key_of(state[i]))
+            if back is not None and result[i] is not None:
+                result[i] = result[i].plus(Scaled(-back, exponent))
+    return result
+
+
+def pulled(roots: Sequence[GradientEdge], errors: Errors, targets: Sequence[GradientEdge],
+           ) -> tuple[dict[Key, Tensor], Tensor | None]:
+    """Where the errors at the roots arrive among the targets, and the exponent of two that all of that goes with."""
+    present_at = [(edge, error.normalised()) for edge, error in zip(roots, errors, strict=True) if error is not None]
+    if not present_at or not targets:
+        return {}, None
+    exponent = torch.stack([error.exponent for _, error in present_at]).amax(0)
+    values = torch.autograd.grad(
+        [edge for edge, _ in present_at], targets,
+        [times_power(error.tensor, error.exponent - exponent) for _, error in present_at],
+        retain_graph=True, allow_unused=True)
+    return {key_of(edge): dense(value) for edge, value in zip(targets, values, strict=True)
+            if value is not None}, exponent
+
+
+def in_range(errors: Errors) -> bool:
+    """Far from where float64 loses digits."""
+    return all(1 / LARGE < peak(error.tensor, 0) < LARGE for error in present(errors))

@@ -1,0 +1,99 @@
+"""Pictures of one result: every layer has its mark, parts of the model their names, and no text lies on other text."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from torch import nn
+
+import flowstudy as fs
+from flowstudy.plots.results.layer_axis import parts_of, shortened
+
+NAMES = st.lists(st.sampled_from(["a", "b", "blocks"]), min_size=1, max_size=3).map(".".join)
+
+
+@given(st.lists(st.tuples(NAMES, st.integers(0, 40)).map(lambda pair: f"{pair[0]}.{pair[1]}"), min_size=1, max_size=90),
+       st.integers(2, 12))
+def test_parts_lie_side_by_side_and_cover_all_layers(modules, most):
+    parts = parts_of(modules, most)
+    assert len(parts) <= most
+    assert [place for part in parts for place in range(part.first, part.last + 1)] == list(range(len(modules)))
+    assert all(modules[part.first].startswith(part.name) for part in parts)
+
+
+def test_what_all_names_begin_with_is_left_out_and_blocks_keep_their_numbers():
+    assert shortened(["model.h.0", "model.h.1", "model.head"]) == ["h.0", "h.1", "head"]
+    assert shortened(["layer"]) == ["layer"]
+    assert [part.name for part in parts_of([f"h.{i}.{name}" for i in range(12) for name in "abc"])] == [
+        f"h.{i}" for i in range(12)]
+    many = parts_of(["input", *(f"blocks.{i}" for i in range(60))])   # not "input" and "blocks"
+    assert len(many) > 12 and {part.name.partition(".")[0] for part in many} == {"input", "blocks"}
+
+
+class Branches(nn.Module):
+    def __init__(self, blocks: int):
+        super().__init__()
+        self.input, self.readout = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8)) for _ in range(blocks))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.input(x)
+        for block in self.blocks:
+            h = h + block(h)
+        return self.readout(h)
+
+
+def texts_that_overlap(figure) -> list[tuple[str, str]]:
+    """Pairs of words that share more than a pixel, of all that is written: titles, labels, ticks, legends."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    legends = [*figure.legends, *(ax.get_legend() for ax in figure.axes if ax.get_legend())]
+    written = [figure._suptitle, *(t for legend in legends for t in legend.get_texts())]
+    for ax in figure.axes:
+        written += [ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts]
+        for place, axis in enumerate((ax.xaxis, ax.yaxis) if ax.axison else ()):
+            low, high = sorted(axis.get_view_interval())   # beyond it there are labels that are not drawn
+            written += [t for t in axis.get_ticklabels() if low <= t.get_position()[place] <= high]
+    shown = [t for t in written if t is not None and t.get_visible() and t.get_text().strip() and not t.get_rotation()]
+    boxes = [(t.get_text(), t.get_window_extent(canvas.get_renderer()).padded(-1)) for t in shown]
+    return [(one, other) for (one, a), (other, b) in itertools.combinations(boxes, 2) if a.overlaps(b)]
+
+
+@pytest.mark.parametrize("blocks", [2, 12, 70])
+def test_marks_tell_branches_from_the_main_path_and_words_keep_apart(blocks):
+    model, x, y = Branches(blocks), torch.randn(16, 6), torch.arange(16) % 3
+    flow = fs.gradient_flow(model, x, y)
+    figure = flow.plot()
+    error = figure.axes[0]
+    marks = {bool(line.get_markerfacecolor() == "white"): 0 for line in error.lines}
+    for line in error.lines:
+        if line.get_marker() not in ("None", "x"):
+            marks[line.get_markerfacecolor() == "white"] += sum(map(math.isfinite, line.get_ydata()))
+    assert marks == {False: flow.frame.main_path.sum(), True: (~flow.frame.main_path).sum()}
+    assert list(error.lines[0].get_ydata()) == flow.path.log10_error_signal_norm.tolist()
+    assert texts_that_overlap(figure) == []
+
+
+def test_all_pictures_of_results_keep_their_words_apart():
+    torch.manual_seed(0)
+    model, x, y = Branches(5), torch.randn(16, 6), torch.arange(16) % 3
+    deep = fs.initialize(fs.PlainNet(6, 8, 50, 3), "glorot_normal", seed=0)
+    for result in (fs.trainability(model, x, y, samples=8, trial=8), fs.trainability(deep, x, y, samples=4),
+                   fs.compare({"branches": model, "deep": deep}, x, y), fs.jacobian_spectrum(model, x)):
+        assert texts_that_overlap(result.plot()) == []
+
+
+def test_a_layers_share_is_that_of_the_parameters_inside_it():
+    """flowstudy's own blocks are layers whose weights lie in modules inside; the read-out is none of its layers."""
+    torch.manual_seed(0)
+    net = fs.initialize(fs.HighwayNet(6, 8, 3, 3), "he_normal", seed=0)
+    found = fs.trainability(net, torch.randn(16, 6), torch.arange(16) % 3, samples=8)
+    shares = found.frame.set_index("module").share_of_learning
+    for block in shares.index:
+        own = found.by_layer[[name for name in found.by_layer.index if f"{name}.".startswith(f"{block}.")]].sum()
+        assert shares[block] == pytest.approx(own, rel=1e-12) and own > 0
+    assert shares.sum() == pytest.approx(1 - found.by_layer["readout"], rel=1e-9)
