@@ -32,7 +32,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT
 
 .DELETE_ON_ERROR:
-.PHONY: help figures test test-types test-slow test-integrations lab peers lint clean
+.PHONY: help figures test test-types test-slow test-integrations test-lower-bounds lab peers types package lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -58,6 +58,16 @@ lab: .venv/.lab ## JupyterLab on studies/, paths as from here
 peers: .venv/.core ## what the benchmarks compare with, into .venv
 	@$(PIP) --no-deps -r benchmarks/peers.txt
 
+types: .venv/.types ## every public name has its type (pyright), and the README's Python passes mypy
+	@$(PY) .ci/public_types.py
+
+package: .venv/.package ## wheel and sdist, tried in an empty environment outside the repository
+	@$(PY) .ci/try_package.py
+
+test-lower-bounds: ## the tests on the oldest versions that pyproject.toml admits, in .venv-lower (PYTEST_ARGS=)
+	@$(MAKE) --no-print-directory .venv-lower/.done
+	@OMP_NUM_THREADS=1 .venv-lower/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal -m "not slow" $(PYTEST_ARGS)
+
 lint: .venv/.dev ## style, the layering, and no notebook outputs in git
 	@$(PY) -m ruff check .
 	@$(PY) .venv/bin/lint-imports --no-logo --no-cache
@@ -65,7 +75,7 @@ lint: .venv/.dev ## style, the layering, and no notebook outputs in git
 		|| { echo "Strip them: .venv/bin/nbstripout --keep-id studies/*.ipynb" >&2; exit 1; }
 
 clean: ## remove .venv and caches; results and figures stay
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lower build dist *.egg-info .pytest_cache .ruff_cache
 
 # The stamps.  Each is written last, so an installation that fails or is killed is done again.
 
@@ -87,6 +97,23 @@ clean: ## remove .venv and caches; results and figures stay
 .venv/.dev: .venv/.studies
 	@echo "Installing what the tests need"
 	@$(PIP) -e '.[dev]'
+	@touch $@
+
+.venv/.types: .venv/.dev
+	@echo "Installing pyright and mypy"
+	@$(PIP) -e '.[dev,integrations,cluster,types]'
+	@touch $@
+
+.venv/.package: .venv/.core
+	@echo "Installing what builds and checks packages"
+	@$(PIP) -e '.[package]'
+	@touch $@
+
+.venv-lower/.done: pyproject.toml constraints-lower.txt
+	@echo "Making .venv-lower with the oldest versions that pyproject.toml admits"
+	@$(PYTHON) -m venv --clear .venv-lower
+	@.venv-lower/bin/python -m pip install -q -c constraints-lower.txt setuptools
+	@.venv-lower/bin/python -m pip install -q --no-build-isolation -c constraints-lower.txt -e '.[dev,studies]'
 	@touch $@
 
 .venv/.lab: .venv/.core

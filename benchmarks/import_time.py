@@ -38,7 +38,8 @@ def main() -> None:
     whole = statistics.median(seconds[YARDSTICK])
     for program, taken in seconds.items():
         shown = " ".join(f"{value:.2f}" for value in taken)
-        print(f"{program:45} {statistics.median(taken):5.2f} s ({shown}), {statistics.median(taken) / whole:.2f} x torch")
+        middle = statistics.median(taken)
+        print(f"{program:45} {middle:5.2f} s ({shown}), {middle / whole:.2f} x torch")
 
 
 if __name__ == "__main__":

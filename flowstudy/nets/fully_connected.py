@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from flowstudy.names import ActivationName
+
 from .blocks import HighwayBlock, PlainBlock, check_positive_integer
 
 
@@ -19,7 +21,7 @@ class FullyConnected(nn.Module):
     blocks: nn.Sequential
     readout: nn.Linear
 
-    def __init__(self, in_features: int, width: int, depth: int, out_features: int, activation: str,
+    def __init__(self, in_features: int, width: int, depth: int, out_features: int, activation: ActivationName,
                  block: Callable[[], nn.Module]):
         super().__init__()
         name = type(self).__name__
@@ -47,7 +49,7 @@ class PlainNet(FullyConnected):
     """
 
     def __init__(self, in_features: int = 784, width: int = 71, depth: int = 10, out_features: int = 10,
-                 activation: str = "relu"):
+                 activation: ActivationName = "relu"):
         super().__init__(in_features, width, depth, out_features, activation,
                          lambda: PlainBlock(nn.Linear(width, width), activation))
 
@@ -60,7 +62,7 @@ class HighwayNet(FullyConnected):
     """
 
     def __init__(self, in_features: int = 784, width: int = 50, depth: int = 10, out_features: int = 10,
-                 activation: str = "tanh", gate_bias: float = -2.0):
+                 activation: ActivationName = "tanh", gate_bias: float = -2.0):
         super().__init__(in_features, width, depth, out_features, activation,
                          lambda: HighwayBlock(nn.Linear(width, 2 * width), activation, gate_bias))
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flowstudy import names, theory
+from flowstudy.names import ActivationName, SchemeName
 from flowstudy.refusal import did_you_mean
 
 from .activation_modules import Nonlinearity, activation_between
@@ -106,8 +107,8 @@ SCHEMES = {scheme.__name__: scheme for scheme in
             random_walk, random_walk_exact, critical)}
 
 
-def initialize(model: nn.Module, scheme: str, *, seed: int = 0, gain: float | None = None,
-               activation: str | None = None, bias_var: float = 0.0) -> nn.Module:
+def initialize(model: nn.Module, scheme: SchemeName, *, seed: int = 0, gain: float | None = None,
+               activation: ActivationName | None = None, bias_var: float = 0.0) -> nn.Module:
     """Draw every linear and convolutional weight and bias of `model` anew, in place; gate biases stay.
 
     The draw of a matrix depends on the seed and on the matrix's place in the model alone: it is made on the CPU in

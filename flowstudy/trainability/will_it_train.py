@@ -14,6 +14,7 @@ from flowstudy.measure.gradients.losses import Loss, check_loss, measured_loss
 from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.copies import check_input, check_module, float64_copy, own_tensor
 from flowstudy.measure.models.precision.attempts import in_float64, measured_targets
+from flowstudy.names import LossName, OptimizerName
 from flowstudy.refusal import RefusalError, did_you_mean
 
 from .causes import Cause, causes_of, underflow
@@ -34,10 +35,11 @@ PATIENCE = 45.0   # seconds of differentiating in float64; what would take longe
 PASSES = 64       # of the batch, in the longer route
 
 
-def trainability(model: nn.Module, x: Tensor, y: Tensor | None, *, loss: str | Loss = "cross_entropy",
-                 optimizer: str = "sgd", steps: Sequence[int] = (100, 1_000, 10_000), samples: int = 48, trial: int = 0,
-                 rates: Sequence[float] | None = None, batch_size: int = 64, seconds: float | int | None = None,
-                 seed: int = 0, dtype: str | None = None, progress: bool = False) -> Trainability:
+def trainability(model: nn.Module, x: Tensor, y: Tensor | None, *, loss: LossName | Loss = "cross_entropy",
+                 optimizer: OptimizerName = "sgd", steps: Sequence[int] = (100, 1_000, 10_000), samples: int = 48,
+                 trial: int = 0, rates: Sequence[float] | None = None, batch_size: int = 64,
+                 seconds: float | int | None = None, seed: int = 0, dtype: str | None = None,
+                 progress: bool = False) -> Trainability:
     """Will this net learn this task, in how many steps, and if not, why?
 
     Two readings.  The tangent kernel at the start tells which part of the task's residual gradient descent reaches, and
@@ -93,8 +95,8 @@ class UntrainableError(AssertionError):
         self.verdict: TrainabilityVerdict = found.verdict
 
 
-def assert_trainable(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss: str | Loss = "cross_entropy",
-                     optimizer: str = "sgd", steps: int = 1_000, trial: int = 100, samples: int = 48,
+def assert_trainable(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss: LossName | Loss = "cross_entropy",
+                     optimizer: OptimizerName = "sgd", steps: int = 1_000, trial: int = 100, samples: int = 48,
                      batch_size: int = 64, seconds: float | int | None = 30.0) -> Trainability:
     """For a test suite of one's own: raises unless the net trains, and returns what `trainability` found.
 

@@ -12,6 +12,7 @@ from flowstudy.measure.drawn import Drawn
 from flowstudy.measure.models.context import in_own_context
 from flowstudy.measure.models.copies import check_input, check_module, float64_copy
 from flowstudy.measure.models.precision.attempts import in_float64, measured_targets
+from flowstudy.names import LossName
 from flowstudy.refusal import RefusalError
 
 from .losses import Loss, measured_loss
@@ -127,7 +128,7 @@ class Comparison(Drawn):
 
 @in_own_context
 @in_float64
-def gradient_flow(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss: str | Loss = "cross_entropy",
+def gradient_flow(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss: LossName | Loss = "cross_entropy",
                   samples: int | None = None) -> GradientFlow:
     """How far the gradient gets: per-layer norms of the weight gradient and of the error signal, on one batch.
 
@@ -209,7 +210,7 @@ def gradient_flow(model: nn.Module, x: Tensor, y: Tensor | None = None, *, loss:
 
 
 def compare(models: Mapping[str, nn.Module], x: Tensor, y: Tensor | None = None, *,
-            loss: str | Loss = "cross_entropy", samples: int | None = None) -> Comparison:
+            loss: LossName | Loss = "cross_entropy", samples: int | None = None) -> Comparison:
     """`gradient_flow` of several models on the same batch, in one frame and one picture.
 
     Args:

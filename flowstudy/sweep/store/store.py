@@ -38,7 +38,7 @@ class Store:
     """
 
     def __init__(self, root: str | os.PathLike[str]):
-        self.root = Path(root)
+        self.root: Path = Path(root)
         self._footers: dict[Path, tuple[tuple, dict | None]] = {}  # by file: its time and size, and what it said then
         self._swept: set[Path] = set()
 
