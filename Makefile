@@ -68,9 +68,10 @@ test-lower-bounds: ## the tests on the oldest versions that pyproject.toml admit
 	@$(MAKE) --no-print-directory .venv-lower/.done
 	@OMP_NUM_THREADS=1 .venv-lower/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal -m "not slow" $(PYTEST_ARGS)
 
-lint: .venv/.dev ## style, the layering, and no notebook outputs in git
+lint: .venv/.dev ## style, the layering, the workflow's schema, and no notebook outputs in git
 	@$(PY) -m ruff check .
 	@$(PY) .venv/bin/lint-imports --no-logo --no-cache
+	@$(PY) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/ci.yml
 	@git ls-files -z -- '*.ipynb' | xargs -0 -r $(PY) -m nbstripout --verify --keep-id \
 		|| { echo "Strip them: .venv/bin/nbstripout --keep-id studies/*.ipynb" >&2; exit 1; }
 
