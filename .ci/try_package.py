@@ -90,7 +90,7 @@ def use(stranger: Stranger, wheel: Path) -> None:
     if str(ROOT) in where:
         sys.exit(f"package: the repository's own code was used: {where}")
     print(stranger.run("quick start", ["python", "quick_start.py"]).stdout, end="")
-    stranger.run("version", ["python", "-m", "flowstudy.cli", "--help"])
+    print(stranger.run("version", ["flowstudy", "--version"]).stdout, end="")
     stranger.run("check", ["flowstudy", "check", "models:build", "--input", "20"])
     stranger.run("spectrum", ["flowstudy", "spectrum", "models.py:build", "--input", "20"])
     stranger.run("sweep", ["flowstudy", "sweep", "plan.yaml", "--store", "results"])

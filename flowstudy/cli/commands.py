@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+import flowstudy
 from flowstudy.measure import jacobian_spectrum
 
 from . import studies, sweeps
@@ -45,6 +46,18 @@ def spectrum(target: Target, shape: Input = None, part: Annotated[str, typer.Opt
         show(by_rank.reset_index(), ROWS)
         typer.echo(f"\n{found!r}")
         keep("spectrum", found, picture, csv)
+
+
+def tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"flowstudy {flowstudy.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def whole_program(version: Annotated[bool, typer.Option("--version", callback=tell_version, is_eager=True,
+                                                        help="print the version and end")] = False) -> None:
+    pass
 
 
 for command in (check, spectrum, sweeps.sweep, sweeps.status, studies.study, studies.figures):
