@@ -32,13 +32,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT
 
 .DELETE_ON_ERROR:
-.PHONY: help figures test test-types test-slow test-integrations lab peers lint clean
+.PHONY: help figures test test-types test-slow test-integrations test-lower-bounds lab peers types package lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
 
-figures: .venv/.core ## every study's figures, real data, into figures/ (PROFILE=quick DEVICE=auto ONLY=)
-	@$(PY) studies/regenerate.py --profile $(PROFILE) --device $(DEVICE) $(addprefix --only ,$(ONLY))
+figures: .venv/.studies ## every study's figures, real data, into figures/ (PROFILE=quick DEVICE=auto ONLY=)
+	@$(PY) -m flowstudy.cli figures --records . --profile $(PROFILE) --device $(DEVICE) $(addprefix --only ,$(ONLY))
 
 test: .venv/.dev ## the tests, but for the slow ones (PYTEST_ARGS=)
 	@$(PYTEST) -m "not slow" $(PYTEST_ARGS)
@@ -58,14 +58,25 @@ lab: .venv/.lab ## JupyterLab on studies/, paths as from here
 peers: .venv/.core ## what the benchmarks compare with, into .venv
 	@$(PIP) --no-deps -r benchmarks/peers.txt
 
-lint: .venv/.dev ## style, the layering, and no notebook outputs in git
+types: .venv/.types ## every public name has its type (pyright), and the README's Python passes mypy
+	@$(PY) .ci/public_types.py
+
+package: .venv/.package ## wheel and sdist, tried in an empty environment outside the repository
+	@$(PY) .ci/try_package.py
+
+test-lower-bounds: ## the tests on the oldest versions that pyproject.toml admits, in .venv-lower (PYTEST_ARGS=)
+	@$(MAKE) --no-print-directory .venv-lower/.done
+	@OMP_NUM_THREADS=1 .venv-lower/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal -m "not slow" $(PYTEST_ARGS)
+
+lint: .venv/.dev ## style, the layering, the workflow's schema, and no notebook outputs in git
 	@$(PY) -m ruff check .
 	@$(PY) .venv/bin/lint-imports --no-logo --no-cache
+	@$(PY) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/ci.yml
 	@git ls-files -z -- '*.ipynb' | xargs -0 -r $(PY) -m nbstripout --verify --keep-id \
 		|| { echo "Strip them: .venv/bin/nbstripout --keep-id studies/*.ipynb" >&2; exit 1; }
 
 clean: ## remove .venv and caches; results and figures stay
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lower build dist *.egg-info .pytest_cache .ruff_cache
 
 # The stamps.  Each is written last, so an installation that fails or is killed is done again.
 
@@ -79,9 +90,31 @@ clean: ## remove .venv and caches; results and figures stay
 	@$(PIP) -e .
 	@echo "$(CURDIR)" > $@
 
-.venv/.dev: .venv/.core
+.venv/.studies: .venv/.core
+	@echo "Installing what runs notebooks"
+	@$(PIP) -e '.[studies]'
+	@touch $@
+
+.venv/.dev: .venv/.studies
 	@echo "Installing what the tests need"
 	@$(PIP) -e '.[dev]'
+	@touch $@
+
+.venv/.types: .venv/.dev
+	@echo "Installing pyright and mypy"
+	@$(PIP) -e '.[types]'
+	@touch $@
+
+.venv/.package: .venv/.core
+	@echo "Installing what builds and checks packages"
+	@$(PIP) -e '.[package]'
+	@touch $@
+
+.venv-lower/.done: pyproject.toml constraints-lower.txt
+	@echo "Making .venv-lower with the oldest versions that pyproject.toml admits"
+	@$(PYTHON) -m venv --clear .venv-lower
+	@.venv-lower/bin/python -m pip install -q -c constraints-lower.txt setuptools
+	@.venv-lower/bin/python -m pip install -q --no-build-isolation -c constraints-lower.txt -e '.[dev,studies]'
 	@touch $@
 
 .venv/.lab: .venv/.core

@@ -1,56 +1,51 @@
-"""Will this network train at this depth, and if not, why?  The public names, grouped by verb."""
+"""Will this network train at this depth, and if not, why?  The public names, by the room that they live in.
 
-from .data import Dataset, load_dataset, read_mnist
-from .measure import (
-    GateActivity,
-    GradientFlow,
-    GradientMonitor,
-    JacobianSpectrum,
-    compare,
-    drawn,
-    gate_activity,
-    gradient_flow,
-    jacobian_spectrum,
-    layer_jacobian_spectra,
-    lesion,
-)
-from .nets import (
-    ACTIVATIONS,
-    HighwayNet,
-    PlainNet,
-    ResidualNet,
-    cifar_conv_net,
-    fitnet,
-    initialize,
-    initialize_as_authors,
-    mnist_conv_net,
-)
-from .sweep import Cell, Store, StoreError, SweepError, best, grid, random_search, run, top
-from .train import RecordAt
-from .trainability import Trainability, UntrainableError, assert_trainable, trainability
+A name is imported when it is first used: torch, scipy and pandas take seconds, which a program that only may ask should
+not wait for.  Editors and type checkers read `__init__.pyi`, which a test compares with this.
+"""
 
+import importlib
+import sys
+from types import ModuleType
 
-def _plot(name: str) -> object:
-    """The plots are imported when the first picture is asked for: they take a second."""
-    from . import plots
-
-    return getattr(plots, name)
-
-
-drawn.find_plot = _plot
 __version__ = "0.1.0"
 
-__all__ = [
-    # build
-    "ACTIVATIONS", "HighwayNet", "PlainNet", "ResidualNet", "cifar_conv_net", "fitnet", "initialize",
-    "initialize_as_authors", "mnist_conv_net",
-    # measure
-    "GateActivity", "GradientFlow", "GradientMonitor", "JacobianSpectrum", "compare", "gate_activity", "gradient_flow",
-    "jacobian_spectrum", "layer_jacobian_spectra", "lesion",
-    # will it train
-    "Trainability", "UntrainableError", "assert_trainable", "trainability",
-    # plan, run, keep
-    "Cell", "RecordAt", "Store", "StoreError", "SweepError", "best", "grid", "random_search", "run", "top",
-    # data
-    "Dataset", "load_dataset", "read_mnist",
-]
+_NAMES = {
+    "nets": ["ACTIVATIONS", "HighwayNet", "PlainNet", "ResidualNet", "cifar_conv_net", "fitnet", "initialize",
+             "initialize_as_authors", "mnist_conv_net"],
+    "measure": ["GateActivity", "GradientFlow", "GradientMonitor", "JacobianSpectrum", "compare", "gate_activity",
+                "gradient_flow", "jacobian_spectrum", "layer_jacobian_spectra", "lesion"],
+    "trainability": ["Trainability", "UntrainableError", "assert_trainable", "trainability"],
+    "train": ["RecordAt"],
+    "sweep": ["Cell", "Store", "StoreError", "SweepError", "best", "grid", "random_search", "run", "top"],
+    "data": ["Dataset", "load_dataset", "read_mnist"],
+}
+_ROOMS = ["integrations", "kinds", "paper", "plots", "predictions", "theory", *_NAMES]
+_HOME = {name: room for room, names in _NAMES.items() for name in names}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_ROOMS})
+
+
+class _Root(ModuleType):
+    """One public name is its room's too: importing the room must not put it in the place of the function."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Root

@@ -1,3 +1,32 @@
-"""Kinds of net by name, as plain data: what plots call them.  `flowstudy.kinds` fills it."""
+"""What is known by name: what calls take, and what rooms above tell those below, imported when it is asked for."""
 
-LABELS: dict[str, str] = {}
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# What editors complete.  Any other string may name something of one's own; where it does not, the call refuses it.
+NetName = Literal["plain", "highway", "residual"] | str
+ActivationName = Literal["relu", "tanh", "sigmoid", "linear", "gelu", "hard_tanh", "erf"] | str
+SchemeName = Literal["glorot_normal", "glorot_uniform", "he_normal", "he_uniform", "lecun_normal", "lecun_uniform",
+                     "orthogonal", "random_walk", "random_walk_exact", "critical"] | str
+DatasetName = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100"] | str
+MeasureName = Literal[
+    "training_loss", "accuracy", "gradient_flow", "jacobian_spectrum", "spectrum_by_route", "gate_routing",
+    "gate_routing_by_class", "lesions", "body_moments", "gradient_correlation", "gradient_around_circle"] | str
+LossName = Literal["cross_entropy", "mse", "output"] | str
+OptimizerName = Literal["sgd", "momentum", "adam", "adamw"] | str
+
+LABELS: dict[str, str] = {}  # what plots call the kinds of net; `flowstudy.kinds` fills it
+
+
+def meet_kinds() -> None:
+    """The kinds of net tell the rooms below of themselves when they are imported: now at the latest."""
+    importlib.import_module("flowstudy.kinds")
+
+
+def find_plot(name: str) -> Callable[..., "Figure"]:
+    """Of `flowstudy.plots`: frame in, Figure out.  Importing it takes a second."""
+    return getattr(importlib.import_module("flowstudy.plots"), name)

@@ -15,6 +15,7 @@ import torch
 from typer.main import get_command
 from typer.testing import CliRunner
 
+import flowstudy
 from flowstudy.cli import check, readings
 from flowstudy.cli import commands as cli
 from flowstudy.cli.targets import load
@@ -448,3 +449,9 @@ def test_the_installed_command_finds_modules_in_the_folder_it_is_called_in(user)
     command = [script] if script.exists() else [sys.executable, "-m", "flowstudy.cli"]
     run = subprocess.run([*command, "check", "their_models:vanishing"], cwd=user, capture_output=True, text=True)
     assert run.returncode == 1 and "vanishing: from layer" in run.stdout, run.stderr
+
+
+def test_version_and_help_need_no_command():
+    said = CliRunner().invoke(cli.app, ["--version"])
+    assert (said.exit_code, said.stdout) == (0, f"flowstudy {flowstudy.__version__}\n")
+    assert "Will this network train" in CliRunner().invoke(cli.app, []).output

@@ -240,7 +240,7 @@ def test_gradients_too_small_for_float32_squares_are_not_zero():
 def amp_run(optimizer: torch.optim.Optimizer, model: nn.Module, monitor: GradientMonitor, *, unscale: bool,
             steps: int = 3, poison: int | None = None) -> pd.DataFrame:
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
-    monitor.scaler = scaler if monitor.scaler is not None else None
+    monitor._scaler = scaler if monitor._scaler is not None else None
     with monitor:
         for step, (x, y) in enumerate(batches(steps, torch.float32)):
             optimizer.zero_grad()
@@ -408,7 +408,7 @@ def test_what_is_not_training_is_not_recorded():
             model(50 * other)
         h = (20 * other).requires_grad_()
         torch.autograd.grad(model(h).sum(), h)
-        monitor.hooks.forward.clear()  # the forward pass of the penalty is one of the step
+        monitor._hooks.forward.clear()  # the forward pass of the penalty is one of the step
         F.cross_entropy(model(x), y).backward()
         sgd(model).step()
     with GradientMonitor(twin) as expected:

@@ -1,13 +1,11 @@
 """REPLICATION.md says what was measured, where, and what was not."""
 
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "studies"))
-from replication import ITEMS, keep_record, write_report
+from flowstudy.figures.replication import ITEMS, keep_record, write_report
 
 
 def stamp(profile: str, seconds: float = 12.0) -> dict:

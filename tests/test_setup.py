@@ -15,11 +15,13 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+import flowstudy
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 WANTED = [Requirement(line) for line in sum(PROJECT["optional-dependencies"].values(), PROJECT["dependencies"])]
 CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base", "seaborn": "seaborn-base", "dask": "dask-core",
-               "duckdb": "python-duckdb"}
+               "duckdb": "python-duckdb", "build": "python-build"}
 
 
 def pins() -> dict[str, str]:
@@ -88,6 +90,55 @@ def test_conda_environment_is_pyproject():
     assert conda == expected | {"python": Requirement(f"python{PROJECT['requires-python']}").specifier,
                                 "pip": Requirement("pip").specifier}
     assert list(itertools.filterfalse(is_text, lines)) == [{"pip": ["-e ."]}]
+
+
+def test_lower_bounds_are_what_is_tested():
+    """constraints-lower.txt pins each direct requirement of the core, `dev` and `studies` to its lower bound."""
+    lines = (ROOT / "constraints-lower.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {canonicalize_name(entry.name): entry.specifier for entry in
+              (Requirement(line) for line in lines if line and not line.startswith("#"))}
+    extras = PROJECT["optional-dependencies"]
+    for wanted in map(Requirement, PROJECT["dependencies"] + extras["dev"] + extras["studies"]):
+        [pin] = pinned[canonicalize_name(wanted.name)]
+        [bound] = wanted.specifier
+        assert bound.operator == ">=" and is_first_release(Version(pin.version), Version(bound.version)), wanted
+
+
+def is_first_release(pinned: Version, bound: Version) -> bool:
+    """2.1.0 is what `>=2.1` means; an index may lack that very one, and have 1.11.1 as the first of 1.11."""
+    return pinned >= bound and pinned.release[:len(bound.release)] == bound.release
+
+
+def test_pythons_and_version_are_told_alike():
+    """The workflow tries every Python of the classifiers, on three systems; the citation is of this version."""
+    job = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))["jobs"]["test"]
+    pythons = [line.rpartition(" :: ")[2] for line in PROJECT["classifiers"]
+               if line.startswith("Programming Language :: Python :: 3.")]
+    assert job["strategy"]["matrix"]["python"] == pythons and pythons[0] == PROJECT["requires-python"].lstrip(">=")
+    assert {system.partition("-")[0] for system in job["strategy"]["matrix"]["os"]} == {"ubuntu", "macos", "windows"}
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0" and {"message", "title", "authors"} <= citation.keys()
+    assert citation["authors"] == PROJECT["authors"] == [{"name": "The flowstudy authors"}]
+    assert citation["version"] == PROJECT["version"] == flowstudy.__version__
+    assert citation["license"] == PROJECT["license"] and citation["keywords"] == PROJECT["keywords"]
+
+
+def test_issue_forms_and_hooks_can_be_read():
+    """Each form has a name, a description and questions with labels; each hook is a target of the Makefile."""
+    forms = [path for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml"]
+    assert forms
+    for path in forms:
+        form = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert form.keys() == {"name", "description", "labels", "body"}
+        ids = [field["id"] for field in form["body"]]
+        assert len(ids) == len(set(ids))
+        assert all(field["type"] in ("textarea", "input") and field["attributes"]["label"] for field in form["body"])
+    [local] = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    assert local["repo"] == "local"
+    targets = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for hook in local["hooks"]:
+        make, target = hook["entry"].split()
+        assert make == "make" and f"\n{target}: " in targets
 
 
 def test_git_holds_no_notebook_outputs():

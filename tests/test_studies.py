@@ -1,4 +1,4 @@
-"""The studies as users run them: through regenerate.py and papermill, in processes of their own."""
+"""The studies as users run them: by `flowstudy figures`, `flowstudy study` and papermill, in processes of their own."""
 
 import json
 import os
@@ -14,27 +14,32 @@ import nbformat
 import papermill
 import pytest
 import yaml
+from typer.testing import CliRunner
+
+from flowstudy.cli import app, studies
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "studies").glob("*.ipynb"))
 PROFILES = yaml.safe_load((ROOT / "studies" / "profiles.yaml").read_text())
 TINY = {"depths": [2], "inits": ["he_normal"], "gate_biases": [-1], "width": 4, "seeds": 1, "samples": 1}
-ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # tiny nets: threads only cost
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1",  # tiny nets: threads only cost
+                           "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
 
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A copy of studies/ whose figures and results are its own."""
+    """A folder with a copy of studies/, whose figures and results are its own."""
     shutil.copytree(ROOT / "studies", tmp_path / "studies", ignore=shutil.ignore_patterns("__pycache__", ".ipynb*"))
     return tmp_path
 
 
 def regenerate(checkout: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(command(checkout, *arguments), capture_output=True, text=True, env=ONE_THREAD, timeout=900)
+    return subprocess.run(command(*arguments), cwd=checkout, capture_output=True, text=True, env=ONE_THREAD,
+                          timeout=900)
 
 
-def command(checkout: Path, *arguments: str) -> list[str]:
-    return [sys.executable, str(checkout / "studies" / "regenerate.py"), "--profile", "smoke", *arguments]
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "flowstudy.cli", "figures", "--studies", "studies", "--profile", "smoke", *arguments]
 
 
 def change_smoke(checkout: Path, change: dict) -> None:
@@ -88,11 +93,12 @@ def assert_made_once(studies: list[str], checkout: Path, *arguments: str) -> Non
     assert {path: path.stat().st_mtime_ns for path in (checkout / "results").rglob("*.parquet")} == written
 
 
-def test_a_misspelt_parameter_is_refused_before_anything_runs(checkout):
+def test_a_misspelt_parameter_is_refused_before_anything_runs(checkout, monkeypatch):
     """papermill itself only warns."""
     change_smoke(checkout, {"depth_vs_gradient": {"seeds": 1}, "loss_vs_depth": {"epoch": 1}})
-    done = regenerate(checkout)
-    assert done.returncode != 0
+    monkeypatch.chdir(checkout)
+    done = CliRunner().invoke(app, ["figures", "--studies", "studies", "--profile", "smoke"])
+    assert done.exit_code == 2
     assert "loss_vs_depth: unknown parameter epoch; the notebook has" in done.stderr
     assert not (checkout / "results").exists()
 
@@ -117,7 +123,7 @@ def test_a_killed_run_resumes_to_the_same_figures(checkout, tmp_path_factory):
     shutil.copytree(checkout / "studies", whole / "studies")
     assert regenerate(whole, *only).returncode == 0
     for seconds in (3.0, 6.0, 8.0):
-        process = subprocess.Popen(command(checkout, *only), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        process = subprocess.Popen(command(*only), cwd=checkout, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                    env=ONE_THREAD)
         time.sleep(seconds)
         process.send_signal(signal.SIGKILL)
@@ -133,11 +139,47 @@ def test_two_runs_at_once_do_not_meet(checkout):
     change_smoke(checkout, {"jacobian_spectra": TINY})
     places = {name: ("--out", str(checkout / name), "--results", str(checkout / name / "store"))
               for name in ("one", "two")}
-    runs = [subprocess.Popen(command(checkout, *place), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                             env=ONE_THREAD) for place in places.values()]
+    runs = [subprocess.Popen(command(*place), cwd=checkout, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                             text=True, env=ONE_THREAD) for place in places.values()]
     said = [run.communicate(timeout=900)[1] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], said
     assert all((checkout / name / "jacobian_spectra" / "stamp.json").exists() for name in places)
+
+
+@pytest.mark.slow
+def test_one_study_by_name_in_any_folder(tmp_path):
+    """Parameters are changed by name; what it writes lies in the current folder; a second run computes nothing."""
+    asked = [sys.executable, "-m", "flowstudy.cli", "study", "jacobian_spectra", "--profile", "smoke",
+             *(f"--parameter={name}={json.dumps(value)}" for name, value in TINY.items())]
+    first, second = (subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True, env=ONE_THREAD, timeout=900)
+                     for _ in range(2))
+    assert first.returncode == second.returncode == 0, first.stderr
+    assert "unchanged, skipped" in second.stdout
+    stamp = json.loads((tmp_path / "figures" / "jacobian_spectra" / "stamp.json").read_text())
+    assert TINY.items() <= stamp["parameters"].items()
+    assert {path.name for path in tmp_path.iterdir()} == {"figures", "results"}
+
+
+@pytest.mark.parametrize("asked, said", [
+    (["depth_vs_gradien"], "`name` must be one of loss_vs_depth, .* Did you mean 'depth_vs_gradient'"),
+    (["lesions", "--profile", "quik"], "`--profile` must be one of smoke, .* Did you mean 'quick'"),
+    (["lesions", "-p", "epoch=3"], "lesions: unknown parameter epoch; the notebook has .* Did you mean 'epochs'"),
+    (["lesions", "-p", "seeds"], "`-p` must be name=value, got 'seeds'"),
+])
+def test_a_study_that_is_not_there_is_refused_in_one_line(asked, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["study", *asked])
+    assert done.exit_code == 2 and re.match(f"study: .*{said}", done.stderr) and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("call", [["study", "lesions"], ["figures"]])
+def test_without_the_extra_the_command_says_what_to_install(call, monkeypatch):
+    monkeypatch.setattr(studies, "NEEDED", ("papermill", "no_such_package"))
+    done = CliRunner().invoke(app, call)
+    assert done.exit_code == 2
+    assert done.stderr == (f"{call[0]}: studies are notebooks, and no_such_package must be installed to run them. "
+                           'Run: pip install "flowstudy[studies]"\n')
 
 
 @pytest.mark.slow

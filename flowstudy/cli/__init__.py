@@ -1,4 +1,4 @@
-"""The command line: `flowstudy check`, `spectrum`, `sweep` and `status`."""
+"""The command line: `flowstudy check`, `spectrum`, `sweep`, `status`, `study` and `figures`."""
 
 from .commands import app
 

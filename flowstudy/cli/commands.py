@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
+import flowstudy
 from flowstudy.measure import jacobian_spectrum
 
-from . import sweeps
+from . import studies, sweeps
 from .batches import Asked, File, Input, Output, Seed, Vocabulary, inputs_asked_for, key_of_option
 from .check import check
 from .outcomes import endings
@@ -50,5 +51,17 @@ def spectrum(target: Target, shapes: Input = None, inputs: File = None, part: An
         keep("spectrum", found, picture, csv)
 
 
-for command in (check, spectrum, sweeps.sweep, sweeps.status):
+def tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"flowstudy {flowstudy.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def whole_program(version: Annotated[bool, typer.Option("--version", callback=tell_version, is_eager=True,
+                                                        help="print the version and end")] = False) -> None:
+    pass
+
+
+for command in (check, spectrum, sweeps.sweep, sweeps.status, studies.study, studies.figures):
     app.command()(command)

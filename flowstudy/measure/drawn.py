@@ -1,20 +1,18 @@
 """Results that can draw themselves."""
 
 import io
-from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
+
+from flowstudy import names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-find_plot: Callable[[str], Callable[..., "Figure"]]  # by its name: frame in, Figure out; the package's root sets it
-
-
 class Drawn:
     """`plot()`, and a small picture in notebooks, for a result whose plot in `flowstudy.plots` is named `drawn_by`.
 
-    Measuring knows nothing of plots: whoever can draw says how a plot is found by its name.
+    Measuring knows nothing of plots: it finds one by its name when it is to draw.
     """
 
     drawn_by: ClassVar[str]
@@ -26,7 +24,7 @@ class Drawn:
 
     def plot(self) -> "Figure":
         """The result as a matplotlib Figure; `figure.savefig(path)` keeps it."""
-        return find_plot(self.drawn_by)(self.frame, **self.drawn_with)
+        return names.find_plot(self.drawn_by)(self.frame, **self.drawn_with)
 
     def _repr_png_(self) -> bytes:
         picture = io.BytesIO()

@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowstudy.names import ActivationName
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "tanh": torch.tanh,
@@ -26,10 +28,10 @@ class PlainBlock(nn.Module):
         activation: a name in `ACTIVATIONS`.
     """
 
-    def __init__(self, affine: nn.Module, activation: str = "relu"):
+    def __init__(self, affine: nn.Module, activation: ActivationName = "relu"):
         super().__init__()
         self.affine = affine
-        self.activation = check_activation("PlainBlock", activation)
+        self.activation: ActivationName = check_activation("PlainBlock", activation)
 
     def forward(self, x: Tensor) -> Tensor:
         return ACTIVATIONS[self.activation](self.affine(x))
@@ -52,11 +54,11 @@ class HighwayBlock(nn.Module):
     Source: Srivastava, Greff, Schmidhuber 2015 (arXiv:1507.06228), equation 3.
     """
 
-    def __init__(self, affine: nn.Module, activation: str = "tanh", gate_bias: float = -1.0):
+    def __init__(self, affine: nn.Module, activation: ActivationName = "tanh", gate_bias: float = -1.0):
         super().__init__()
         self.affine = affine
-        self.activation = check_activation("HighwayBlock", activation)
-        self.channel_axis = 1 - affine.weight.ndim  # -1 for Linear, -3 for Conv2d: from the end, so vmap is safe
+        self.activation: ActivationName = check_activation("HighwayBlock", activation)
+        self.channel_axis: int = 1 - affine.weight.ndim  # -1 for Linear, -3 for Conv2d: from the end, so vmap is safe
         self.set_gate_bias(gate_bias)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -44,6 +44,12 @@ class ConvNet(nn.Module):
         first_std: that of the first layer's; None likewise.
     """
 
+    block: str
+    readout_std: float | None
+    first_std: float | None
+    body: nn.Sequential
+    readout: nn.Linear
+
     def __init__(self, plan: Sequence[Step], in_shape: Shape, classes: int, block: str,
                  gate_bias: float, readout_std: float | None, first_std: float | None = None):
         super().__init__()

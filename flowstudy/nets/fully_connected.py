@@ -4,13 +4,24 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from flowstudy.names import ActivationName
+
 from .blocks import HighwayBlock, PlainBlock, check_positive_integer
 
 
 class FullyConnected(nn.Module):
     """`depth` counts the hidden layers as the paper does; the linear read-out is not counted."""
 
-    def __init__(self, in_features: int, width: int, depth: int, out_features: int, activation: str,
+    in_features: int
+    width: int
+    depth: int
+    out_features: int
+    activation: str
+    input: PlainBlock
+    blocks: nn.Sequential
+    readout: nn.Linear
+
+    def __init__(self, in_features: int, width: int, depth: int, out_features: int, activation: ActivationName,
                  block: Callable[[], nn.Module]):
         super().__init__()
         name = type(self).__name__
@@ -38,7 +49,7 @@ class PlainNet(FullyConnected):
     """
 
     def __init__(self, in_features: int = 784, width: int = 71, depth: int = 10, out_features: int = 10,
-                 activation: str = "relu"):
+                 activation: ActivationName = "relu"):
         super().__init__(in_features, width, depth, out_features, activation,
                          lambda: PlainBlock(nn.Linear(width, width), activation))
 
@@ -51,7 +62,7 @@ class HighwayNet(FullyConnected):
     """
 
     def __init__(self, in_features: int = 784, width: int = 50, depth: int = 10, out_features: int = 10,
-                 activation: str = "tanh", gate_bias: float = -2.0):
+                 activation: ActivationName = "tanh", gate_bias: float = -2.0):
         super().__init__(in_features, width, depth, out_features, activation,
                          lambda: HighwayBlock(nn.Linear(width, 2 * width), activation, gate_bias))
 

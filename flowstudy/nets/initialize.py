@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flowstudy import theory
+from flowstudy import names, theory
+from flowstudy.names import ActivationName, SchemeName
 from flowstudy.refusal import did_you_mean
 
 from .activation_modules import Nonlinearity, activation_between
@@ -106,8 +107,8 @@ SCHEMES = {scheme.__name__: scheme for scheme in
             random_walk, random_walk_exact, critical)}
 
 
-def initialize(model: nn.Module, scheme: str, *, seed: int = 0, gain: float | None = None,
-               activation: str | None = None, bias_var: float = 0.0) -> nn.Module:
+def initialize(model: nn.Module, scheme: SchemeName, *, seed: int = 0, gain: float | None = None,
+               activation: ActivationName | None = None, bias_var: float = 0.0) -> nn.Module:
     """Draw every linear and convolutional weight and bias of `model` anew, in place; gate biases stay.
 
     The draw of a matrix depends on the seed and on the matrix's place in the model alone: it is made on the CPU in
@@ -166,6 +167,7 @@ def weight_matrices(model: nn.Module, activation: str | None, bias_var: float) -
     """Each matrix of the model in registration order; a fused highway weight is two."""
     hidden = activation_between(model, activation)
     gated = {block.affine for block in model.modules() if isinstance(block, HighwayBlock)}
+    names.meet_kinds()
     known = {block.affine: Nonlinearity(block.activation) for block in model.modules()
              if type(block).forward in FORWARDS}
     layers = [layer for layer in model.modules() if isinstance(layer, WEIGHT_LAYERS)]

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from flowstudy.names import ActivationName
+
 from .blocks import ACTIVATIONS, check_activation
 from .fully_connected import FullyConnected
 
@@ -19,10 +21,10 @@ class ResidualBlock(nn.Module):
     (arXiv:1702.08591) analyse this unit.
     """
 
-    def __init__(self, affine: nn.Module, activation: str = "relu"):
+    def __init__(self, affine: nn.Module, activation: ActivationName = "relu"):
         super().__init__()
         self.affine = affine
-        self.activation = check_activation("ResidualBlock", activation)
+        self.activation: ActivationName = check_activation("ResidualBlock", activation)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + ACTIVATIONS[self.activation](self.affine(x))
@@ -41,6 +43,6 @@ class ResidualNet(FullyConnected):
     """
 
     def __init__(self, in_features: int = 784, width: int = 71, depth: int = 10, out_features: int = 10,
-                 activation: str = "relu"):
+                 activation: ActivationName = "relu"):
         super().__init__(in_features, width, depth, out_features, activation,
                          lambda: ResidualBlock(nn.Linear(width, width), activation))

@@ -17,7 +17,7 @@ def each(frames: Mapping[str, pd.DataFrame], name: str, plot: Callable[..., Figu
     return {f"{name}_{key}": plot(frame, *args) for key, frame in frames.items()}
 
 
-def save(figures: Mapping[str, Figure], frames: Mapping[str, pd.DataFrame], folder: str | os.PathLike) -> None:
+def save(figures: Mapping[str, Figure], frames: Mapping[str, pd.DataFrame], folder: str | os.PathLike[str]) -> None:
     """Write each figure as <name>.png and <name>.pdf, and the data behind them as <name>.parquet, whole or not at all.
 
     The same figures give the same bytes.

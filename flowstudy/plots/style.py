@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from flowstudy.names import LABELS as NETS
+from flowstudy import names
 
 STYLE = sns.axes_style("whitegrid") | {
     "axes.titlesize": 10, "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9,
@@ -30,15 +30,17 @@ LABELS = {
 
 def with_family(frame: pd.DataFrame) -> pd.DataFrame:
     """`family` names the initialiser, or a highway net's gate bias; `panel` the kind of net and its activation."""
-    names = LABELS["init"]
+    names.meet_kinds()
+    inits = LABELS["init"]
     family = [
         rf"$b_T$ = {row.gate_bias:g}" if pd.notna(row.gate_bias)
-        else names.get(row.init, row.init) + ("" if pd.isna(row.gain) else f" (gain {row.gain:.3g})")
+        else inits.get(row.init, row.init) + ("" if pd.isna(row.gain) else f" (gain {row.gain:.3g})")
         for row in frame[["net", "gate_bias", "init", "gain"]].drop_duplicates().itertuples()
     ]
     kinds = frame[["net", "gate_bias", "init", "gain"]].drop_duplicates().assign(family=family)
     # Nets that differ in gain alone are told apart by activation where that explains the gain.
-    return frame.merge(kinds, how="left").assign(panel=lambda rows: rows["net"].map(NETS) + " " + rows["activation"])
+    return frame.merge(kinds, how="left").assign(
+        panel=lambda rows: rows["net"].map(names.LABELS) + " " + rows["activation"])
 
 
 def median_and_band(ax: Axes, rows: pd.DataFrame, x: str, y: str, **style: object) -> None:

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
-from flowstudy import theory
+from flowstudy import names, theory
 
 NOT_KNOWN = theory.Moments(math.nan, math.nan)
 
@@ -112,4 +112,5 @@ THEORIES: dict[str, BodyTheory] = {}  # by kind of net; `flowstudy.kinds` fills 
 
 
 def theory_of(cell: pd.Series) -> BodyTheory:
+    names.meet_kinds()
     return THEORIES[cell["net"]]

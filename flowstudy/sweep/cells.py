@@ -6,11 +6,13 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
 from flowstudy.data.datasets import DATASETS
 from flowstudy.kinds import KINDS
+from flowstudy.names import ActivationName, DatasetName, NetName, SchemeName
 from flowstudy.nets import ACTIVATIONS, SCHEMES
 from flowstudy.refusal import did_you_mean
 
@@ -49,14 +51,14 @@ class Cell:
         learning_rate, momentum, decay, epochs, batch_size, order_seed: see `flowstudy.train.loop.Settings`.
     """
 
-    net: str = "plain"
+    net: NetName = "plain"
     depth: int = 10
     width: int | None = None
-    activation: str = "tanh"
-    init: str = "he_normal"
+    activation: ActivationName = "tanh"
+    init: SchemeName = "he_normal"
     gain: float | None = None
     gate_bias: float | None = None
-    dataset: str = "digits"
+    dataset: DatasetName = "digits"
     train_samples: int | None = None
     seed: int = 0
     learning_rate: float = 0.1
@@ -67,7 +69,7 @@ class Cell:
     order_seed: int = 0
     bias_var: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of(net=(self.net, KINDS), activation=(self.activation, ACTIVATIONS), init=(self.init, SCHEMES),
                dataset=(self.dataset, DATASETS))
         kind = KINDS[self.net]
@@ -105,7 +107,7 @@ class Cell:
         return digest({name: value for name, value in fields.items() if name not in LATER or value != LATER[name]})
 
     @property
-    def structure(self) -> tuple:
+    def structure(self) -> tuple[object, ...]:
         """Cells that agree in this can be stacked and trained on the same batches."""
         return (self.net, self.depth, self.width, self.activation, self.dataset, self.train_samples, self.epochs,
                 self.batch_size, self.order_seed)
@@ -128,9 +130,9 @@ def grid(**axes: object) -> list[Cell]:
     return [make_cell("grid", dict(zip(axes, row, strict=True))) for row in itertools.product(*columns)]
 
 
-def random_search(n: int, *, net: str | Sequence[str] = "plain", depth: int | Sequence[int] = 10, seed: int = 0,
-                  ranges: Mapping[str, Sequence] | None = None, decay_law: str = "log-uniform",
-                  init: str | Mapping[str, str] = "he_normal", **fixed: object) -> list[Cell]:
+def random_search(n: int, *, net: NetName | Sequence[NetName] = "plain", depth: int | Sequence[int] = 10, seed: int = 0,
+                  ranges: Mapping[str, Sequence[Any]] | None = None, decay_law: str = "log-uniform",
+                  init: SchemeName | Mapping[str, SchemeName] = "he_normal", **fixed: object) -> list[Cell]:
     """`n` random settings for each net and depth, from the distribution of the authors' search.
 
     Learning rate log-uniform in [1e-3, 1] (the authors' convention), 1 - momentum log-uniform in [0.01, 1], 1 - decay

@@ -3,11 +3,13 @@
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import overload
 
 import pandas as pd
 import torch
 from tqdm import tqdm
 
+from flowstudy.names import MeasureName
 from flowstudy.sweep.looks.table import MEASUREMENTS
 from flowstudy.sweep.store.failures import Failure, raise_for
 from flowstudy.sweep.store.plans import remember_plan
@@ -22,8 +24,21 @@ from .plan import Shard, check_device, check_measures, check_plan, check_shard, 
 NETS_AT_ONCE = {"as they start": 20, "trained here": 200, "trained by workers": 50}
 
 
-def run(cells: Sequence[Cell], *, measure: str | Sequence[str] = "training_loss",
-        store: str | os.PathLike = "results", device: str = "auto", progress: bool = True,
+@overload
+def run(cells: Sequence[Cell], *, measure: MeasureName = "training_loss", store: str | os.PathLike[str] = "results",
+        device: str = "auto", progress: bool = True, nets_at_once: int | None = None, engine: object = "local",
+        shard: Shard = None, checkpoint_every: float = 60.0, **options: object) -> pd.DataFrame: ...
+
+
+@overload
+def run(cells: Sequence[Cell], *, measure: list[MeasureName] | tuple[MeasureName, ...],
+        store: str | os.PathLike[str] = "results", device: str = "auto", progress: bool = True,
+        nets_at_once: int | None = None, engine: object = "local", shard: Shard = None,
+        checkpoint_every: float = 60.0, **options: object) -> dict[str, pd.DataFrame]: ...
+
+
+def run(cells: Sequence[Cell], *, measure: MeasureName | Sequence[MeasureName] = "training_loss",
+        store: str | os.PathLike[str] = "results", device: str = "auto", progress: bool = True,
         nets_at_once: int | None = None, engine: object = "local", shard: Shard = None,
         checkpoint_every: float = 60.0, **options: object) -> pd.DataFrame | dict[str, pd.DataFrame]:
     """Train and measure every cell that the store does not hold yet, then return the rows of all of them.

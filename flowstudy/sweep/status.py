@@ -16,7 +16,7 @@ from .plan import cost
 LATEST = 100  # files that tell the pace: an earlier machine or fewer workers are then forgotten
 
 
-def status(store: str | os.PathLike) -> pd.DataFrame:
+def status(store: str | os.PathLike[str]) -> pd.DataFrame:
     """Every plan that `run` was asked for with this store, in the order of their first run; reads only.
 
     Returns:

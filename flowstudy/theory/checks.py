@@ -1,12 +1,13 @@
 """What the formulas take: numbers or arrays of them; and one line that says what is wrong with them."""
 
 from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-Values = int | float | np.number | np.ndarray | Sequence  # of numbers; arrays broadcast against each other
-Result = float | np.floating | np.ndarray                 # float64, of the arguments' common shape
+# Numbers, arrays, or (nested) sequences of numbers; arrays broadcast against each other.
+Values = int | float | np.number | np.ndarray | Sequence[Any]
+Result = float | np.floating | np.ndarray  # float64, of the arguments' common shape
 
 
 class Moments(NamedTuple):

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,22 +23,25 @@ class Checkpoint:
         write: (path, content) into a file that appears whole or not at all.
     """
 
-    def __init__(self, path: str | os.PathLike, seconds: float = 60.0, key: str | list[str] = "",
+    def __init__(self, path: str | os.PathLike[str], seconds: float = 60.0, key: str | list[str] = "",
                  write: Callable[[Path, bytes], object] = write_whole):
-        self.path, self.seconds, self.key, self.write = Path(path), seconds, key, write
-        self.written = time.monotonic()
+        self.path: Path = Path(path)
+        self.seconds: float = seconds
+        self.key: str | list[str] = key
+        self.write: Callable[[Path, bytes], object] = write
+        self.written: float = time.monotonic()
 
     def due(self) -> bool:
         return time.monotonic() - self.written >= self.seconds
 
-    def save(self, state: dict) -> None:
+    def save(self, state: dict[str, Any]) -> None:
         """Tensors, numbers, strings, and lists and dicts of them."""
         content = io.BytesIO()
         torch.save({"key": self.key, "state": state}, content)
         self.write(self.path, content.getvalue())
         self.written = time.monotonic()
 
-    def load(self) -> dict | None:
+    def load(self) -> dict[str, Any] | None:
         """What was saved last, on the CPU; None where there is nothing, or nothing that can be used."""
         if not self.path.exists():
             return None

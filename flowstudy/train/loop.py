@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -92,8 +92,8 @@ class Observer(Protocol):
     """What looks at the nets while they train; its state goes into the checkpoint."""
 
     def __call__(self, moment: Moment) -> None: ...
-    def state(self) -> dict: ...
-    def restore(self, state: dict) -> None: ...
+    def state(self) -> dict[str, Any]: ...
+    def restore(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class RecordAt:
     epochs: Sequence[int] = ()
     steps: Sequence[int] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("epochs", "steps"):
             values = getattr(self, name)
             least = -1 if name == "epochs" else 0

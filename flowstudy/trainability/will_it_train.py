@@ -15,6 +15,7 @@ from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.copies import check_module, float64_copy
 from flowstudy.measure.models.inputs import Inputs, Shown, check_input, check_samples_apart
 from flowstudy.measure.models.precision.attempts import in_float64, measured_targets
+from flowstudy.names import LossName, OptimizerName
 from flowstudy.refusal import RefusalError, did_you_mean
 
 from .causes import Cause, causes_of, underflow
@@ -35,8 +36,8 @@ PATIENCE = 45.0   # seconds of differentiating in float64; what would take longe
 PASSES = 64       # of the batch, in the longer route
 
 
-def trainability(model: nn.Module, x: Shown, y: Tensor | None, *, loss: str | Loss = "cross_entropy",
-                 output: str | int | None = None, optimizer: str = "sgd",
+def trainability(model: nn.Module, x: Shown, y: Tensor | None, *, loss: LossName | Loss = "cross_entropy",
+                 output: str | int | None = None, optimizer: OptimizerName = "sgd",
                  steps: Sequence[int] = (100, 1_000, 10_000), samples: int = 48, trial: int = 0,
                  rates: Sequence[float] | None = None, batch_size: int = 64, seconds: float | int | None = None,
                  seed: int = 0, dtype: str | None = None, progress: bool = False) -> Trainability:
@@ -92,11 +93,12 @@ class UntrainableError(AssertionError):
 
     def __init__(self, found: Trainability):
         super().__init__(f"assert_trainable: {found.verdict}")
-        self.found, self.verdict = found, found.verdict
+        self.found: Trainability = found
+        self.verdict: TrainabilityVerdict = found.verdict
 
 
-def assert_trainable(model: nn.Module, x: Shown, y: Tensor | None = None, *, loss: str | Loss = "cross_entropy",
-                     output: str | int | None = None, optimizer: str = "sgd", steps: int = 1_000,
+def assert_trainable(model: nn.Module, x: Shown, y: Tensor | None = None, *, loss: LossName | Loss = "cross_entropy",
+                     output: str | int | None = None, optimizer: OptimizerName = "sgd", steps: int = 1_000,
                      trial: int = 100, samples: int = 48, batch_size: int = 64,
                      seconds: float | int | None = 30.0) -> Trainability:
     """For a test suite of one's own: raises unless the net trains, and returns what `trainability` found.

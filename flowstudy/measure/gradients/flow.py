@@ -13,6 +13,7 @@ from flowstudy.measure.models.context import in_own_context
 from flowstudy.measure.models.copies import check_module, float64_copy
 from flowstudy.measure.models.inputs import Inputs, Shown, check_input, check_samples_apart
 from flowstudy.measure.models.precision.attempts import in_float64, measured_targets
+from flowstudy.names import LossName
 from flowstudy.refusal import RefusalError
 
 from .losses import Loss, Objective
@@ -129,7 +130,7 @@ class Comparison(Drawn):
 
 @in_own_context
 @in_float64
-def gradient_flow(model: nn.Module, x: Shown, y: object = None, *, loss: str | Loss = "cross_entropy",
+def gradient_flow(model: nn.Module, x: Shown, y: object = None, *, loss: LossName | Loss = "cross_entropy",
                   output: str | int | None = None, samples: int | None = None) -> GradientFlow:
     """How far the gradient gets: per-layer norms of the weight gradient and of the error signal, on one batch.
 
@@ -224,7 +225,7 @@ def mean_square_of(inputs: Inputs) -> float:
     return math.nan if x is None else x.abs().square().mean().item()
 
 
-def compare(models: Mapping[str, nn.Module], x: Shown, y: object = None, *, loss: str | Loss = "cross_entropy",
+def compare(models: Mapping[str, nn.Module], x: Shown, y: object = None, *, loss: LossName | Loss = "cross_entropy",
             output: str | int | None = None, samples: int | None = None) -> Comparison:
     """`gradient_flow` of several models on the same batch, in one frame and one picture.
 

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from flowstudy import names
 from flowstudy.nets.blocks import runs_as
 
 from .dense_jacobian import AGREEMENT, BAR, Stretch, proves, reverse_rows
@@ -55,6 +56,7 @@ def noted_calls(model: nn.Module) -> Iterator[dict[Key, Call]]:
             key, x, version = noted
             calls.setdefault(key, Call(module, x, version, edge_of(output)))
 
+    names.meet_kinds()
     known = [module for module in model.modules() if runs_as(module, type(module))
              and (type(module) is nn.Linear or type(module) in BLOCK_RULES or type(module) in UNITWISE)]
     with ExitStack() as stack:

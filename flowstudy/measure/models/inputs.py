@@ -179,9 +179,9 @@ def check_samples_apart(call: str, inputs: Inputs) -> None:
     for name, t in inputs.tensors.items():
         if len(inputs.tensors) > 1 and t.ndim == 2 and t.shape == (len(inputs), len(inputs)) and len(inputs) > 1:
             raise RefusalError(f"{call}: `x` must have samples that can be picked, got x[{name!r}] of shape "
-                               f"{tuple(t.shape)}, a row and a column for each sample (a graph of the batch?). Give each "
-                               "sample its own, or make it an attribute of the model; if it is one row of features for "
-                               "each sample, leave a sample out.")
+                               f"{tuple(t.shape)}, a row and a column for each sample (a graph of the batch?). Give "
+                               "each sample its own, or make it an attribute of the model; if it is one row of "
+                               "features for each sample, leave a sample out.")
 
 
 def check_arguments(call: str, model: nn.Module, inputs: Inputs) -> None:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flowstudy import names
 from flowstudy.nets.blocks import runs_as
 
 # Modules that act unit by unit, in eval mode; the derivative comes from autograd, so their options do not matter.
@@ -23,6 +24,7 @@ def layer_rule(function: object, x: Float[Tensor, "sample *inputs"]) -> Float[Te
     """
     if x.ndim != 2 or not isinstance(function, nn.Module) or not all(runs_as(m, type(m)) for m in function.modules()):
         return None
+    names.meet_kinds()
     if type(function) in BLOCK_RULES:
         return BLOCK_RULES[type(function)](function, x) if type(function.affine) is nn.Linear else None
     affine, *after = function if type(function) is nn.Sequential and len(function) else [function]

@@ -41,7 +41,7 @@ class Delivery:
     Under DistributedDataParallel only the first process writes to `store` and `writer`.
     """
 
-    def __init__(self, call: str, watched: Watched, store: str | os.PathLike | None, writer: ScalarWriter | None):
+    def __init__(self, call: str, watched: Watched, store: str | os.PathLike[str] | None, writer: ScalarWriter | None):
         self.watched = watched
         self.folder = None if store is None or not first_process() else RecordFolder(call, store)
         self.writer = check_writer(call, writer) if first_process() else None

@@ -11,7 +11,7 @@ RECORDS = 64  # in a file; a file is written anew with every record
 
 
 class RecordFolder:
-    def __init__(self, call: str, folder: str | os.PathLike):
+    def __init__(self, call: str, folder: str | os.PathLike[str]):
         if not isinstance(folder, str | os.PathLike):
             raise TypeError(f"{call}: `store` must be the path of a folder, got {type(folder).__name__}.")
         self.folder = Path(folder)
@@ -30,7 +30,7 @@ class RecordFolder:
             self.records, self.full = [], self.full + 1
 
 
-def load_records(call: str, folder: str | os.PathLike) -> pd.DataFrame:
+def load_records(call: str, folder: str | os.PathLike[str]) -> pd.DataFrame:
     paths = sorted(Path(folder).glob("part-*.parquet"))
     if not paths:
         raise ValueError(f"{call}: `folder` must hold records of a monitor, got {folder}, which has none.")

@@ -88,43 +88,43 @@ class GradientMonitor(Drawn):
 
     def __init__(self, model: nn.Module, *, every: int = 1, optimizer: Optimizer | None = None,
                  scaler: torch.amp.GradScaler | None = None, quantities: Sequence[str] = QUANTITIES,
-                 store: str | os.PathLike | None = None, writer: ScalarWriter | None = None):
-        self.every = check_every(every)
-        layers, self.watched = watch(CALL, model, check_quantities(quantities))
-        self.position = {id(weight): i for i, weight in enumerate(self.watched.weights)}
-        self.holders: weakref.WeakKeyDictionary[Optimizer, tuple[int, Groups]] = weakref.WeakKeyDictionary()
-        self.every_weight = self.watched.groups(range(len(self.watched.weights)))
-        self.optimizer = self.check_optimizer(CALL, optimizer)
-        self.scaler = check_scaler(scaler)
-        self.delivery = Delivery(CALL, self.watched, store, writer)
-        wanted = self.watched.quantities
-        self.hooks = ModelHooks(list(layers.values()), self.watched.weights, self.every_weight,
+                 store: str | os.PathLike[str] | None = None, writer: ScalarWriter | None = None):
+        self.every: int = check_every(every)
+        layers, self._watched = watch(CALL, model, check_quantities(quantities))
+        self._position = {id(weight): i for i, weight in enumerate(self._watched.weights)}
+        self._holders: weakref.WeakKeyDictionary[Optimizer, tuple[int, Groups]] = weakref.WeakKeyDictionary()
+        self._every_weight = self._watched.groups(range(len(self._watched.weights)))
+        self._optimizer = self._check_optimizer(CALL, optimizer)
+        self._scaler = check_scaler(scaler)
+        self._delivery = Delivery(CALL, self._watched, store, writer)
+        wanted = self._watched.quantities
+        self._hooks = ModelHooks(list(layers.values()), self._watched.weights, self._every_weight,
                                 gradients=QUANTITIES[0] in wanted, errors=QUANTITIES[3] in wanted,
                                 activations=QUANTITIES[4] in wanted)
-        self.handles: list = []
-        self.current = 0                          # the step in progress
-        self.stepped: set = set()                 # who has stepped in it
-        self.team: set | None = None              # who makes a step together, once that is known
-        self.record: StepRecord | None = None     # of the step in progress
+        self._handles: list = []
+        self._current = 0                          # the step in progress
+        self._stepped: set = set()                 # who has stepped in it
+        self._team: set | None = None              # who makes a step together, once that is known
+        self._record: StepRecord | None = None     # of the step in progress
 
     # --- for users ---------------------------------------------------------------------------------------------------
 
     def attach(self) -> "GradientMonitor":
         """Start to watch, as `with` does; once attached, nothing more."""
-        if not self.handles:
-            self.handles = [register_optimizer_step_pre_hook(self.before_step),
-                            register_optimizer_step_post_hook(self.after_step)]
-            self.prepare()
+        if not self._handles:
+            self._handles = [register_optimizer_step_pre_hook(self._before_step),
+                             register_optimizer_step_post_hook(self._after_step)]
+            self._prepare()
         return self
 
     def detach(self) -> None:
         """Stop to watch: model and optimizers are without hooks again, every record is in the frame."""
-        for handle in self.handles:
+        for handle in self._handles:
             handle.remove()
-        self.handles = []
-        self.complete()
-        self.delivery.deliver()
-        self.hooks.disarm()
+        self._handles = []
+        self._complete()
+        self._delivery.deliver()
+        self._hooks.disarm()
 
     def __enter__(self) -> "GradientMonitor":
         return self.attach()
@@ -138,107 +138,107 @@ class GradientMonitor(Drawn):
         The update is then what changed until the next call.  Beside a torch optimizer the call changes nothing.
         """
         call = f"{CALL}.step"
-        if not self.handles:
+        if not self._handles:
             raise RuntimeError(f"{call}: the monitor must be attached. Use `with monitor:` or monitor.attach().")
-        held = self.every_weight if optimizer is None else self.held_by(self.check_optimizer(call, optimizer))
-        self.begin(self)
-        if self.record is not None:
-            self.record.before_step(held, self.hooks, None, self.scaler)
-            self.record.taken = True
+        held = self._every_weight if optimizer is None else self._held_by(self._check_optimizer(call, optimizer))
+        self._begin(self)
+        if self._record is not None:
+            self._record.before_step(held, self._hooks, None, self._scaler)
+            self._record.taken = True
 
     @property
     def records(self) -> int:
-        self.delivery.deliver()
-        return len(self.delivery.numbers)
+        self._delivery.deliver()
+        return len(self._delivery.numbers)
 
     @property
     def frame(self) -> pd.DataFrame:
-        return self.delivery.frame
+        return self._delivery.frame
 
     @staticmethod
-    def load(folder: str | os.PathLike) -> pd.DataFrame:
+    def load(folder: str | os.PathLike[str]) -> pd.DataFrame:
         """The frame of a run that was given `store=folder`, finished or killed."""
         return load_records(f"{CALL}.load", folder)
 
     # --- what the optimizers' hooks call -----------------------------------------------------------------------------
 
-    def before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-        if self.optimizer is not None and optimizer is not self.optimizer:
+    def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        if self._optimizer is not None and optimizer is not self._optimizer:
             return
-        if held := self.held_by(optimizer):
-            self.begin(optimizer)
-            if self.record is not None:
+        if held := self._held_by(optimizer):
+            self._begin(optimizer)
+            if self._record is not None:
                 closure = (args[1] if len(args) > 1 else kwargs.get("closure")) is not None  # args[0] is the optimizer
-                self.record.before_step(held, self.hooks, optimizer, self.scaler or scaler_in_charge(), closure)
+                self._record.before_step(held, self._hooks, optimizer, self._scaler or scaler_in_charge(), closure)
 
-    def after_step(self, optimizer: Optimizer, _args: tuple, _kwargs: dict) -> None:
-        if optimizer not in self.stepped:
+    def _after_step(self, optimizer: Optimizer, _args: tuple, _kwargs: dict) -> None:
+        if optimizer not in self._stepped:
             return
-        if self.record is not None:
-            self.record.after_step()
-        if self.team is not None and self.team <= self.stepped:
-            self.complete()
-            self.prepare()
+        if self._record is not None:
+            self._record.after_step()
+        if self._team is not None and self._team <= self._stepped:
+            self._complete()
+            self._prepare()
 
-    def begin(self, who: "Optimizer | GradientMonitor") -> None:
+    def _begin(self, who: "Optimizer | GradientMonitor") -> None:
         """Somebody is about to change weights: the first to do so opens the step's record, if it has one."""
-        self.delivery.deliver_arrived()
-        if who in self.stepped:  # for the second time: the step in progress was over
-            self.team = self.stepped
-            self.complete()
-            self.current, self.stepped = self.current + 1, set()
-        if not self.stepped and self.is_due(self.current):
-            self.record = StepRecord(self.current, self.watched)
-        self.stepped.add(who)
-        if self.team is None and isinstance(who, Optimizer) and self.steps_alone(who):
-            self.team = {who}
+        self._delivery.deliver_arrived()
+        if who in self._stepped:  # for the second time: the step in progress was over
+            self._team = self._stepped
+            self._complete()
+            self._current, self._stepped = self._current + 1, set()
+        if not self._stepped and self._is_due(self._current):
+            self._record = StepRecord(self._current, self._watched)
+        self._stepped.add(who)
+        if self._team is None and isinstance(who, Optimizer) and self._steps_alone(who):
+            self._team = {who}
 
-    def steps_alone(self, optimizer: Optimizer) -> bool:
+    def _steps_alone(self, optimizer: Optimizer) -> bool:
         """Whether nothing is left for others to step; should they all the same, the next step will tell."""
-        held = {i for group in self.held_by(optimizer) for i in group}
-        return optimizer is self.optimizer or all(
-            i in held for i, weight in enumerate(self.watched.weights) if weight.requires_grad)
+        held = {i for group in self._held_by(optimizer) for i in group}
+        return optimizer is self._optimizer or all(
+            i in held for i, weight in enumerate(self._watched.weights) if weight.requires_grad)
 
     # --- a step ------------------------------------------------------------------------------------------------------
 
-    def is_due(self, step: int) -> bool:
+    def _is_due(self, step: int) -> bool:
         return step % self.every == 0
 
-    def prepare(self) -> None:
+    def _prepare(self) -> None:
         """Hooks on for the next step if it is to be recorded, off if not."""
-        if self.is_due(self.current + bool(self.stepped)):
-            self.hooks.arm()
+        if self._is_due(self._current + bool(self._stepped)):
+            self._hooks.arm()
         else:
-            self.hooks.disarm()
+            self._hooks.disarm()
 
-    def complete(self) -> None:
+    def _complete(self) -> None:
         """The step in progress is over, and so is its record."""
-        record, self.record = self.record, None
+        record, self._record = self._record, None
         if record is None or not record.taken:
             return
         if record.before:
             record.after_step()
-        self.delivery.take(record)
+        self._delivery.take(record)
 
     # --- who holds what ----------------------------------------------------------------------------------------------
 
-    def held_by(self, optimizer: Optimizer) -> Groups:
+    def _held_by(self, optimizer: Optimizer) -> Groups:
         groups = optimizer.param_groups
-        known = self.holders.get(optimizer)
+        known = self._holders.get(optimizer)
         if known is None or known[0] != len(groups):
-            held = [self.position[id(p)] for group in groups for p in group["params"] if id(p) in self.position]
-            everything = len(set(held)) == len(self.watched.weights)
-            self.holders[optimizer] = known = (len(groups),
-                                               self.every_weight if everything else self.watched.groups(held))
+            held = [self._position[id(p)] for group in groups for p in group["params"] if id(p) in self._position]
+            everything = len(set(held)) == len(self._watched.weights)
+            self._holders[optimizer] = known = (len(groups),
+                                                self._every_weight if everything else self._watched.groups(held))
         return known[1]
 
-    def check_optimizer(self, call: str, optimizer: Optimizer | None) -> Optimizer | None:
+    def _check_optimizer(self, call: str, optimizer: Optimizer | None) -> Optimizer | None:
         if optimizer is None:
             return None
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"{call}: `optimizer` must be a torch.optim.Optimizer, got {type(optimizer).__name__}. "
                             f"For a loop of your own, leave it out and call {CALL}.step().")
-        if not self.held_by(optimizer):
+        if not self._held_by(optimizer):
             raise ValueError(f"{call}: `optimizer` must hold weights of `model`, got one that holds none of them. "
                              "Was the model copied, or wrapped, after the optimizer was made?")
         return optimizer

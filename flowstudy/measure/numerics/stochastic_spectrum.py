@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from scipy import stats
+from scipy.special import stdtrit
 from torch import Tensor
 
 from . import EPS
@@ -136,7 +136,7 @@ def interval(known: float, samples: Float[Tensor, " samples"], confidence: float
         return known, known, known
     m, mean, peak = len(samples), samples.mean().item(), samples.amax().item() or 1.0
     error = peak * (samples / peak).std().item() / m ** 0.5   # scaled: fourth powers of a vanishing J underflow
-    t = float(stats.t.ppf(0.5 + 0.5 * confidence, m - 1))
+    t = float(stdtrit(m - 1, 0.5 + 0.5 * confidence))  # Student's t quantile
     upper = t + 8 ** 0.5 * (2 * t**2 + 1) / (6 * m**0.5) + t * (22 * t**2 + 44) / (18 * m)
     return known + mean, known + max(mean - t * error, 0.0), known + mean + upper * error
 

@@ -47,7 +47,8 @@ class SweepError(RuntimeError):
     def __init__(self, message: str, failures: Sequence[Failure],
                  rows: pd.DataFrame | dict[str, pd.DataFrame]):
         super().__init__(message)
-        self.failures, self.rows = list(failures), rows
+        self.failures: list[Failure] = list(failures)
+        self.rows: pd.DataFrame | dict[str, pd.DataFrame] = rows
 
 
 def failure(cell: Cell, error: BaseException | str) -> Failure:

@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -37,8 +37,8 @@ class Store:
     one of a later version is left alone.  `pandas.read_parquet(<root>/<table>)` and DuckDB read a table as it is.
     """
 
-    def __init__(self, root: str | os.PathLike):
-        self.root = Path(root)
+    def __init__(self, root: str | os.PathLike[str]):
+        self.root: Path = Path(root)
         self._footers: dict[Path, tuple[tuple, dict | None]] = {}  # by file: its time and size, and what it said then
         self._swept: set[Path] = set()
 
@@ -69,7 +69,7 @@ class Store:
         sweep_leftovers(self.root / table)
         self._swept.add(self.root / table)
 
-    def append(self, table: str, cells: Sequence[Cell], rows: pd.DataFrame, provenance: dict) -> Path:
+    def append(self, table: str, cells: Sequence[Cell], rows: pd.DataFrame, provenance: dict[str, Any]) -> Path:
         """Store the rows of whole cells; `rows` has a column `place`, the position in `cells` of the cell that a row
         belongs to.
 
@@ -109,11 +109,11 @@ class Store:
         rows = rows[owner == np.arange(len(files)).repeat([len(read) for read in tables])]
         return rows.iloc[rows["cell"].map(order).argsort(kind="stable")].reset_index(drop=True)
 
-    def provenance(self, table: str) -> list[dict]:
+    def provenance(self, table: str) -> list[dict[str, Any]]:
         """One record a file: versions, device, seconds."""
         return [footer["provenance"] for footer in self.footers(table)]
 
-    def footers(self, table: str) -> list[dict]:
+    def footers(self, table: str) -> list[dict[str, Any]]:
         """What each file that is in use says of itself: `cells` (keys) and `provenance`."""
         used = set(self.stored(table).values())
         return [footer for path, footer in self._files(table) if path in used]

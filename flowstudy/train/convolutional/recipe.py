@@ -66,7 +66,7 @@ class ConvHistory:
 
 
 def train_conv(net: nn.Module, data: Dataset, recipe: Recipe, *, seed: int = 0,
-               checkpoint: str | os.PathLike | None = None, seconds: float = 60.0,
+               checkpoint: str | os.PathLike[str] | None = None, seconds: float = 60.0,
                tick: Callable[[], object] = lambda: None) -> ConvHistory:
     """Train one net, in place; a net that diverges is a result, not an error.
 

@@ -73,7 +73,7 @@ def load_images(name: str, size: int, *, channels: int | None = None, train_samp
 
 
 def train_conv_nets(runs: Sequence[ConvRun], data: Dataset, recipe: Recipe, *,
-                    store: str | os.PathLike | None = None, progress: bool = True) -> pd.DataFrame:
+                    store: str | os.PathLike[str] | None = None, progress: bool = True) -> pd.DataFrame:
     """Train each net from the authors' initial weights, on the device of `data`.
 
     Args:
@@ -105,7 +105,7 @@ def train_conv_nets(runs: Sequence[ConvRun], data: Dataset, recipe: Recipe, *,
 def train_conv_study(nets: Mapping[str, Sequence[str]], block: Sequence[str], seed: Iterable[int],
                      recipes: Sequence[Recipe], *, size: int, channels: int | None = None,
                      train_samples: int | None = None, device: str | torch.device = "auto",
-                     store: str | os.PathLike | None = None, progress: bool = True) -> pd.DataFrame:
+                     store: str | os.PathLike[str] | None = None, progress: bool = True) -> pd.DataFrame:
     """`train_conv_nets` on several data sets and by several recipes: the `nets` of each data set, every combination.
 
     `size`, `channels`, `train_samples` and `device` as for `load_images`.

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowstudy.names import meet_kinds
 from flowstudy.nets.blocks import PlainBlock, runs_as
 from flowstudy.nets.fully_connected import FullyConnected
 from flowstudy.train.batches import in_batches, padded_size
@@ -148,6 +149,7 @@ def trains_by_hand(template: nn.Module) -> bool:
 
     Any other module is for StackedModules: a subclass or a replaced part would train as what it is not.
     """
+    meet_kinds()
     if not any(runs_as(template, net) for net in NETS) or not runs_as(template.blocks, nn.Sequential):
         return False
     blocks = list(template.blocks)

@@ -35,16 +35,16 @@ def write_gallery(out: Path, studies: list[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     stamps = {study: json.loads((out / study / "stamp.json").read_text()) for study in studies}
     links = "".join(f'<a href="#{study}">{study}</a>' for study in studies)
-    body = "".join(section(out, study, stamp) for study, stamp in stamps.items())
+    body = "".join(study_section(out, study, stamp) for study, stamp in stamps.items())
     page = ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>flowstudy: figures</title><style>{STYLE}</style></head><body>\n"
             "<h1>flowstudy</h1><p>Will this network train at this depth, and if not, why? Every figure below was "
-            f"made by <code>studies/regenerate.py</code>.</p><nav>{links}</nav>\n{body}</body></html>\n")
+            f"made by <code>flowstudy figures</code>.</p><nav>{links}</nav>\n{body}</body></html>\n")
     write_whole(out / "index.html", page.encode())
 
 
-def section(out: Path, study: str, stamp: dict) -> str:
+def study_section(out: Path, study: str, stamp: dict) -> str:
     executed = out / study / f"{study}.ipynb"
     title, paragraphs = question(executed)
     text = "".join(f"<p>{html.escape(paragraph)}</p>" for paragraph in paragraphs)

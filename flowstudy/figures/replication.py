@@ -74,11 +74,11 @@ def write_report(root: Path) -> None:
                for path in sorted((root / "replication").glob("*/*.json"))}
     lines = ["# The paper, figure by figure and table by table", "",
              "*Training Very Deep Networks* (Srivastava, Greff, Schmidhuber, NIPS 2015, arXiv:1507.06228). Written by "
-             "`studies/regenerate.py` from the records in [replication/](replication); not edited by hand.", ""]
+             "`make figures` from the records in [replication/](replication); not edited by hand.", ""]
     for part, profiles in PARTS.items():
         lines += [f"## {part}", "", *(f"- Profile **{name}**: {ABOUT[name]}" for name in profiles), ""]
         for profile, item in itertools.product(profiles, ITEMS):
-            lines += section(root, profile, item, records)
+            lines += item_section(root, profile, item, records)
         if part == next(iter(PARTS)):
             lines += not_run(records)
     write_whole(root / "REPLICATION.md", ("\n".join(lines).rstrip() + "\n").encode())
@@ -93,7 +93,7 @@ def not_run(records: dict) -> list[str]:
             "run them.", ""]
 
 
-def section(root: Path, profile: str, item: str, records: dict) -> Iterable[str]:
+def item_section(root: Path, profile: str, item: str, records: dict) -> Iterable[str]:
     study, title, deviation = ITEMS[item]
     record = records.get((profile, study), {"rows": []})
     rows = [row for row in record["rows"] if row["item"] == item]
