@@ -226,7 +226,7 @@ def spectra(run) -> tuple[pd.DataFrame, pd.DataFrame]:
 def test_rank_and_log_volume_are_exact(spectra):
     """Of width-16 ReLU and linear nets, 20 a kind; orthogonal linear nets are isometries."""
     statistics = with_predicted_statistics(*spectra)
-    exact = statistics[(statistics["net"] == "plain")].set_index(["activation", "statistic"])
+    exact = statistics[statistics["net"] == "plain"].set_index(["activation", "statistic"]).sort_index()
     for which in (("relu", "rank"), ("linear", "mean_log")):
         rows = exact.loc[which]
         assert rows["predicted"].notna().all() and np.abs(rows["z"]).max() < LARGEST_Z

@@ -59,6 +59,8 @@ def required() -> Iterator[tuple[str, Requirement]]:
 
 def test_every_requirement_is_pinned_to_a_version_that_satisfies_it():
     """Core and all extras, with all that these require in turn, so that two installations are the same."""
+    if Path(sys.prefix) == ROOT / ".venv-lower":
+        pytest.skip("the oldest versions ask for other packages than the pinned ones do")
     pinned, wrong = pins(), []
     for asker, requirement in required():
         version = pinned.get(canonicalize_name(requirement.name))
