@@ -284,8 +284,8 @@ def test_losses_that_are_asked_for(user):
 
 def test_messages_name_options_that_exist():
     """Every --option in the words and the code of the command line is one of some command, or of Python's own."""
-    commands = get_command(cli.app).commands.values()
-    known = {name for command in commands for option in command.params
+    app = get_command(cli.app)
+    known = {name for command in (app, *app.commands.values()) for option in command.params
              for name in (*option.opts, *option.secondary_opts)}
     folder = Path(inspect.getfile(cli)).parent
     named = {word for path in folder.glob("*.py") for word in re.findall(r"--[a-z][a-z-]*[a-z]", path.read_text())}

@@ -7,7 +7,7 @@ import pytest
 from flowstudy import names
 from flowstudy.data.datasets import DATASETS
 from flowstudy.kinds import KINDS
-from flowstudy.measure.gradients.losses import LOSSES
+from flowstudy.measure.gradients.losses import LOSSES, OWN
 from flowstudy.nets import ACTIVATIONS, SCHEMES
 from flowstudy.sweep.looks.table import MEASUREMENTS
 from flowstudy.trainability.will_it_train import OPTIMIZERS
@@ -15,7 +15,7 @@ from flowstudy.trainability.will_it_train import OPTIMIZERS
 
 @pytest.mark.parametrize("completed, known", [
     (names.NetName, KINDS), (names.ActivationName, ACTIVATIONS), (names.SchemeName, SCHEMES),
-    (names.DatasetName, DATASETS), (names.MeasureName, MEASUREMENTS), (names.LossName, LOSSES),
+    (names.DatasetName, DATASETS), (names.MeasureName, MEASUREMENTS), (names.LossName, (*LOSSES, OWN)),
     (names.OptimizerName, OPTIMIZERS),
 ], ids=["net", "activation", "scheme", "dataset", "measure", "loss", "optimizer"])
 def test_names_are_the_tables(completed, known):
