@@ -7,7 +7,6 @@ from types import MethodType
 import pytest
 import torch
 from cases import CLASSES, FEATURES, assert_same
-from conftest import HAVE_CUDA
 from test_loop import SAMPLES, data, nets_of, settings, slow_training, weights_and_loss
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -266,7 +265,7 @@ def test_denormals_are_flushed_in_training_alone():
     assert (tiny * 1.0).item() > 0
 
 
-@HAVE_CUDA
+@pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
 def test_replayed_steps_are_steps(kind, device="cuda"):
     """100 steps of a captured graph, whole replays and the rest of them, are 100 steps one by one; and a net alone is
