@@ -121,7 +121,7 @@ def test_a_net_that_is_no_known_one_trains_as_what_it_is(case):
         net.double()
     many, samples = stack(made), data(torch.float64)
     momentum = torch.tensor([0.0, 0.9], dtype=torch.float64)
-    built = group.builder(many.template, samples.x_train, samples.y_train, 8)(many.state, momentum)
+    built = group.builder(many.template, samples.x_train, samples.y_train, 8)(many, momentum)
     built.set_rate(torch.full((2,), 0.05, dtype=torch.float64))
     optimizers = [torch.optim.SGD(net.parameters(), 0.05, momentum=m) for net, m in zip(made, [0.0, 0.9], strict=True)]
     for index, weight in zip(*batches(21, 7, 0, 0), strict=True):

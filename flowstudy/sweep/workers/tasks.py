@@ -144,8 +144,7 @@ def attempt(task: Task, cells: Sequence[Cell], data: Dataset, tick: Callable[[in
 
 def pieces(task: Task, data: Dataset) -> list[Sequence[Cell]]:
     """The task's cells in parts that fit into the memory of where it runs."""
-    first = task.cells[0]
-    size = nets_that_fit(first, data) if first.epochs else len(task.cells)
+    size = nets_that_fit(task.cells, data) if task.cells[0].epochs else len(task.cells)
     return [task.cells[i:i + size] for i in range(0, len(task.cells), size)]
 
 

@@ -1,4 +1,4 @@
-"""Every operation on an emulated device: what CUDA would refuse is refused, then the CPU's kernel runs on its memory."""
+"""Every operation on an emulated device: what CUDA refuses is refused, then the CPU's kernel runs on its memory."""
 
 import threading
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ aten = torch.ops.aten
 LOCK = threading.RLock()  # autograd has a thread for each device
 
 # They tell the host a number, or how large their result is.
-WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount",
-           "equal", "is_nonzero", "repeat_interleave"}
+WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive",
+           "bincount", "equal", "is_nonzero", "repeat_interleave"}
 NO_KERNEL = {"empty", "empty_strided", "empty_like", "new_empty", "set_", "resize_", "detach", "alias", "lift",
              "lift_fresh", "as_strided_", "record_stream"}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
@@ -127,9 +127,9 @@ def check_hosts(op: torch._ops.OpOverload, args: tuple, leaves: list, where: tor
             LOG.transfers["H2D"] += tensor.dim() > 0
         elif name in INDEXING and not on_device(args[0]):
             raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
-        elif tensor.dim() or (plain not in WITH_NUMBERS and not tensor.is_inference()):
-            raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, {where} "
-                               f"and cpu! (in {op}, shape {tuple(tensor.shape)})")
+        elif tensor.dim() or plain not in WITH_NUMBERS:
+            raise RuntimeError("Expected all tensors to be on the same device, but found at least two devices, "
+                               f"{where} and cpu! (in {op}, shape {tuple(tensor.shape)})")
 
 
 def graph_for(name: str, where: torch.device) -> object:
