@@ -28,6 +28,7 @@ from .nets import (
 from .sweep import Cell, Store, StoreError, SweepError, best, grid, random_search, run, top
 from .train import RecordAt
 from .trainability import Trainability, UntrainableError, assert_trainable, trainability
+from .version import VERSION
 
 
 def _plot(name: str) -> object:
@@ -38,7 +39,7 @@ def _plot(name: str) -> object:
 
 
 drawn.find_plot = _plot
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     # build

@@ -53,7 +53,7 @@ class Recorder:
     def look(self, step: int, epoch: float, moment: CellsMoment) -> None:
         """Nets trained together are looked at a few at a time, those of one activation: a look may take far more memory
         than a step, and is of nets that share a forward pass."""
-        for first, last in parts_of(moment.cells):
+        for first, last in looked_at_together(moment.cells):
             part = moment.part(first, last)
             for table, (look, options, dated, steps) in self.looks.items():
                 if step in steps:
@@ -71,7 +71,7 @@ class Recorder:
         return pd.concat([pd.DataFrame(rows) for rows in self.kept[table]], ignore_index=True)
 
 
-def parts_of(cells: Sequence[Cell]) -> Iterator[tuple[int, int]]:
+def looked_at_together(cells: Sequence[Cell]) -> Iterator[tuple[int, int]]:
     """From which cell to before which."""
     for _, alike in runs_of([cell.activation for cell in cells]):
         for first in range(alike.start, alike.stop, LOOKED_AT_ONCE):
