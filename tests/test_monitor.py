@@ -178,12 +178,13 @@ def assert_rows_equal(frame: pd.DataFrame, expected: list[dict], tolerance: floa
 
 @pytest.mark.parametrize("passes", [1, 3])
 @pytest.mark.parametrize("name", MODELS)
-def test_equal_to_a_loop_by_hand(name, passes):
+def test_equal_to_a_loop_by_hand(name, passes, device):
     """Every quantity of every layer and step: micro-batches, clipping, momentum; nan where by hand there is nothing."""
     data = batches(3 * passes)
     steps = [data[i * passes:(i + 1) * passes] for i in range(3)]
-    model, twin = model_of(name), model_of(name)
-    frame = run(model, GradientMonitor(model), steps, sgd(model))
+    model, twin = model_of(name).to(device), model_of(name)
+    there = [[(x.to(device), y.to(device)) for x, y in step] for step in steps]
+    frame = run(model, GradientMonitor(model), there, sgd(model))
     by_hand = sgd(twin)
     assert_rows_equal(frame, [step_by_hand(twin, by_hand, step) for step in steps], ROUNDING)
     assert frame["layer"].tolist() == 3 * list(range(1, len(layers_by_hand(twin)) + 1))

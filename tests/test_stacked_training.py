@@ -340,7 +340,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("kill_at", [1, 2, 4, 7, 9])
-def test_a_killed_run_goes_on_to_the_same_numbers(kill_at, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_to_the_same_numbers(kill_at, device, tmp_path, monkeypatch):
     """Stopped after any write of the checkpoint, the run that resumes ends as one that was never stopped, bit for bit.
 
     One net diverges in the first epoch: what was dropped stays dropped.
@@ -351,7 +351,8 @@ def test_a_killed_run_goes_on_to_the_same_numbers(kill_at, tmp_path, monkeypatch
     at = RecordAt(epochs=[0, 1, -1], steps=[3, 7])
 
     def run(watch: Watch, checkpoint: Checkpoint | None) -> loop.History:
-        return train(nets_of(range(3), "PlainNet-relu-L9"), data(), plan, at=at, observer=watch, checkpoint=checkpoint)
+        return train(nets_of(range(3), "PlainNet-relu-L9", device=device), data(device=device), plan, at=at,
+                     observer=watch, checkpoint=checkpoint)
 
     whole = Watch()
     expected = run(whole, None)
