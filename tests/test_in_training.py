@@ -89,6 +89,13 @@ def test_stacks_are_as_large_as_memory_allows(tmp_path, monkeypatch):
     assert len(list((tmp_path / "whole").glob("training_loss-*/*.parquet"))) == 1
 
 
+def test_memory_that_torch_holds_unused_is_free(monkeypatch):
+    """Of 80 GB another process has 30 and torch 40, 25 of them unused: 10 + 25 are free."""
+    for name, answer in {"mem_get_info": (10, 80), "memory_reserved": 40, "memory_allocated": 15}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _device, answer=answer: answer)
+    assert memory.free_bytes(torch.device("cuda")) == 35.0
+
+
 class Stopped(BaseException):
     """As a signal would: no `except Exception` holds it up."""
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowstudy.measure.models.copies import fast_copy
+from flowstudy.measure.models.copies import check_same_device, fast_copy
 from flowstudy.refusal import RefusalError, RefusalTypeError
 
 Loss = Callable[[Tensor, Tensor | None], Tensor]
@@ -46,6 +46,7 @@ def check_targets(call: str, output: object, y: object, loss: str | Loss) -> Non
         return
     if not isinstance(y, Tensor):
         raise RefusalTypeError(f"{call}: `y` must be a tensor of targets, got {type(y).__name__}. Use torch.as_tensor.")
+    check_same_device(call, y, output.device)
     if loss != "cross_entropy":
         return
     if output.ndim < 2:

@@ -161,3 +161,10 @@ def check_batch(call: str, model: nn.Module, x: Tensor) -> None:
     if isinstance(features, int) and x.shape[-1] != features:
         raise RefusalError(f"{call}: `x` must have {features} features in its last axis, got shape {tuple(x.shape)}. "
                            "Flatten images with x.flatten(1).")
+
+
+def check_same_device(call: str, y: Tensor, device: torch.device) -> None:
+    """Targets are where the model's outputs are."""
+    if y.device != device:
+        raise RefusalError(f"{call}: `y` must be on the model's device {device}, got {y.device}. "
+                           f"Pass y.to({str(device)!r}).")
