@@ -100,7 +100,13 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("factors", "tolerance"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+HARD = ("saturated", "784-like to 10", "bottleneck", "ascending", "condition 1e6", "Jordan", "relu")
+ON_CUDA = [pytest.param(*case[1:], "cuda", marks=pytest.mark.gpu, id=f"{case[0]}, cuda") for case in CASES
+           if case[0] in HARD]
+
+
+@pytest.mark.parametrize(("factors", "tolerance", "device"),
+                         [*(pytest.param(*case[1:], "cpu", id=case[0]) for case in CASES), *ON_CUDA])
 def test_every_singular_value_agrees_with_extended_precision(factors, tolerance, device):
     """And within log_error, which covers rounding and not much more."""
     error, claimed = against_reference(factors(), device)

@@ -1,13 +1,13 @@
 """Every operation on an emulated device: what CUDA refuses is refused, then the CPU's kernel runs on its memory."""
 
+import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 
 import emulated_device
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 from .log import LOG
 from .streams import capturing, current_streams, default_streams, forbid_in_capture, index_of, wait
@@ -28,12 +28,40 @@ WITH_NUMBERS = {"add", "sub", "mul", "div", "where", "maximum", "minimum", "pow"
                 "sigmoid_backward", "tanh_backward"} | INDEXING
 
 
-def name_of(op: torch._ops.OpOverload) -> str:
-    return op._schema.name.split("::")[1]
+class Schema:
+    """What an operation takes."""
+
+    def __init__(self, op: torch._ops.OpOverload):
+        self.name = op._schema.name.split("::")[1]
+        self.arguments = [(argument.name, argument.alias_info is not None and argument.alias_info.is_write,
+                           isinstance(argument.type, torch.TensorType)) for argument in op._schema.arguments]
+        self.draws = torch.Tag.nondeterministic_seeded in op.tags
+
+    def values(self, args: tuple, kwargs: dict) -> list[tuple[bool, object]]:
+        """Each value that is given, and whether it is written to."""
+        by_place = [(written, value) for (_, written, _), value in zip(self.arguments, args, strict=False)]
+        return by_place + [(written, kwargs[name]) for name, written, _ in self.arguments if name in kwargs]
+
+
+schema_of = functools.cache(Schema)
+
+
+def leaves_of(value: object) -> Iterator[object]:
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from leaves_of(part)
+    else:
+        yield value
+
+
+def mapped(function: Callable[[object], object], value: object) -> object:
+    if isinstance(value, list | tuple):
+        return type(value)([mapped(function, part) for part in value])
+    return function(value)
 
 
 def on_device(tensor: object) -> bool:
-    return isinstance(tensor, Tensor) and tensor.device.type == "cuda"
+    return isinstance(tensor, Tensor) and tensor.is_cuda
 
 
 def on_host(value: object) -> object:
@@ -49,29 +77,30 @@ def on_cuda(op: torch._ops.OpOverload, *args: object, **kwargs: object) -> objec
 
 
 def emulate(op: torch._ops.OpOverload, args: tuple, kwargs: dict) -> object:
-    name, leaves = name_of(op), tree_leaves((args, kwargs))
+    schema = schema_of(op)
+    name, given = schema.name, schema.values(args, kwargs)
+    leaves = [leaf for _, value in given for leaf in leaves_of(value)]
     where = device_of(op, leaves)
-    check_hosts(op, args, leaves, where)
+    check_hosts(op, name, args, leaves, where)
     if name in WAITING or (name in INDEXING and any(
-            isinstance(leaf, Tensor) and leaf.dtype == torch.bool for leaf in tree_leaves(args[1]))):
+            isinstance(leaf, Tensor) and leaf.dtype == torch.bool for leaf in leaves_of(args[1]))):
         wait(name)
     graph = graph_for(name, where)
-    given = [value for _, value in bound(op, args, kwargs)]
-    args, kwargs = host_arguments(op, args, kwargs)
-    hosts = [value for _, value in bound(op, args, kwargs)]
-    written = [(mine, host) for (argument, _), value, twin in zip(bound(op, args, kwargs), given, hosts, strict=True)
-               if argument.alias_info is not None and argument.alias_info.is_write
-               for mine, host in zip(tree_leaves(value), tree_leaves(twin), strict=True) if isinstance(host, Tensor)]
+    args, kwargs = host_arguments(schema, args, kwargs)
+    hosts = schema.values(args, kwargs)
+    written = [(mine, host) for (is_written, value), (_, twin) in zip(given, hosts, strict=True) if is_written
+               for mine, host in zip(leaves_of(value), leaves_of(twin), strict=True) if isinstance(host, Tensor)]
     if graph is not None:
         for _, host in written:
             graph.about_to_write(host)
-    known = {emulated_device.address(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-    result = run(op, args, kwargs, where)
+    known = {emulated_device.address(leaf) for _, value in hosts for leaf in leaves_of(value)
+             if isinstance(leaf, Tensor)}
+    result = run(op, schema, args, kwargs, where)
     for mine, host in written:
         if on_device(mine) and (mine.shape != host.shape
                                 or emulated_device.address(mine) != emulated_device.address(host)):
             emulated_device.take_over(mine, emulated_device.alias_on(host, str(where)))
-    tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+    tensors = [leaf for leaf in leaves_of(result) if isinstance(leaf, Tensor)]
     made = [(i, tensor) for i, tensor in enumerate(tensors) if emulated_device.address(tensor) not in known]
     if (made or written) and name not in NO_KERNEL:
         LOG.kernels[name] += 1
@@ -80,12 +109,6 @@ def emulate(op: torch._ops.OpOverload, args: tuple, kwargs: dict) -> object:
     elif graph is not None:
         graph.own.update(emulated_device.address(tensor) for _, tensor in made)
     return handed_back(result, written, where)
-
-
-def bound(op: torch._ops.OpOverload, args: tuple, kwargs: dict) -> Iterator[tuple[torch.Argument, object]]:
-    """Each argument of the schema with the value given for it."""
-    yield from zip(op._schema.arguments, args, strict=False)
-    yield from ((argument, kwargs[argument.name]) for argument in op._schema.arguments if argument.name in kwargs)
 
 
 def handed_back(result: object, written: list[tuple[Tensor, Tensor]], where: torch.device) -> object:
@@ -97,7 +120,7 @@ def handed_back(result: object, written: list[tuple[Tensor, Tensor]], where: tor
             return value
         return given[id(value)] if id(value) in given else emulated_device.alias_on(value, str(where))
 
-    return tree_map(back, result)
+    return mapped(back, result)
 
 
 # --- where -----------------------------------------------------------------------------------------------------------
@@ -114,9 +137,8 @@ def device_of(op: torch._ops.OpOverload, leaves: list) -> torch.device:
     return torch.device("cuda", index_of(asked[0] if asked else None))
 
 
-def check_hosts(op: torch._ops.OpOverload, args: tuple, leaves: list, where: torch.device) -> None:
+def check_hosts(op: torch._ops.OpOverload, name: str, args: tuple, leaves: list, where: torch.device) -> None:
     """Tensors of the host may stand for numbers, and be indices of what is on the device."""
-    name = name_of(op)
     plain = name.removesuffix("_")
     for tensor in leaves:
         if isinstance(tensor, torch.Generator) and tensor.device.type != "cuda":
@@ -145,24 +167,24 @@ def graph_for(name: str, where: torch.device) -> object:
 # --- on the host -----------------------------------------------------------------------------------------------------
 
 
-def host_arguments(op: torch._ops.OpOverload, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    def host(argument: torch.Argument, value: object) -> object:
-        if isinstance(value, bool | int | float | complex) and isinstance(argument.type, torch.TensorType):
+def host_arguments(schema: Schema, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    def host(is_tensor: bool, value: object) -> object:
+        if is_tensor and isinstance(value, bool | int | float | complex):
             return emulated_device.as_number(torch.tensor(value, dtype=torch.float64 if isinstance(value, float)
                                                           else None))
-        return tree_map(on_host, value)
+        return mapped(on_host, value)
 
-    named = {argument.name: argument for argument in op._schema.arguments}
-    on_hosts = {name: host(named[name], value) for name, value in kwargs.items() if name in named}
-    if on_hosts.get("pin_memory"):
-        on_hosts["pin_memory"] = False
-    return tuple(host(argument, value) for argument, value in zip(op._schema.arguments, args, strict=False)), on_hosts
+    by_name = {name: host(is_tensor, kwargs[name]) for name, _, is_tensor in schema.arguments if name in kwargs}
+    if by_name.get("pin_memory"):
+        by_name["pin_memory"] = False
+    by_place = zip(schema.arguments, args, strict=False)
+    return tuple(host(is_tensor, value) for (_, _, is_tensor), value in by_place), by_name
 
 
 generators: dict[int, torch.Generator] = {}  # of each device
 
 
-def run(op: torch._ops.OpOverload, args: tuple, kwargs: dict, where: torch.device) -> object:
+def run(op: torch._ops.OpOverload, schema: Schema, args: tuple, kwargs: dict, where: torch.device) -> object:
     """The CPU's kernel; what draws without a generator of its own draws from the device's, not from the host's."""
     given = [value for value in chain(args, kwargs.values()) if isinstance(value, torch.Generator)]
     if given:
@@ -171,7 +193,7 @@ def run(op: torch._ops.OpOverload, args: tuple, kwargs: dict, where: torch.devic
             return op(*args, **kwargs)
         finally:
             emulated_device.say_on(given[0], str(where))
-    if torch.Tag.nondeterministic_seeded not in op.tags:
+    if not schema.draws:
         return op(*args, **kwargs)
     before, generator = torch.default_generator.get_state(), generators[where.index]
     torch.default_generator.set_state(generator.get_state())
