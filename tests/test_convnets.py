@@ -1,6 +1,7 @@
 """Training by the authors' recipes: schedules, runs that survive kills, nets that diverge."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -40,6 +41,13 @@ def data(samples: int = 50) -> Dataset:
     return Dataset("made up", x, y, x[:20], y[:20], 10)
 
 
+@pytest.fixture(autouse=True)
+def exact_convolutions() -> Iterator[None]:
+    """On a GPU: float32 throughout, and the same bits each time."""
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        yield
+
+
 def net(seed: int = 0) -> ConvNet:
     return initialize_as_authors(mnist_conv_net(4), seed)
 
@@ -61,8 +69,7 @@ def test_an_epoch_is_its_steps_written_out(device):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     ready = INPUTS[recipe.inputs](data())
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        history = train_conv(mine, data().to(device), recipe, seed=7)
+    history = train_conv(mine, data().to(device), recipe, seed=7)
     optimizer = nesterov_sgd(slow, recipe.learning_rate)
     order = torch.randperm(50, generator=torch.Generator().manual_seed(7 * 1_000_003))
     losses = []
