@@ -55,7 +55,8 @@ test-integrations: .venv/.integrations ## Lightning, Hugging Face, Dask and Optu
 test-cuda-emulated: .venv/.dev ## those for a GPU on emulated ones, signatures checked; skipped without g++
 	@if ! command -v $${CXX:-g++} >/dev/null; then \
 		echo "Skipped: no C++ compiler $${CXX:-g++} to build the emulated GPUs of tests/emulator with."; \
-	else $(PY) tests/emulator/build.py && PYTHONPATH=tests/emulator $(PYTEST) -m gpu $(CHECKED) $(PYTEST_ARGS); fi
+	else $(PY) tests/emulator/build.py && PYTHONPATH=$(CURDIR)/tests/emulator$${PYTHONPATH:+:$$PYTHONPATH} \
+		$(PYTEST) -m gpu $(CHECKED) $(PYTEST_ARGS); fi
 
 lab: .venv/.lab ## JupyterLab on studies/, paths as from here
 	@$(PY) -m jupyterlab studies --MappingKernelManager.root_dir="$(CURDIR)"
