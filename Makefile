@@ -32,7 +32,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT
 
 .DELETE_ON_ERROR:
-.PHONY: help figures test test-types test-slow test-integrations test-lower-bounds lab peers types package lint clean
+.PHONY: help figures test test-types test-slow test-integrations test-cuda-emulated test-lower-bounds lab peers types \
+	package lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -51,6 +52,12 @@ test-slow: .venv/.dev ## the others, signatures checked: whole studies, killed r
 
 test-integrations: .venv/.integrations ## Lightning, Hugging Face, Dask and Optuna: against the real packages
 	@$(PY) -m pytest tests/test_integrations.py tests/test_dask.py tests/test_optuna.py $(PYTEST_ARGS)
+
+test-cuda-emulated: .venv/.dev ## those for a GPU on emulated ones, signatures checked; skipped without g++
+	@if ! command -v $${CXX:-g++} >/dev/null; then \
+		echo "Skipped: no C++ compiler $${CXX:-g++} to build the emulated GPUs of tests/emulator with."; \
+	else $(PY) tests/emulator/build.py && PYTHONPATH=$(CURDIR)/tests/emulator$${PYTHONPATH:+:$$PYTHONPATH} \
+		$(PYTEST) -m gpu $(CHECKED) $(PYTEST_ARGS); fi
 
 lab: .venv/.lab ## JupyterLab on studies/, paths as from here
 	@$(PY) -m jupyterlab studies --MappingKernelManager.root_dir="$(CURDIR)"

@@ -8,7 +8,9 @@ import importlib
 import sys
 from types import ModuleType
 
-__version__ = "0.1.0"
+from .version import VERSION
+
+__version__ = VERSION
 
 _NAMES = {
     "nets": ["ACTIVATIONS", "HighwayNet", "PlainNet", "ResidualNet", "cifar_conv_net", "fitnet", "initialize",

@@ -1,5 +1,7 @@
 """What every test file shares: the device axis, threads that leave room for others, and calls as users make them."""
 
+import sys
+
 import hypothesis
 import jaxtyping
 import pytest
@@ -12,10 +14,22 @@ hypothesis.settings.register_profile("any machine", deadline=None,
                                      suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("any machine")
 
-HAVE_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+# By what a test for a GPU is marked, the first always: `gpu` asks for one, `gpu` and `two_gpus` for a second one, `gpu`
+# and `emulated` for devices that count.
+MISSING = {
+    "gpu": lambda: not torch.cuda.is_available() and "no CUDA device",
+    "two_gpus": lambda: torch.cuda.device_count() < 2 and "no second CUDA device",
+    "emulated": lambda: "emulated_cuda" not in sys.modules and "not on emulated devices",
+}
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=HAVE_CUDA)])
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark, missing in MISSING.items():
+        if item.get_closest_marker(mark) and (reason := missing()):
+            pytest.skip(reason)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request) -> str:
     return request.param
 

@@ -15,6 +15,7 @@ PLANS = {  # the last axis is the one that changes from cell to cell
     "plain": grid(net="plain", **WEIGHTS, learning_rate=[0.1, 0.2]),
     "residual": grid(net="residual", activation="relu", init=["he_normal", "orthogonal"], **WEIGHTS),
     "highway": grid(net="highway", **WEIGHTS, gate_bias=[-1.0, -3.0]),
+    "activations": grid(net="highway", init="critical", width=5, depth=3, seed=[0, 1], activation=["tanh", "erf"]),
     "highway, weights change": grid(net="highway", width=5, depth=3, gate_bias=[-1.0, -3.0], seed=[0, 1]),
 }
 KINDS = {"plain": PlainNet, "highway": HighwayNet, "residual": ResidualNet}

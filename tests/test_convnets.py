@@ -1,6 +1,7 @@
 """Training by the authors' recipes: schedules, runs that survive kills, nets that diverge."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -40,6 +41,13 @@ def data(samples: int = 50) -> Dataset:
     return Dataset("made up", x, y, x[:20], y[:20], 10)
 
 
+@pytest.fixture(autouse=True)
+def exact_convolutions() -> Iterator[None]:
+    """On a GPU: float32 throughout, and the same bits each time."""
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        yield
+
+
 def net(seed: int = 0) -> ConvNet:
     return initialize_as_authors(mnist_conv_net(4), seed)
 
@@ -54,14 +62,14 @@ def test_schedules_are_the_papers():
     assert (MNIST_RECIPE.learning_rate, CIFAR_RECIPE.learning_rate) == (MNIST_RATE, CIFAR_RATE)
 
 
-def test_an_epoch_is_its_steps_written_out():
+def test_an_epoch_is_its_steps_written_out(device):
     """Without dropout and crops: batches in the order of the seed, the last one smaller, loss weighted by samples."""
-    mine, slow, recipe = net().eval(), net(), replace(RECIPE, crop=False, epochs=1)
+    mine, slow, recipe = net().eval().to(device), net(), replace(RECIPE, crop=False, epochs=1)
     for module in (*mine.modules(), *slow.modules()):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     ready = INPUTS[recipe.inputs](data())
-    history = train_conv(mine, data(), recipe, seed=7)
+    history = train_conv(mine, data().to(device), recipe, seed=7)
     optimizer = nesterov_sgd(slow, recipe.learning_rate)
     order = torch.randperm(50, generator=torch.Generator().manual_seed(7 * 1_000_003))
     losses = []
@@ -72,10 +80,10 @@ def test_an_epoch_is_its_steps_written_out():
         optimizer.step()
         losses += [loss.item()] * len(index)
     for p, q in zip(mine.parameters(), slow.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=0, atol=1e-6)  # memory layout changes the order of summation
+        torch.testing.assert_close(p.cpu(), q, rtol=0, atol=1e-6)  # memory layout changes the order of summation
     assert history.loss == pytest.approx([sum(losses) / 50], rel=1e-5)
     right = (slow.eval()(ready.x_test).argmax(1) == ready.y_test).double().mean().item()
-    assert history.test_accuracy == [right] == [share_classified(mine, ready.x_test, ready.y_test)]
+    assert history.test_accuracy == [right] == [share_classified(mine.cpu(), ready.x_test, ready.y_test)]
 
 
 class Killed(Exception):
@@ -83,11 +91,11 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("after", [1, 2, 4])
-def test_a_killed_run_ends_with_the_same_bits(after, tmp_path):
+def test_a_killed_run_ends_with_the_same_bits(after, device, tmp_path):
     """Killed after any epoch, the rate dropped or not: weights, losses and accuracies of the whole run, dropout and
     crops among them; the process's own random state stays out of it."""
-    whole = net()
-    history = train_conv(whole, data(), RECIPE, seed=5)
+    whole, samples = net().to(device), data().to(device)
+    history = train_conv(whole, samples, RECIPE, seed=5)
     done: list[int] = []
 
     def tick() -> None:
@@ -96,10 +104,10 @@ def test_a_killed_run_ends_with_the_same_bits(after, tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        train_conv(net(), data(), RECIPE, seed=5, checkpoint=tmp_path / "run.pt", seconds=0.0, tick=tick)
+        train_conv(net().to(device), samples, RECIPE, seed=5, checkpoint=tmp_path / "run.pt", seconds=0.0, tick=tick)
     torch.manual_seed(99)
-    resumed, ticks = net(), []
-    assert train_conv(resumed, data(), RECIPE, seed=5, checkpoint=tmp_path / "run.pt",
+    resumed, ticks = net().to(device), []
+    assert train_conv(resumed, samples, RECIPE, seed=5, checkpoint=tmp_path / "run.pt",
                       tick=lambda: ticks.append(1)) == history
     assert len(ticks) == RECIPE.epochs - after
     assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters(), strict=True))

@@ -112,6 +112,22 @@ def test_rows_do_not_depend_on_how_many_nets_run_at_once(tmp_path, call, measure
         assert_frame_equal(frame, frames[0], rtol=1e-4, atol=1e-6)
 
 
+def test_rows_do_not_depend_on_the_activations_of_others(tmp_path, call):
+    """Searches mix activations: trained in one stack, each cell's rows are to the last bit those of the cell alone."""
+    plan = grid(net="highway", depth=3, activation=["tanh", "gelu", "relu"], seed=range(2), epochs=2, **SMALL)
+    plan = plan[::2] + plan[1::2]  # no two of one activation beside each other
+    assert len(engine.groups(plan, 20)) == 1
+    frames = call(plan, measure=["training_loss", "gradient_flow", "jacobian_spectrum"])
+    for cell in plan:
+        alone = call([cell], measure=list(frames), store=tmp_path / cell.key)
+        for measure, frame in frames.items():
+            own = frame[frame["cell"] == cell.key].reset_index(drop=True)
+            if measure == "training_loss":
+                assert_frame_equal(own, alone[measure], check_exact=True)
+            else:
+                assert_frame_equal(own, alone[measure], rtol=1e-9, atol=1e-11)
+
+
 def test_diverging_cell_is_a_row_like_others(call):
     """A cell that diverges is stored: nan from the epoch it is marked with; its neighbours are finite."""
     # linear: a ReLU net may die instead, with a finite loss

@@ -1,5 +1,7 @@
 """Looking at nets while they train: the same nets as in shorter runs, trained once, and nothing lost by a kill."""
 
+import functools
+
 import pandas as pd
 import pytest
 import torch
@@ -52,15 +54,16 @@ def test_several_measurements_share_one_training(tmp_path, monkeypatch):
                         lambda nets, *batch: (steps.append(len(nets)), step(nets, *batch)))
     cells, at = grid(**PLAN, epochs=2), RecordAt(epochs=[0, 2])
     measures = ["training_loss", "gradient_flow", "jacobian_spectrum"]
-    frames = run(cells, measure=measures, at=at, samples=3, store=tmp_path / "one", progress=False)
+    call = functools.partial(run, at=at, device="cpu", progress=False)  # a GPU replays steps without calling them
+    frames = call(cells, measure=measures, samples=3, store=tmp_path / "one")
     assert sum(steps) == 6 * 2 * 3 and list(frames) == measures
     for measure, frame in frames.items():
         options = {} if measure == "training_loss" else {"at": at, "samples": 3}
-        assert_frame_equal(run(cells, measure=measure, store=tmp_path / "own", progress=False, **options), frame)
+        own = run(cells, measure=measure, store=tmp_path / "own", device="cpu", progress=False, **options)
+        assert_frame_equal(own, frame)
     steps.clear()
     for measure in measures[1:]:
-        assert_frame_equal(run(cells, measure=measure, at=at, samples=3, store=tmp_path / "one", progress=False),
-                           frames[measure])
+        assert_frame_equal(call(cells, measure=measure, samples=3, store=tmp_path / "one"), frames[measure])
     assert not steps
 
 
@@ -77,13 +80,20 @@ def test_measurements_that_cannot_share_are_refused(measure, options, message, t
 def test_stacks_are_as_large_as_memory_allows(tmp_path, monkeypatch):
     """With room for two nets, groups of five train in parts, and the rows are the same."""
     cells = grid(**SMALL, seed=range(5), epochs=2)
-    whole = run(cells, store=tmp_path / "whole", progress=False)
+    whole = run(cells, store=tmp_path / "whole", device="cpu", progress=False)
     one = memory.bytes_per_net(stack_of(cells[:1], tasks.load("digits", 120, torch.device("cpu"))),
                                tasks.load("digits", 120, torch.device("cpu")), 40)
     monkeypatch.setattr(memory, "free_bytes", lambda _device: 2.5 * one / memory.SHARE)
-    assert_frame_equal(run(cells, store=tmp_path / "parts", progress=False), whole)
+    assert_frame_equal(run(cells, store=tmp_path / "parts", device="cpu", progress=False), whole)
     assert len(list((tmp_path / "parts").glob("training_loss-*/*.parquet"))) == 3
     assert len(list((tmp_path / "whole").glob("training_loss-*/*.parquet"))) == 1
+
+
+def test_memory_that_torch_holds_unused_is_free(monkeypatch):
+    """Of 80 GB another process has 30 and torch 40, 25 of them unused: 10 + 25 are free."""
+    for name, answer in {"mem_get_info": (10, 80), "memory_reserved": 40, "memory_allocated": 15}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _device, answer=answer: answer)
+    assert memory.free_bytes(torch.device("cuda")) == 35.0
 
 
 class Stopped(BaseException):
@@ -97,7 +107,7 @@ def test_a_stopped_run_goes_on_in_the_middle_of_a_group(measure, at, nets_at_onc
     left: also where the second run groups the cells otherwise, and cannot use it."""
     monkeypatch.setattr(loop, "SEGMENT", 0.0)
     monkeypatch.setattr(loop.Run, "first_segment", 1)
-    options = {"measure": measure, "progress": False} | ({"at": at} if at else {})
+    options = {"measure": measure, "device": "cpu", "progress": False} | ({"at": at} if at else {})
     cells = grid(**PLAN, epochs=3)
     whole = run(cells, store=tmp_path / "whole", **options)
     save, saves = Checkpoint.save, []

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from flowstudy import GradientMonitor, gradient_flow, plots
 from flowstudy.measure.monitor.kept import RecordFolder, load_records
+from flowstudy.measure.monitor.norms import Norms, norms, norms_of_rows
 from flowstudy.measure.monitor.norms import norm as measured_norm
-from flowstudy.measure.monitor.norms import norms, norms_of_rows
 from flowstudy.measure.monitor.watched import QUANTITIES
 
 GRADIENT, CLIPPED, UPDATE, ERROR, ACTIVATION = QUANTITIES
@@ -178,12 +178,13 @@ def assert_rows_equal(frame: pd.DataFrame, expected: list[dict], tolerance: floa
 
 @pytest.mark.parametrize("passes", [1, 3])
 @pytest.mark.parametrize("name", MODELS)
-def test_equal_to_a_loop_by_hand(name, passes):
+def test_equal_to_a_loop_by_hand(name, passes, device):
     """Every quantity of every layer and step: micro-batches, clipping, momentum; nan where by hand there is nothing."""
     data = batches(3 * passes)
     steps = [data[i * passes:(i + 1) * passes] for i in range(3)]
-    model, twin = model_of(name), model_of(name)
-    frame = run(model, GradientMonitor(model), steps, sgd(model))
+    model, twin = model_of(name).to(device), model_of(name)
+    there = [[(x.to(device), y.to(device)) for x, y in step] for step in steps]
+    frame = run(model, GradientMonitor(model), there, sgd(model))
     by_hand = sgd(twin)
     assert_rows_equal(frame, [step_by_hand(twin, by_hand, step) for step in steps], ROUNDING)
     assert frame["layer"].tolist() == 3 * list(range(1, len(layers_by_hand(twin)) + 1))
@@ -222,6 +223,17 @@ def test_norms_of_any_size_and_scale_are_those_of_float64(shape, scale):
     if len(shape) == 4:
         last = tensors[0].contiguous(memory_format=torch.channels_last)
         assert measured_norm(last) == pytest.approx(expected[0], rel=1e-6, nan_ok=True)
+
+
+def test_numbers_that_are_there_are_not_waited_for():
+    """To synchronise an event that has happened is a call that the host need not make; one that has not, it must."""
+    for there in (True, False):
+        found = Norms()
+        found.put("kind", [0, 1], torch.tensor([1.0, 2.0], dtype=torch.float64))
+        found.fetch()
+        found.arrived = Mock(query=Mock(return_value=there))
+        assert found.read().tolist() == [1.0, 2.0]
+        assert found.arrived.synchronize.called != there
 
 
 def test_gradients_too_small_for_float32_squares_are_not_zero():

@@ -71,13 +71,13 @@ def jordan(width: int, depth: int, seed: int = 0) -> list[Tensor]:
     return [torch.eye(width, dtype=torch.float64) + torch.diag(torch.ones(width - 1, dtype=torch.float64), 1)] * depth
 
 
-def against_reference(factors: list[Tensor], **options) -> tuple[Tensor, Tensor]:
+def against_reference(factors: list[Tensor], device: str = "cpu") -> tuple[Tensor, Tensor]:
     """Errors of the finite log values, and the errors claimed; the ranks must agree."""
-    expected, got = mp_reference.log_singular_values(factors), product_svd(factors, **options)
-    finite = expected.isfinite()
-    assert torch.equal(got.log_singular_values.isfinite(), finite)
+    expected, got = mp_reference.log_singular_values(factors), product_svd([a.to(device) for a in factors])
+    values, claimed, finite = got.log_singular_values.cpu(), got.log_error.cpu(), expected.isfinite()
+    assert torch.equal(values.isfinite(), finite)
     assert int(got.rank) == int(finite.sum())
-    return (got.log_singular_values - expected)[finite].abs(), got.log_error[finite]
+    return (values - expected)[finite].abs(), claimed[finite]
 
 
 # name, factors, tolerance. The last four: eps times the sensitivity of the product itself to its factors
@@ -100,10 +100,16 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("factors", "tolerance"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
-def test_every_singular_value_agrees_with_extended_precision(factors, tolerance):
+HARD = ("saturated", "784-like to 10", "bottleneck", "ascending", "condition 1e6", "Jordan", "relu")
+ON_CUDA = [pytest.param(*case[1:], "cuda", marks=pytest.mark.gpu, id=f"{case[0]}, cuda") for case in CASES
+           if case[0] in HARD]
+
+
+@pytest.mark.parametrize(("factors", "tolerance", "device"),
+                         [*(pytest.param(*case[1:], "cpu", id=case[0]) for case in CASES), *ON_CUDA])
+def test_every_singular_value_agrees_with_extended_precision(factors, tolerance, device):
     """And within log_error, which covers rounding and not much more."""
-    error, claimed = against_reference(factors())
+    error, claimed = against_reference(factors(), device)
     assert error.max() < tolerance
     assert (error <= claimed).all()
     assert claimed.max() < 1e3 * tolerance
@@ -264,12 +270,12 @@ def test_relu_rank_is_the_smallest_live_count():
     lambda a: a.index_copy(1, torch.tensor([3]), a[:, [5]]),                    # two equal columns
     lambda a: torch.linalg.svd(a).U * torch.tensor([1.0] * 19 + [0.0]).double() @ torch.linalg.svd(a).Vh,
 ], ids=["rows", "columns", "svd"])
-def test_a_singular_factor_costs_exactly_one_value(spoil):
+def test_a_singular_factor_costs_exactly_one_value(spoil, device):
     """Not resolved, wherever in the chain the factor stands: no zero of the factor says that the value is zero."""
     for place in (0, 4, 9):
         factors = gaussian(20, 10, seed=place)
         factors[place] = spoil(factors[place])
-        got = product_svd(factors)
+        got = product_svd([a.to(device) for a in factors])
         assert got.rank == 19 and got.below_floor == 1
         assert got.log_singular_values[-1].isnan() and got.log_error[-1] == math.inf
 
@@ -279,12 +285,12 @@ def test_a_singular_factor_costs_exactly_one_value(spoil):
     lambda a: a.index_fill(0, torch.tensor([2]), 0.0),                                    # a dead unit
     lambda a: torch.block_diag(a[:12, :11], a[12:, 11:]),                                 # 11 inputs of 12 units
 ], ids=["input", "unit", "blocks"])
-def test_zeros_of_a_factor_cost_exactly_one_value(spoil):
+def test_zeros_of_a_factor_cost_exactly_one_value(spoil, device):
     """-inf: exactly zero, by the places of the zeros alone."""
     for place in (0, 4, 9):
         factors = gaussian(20, 10, seed=place)
         factors[place] = spoil(factors[place])
-        got = product_svd(factors)
+        got = product_svd([a.to(device) for a in factors])
         assert got.rank == 19 and got.below_floor == 0
         assert got.log_singular_values[-1] == -math.inf and got.log_error[-1] == 0
 

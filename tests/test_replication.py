@@ -1,11 +1,14 @@
 """REPLICATION.md says what was measured, where, and what was not."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from flowstudy.figures.replication import ITEMS, keep_record, write_report
+from flowstudy.sweep import grid, run
+from flowstudy.sweep.workers import tasks
 
 
 def stamp(profile: str, seconds: float = 12.0) -> dict:
@@ -64,3 +67,28 @@ def test_a_run_from_the_store_keeps_when_and_how_fast_its_results_came(folder, t
     keep_record(tmp_path, stamp("quick", 1.0) | {"parameters": {"depth": 20}}, folder, computed=False)
     write_report(tmp_path)
     assert "1 s, CPU, 2 cores" in (tmp_path / "REPLICATION.md").read_text()
+
+
+def test_results_that_another_machine_computed_are_that_machines(folder, tmp_path, monkeypatch):
+    """Device, seconds and date are what the store says of the cells and tables in the study's frames: cells of
+    other studies, and other measurements of the same cells, do not count."""
+    asked = []
+
+    def elsewhere(device, seconds):
+        asked.append(seconds)
+        return {"worker": f"far:{len(asked)}", "device": "NVIDIA H100", "seconds": 100.0,
+                "finished": "2026-02-03T04:05:06.789+00:00"}
+
+    store, sizes = tmp_path / "results", {"width": 5, "depth": 3, "train_samples": 40}
+    monkeypatch.setattr(tasks, "provenance", elsewhere)
+    frame = run(grid(seed=range(2), epochs=1, **sizes), store=store, nets_at_once=1, device="cpu", progress=False)
+    run(grid(seed=range(2), epochs=1, **sizes), measure="accuracy", store=store, device="cpu", progress=False)
+    run(grid(seed=range(9, 10), epochs=1, **sizes), store=store, device="cpu", progress=False)
+    frame.to_parquet(folder / "training_loss.parquet")
+    here = stamp("quick", 3.0)
+    here["parameters"]["results"] = str(store)
+    for computed in (False, True):
+        keep_record(tmp_path, here, folder, computed=computed)
+        record = json.loads((tmp_path / "replication" / "quick" / "lesions.json").read_text())
+        assert (record["device"], record["seconds"]) == ("NVIDIA H100", 200.0)
+        assert record["finished"] == "2026-02-03 04:05 UTC"

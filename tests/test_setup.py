@@ -141,6 +141,21 @@ def test_issue_forms_and_hooks_can_be_read():
     for hook in local["hooks"]:
         make, target = hook["entry"].split()
         assert make == "make" and f"\n{target}: " in targets
+def test_the_version_is_known_where_nothing_is_installed():
+    """A tree that was only copied, to a machine that has torch, imports and says pyproject's version."""
+    program = """
+import importlib.metadata as metadata
+found = metadata.version
+def version(name):
+    if name == "flowstudy":
+        raise metadata.PackageNotFoundError(name)
+    return found(name)
+metadata.version = version
+import flowstudy
+print(flowstudy.__version__)
+"""
+    answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert answer.stdout.strip() == PROJECT["version"], answer.stderr
 
 
 def test_git_holds_no_notebook_outputs():

@@ -1,13 +1,16 @@
 """Stacked training by hand: autograd's gradients, no trace of how nets were grouped, and nothing lost by a kill."""
 
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import MethodType
 
 import pytest
 import torch
 from cases import CLASSES, FEATURES, assert_same
-from conftest import HAVE_CUDA
 from test_loop import SAMPLES, data, nets_of, settings, slow_training, weights_and_loss
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,7 +19,7 @@ from torch.testing import assert_close
 
 from flowstudy import ACTIVATIONS, HighwayNet, PlainNet, ResidualNet, initialize
 from flowstudy.nets import HighwayBlock, PlainBlock, ResidualBlock
-from flowstudy.train import Checkpoint, Moment, RecordAt, loop, stack, train
+from flowstudy.train import Checkpoint, Moment, RecordAt, Stack, loop, stack, stack_states, train
 from flowstudy.train.batches import Batches, batches
 from flowstudy.train.stacks import group
 from flowstudy.train.stacks.activations import STACKED
@@ -122,7 +125,7 @@ def test_a_net_that_is_no_known_one_trains_as_what_it_is(case):
         net.double()
     many, samples = stack(made), data(torch.float64)
     momentum = torch.tensor([0.0, 0.9], dtype=torch.float64)
-    built = group.builder(many.template, samples.x_train, samples.y_train, 8)(many.state, momentum)
+    built = group.builder(many.template, samples.x_train, samples.y_train, 8)(many, momentum)
     built.set_rate(torch.full((2,), 0.05, dtype=torch.float64))
     optimizers = [torch.optim.SGD(net.parameters(), 0.05, momentum=m) for net, m in zip(made, [0.0, 0.9], strict=True)]
     for index, weight in zip(*batches(21, 7, 0, 0), strict=True):
@@ -211,6 +214,55 @@ def test_what_a_net_becomes_does_not_depend_on_its_group(kind, activation, width
         assert_same(weights_and_loss(together, i), weights_and_loss(apart, i))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_nets_of_other_activations_do_not_matter(kind, monkeypatch):
+    """All activations in one stack, those of one that follow each other in one call, in chunks that begin anywhere,
+    one net dropped on the way: losses and weights to the last bit those of each net alone."""
+    names = [name for name in ACTIVATIONS for _ in range(2)]
+    rates = [0.1, 0.02] * len(ACTIVATIONS)
+    rates[names.index("linear")] = 1e6
+    made = [initialize(kind(FEATURES, 13, 4, CLASSES, name), "glorot_normal", seed=i) for i, name in enumerate(names)]
+    whole = stack_states(made[0], [dict(net.named_parameters()) for net in made])
+    monkeypatch.setattr(group, "CHUNK", 5)
+    plan = settings(rates, [0.9] * len(names), batch_size=7)
+    together = train(Stack(whole.template, whole.state, tuple(names)), data(), plan)
+    assert (together.diverged >= 0).tolist() == [rate > 1 for rate in rates]
+    for i, net in enumerate(made):
+        alone = train(stack([net]), data(), settings(rates[i:i + 1], [0.9], batch_size=7))
+        assert_close(weights_and_loss(together, i), weights_and_loss(alone, 0), rtol=0, atol=0, equal_nan=True)
+        assert together.stack.net(i).hidden_layers[-1].activation == names[i]
+
+
+def test_any_stacked_nets_may_differ_in_activation():
+    """Kinds without a stacked layer too, by automatic differentiation: in float64 the losses and weights as by hand."""
+    names = ["relu", "relu", "tanh", "gelu", "relu"]
+    made = [initialize(PlainNet(FEATURES, 13, 3, CLASSES, name), "glorot_normal", seed=i).double()
+            for i, name in enumerate(names)]
+    whole, samples = stack_states(made[0], [dict(net.named_parameters()) for net in made]), data(torch.float64)
+    many = Stack(whole.template, whole.state, tuple(names))
+    assert_close(many(samples.x_train), torch.stack([net(samples.x_train) for net in made]), rtol=1e-13, atol=1e-14)
+    momentum = torch.full((5,), 0.5, dtype=torch.float64)
+    hand = StackedFullyConnected(many.template, many.state, momentum, samples.x_train, samples.y_train, 8,
+                                 many.activations)
+    auto = StackedModules(many.template, many.state, momentum, samples.x_train, samples.y_train, many.activations)
+    for one in (hand, auto):
+        one.set_rate(torch.full((5,), 0.1, dtype=torch.float64))
+        for batch in zip(*batches(21, 7, 0, 0), strict=True):
+            one.step(*batch)
+    assert_close(hand.parameters(), auto.parameters(), rtol=1e-12, atol=1e-13)
+    assert_close(hand.loss(), auto.loss(), rtol=1e-12, atol=0)
+
+
+def test_replayed_nets_are_nets():
+    """What a group asks of nets, those whose steps are replayed have too, by the names of the protocol."""
+    many, samples = nets_of(range(2)), data()
+    for make in (StackedFullyConnected, StackedModules):
+        rest = (8,) if make is StackedFullyConnected else ()
+        chunk = make(many.template, many.state, torch.zeros(2), samples.x_train, samples.y_train, *rest)
+        assert isinstance(chunk, group.Nets) and isinstance(GraphedSteps(chunk), group.Nets)
+        assert len(GraphedSteps(chunk)) == 2
+
+
 def test_convolutional_nets_train_together_as_alone():
     """Any module stacks; on a CPU, where convolutions are faster one net at a time, to the last bit as alone."""
     def conv_net(seed: int) -> nn.Module:
@@ -266,7 +318,7 @@ def test_denormals_are_flushed_in_training_alone():
     assert (tiny * 1.0).item() > 0
 
 
-@HAVE_CUDA
+@pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
 def test_replayed_steps_are_steps(kind, device="cuda"):
     """100 steps of a captured graph, whole replays and the rest of them, are 100 steps one by one; and a net alone is
@@ -341,7 +393,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("kill_at", [1, 2, 4, 7, 9])
-def test_a_killed_run_goes_on_to_the_same_numbers(kill_at, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_to_the_same_numbers(kill_at, device, tmp_path, monkeypatch):
     """Stopped after any write of the checkpoint, the run that resumes ends as one that was never stopped, bit for bit.
 
     One net diverges in the first epoch: what was dropped stays dropped.
@@ -352,7 +404,8 @@ def test_a_killed_run_goes_on_to_the_same_numbers(kill_at, tmp_path, monkeypatch
     at = RecordAt(epochs=[0, 1, -1], steps=[3, 7])
 
     def run(watch: Watch, checkpoint: Checkpoint | None) -> loop.History:
-        return train(nets_of(range(3), "PlainNet-relu-L9"), data(), plan, at=at, observer=watch, checkpoint=checkpoint)
+        return train(nets_of(range(3), "PlainNet-relu-L9", device=device), data(device=device), plan, at=at,
+                     observer=watch, checkpoint=checkpoint)
 
     whole = Watch()
     expected = run(whole, None)
@@ -394,3 +447,56 @@ def test_a_checkpoint_that_cannot_be_used_is_set_aside(tmp_path):
 def test_a_precision_that_cannot_be_is_refused(precision, message):
     with pytest.raises(ValueError, match=f"^train: `precision` {message}"):
         train(nets_of([0]), data(), settings([0.1], precision=precision))
+
+
+# --- torch's switches of precision -----------------------------------------------------------------------------------
+
+MATRICES, CONVOLUTIONS = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+SWITCHES = {  # as users set them, and what torch has for them; the last two contradict the older switches
+    "as it comes": lambda: None,
+    "older": lambda: torch.set_float32_matmul_precision("high"),
+    "older, convolutions": lambda: setattr(torch.backends.cudnn, "allow_tf32", False),
+    "newer, for all": lambda: setattr(torch.backends, "fp32_precision", "tf32"),
+    "newer": lambda: setattr(MATRICES, "fp32_precision", "tf32"),
+    "newer, convolutions": lambda: setattr(CONVOLUTIONS, "fp32_precision", "ieee"),
+}
+
+
+def switches() -> dict[str, object]:
+    """All that can be read; an older one that a newer one contradicts cannot."""
+    backends = torch.backends
+    parts = [backends, backends.cudnn, backends.mkldnn, MATRICES, CONVOLUTIONS, backends.cudnn.rnn,
+             backends.mkldnn.matmul, backends.mkldnn.conv]
+    found = {str(i): part.fp32_precision for i, part in enumerate(parts)}
+    for name, read in {"matrices": torch.get_float32_matmul_precision, "cuda": lambda: MATRICES.allow_tf32,
+                       "convolutions": lambda: backends.cudnn.allow_tf32}.items():
+        try:
+            found[name] = read()
+        except RuntimeError:
+            found[name] = "contradicted"
+    return found
+
+
+SWITCHED = """
+import torch
+from test_stacked_training import CONVOLUTIONS, MATRICES, SWITCHES, data, nets_of, settings, switches, train
+from flowstudy.train.precision import matrix_precision
+SWITCHES[{case!r}]()
+before = switches()
+train(nets_of([0]), data(), settings([0.1], epochs=1))
+assert switches() == before, (before, switches())
+for precision, said in (("float32", "ieee"), ("tf32", "tf32")):
+    with matrix_precision(precision, torch.device("cuda")):
+        inside = switches()
+        assert MATRICES.fp32_precision == CONVOLUTIONS.fp32_precision == said
+        assert "contradicted" not in inside.values(), inside
+    assert switches() == before, (before, switches())
+"""
+
+
+@pytest.mark.parametrize("case", SWITCHES)
+def test_precision_is_what_was_asked_for_and_the_switches_are_put_back(case):
+    """Products of matrices and convolutions alike, whichever switch a user had set; in a process of its own."""
+    answer = subprocess.run([sys.executable, "-c", SWITCHED.format(case=case)], cwd=Path(__file__).parent,
+                            capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    assert answer.returncode == 0, answer.stderr

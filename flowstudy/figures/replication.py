@@ -8,11 +8,14 @@ takes a GPU and days, and a quick run on another machine must not lose it.
 import itertools
 import json
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import yaml
 
+from flowstudy.sweep.store.store import Store
 from flowstudy.whole_file import write_whole
 
 PARTS = {  # of the report, the nearest to the paper first: title, profiles
@@ -28,6 +31,7 @@ ABOUT = {
     "quick": "1,797 images of 8 x 8 instead of the paper's data, minutes on two cores: whether the studies run and "
              "which way things go. No number of the paper's stands beside these.",
 }
+ARCHITECTURES = ("x86_64", "AMD64", "arm64", "aarch64")
 ITEMS = {  # of the paper: the study that has it, and where it deviates
     "figure 1": ("loss_vs_depth", "Optimisation of plain and highway nets by depth",
                  "The paper's figure prints no numbers: the column is from the authors' search tables, of which a "
@@ -63,9 +67,36 @@ def keep_record(root: Path, stamp: dict, folder: Path, computed: bool = True) ->
         earlier = json.loads(target.read_text())
         if earlier["parameters"] == about["parameters"]:
             about |= {name: earlier[name] for name in ("seconds", "finished", "device", "versions")}
+    about |= computed_where(stamp, folder, computed)
     record = about | {"rows": json.loads(rows.to_json(orient="records"))}
     target.parent.mkdir(parents=True, exist_ok=True)
     write_whole(target, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def computed_where(stamp: dict, folder: Path, computed: bool) -> dict:
+    """Device, seconds and date of the results, as the store has them for the cells of the study's frames.
+
+    What was computed together stands in a file for each measurement, with the same time: it counts once.  What has no
+    cells (convolutional nets) is the study's own doing, and so is what the store says of nothing.
+    """
+    store = Store(stamp["parameters"].get("results", "results"))
+    runs: dict[tuple, dict] = {}
+    tables = {path.parent.name: set(pq.read_schema(path).names) for path in store.root.glob("*-*/*.parquet")}
+    for frame in (pd.read_parquet(path) for path in sorted(folder.glob("*.parquet"))):
+        cells = set(frame.get("cell", ()))
+        for table in [table for table, columns in tables.items() if columns <= set(frame)]:
+            for footer in store.footers(table):
+                if not cells.isdisjoint(footer["cells"]):
+                    made, key = footer["provenance"], (*footer["cells"], footer["provenance"]["worker"])
+                    runs[key] = max(made, runs.get(key, made), key=lambda one: one["seconds"])
+    if not runs:
+        return {}
+    here = stamp["device"] if computed else None  # the store names a CPU by its architecture alone
+    names = {(here or f"CPU ({made['device']})") if made["device"] in ARCHITECTURES else made["device"]
+             for made in runs.values()}
+    last = max(datetime.fromisoformat(made["finished"]) for made in runs.values())
+    return {"device": ", ".join(sorted(names)), "seconds": round(sum(made["seconds"] for made in runs.values()), 1),
+            "finished": f"{last:%Y-%m-%d %H:%M} UTC"}
 
 
 def write_report(root: Path) -> None:

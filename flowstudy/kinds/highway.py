@@ -61,7 +61,7 @@ class HighwayLayer:
         torch.sub(kept.h, x, out=scratch.gate).mul_(gradient)
         aten.sigmoid_backward.grad_input(scratch.gate, kept.gate, grad_input=scratch.gate)
         torch.mul(gradient, kept.gate, out=scratch.unit)
-        self.activation.backward(scratch.unit, kept.pre_h if self.activation.keeps_input else kept.h, scratch.pre_h)
+        self.activation.backward(scratch.unit, kept.pre_h, kept.h, scratch.pre_h)
         gradient.sub_(scratch.unit).baddbmm_(self.affine.transposed, scratch.pre)
         self.affine.update(scratch.pre, x_transposed)
 

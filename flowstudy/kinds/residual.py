@@ -37,7 +37,7 @@ class ResidualLayer(PlainLayer):
 
     def backward(self, gradient: Tensor, x: Tensor, x_transposed: Tensor, kept: Kept, scratch: Scratch) -> None:
         """Update the layer; `gradient`, of the output, becomes that of the input."""
-        self.activation.backward(gradient, kept.pre if self.activation.keeps_input else kept.h, scratch.pre)
+        self.activation.backward(gradient, kept.pre, kept.h, scratch.pre)
         gradient.baddbmm_(self.affine.transposed, scratch.pre)
         self.affine.update(scratch.pre, x_transposed)
 

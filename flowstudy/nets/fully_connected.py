@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from flowstudy.names import ActivationName
 
-from .blocks import HighwayBlock, PlainBlock, check_positive_integer
+from .blocks import HighwayBlock, PlainBlock, check_activation, check_positive_integer
 
 
 class FullyConnected(nn.Module):
@@ -39,6 +39,11 @@ class FullyConnected(nn.Module):
     def hidden_layers(self) -> list[nn.Module]:
         """The `depth` hidden layers in order: what measurements call layer 1..depth."""
         return [self.input, *self.blocks]
+
+    def set_activation(self, name: str) -> None:
+        """Of every hidden layer."""
+        for module in (self, *self.hidden_layers):
+            module.activation = check_activation(type(self).__name__, name)
 
 
 class PlainNet(FullyConnected):

@@ -108,9 +108,9 @@ class Cell:
 
     @property
     def structure(self) -> tuple[object, ...]:
-        """Cells that agree in this can be stacked and trained on the same batches."""
-        return (self.net, self.depth, self.width, self.activation, self.dataset, self.train_samples, self.epochs,
-                self.batch_size, self.order_seed)
+        """Cells that agree in this can be stacked and trained on the same batches, whatever their activations."""
+        return (self.net, self.depth, self.width, self.dataset, self.train_samples, self.epochs, self.batch_size,
+                self.order_seed)
 
 
 CELL_FIELDS = tuple(field.name for field in fields(Cell))

@@ -1,6 +1,7 @@
 """Cells to nets: the modules that cells describe, as they start."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -12,7 +13,8 @@ from flowstudy.train import Stack, stack_states
 
 from .cells import Cell
 
-WEIGHTS = ("init", "gain", "bias_var", "seed")  # nets of one structure that agree in these have the same weights
+# Nets of one structure that agree in these have the same weights.
+WEIGHTS = ("init", "gain", "bias_var", "seed", "activation")
 
 
 def nets_of(cells: Sequence[Cell], data: Dataset, device: torch.device | str) -> Iterator[nn.Module]:
@@ -28,6 +30,7 @@ def nets_of(cells: Sequence[Cell], data: Dataset, device: torch.device | str) ->
     net = KINDS[first.net].net(data.x_train.shape[1], first.width, first.depth, data.classes, first.activation)
     net = net.to(device)
     for cell in cells:
+        net.set_activation(cell.activation)
         weights = {name: getattr(cell, name) for name in WEIGHTS}
         if weights != drawn:
             initialize(net, cell.init, seed=cell.seed, gain=cell.gain, bias_var=cell.bias_var)
@@ -42,4 +45,5 @@ def stack_of(cells: Sequence[Cell], data: Dataset) -> Stack:
     states = []
     for net in nets_of(cells, data, "cpu"):
         states.append({name: value.detach().clone() for name, value in net.named_parameters()})
-    return stack_states(net, states, data.x_train.device)
+    stack, names = stack_states(net, states, data.x_train.device), tuple(cell.activation for cell in cells)
+    return stack if len(set(names)) == 1 else replace(stack, activations=names)

@@ -99,8 +99,9 @@ def check_device(device: str) -> str:
 
 
 def groups(cells: Sequence[Cell], size: int) -> list[list[Cell]]:
-    """Cells of equal structure, at most `size` together, in the order of the plan."""
-    return [group[i:i + size] for group in by_structure(cells).values() for i in range(0, len(group), size)]
+    """Cells of equal structure, at most `size` together, in the order of the plan, those of one activation together."""
+    return [group[i:i + size] for whole in by_structure(cells).values()
+            for group in [sorted(whole, key=lambda cell: cell.activation)] for i in range(0, len(group), size)]
 
 
 def by_structure(cells: Iterable[Cell]) -> dict[tuple, list[Cell]]:

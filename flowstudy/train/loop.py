@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -144,18 +144,23 @@ def train(nets: Stack, data: Dataset, settings: Settings, tick: Callable[[int], 
     """Train every net of the stack on the same batches; nets do not interact, whatever becomes of one of them.
 
     A net whose loss is not finite after an epoch is dropped: it costs nothing from then on.  What a net becomes does
-    not depend on its stack: on a CPU to the last bit.  Numbers below the smallest normal one count as 0 here.
+    not depend on its stack, nor on the activations of others in it: on a CPU to the last bit, on a GPU to float32's
+    rounding.  On a CPU numbers below the smallest normal one count as 0; CUDA's products keep them.
 
     Args:
+        nets: of one structure; fully connected ones may differ in their activation.
         data: inputs on the stack's device, flat ones for fully connected nets.
+        settings: on any device.
         tick: called with a number of nets, for each that an epoch is over (or skipped), for a progress bar.
         at: when `observer` is called.
         checkpoint: a run that was killed goes on from it, to the same numbers; removed by the caller.
 
     Raises:
-        ValueError: nets with backward hooks, which would not be called, or with frozen weights, which would be trained.
+        ValueError: nets with backward hooks, which would not be called, or with frozen weights, which would be trained;
+            data on another device than the nets.
     """
     check_nets(nets.template)
+    check_device_of(nets, data)
     run = Run(nets, data, settings, tick, observer, checkpoint)
     marks = at.updates(settings.epochs, run.per_epoch) if at is not None and observer is not None else []
     with matrix_precision(settings.precision, data.x_train.device):
@@ -175,10 +180,17 @@ def check_nets(template: nn.Module) -> None:
                          "gradient. Train it in a loop of your own.")
 
 
+def check_device_of(nets: Stack, data: Dataset) -> None:
+    there = next(iter(nets.state.values())).device
+    if data.x_train.device != there:
+        raise ValueError(f"train: `data` must be on the nets' device {there}, got {data.x_train.device}. Move "
+                         f"it there: data.to({str(there)!r}).")
+
+
 def mean_loss(nets: Stack, data: Dataset) -> Float[Tensor, " net"]:
     """Mean cross-entropy [nats per sample] over the training set, float64, on the CPU."""
     rest = torch.zeros(len(nets), dtype=torch.float64, device=data.x_train.device)
-    return Group(nets.template, nets.state, rest, data.x_train, data.y_train, padded_size(1)).loss().cpu()
+    return Group(nets, rest, data.x_train, data.y_train, padded_size(1)).loss().cpu()
 
 
 class Run:
@@ -188,12 +200,13 @@ class Run:
 
     def __init__(self, nets: Stack, data: Dataset, settings: Settings, tick: Callable[[int], object],
                  observer: Observer | None, checkpoint: Checkpoint | None):
-        self.template, self.settings, self.tick = nets.template, settings, tick
+        self.settings, self.tick = settings, tick
         self.observer, self.checkpoint = observer, checkpoint
         self.samples = len(data.x_train)
         self.per_epoch = -(-self.samples // settings.batch_size)
         self.state = {name: value.detach().clone() for name, value in nets.state.items()}  # of dropped nets: their last
-        self.group = Group(nets.template, self.state, settings.momentum, data.x_train, data.y_train,
+        self.nets = replace(nets, state=self.state)
+        self.group = Group(self.nets, settings.momentum, data.x_train, data.y_train,
                            padded_size(min(settings.batch_size, self.samples)))
         self.progress = Progress(torch.ones(len(nets), dtype=torch.bool))
         self.segment = self.first_segment
@@ -236,7 +249,7 @@ class Run:
         still = loss.isfinite()
         if (self.progress.alive & ~still).any():
             self.gather()
-            self.group.keep(still[self.progress.alive].to(self.group.device))
+            self.group.keep(still[self.progress.alive])
             self.progress.alive = still
 
     def gather(self) -> None:
@@ -246,8 +259,8 @@ class Run:
 
     def look(self) -> None:
         self.gather()
-        self.observer(Moment(self.progress.done, self.progress.done / self.per_epoch,
-                             Stack(self.template, self.state), torch.stack(self.progress.losses, 1)))
+        self.observer(Moment(self.progress.done, self.progress.done / self.per_epoch, self.nets,
+                             torch.stack(self.progress.losses, 1)))
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -267,8 +280,7 @@ class Run:
         self.progress = Progress(saved["alive"], saved["losses"], saved["done"])
         for name, value in saved["state"].items():
             self.state[name].copy_(value)
-        self.group.fill({name: value[saved["alive"]] for name, value in self.state.items()},
-                        self.settings.momentum[saved["alive"]], saved["velocity"])
+        self.group.fill(self.nets.only(saved["alive"]), self.settings.momentum[saved["alive"]], saved["velocity"])
         if self.observer is not None:
             self.observer.restore(saved["observed"])
         self.tick(len(saved["alive"]) * (self.progress.done // self.per_epoch))
@@ -278,4 +290,4 @@ class Run:
         loss = torch.stack(self.progress.losses, 1)
         failed = ~loss.isfinite()
         diverged = torch.where(failed.any(1), failed.int().argmax(1), -1)
-        return History(loss.masked_fill(failed, torch.nan), diverged, Stack(self.template, self.state))
+        return History(loss.masked_fill(failed, torch.nan), diverged, self.nets)

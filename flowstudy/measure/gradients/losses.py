@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowstudy.measure.models.copies import fast_copy
+from flowstudy.measure.models.inputs import check_same_device
 from flowstudy.measure.models.outputs import entries_of, entry_of
 from flowstudy.refusal import RefusalError, RefusalTypeError
 
@@ -78,6 +79,8 @@ class Objective:
         if not callable(self.loss) and y is not None and not isinstance(y, Tensor):
             raise RefusalTypeError(f"{self.call}: `y` must be a tensor of targets, got {type(y).__name__}. "
                                    "Use torch.as_tensor.")
+        if not callable(self.loss) and y is not None:
+            check_same_device(self.call, y, taken.device)
         if self.loss == "mse" and y is not None:
             check_same_shape(self.call, taken, y)
         if self.loss == "cross_entropy" and y is not None:

@@ -209,3 +209,10 @@ def check_tensor(call: str, argument: str, t: Tensor, device: torch.device, *, m
     wild = ~held.isfinite() & ~(held == -torch.inf) if masks and not t.is_complex() else ~held.isfinite()
     if wild.any():
         raise RefusalError(f"{call}: `{argument}` must be finite, got {int(wild.sum())} NaN or infinite entries.")
+
+
+def check_same_device(call: str, y: Tensor, device: torch.device) -> None:
+    """Targets are where the model's outputs are."""
+    if y.device != device:
+        raise RefusalError(f"{call}: `y` must be on the model's device {device}, got {y.device}. "
+                           f"Pass y.to({str(device)!r}).")

@@ -21,6 +21,7 @@ DEAD = -2.0**50     # exponent of a row that is exactly zero: below anything a p
 BLOCK = 16          # rows per Jacobi block, two blocks meet at a time: about the fastest of 8, 16, 32 at widths 64, 256
 FLIPS = 4           # a flip divides the coupling of two rows by the ratio of their sizes, for a third of a sweep's time
 MAX_SWEEPS = 40     # 3 to 8 are needed
+ON_HOST = 128       # rows: on CUDA so small a matrix is thousands of kernels that have next to nothing to do
 # A rotation that would change a squared row norm by less is left out. Inner products of orthogonal rows are known to
 # a few eps only: with a tolerance of eps, rows of equal size were rotated for ever by their rounding.
 TOLERANCE = 32 * EPS
@@ -76,6 +77,8 @@ def graded_singular_values(exponents: Float[Tensor, "batch rows"], u: Float[Tens
     Returns:
         log values, descending, -inf once per dead row, and their estimated sensitivity. NaN stays in its member.
     """
+    if u.device.type == "cuda" and u.shape[-2] <= ON_HOST:
+        return tuple(part.to(u.device) for part in graded_singular_values(exponents.cpu(), u.cpu()))
     exponents, u = sort_rows(*normalize_rows(exponents, u))
     exponents, u, dependence = flip(exponents, u)
     dependence = dependence.nan_to_num(nan=1.0, posinf=1.0).cummax(-1).values   # 0 / 0 in dead rows

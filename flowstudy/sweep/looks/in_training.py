@@ -1,6 +1,6 @@
 """A group of cells is trained once, while each measurement looks at the nets when it wants to."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pandas as pd
 import torch
@@ -10,6 +10,7 @@ from flowstudy.sweep.cells import Cell
 from flowstudy.sweep.cells_to_nets import stack_of
 from flowstudy.sweep.plan_error import PlanError
 from flowstudy.train import Checkpoint, Moment, RecordAt, Settings, train
+from flowstudy.train.stacks.ensemble import runs_of
 
 from .moment import CellsMoment
 from .table import OF_TRAINING, Look
@@ -50,9 +51,10 @@ class Recorder:
         self.look(moment.step, moment.epoch, CellsMoment(self.cells, self.data, moment))
 
     def look(self, step: int, epoch: float, moment: CellsMoment) -> None:
-        """Nets trained together are looked at a few at a time: a look may take far more memory than a step."""
-        for first in range(0, len(moment.cells), LOOKED_AT_ONCE):
-            part = moment.part(first, first + LOOKED_AT_ONCE)
+        """Nets trained together are looked at a few at a time, those of one activation: a look may take far more memory
+        than a step, and is of nets that share a forward pass."""
+        for first, last in looked_at_together(moment.cells):
+            part = moment.part(first, last)
             for table, (look, options, dated, steps) in self.looks.items():
                 if step in steps:
                     rows = look(part, self.data, **options)
@@ -67,6 +69,13 @@ class Recorder:
 
     def rows(self, table: str) -> pd.DataFrame:
         return pd.concat([pd.DataFrame(rows) for rows in self.kept[table]], ignore_index=True)
+
+
+def looked_at_together(cells: Sequence[Cell]) -> Iterator[tuple[int, int]]:
+    """From which cell to before which."""
+    for _, alike in runs_of([cell.activation for cell in cells]):
+        for first in range(alike.start, alike.stop, LOOKED_AT_ONCE):
+            yield first, min(first + LOOKED_AT_ONCE, alike.stop)
 
 
 def as_record_at(at: object) -> RecordAt:

@@ -57,6 +57,5 @@ class CellsMoment:
         """The cells from `first` to before `last`, with their nets."""
         trained, part = self.trained, slice(first, last)
         if trained is not None:
-            state = {name: value[part] for name, value in trained.stack.state.items()}
-            trained = trained._replace(stack=Stack(trained.stack.template, state), losses=trained.losses[part])
+            trained = trained._replace(stack=trained.stack.part(part), losses=trained.losses[part])
         return CellsMoment(self.cells[part], self.data, trained, self.precision)

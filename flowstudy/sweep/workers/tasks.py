@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -23,10 +22,10 @@ from flowstudy.sweep.store.failures import Failure, failure, forget, remember
 from flowstudy.sweep.store.files import StoreError, sweep_leftovers, write_to_store
 from flowstudy.sweep.store.store import Store
 from flowstudy.train import Checkpoint
+from flowstudy.version import VERSION
 
 from .memory import nets_that_fit
 
-VERSION = version("flowstudy")
 CHECKPOINT = 2  # raise it when training cannot go on from what an older version kept; its file is then not looked for
 Load = Callable[[str, int | None, torch.device], Dataset]
 
@@ -144,8 +143,7 @@ def attempt(task: Task, cells: Sequence[Cell], data: Dataset, tick: Callable[[in
 
 def pieces(task: Task, data: Dataset) -> list[Sequence[Cell]]:
     """The task's cells in parts that fit into the memory of where it runs."""
-    first = task.cells[0]
-    size = nets_that_fit(first, data) if first.epochs else len(task.cells)
+    size = nets_that_fit(task.cells, data) if task.cells[0].epochs else len(task.cells)
     return [task.cells[i:i + size] for i in range(0, len(task.cells), size)]
 
 

@@ -82,6 +82,10 @@ def train_conv(net: nn.Module, data: Dataset, recipe: Recipe, *, seed: int = 0,
 
     Source: Srivastava, Greff, Schmidhuber 2015 (arXiv:1507.06228), sections 3.2 and 3.3, and the authors' files.
     """
+    there = next(net.parameters()).device
+    if data.x_train.device != there:
+        raise ValueError(f"train_conv: `data` must be on the net's device {there}, got {data.x_train.device}. Move it "
+                         f"there: data.to({str(there)!r}).")
     data = INPUTS[recipe.inputs](data)
     file = None if checkpoint is None else Checkpoint(checkpoint, seconds, run_key(net, data, recipe, seed))
     net.to(memory_format=torch.channels_last)

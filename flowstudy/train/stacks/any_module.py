@@ -1,5 +1,7 @@
 """A stack of any modules, trained by automatic differentiation: vmap over the nets, foreach updates."""
 
+import copy
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -15,8 +17,9 @@ class StackedModules:
     """What StackedFullyConnected is for the library's own fully connected nets; see there."""
 
     def __init__(self, template: nn.Module, state: dict[str, Tensor], momentum: Float[Tensor, " net"],
-                 x: Float[Tensor, "sample *inputs"], y: Int[Tensor, " sample"]):
-        self.x, self.y, self.template = x, y, template
+                 x: Float[Tensor, "sample *inputs"], y: Int[Tensor, " sample"], activations: tuple[str, ...] = ()):
+        self.x, self.y, self.activations = x, y, activations
+        self.template = copy.deepcopy(template)  # a call puts weights into it: a thread's own
         self.state = {name: value.detach().clone().requires_grad_() for name, value in state.items()}
         self.weights = list(self.state.values())
         self.velocity = [torch.zeros_like(w) for w in self.weights]
@@ -52,7 +55,7 @@ class StackedModules:
         return 3 * sum(w.nbytes for w in self.weights)
 
     def outputs(self, index: Int[Tensor, " sample"]) -> Float[Tensor, "net sample classes"]:
-        return Stack(self.template, self.state)(self.x[index])
+        return Stack(self.template, self.state, self.activations)(self.x[index])
 
     def parameters(self) -> dict[str, Tensor]:
         return {name: value.detach() for name, value in self.state.items()}

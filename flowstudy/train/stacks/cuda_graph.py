@@ -1,6 +1,10 @@
 """Training steps as a CUDA graph: captured once, replayed without Python or launches in between."""
 
+import functools
+
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from flowstudy.train.batches import Batches
 
@@ -19,44 +23,59 @@ class GraphedSteps:
     """
 
     def __init__(self, nets: StackedFullyConnected | StackedModules):
-        self.nets = nets
+        self.nets, self.x = nets, nets.x
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Batches]] = {}
 
     def __len__(self) -> int:
         return len(self.nets)
 
-    def __getattr__(self, name: str):
-        return getattr(self.nets, name)
+    def set_rate(self, rate: Float[Tensor, " net"]) -> None:
+        self.nets.set_rate(rate)
+
+    def loss(self) -> Float[Tensor, " net"]:
+        return self.nets.loss()
+
+    def parameters(self) -> dict[str, Tensor]:
+        return self.nets.parameters()
+
+    def velocities(self) -> dict[str, Tensor]:
+        return self.nets.velocities()
 
     def run(self, batches: Batches) -> None:
         """A step for each batch."""
-        batches = Batches(*(part.to(self.nets.x.device, non_blocking=True) for part in batches))
-        first = 0
-        while first < len(batches):
-            steps = STEPS if first + STEPS <= len(batches) else 1
-            graph, static = self.graphs.get(steps) or self.capture(batches.part(first, first + steps))
-            static.index.copy_(batches.index[first:first + steps])
-            static.weight.copy_(batches.weight[first:first + steps])
-            graph.replay()
-            first += steps
+        with torch.cuda.device(self.x.device):  # whose current stream captures and replays
+            batches = Batches(*(part.to(self.x.device, non_blocking=True) for part in batches))
+            first = 0
+            while first < len(batches):
+                steps = STEPS if first + STEPS <= len(batches) else 1
+                graph, static = self.graphs.get(steps) or self.capture(batches.part(first, first + steps))
+                static.index.copy_(batches.index[first:first + steps])
+                static.weight.copy_(batches.weight[first:first + steps])
+                graph.replay()
+                first += steps
 
     def capture(self, like: Batches) -> tuple[torch.cuda.CUDAGraph, Batches]:
         """Record the steps; the nets are afterwards as they were."""
         static = Batches(*(part.clone() for part in like))
-        held = {**self.nets.parameters(), **{f"v {k}": v for k, v in self.nets.velocities().items()}}
+        held = {**self.parameters(), **{f"v {k}": v for k, v in self.velocities().items()}}
         before = {name: value.clone() for name, value in held.items()}
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        current, stream, graph = torch.cuda.current_stream(), capture_stream(self.x.device), torch.cuda.CUDAGraph()
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):  # the graph's own context stays open if the capture raises
             for _ in range(WARM_UP):
                 self.nets.step(static.index[0], static.weight[0])
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for index, weight in zip(*static, strict=True):
-                self.nets.step(index, weight)
+            with torch.cuda.graph(graph, stream=stream):
+                for index, weight in zip(*static, strict=True):
+                    self.nets.step(index, weight)
+        current.wait_stream(stream)
         with torch.no_grad():
             for name, value in held.items():
                 value.copy_(before[name])
         self.graphs[len(static)] = graph, static
         return graph, static
+
+
+@functools.cache
+def capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for each device, for all captures: torch's own for them is of the device that captures first."""
+    return torch.cuda.Stream(device)

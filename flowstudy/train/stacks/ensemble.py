@@ -1,15 +1,18 @@
 """Nets of one structure stacked along a leading axis, so that one matrix product serves them all."""
 
 import copy
+import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from flowstudy.nets.blocks import HOOKS
+from flowstudy.nets.fully_connected import FullyConnected
 
 
 @dataclass(frozen=True)
@@ -19,26 +22,64 @@ class Stack:
     Attributes:
         template: a module of the nets' structure; it lends its forward pass, not its weights.
         state: parameters by name, (net, ...) each.
+        activations: each net's, of fully connected nets that differ in it alone; none: all have the template's.
     """
 
     template: nn.Module
     state: dict[str, Tensor]
+    activations: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(next(iter(self.state.values())))
 
     def __call__(self, x: Float[Tensor, "sample *inputs"]) -> Float[Tensor, "net sample outputs"]:
         """Every net's outputs for the same inputs."""
-        return torch.func.vmap(self._one, in_dims=(0, None))(self.state, x)
+        if self.activations:
+            return torch.cat([self.part(nets)(x) for _, nets in runs_of(self.activations)])
+        return torch.func.vmap(functools.partial(one_net, self.template), in_dims=(0, None))(self.state, x)
 
-    def _one(self, state: dict[str, Tensor], x: Tensor) -> Tensor:
-        return torch.func.functional_call(self.template, state, (x,))
+    def part(self, nets: slice) -> "Stack":
+        """Nets that follow each other; the template has their activation where all have the same."""
+        state, names = {name: value[nets] for name, value in self.state.items()}, self.activations[nets]
+        if len(set(names)) == 1:
+            return Stack(with_activation(self.template, names[0]), state)
+        return Stack(self.template, state, names)
+
+    def only(self, kept: Bool[Tensor, " net"]) -> "Stack":
+        """Without the other nets."""
+        names = tuple(itertools.compress(self.activations, kept.tolist()))
+        return Stack(self.template, {name: value[kept.to(value.device)] for name, value in self.state.items()}, names)
 
     def net(self, index: int) -> nn.Module:
         """One of the nets, as a module of its own."""
-        module = copy.deepcopy(self.template)
-        module.load_state_dict({name: value[index] for name, value in self.state.items()})
+        one = self.part(slice(index, index + 1))
+        module = copy.deepcopy(one.template)
+        module.load_state_dict({name: value[0] for name, value in one.state.items()})
         return module
+
+
+def one_net(template: nn.Module, state: dict[str, Tensor], x: Tensor) -> Tensor:
+    return torch.func.functional_call(template, state, (x,))
+
+
+def with_activation(template: FullyConnected, name: str) -> FullyConnected:
+    changed = copy.deepcopy(template)
+    changed.set_activation(name)
+    return changed
+
+
+def runs_of(names: Sequence[str]) -> list[tuple[str, slice]]:
+    """Equal names that follow each other, each with where it stands.
+
+    >>> runs_of(["relu", "relu", "tanh"])
+    [('relu', slice(0, 2, None)), ('tanh', slice(2, 3, None))]
+    """
+    runs, first = [], 0
+    for name, group in itertools.groupby(names):
+        last = first + len(list(group))
+        runs.append((name, slice(first, last)))
+        first = last
+    return runs
 
 
 def stack(nets: Sequence[nn.Module], device: torch.device | str = "cpu") -> Stack:

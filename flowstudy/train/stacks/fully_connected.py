@@ -12,13 +12,14 @@ from flowstudy.nets.blocks import PlainBlock, runs_as
 from flowstudy.nets.fully_connected import FullyConnected
 from flowstudy.train.batches import in_batches, padded_size
 
-from .activations import SATURATED, STACKED
+from .activations import SATURATED, activation_of
 from .stacked_layers import Affine, Biases, Kept, PlainLayer, Scratch, scratch_of
 
 # Classes of nets, and the stacked layer of each class of block.  `flowstudy.kinds` fills both.
 NETS: set[type[FullyConnected]] = {FullyConnected}
 LAYERS: dict[type[nn.Module], type] = {}
-EVALUATION_BATCH = 512  # samples: what an evaluation keeps stays in the cache
+EVALUATION_BATCH = 512    # samples at least: on a CPU what an evaluation keeps then stays in the cache
+EVALUATION_BYTES = 2**27  # of a layer's outputs, elsewhere: there calls cost more than a few gigabytes in all
 
 
 class StackedFullyConnected:
@@ -30,10 +31,12 @@ class StackedFullyConnected:
         momentum: (net,).
         x, y: the training set that steps take their samples from.
         samples: a step's batch, padding included.
+        activations: each net's; none: all have the template's.
     """
 
     def __init__(self, template: nn.Module, state: dict[str, Tensor], momentum: Float[Tensor, " net"],
-                 x: Float[Tensor, "sample feature"], y: Int[Tensor, " sample"], samples: int):
+                 x: Float[Tensor, "sample feature"], y: Int[Tensor, " sample"], samples: int,
+                 activations: tuple[str, ...] = ()):
         self.x, self.y = x, y
         first = state["input.affine.weight"]
         self.momentum = momentum.to(first).view(-1, 1, 1)
@@ -45,7 +48,7 @@ class StackedFullyConnected:
                         for name, place in zip(names, places, strict=True)}
         self.scale = torch.zeros_like(self.momentum)
         kinds = [PlainLayer, *(LAYERS[type(block)] for block in template.blocks)]
-        self.layers = [layer(affine, STACKED[module.activation]) for layer, affine, module in
+        self.layers = [layer(affine, activation_of(activations or [module.activation])) for layer, affine, module in
                        zip(kinds, self.affines.values(), [template.input, *template.blocks], strict=False)]
         self.readout = self.affines["readout"]
         self.targets = F.one_hot(y, self.readout.weight.shape[1]).to(first)
@@ -79,7 +82,7 @@ class StackedFullyConnected:
     @torch.no_grad()
     def loss(self) -> Float[Tensor, " net"]:
         """Mean cross-entropy [nats per sample] over the training set, float64."""
-        size = min(EVALUATION_BATCH, len(self.x))
+        size = min(self.evaluation_batch(), len(self.x))
         kept = self.two_of_each(padded_size(size))
         scratch, logits, _ = self.shared(padded_size(size))
         total = torch.zeros(len(self), dtype=torch.float64, device=self.x.device)
@@ -90,6 +93,11 @@ class StackedFullyConnected:
             of_label = torch.log_softmax(logits, 1).gather(1, self.y[index].expand(len(self), 1, -1)).squeeze(1)
             total -= of_label[:, :weight.count_nonzero()].double().sum(-1)  # the padding comes last
         return total / len(self.x)
+
+    def evaluation_batch(self) -> int:
+        if self.x.device.type == "cpu":
+            return EVALUATION_BATCH
+        return max(EVALUATION_BATCH, EVALUATION_BYTES // (self.readout.weight[:, 0].nbytes))
 
     def parameters(self) -> dict[str, Tensor]:
         """By name, (net, ...) each; views of what steps change."""

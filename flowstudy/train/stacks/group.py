@@ -3,6 +3,8 @@
 import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,10 +18,22 @@ from .cuda_graph import GraphedSteps
 from .ensemble import Stack
 from .fully_connected import StackedFullyConnected, trains_by_hand
 
-Nets = StackedFullyConnected | StackedModules
 CHUNK = 50           # nets: fewer share the cost of a call worse (25 take 6 % longer, 13 a third), more fill the memory
 CHUNK_BYTES = 2**29  # of a chunk's buffers
 CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
+
+
+@runtime_checkable
+class Nets(Protocol):
+    """Nets of a chunk: their steps made one by one, or replayed."""
+
+    x: Tensor
+
+    def __len__(self) -> int: ...
+    def set_rate(self, rate: Float[Tensor, " net"]) -> None: ...
+    def loss(self) -> Float[Tensor, " net"]: ...
+    def parameters(self) -> dict[str, Tensor]: ...
+    def velocities(self) -> dict[str, Tensor]: ...
 
 
 class Group:
@@ -30,40 +44,37 @@ class Group:
     nobody measures in them.
 
     Args:
-        template: a module of the nets' structure.
-        state: parameters by name, (net, ...) each.
-        momentum: (net,).
+        nets: as they are at the start.
+        momentum: of each.
         x, y: the training set, on the device of the nets.
         samples: a step's batch, padding included.
     """
 
-    def __init__(self, template: nn.Module, state: dict[str, Tensor], momentum: Float[Tensor, " net"], x: Tensor,
-                 y: Int[Tensor, " sample"], samples: int):
-        self.build: Callable[[dict, Tensor], Nets] = builder(template, x, y, samples)
+    def __init__(self, nets: Stack, momentum: Float[Tensor, " net"], x: Tensor, y: Int[Tensor, " sample"],
+                 samples: int):
+        self.build = builder(nets.template, x, y, samples)
         # On a CPU grouped convolutions of 8 nets take 1.4 to 2.1 times as long as the nets one by one, of 4 nets 1.2 to
         # 1.5 times (benchmarks/training.py --conv; the MNIST net of width 16 and 32, batch 100, one thread).
-        self.convolves = any(isinstance(module, CONVOLUTIONS) for module in template.modules())
+        self.convolves = any(isinstance(module, CONVOLUTIONS) for module in nets.template.modules())
         self.device, self.on_gpu = x.device, x.device.type == "cuda"
-        self.fill(state, momentum)
+        self.fill(nets, momentum)
 
     def __len__(self) -> int:
         return sum(map(len, self.chunks))
 
-    def fill(self, state: dict[str, Tensor], momentum: Float[Tensor, " net"],
-             velocity: dict[str, Tensor] | None = None) -> None:
+    def fill(self, nets: Stack, momentum: Float[Tensor, " net"], velocity: dict[str, Tensor] | None = None) -> None:
         """Take these nets in; without a velocity they start at rest."""
-        nets = len(momentum)
-        self.momentum, self.chunks = momentum, []
-        if not nets:
+        self.nets, self.momentum, self.chunks = nets, momentum.to(self.device), []
+        if not len(nets):
             return
         if self.on_gpu:
-            parts = [slice(0, nets)]
+            parts = [slice(0, len(nets))]
         else:
-            one = self.build({name: value[:1] for name, value in state.items()}, momentum[:1])
+            one = self.build(nets.part(slice(0, 1)), self.momentum[:1])
             largest = 1 if self.convolves else max(1, min(CHUNK, CHUNK_BYTES // one.bytes()))
-            parts = chunk_slices(nets, largest, torch.get_num_threads())
+            parts = chunk_slices(len(nets), largest, torch.get_num_threads())
         for part in parts:
-            chunk = self.build({name: value[part] for name, value in state.items()}, momentum[part])
+            chunk = self.build(nets.part(part), self.momentum[part])
             if velocity is not None:
                 own = chunk.velocities()
                 for name, value in velocity.items():
@@ -72,9 +83,8 @@ class Group:
 
     def keep(self, alive: Bool[Tensor, " net"]) -> None:
         """Drop the other nets: they cost nothing from here on."""
-        state, velocity = self.state(), self.velocity()
-        self.fill({name: value[alive] for name, value in state.items()}, self.momentum[alive],
-                  {name: value[alive] for name, value in velocity.items()})
+        nets, velocity, there = replace(self.nets, state=self.state()), self.velocity(), alive.to(self.device)
+        self.fill(nets.only(alive), self.momentum[there], {name: value[there] for name, value in velocity.items()})
 
     def set_rate(self, rate: Float[Tensor, " net"]) -> None:
         for chunk, own in zip(self.chunks, rate.split([len(chunk) for chunk in self.chunks]), strict=True):
@@ -107,18 +117,21 @@ class Group:
 def bytes_per_net(nets: Stack, data: Dataset, batch_size: int) -> int:
     """What each net of a stack takes while it trains: on a CPU the buffers of a step are those of a few chunks only."""
     samples = padded_size(min(batch_size, len(data.x_train)))
-    state = {name: value[:1] for name, value in nets.state.items()}
+    one = nets.part(slice(0, 1))
     momentum = torch.zeros(1, device=data.x_train.device)
-    weights = sum(value.nbytes for value in state.values())
+    weights = sum(value.nbytes for value in one.state.values())
     if data.x_train.device.type == "cpu":
         return 5 * weights  # with its velocity, and the copies that are taken in, handed out and checkpointed
-    return 3 * weights + builder(nets.template, data.x_train, data.y_train, samples)(state, momentum).bytes()
+    return 3 * weights + builder(nets.template, data.x_train, data.y_train, samples)(one, momentum).bytes()
 
 
-def builder(template: nn.Module, x: Tensor, y: Tensor, samples: int) -> Callable[[dict, Tensor], Nets]:
+def builder(template: nn.Module, x: Tensor, y: Tensor,
+            samples: int) -> Callable[[Stack, Tensor], StackedFullyConnected | StackedModules]:
+    """What makes chunks of such nets: of a stack of them, and the momentum of each."""
     if trains_by_hand(template):
-        return lambda state, momentum: StackedFullyConnected(template, state, momentum, x, y, samples)
-    return lambda state, momentum: StackedModules(template, state, momentum, x, y)
+        return lambda nets, momentum: StackedFullyConnected(nets.template, nets.state, momentum, x, y, samples,
+                                                            nets.activations)
+    return lambda nets, momentum: StackedModules(nets.template, nets.state, momentum, x, y, nets.activations)
 
 
 def chunk_slices(nets: int, largest: int, workers: int) -> list[slice]:

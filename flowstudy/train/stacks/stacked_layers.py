@@ -103,7 +103,7 @@ class PlainLayer:
                  to_input: bool = True) -> None:
         """Update the layer; `gradient`, of the output, becomes that of the input."""
         delta = scratch.pre_h
-        self.activation.backward(gradient, kept.pre if self.activation.keeps_input else kept.h, delta)
+        self.activation.backward(gradient, kept.pre, kept.h, delta)
         if to_input:
             torch.bmm(self.affine.transposed, delta, out=gradient)
         self.affine.update(delta, x_transposed)

@@ -1,0 +1,287 @@
+"""On a GPU everything is as on the CPU, and nothing waits that need not: training, sweeps, spectra, the monitor.
+
+`pytest -m gpu` runs these, and the `cuda` cases of the other files, where there is a GPU; `make test-cuda-emulated`
+runs them on emulated devices, which also count what the host waits for.
+"""
+
+import functools
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from cases import CLASSES, FEATURES, batch, build
+from test_loop import data, nets_of, settings
+from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from flowstudy import (
+    ACTIVATIONS,
+    Dataset,
+    GradientMonitor,
+    HighwayNet,
+    PlainNet,
+    ResidualNet,
+    gradient_flow,
+    initialize,
+    mnist_conv_net,
+)
+from flowstudy.measure.numerics.graded_jacobi import graded_singular_values
+from flowstudy.sweep import engine, grid, run
+from flowstudy.sweep.looks.table import AS_THEY_START, MEASUREMENTS
+from flowstudy.train import History, Stack, stack, stack_states, train
+from flowstudy.train.batches import batches
+from flowstudy.train.convolutional.recipe import MNIST_RECIPE, train_conv
+from flowstudy.train.stacks import fully_connected
+from flowstudy.train.stacks.cuda_graph import GraphedSteps
+from flowstudy.train.stacks.fully_connected import StackedFullyConnected
+
+pytestmark = pytest.mark.gpu
+FLOAT32 = 1e-4  # relative: float32's rounding over a few tame epochs
+
+
+def mixed(kind: type[nn.Module], names: list[str], device: str = "cpu") -> Stack:
+    made = [initialize(kind(FEATURES, 13, 4, CLASSES, name), "glorot_normal", seed=i) for i, name in enumerate(names)]
+    whole = stack_states(made[0], [dict(net.named_parameters()) for net in made], device)
+    return Stack(whole.template, whole.state, tuple(names))
+
+
+def assert_same_training(there: History, here: History, tolerance: float = FLOAT32) -> None:
+    assert there.diverged.tolist() == here.diverged.tolist()
+    assert_close(there.loss.cpu(), here.loss, rtol=tolerance, atol=0, equal_nan=True)
+
+
+@pytest.fixture
+def happened() -> Iterator[object]:
+    """What the emulated devices count."""
+    from emulated_cuda import LOG
+
+    LOG.clear()
+    yield LOG
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [PlainNet, HighwayNet, ResidualNet])
+def test_nets_of_all_activations_train_in_one_stack_as_on_the_cpu(kind):
+    """Whole replays of the graph and the rest of an epoch, losses and a divergence: the CPU's.  The settings may be
+    anywhere."""
+    names = sorted(ACTIVATIONS) * 2
+    rates = [0.1, 0.05] * len(ACTIVATIONS)
+    rates[names.index("linear")] = 1e6
+    plan = settings(rates, [0.5] * len(names), batch_size=3, epochs=2)  # ten steps an epoch
+    here, there = (train(mixed(kind, names, device), data(device=device), plan) for device in ("cpu", "cuda"))
+    assert (here.diverged >= 0).sum() == 1
+    assert_same_training(there, here)
+
+
+def test_any_module_trains_as_on_the_cpu():
+    """By automatic differentiation in the graph; convolutions in float32, whatever the process allows."""
+    def conv_net(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Unflatten(1, (1, FEATURES)), nn.Conv1d(1, 4, 3, padding=1), nn.Tanh(), nn.Flatten(),
+                             nn.Linear(4 * FEATURES, CLASSES))
+
+    plan = settings([0.1, 0.2, 1e6], batch_size=7)
+    made = [conv_net(seed) for seed in range(3)]
+    here, there = (train(stack(made, device), data(device=device), plan) for device in ("cpu", "cuda"))
+    assert_same_training(there, here)
+
+
+def test_tf32_is_asked_for_and_given_back():
+    """Losses to tf32's ten bits; afterwards torch's switches stand as the user had set them."""
+    plan = settings([0.1, 0.2], batch_size=7)
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        exact, coarse = (train(nets_of(range(2), device="cuda"), data(device="cuda"),
+                               settings([0.1, 0.2], batch_size=7, precision=precision))
+                         for precision in ("float32", "tf32"))
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    here = train(nets_of(range(2)), data(), plan)
+    assert_same_training(exact, here)
+    assert_same_training(coarse, here, 0.02)
+
+
+def test_data_on_another_device_than_the_nets_is_refused():
+    (x, y), net = batch(), build("PlainNet-relu-L2").cuda()
+    with pytest.raises(ValueError, match=r"^gradient_flow: `y` must be on the model's device cuda:0, got cpu"):
+        gradient_flow(net, x.cuda(), y)
+    images = Dataset("made up", torch.rand(3, 1, 28, 28), y[:3], torch.rand(1, 1, 28, 28), y[:1], 10)
+    with pytest.raises(ValueError, match=r"^train_conv: `data` must be on the net's device cuda:0, got cpu"):
+        train_conv(mnist_conv_net(4).cuda(), images, MNIST_RECIPE)
+    for nets, samples in (("cuda", "cpu"), ("cpu", "cuda")):
+        with pytest.raises(ValueError, match=rf"^train: `data` must be on the nets' device {nets}.*, got {samples}.*"):
+            train(nets_of(range(2), device=nets), data(device=samples), settings([0.1, 0.1]))
+
+
+def test_an_evaluation_is_few_calls(monkeypatch):
+    """As many samples together as memory has room for, and the CPU's loss; too little room makes more batches of it."""
+    nets, samples = nets_of(range(3), device="cuda"), data(device="cuda")
+    there = StackedFullyConnected(nets.template, nets.state, torch.zeros(3), samples.x_train, samples.y_train, 8)
+    assert there.evaluation_batch() > fully_connected.EVALUATION_BATCH
+    few = there.loss()
+    monkeypatch.setattr(fully_connected, "EVALUATION_BATCH", 7)
+    monkeypatch.setattr(fully_connected, "EVALUATION_BYTES", 0)
+    assert there.evaluation_batch() == 7
+    assert_close(there.loss(), few, rtol=1e-6, atol=0)
+    here = train(nets_of(range(3)), data(), settings([0.1] * 3, epochs=0)).loss[:, 0]
+    assert_close(few.cpu(), here, rtol=1e-6, atol=0)
+
+
+@pytest.mark.two_gpus
+def test_a_device_that_is_not_the_current_one_trains_as_the_first(tmp_path):
+    """Its graphs are captured on it, and the current device stays what it was."""
+    plan = settings([0.1, 0.05], batch_size=3)
+    first, second = (train(nets_of(range(2), device=device), data(device=device), plan)
+                     for device in ("cuda:0", "cuda:1"))
+    assert {value.device.index for value in second.stack.state.values()} == {1}
+    assert torch.cuda.current_device() == 0
+    assert_same_training(second, first)
+
+
+@pytest.mark.two_gpus
+@pytest.mark.slow
+def test_a_process_for_each_gpu_runs_a_sweep_as_one_does(tmp_path):
+    cells = grid(net="highway", depth=3, width=5, seed=range(4), epochs=1, train_samples=40, batch_size=16)
+    both = run(cells, device="cuda", nets_at_once=2, store=tmp_path / "both", progress=False)
+    one = run(cells, device="cuda:0", nets_at_once=2, store=tmp_path / "one", progress=False)
+    pd.testing.assert_frame_equal(both, one, rtol=FLOAT32)
+    workers = {footer["provenance"]["worker"] for footer in engine.Store(tmp_path / "both").footers(
+        next((tmp_path / "both").glob("training_loss-*")).name)}
+    assert len(workers) == 2
+
+
+@pytest.mark.emulated
+def test_a_capture_that_raises_leaves_no_stream_current():
+    """torch's own context of a graph leaves its stream current where the end of the capture raises as well."""
+    nets, samples = nets_of(range(2), device="cuda"), data(device="cuda")
+    chunk = StackedFullyConnected(nets.template, nets.state, torch.zeros(2), samples.x_train, samples.y_train, 4)
+    step, stream = chunk.step, torch.cuda.current_stream()
+
+    def step_and_look(index: torch.Tensor, weight: torch.Tensor) -> None:
+        step(index, weight)
+        if torch.cuda.is_current_stream_capturing():
+            weight.sum().item()
+
+    chunk.step = step_and_look
+    with pytest.raises(RuntimeError, match="capture"):
+        GraphedSteps(chunk).run(batches(len(samples.x_train), 3, 0, 0))
+    assert torch.cuda.current_stream() is stream
+    chunk.step = step
+    GraphedSteps(chunk).run(batches(len(samples.x_train), 3, 0, 0))
+
+
+@pytest.mark.emulated
+def test_steps_do_not_wait(happened):
+    """Nothing of an epoch's steps brings a number to the host; two replays of eight steps and two of one."""
+    nets, samples = nets_of(range(2), device="cuda"), data(device="cuda")
+    chunk = StackedFullyConnected(nets.template, nets.state, torch.zeros(2), samples.x_train, samples.y_train, 4)
+    graphed = GraphedSteps(chunk)
+    plan = batches(len(samples.x_train), 3, 0, 0)
+    graphed.run(plan)
+    happened.clear()
+    graphed.run(plan)
+    assert not happened.waits
+    assert happened.kernels["graph replay"] == 1 + 2
+
+
+# --- sweeps ----------------------------------------------------------------------------------------------------------
+
+
+def compared(frame: pd.DataFrame, other: pd.DataFrame, rtol: float, atol: float) -> None:
+    assert list(frame) == list(other)
+    for name in frame:
+        if frame[name].dtype.kind == "f":
+            np.testing.assert_allclose(frame[name], other[name], rtol=rtol, atol=atol, err_msg=name)
+        else:
+            assert frame[name].equals(other[name]), name
+
+
+@pytest.mark.parametrize("measure", MEASUREMENTS)
+def test_every_measurement_is_the_cpus(measure, tmp_path):
+    """Of nets as they start, two activations: float64 to 1e-7, what is float32 itself to its rounding."""
+    cells = grid(net="highway", activation=["relu", "tanh"], depth=4, width=7, seed=range(2), train_samples=100)
+    call = functools.partial(run, cells, measure=measure, progress=False)
+    here, there = (call(device=device, store=tmp_path / device[:4]) for device in ("cpu", "cuda:0"))
+    compared(there, here, 1e-4, 1e-4) if measure == "spectrum_by_route" else compared(there, here, 2e-5, 1e-6)
+
+
+def test_measurements_in_training_are_the_cpus(tmp_path):
+    """All of one training, in which a net diverges: that of the other nets, to float32's rounding grown over it."""
+    refuses_nan = "spectrum_by_route"  # torch's svdvals
+    measures = [name for name in MEASUREMENTS if name not in AS_THEY_START and name != refuses_nan]
+    cells = grid(net="highway", activation=["relu", "linear"], depth=4, width=7, seed=0, train_samples=100,
+                 batch_size=9, epochs=2, learning_rate=[0.05, 1e7])
+    call = functools.partial(run, cells, measure=measures, at={"epochs": [0, -1]}, progress=False)
+    here, there = (call(device=device, store=tmp_path / device[:4]) for device in ("cpu", "cuda:0"))
+    assert (here["training_loss"]["diverged"] >= 0).any()
+    tame = {cell.key for cell in cells if cell.learning_rate < 1}
+    for name in measures:
+        own, other = (frame[name][frame[name]["cell"].isin(tame)].reset_index(drop=True) for frame in (there, here))
+        compared(own, other, 5e-3, 5e-3)
+
+
+# --- spectra ---------------------------------------------------------------------------------------------------------
+
+
+def graded(width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randint(-300, 0, (2, width), generator=generator).double(),
+            torch.randn(2, width, width, generator=generator, dtype=torch.float64))
+
+
+def test_graded_matrices_have_the_cpus_singular_values(monkeypatch):
+    """On the host where they are small, on the device where they are not."""
+    exponents, u = graded(20)
+    here, _ = graded_singular_values(exponents, u)
+    for most in (128, 4):
+        monkeypatch.setattr(sys.modules[graded_singular_values.__module__], "ON_HOST", most)
+        there, error = graded_singular_values(exponents.cuda(), u.cuda())
+        assert there.device.type == error.device.type == "cuda"
+        assert_close(there.cpu(), here, rtol=1e-13, atol=1e-11)
+
+
+@pytest.mark.emulated
+def test_small_graded_matrices_are_two_transfers_and_no_kernels(happened):
+    exponents, u = (part.cuda() for part in graded(64))
+    happened.clear()
+    graded_singular_values(exponents, u)
+    assert happened.kernels.total() == 0
+    assert happened.transfers == {"D2H": 2, "H2D": 2}
+
+
+# --- the monitor -----------------------------------------------------------------------------------------------------
+
+
+def loop(model: nn.Module, monitor: GradientMonitor | None, steps: int, device: str) -> None:
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for x, y in (batch(seed=seed) for seed in range(steps)):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x.to(device)), y.to(device)).backward()
+        optimizer.step()
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_record_waits_for_nothing(every, happened):
+    """No more waits with a monitor than without: numbers come when they are there."""
+    counts = []
+    for watched in (False, True):
+        model = build("HighwayNet-tanh-L9").cuda()
+        monitor = GradientMonitor(model, every=every)
+        happened.clear()
+        if watched:
+            with monitor:
+                loop(model, monitor, 7, "cuda")
+                assert len(monitor.frame)
+        else:
+            loop(model, None, 7, "cuda")
+        counts.append(happened.waits.total())
+    assert counts[1] == counts[0]
