@@ -156,6 +156,8 @@ def check_hosts(op: torch._ops.OpOverload, name: str, args: tuple, leaves: list,
 
 def graph_for(name: str, where: torch.device) -> object:
     """The graph that this operation belongs to."""
+    if where.index >= len(current_streams):
+        raise RuntimeError("CUDA error: invalid device ordinal")
     stream = current_streams[where.index]
     busy = capturing()
     if busy is not None and stream in default_streams and busy.stream.device_index == where.index \
