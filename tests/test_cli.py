@@ -364,7 +364,7 @@ def test_mistakes_get_one_line_and_exit_status_2(case):
 def test_the_installed_command_finds_modules_in_the_folder_it_is_called_in(user):
     """As a user types it, in a process of its own."""
     script = Path(sys.executable).with_name("flowstudy")
-    command = [script] if script.exists() else [sys.executable, "-m", "flowstudy.cli"]
+    command = [script] if script.exists() else [sys.executable, "-m", "flowstudy"]
     run = subprocess.run([*command, "check", "their_models:vanishing"], cwd=user, capture_output=True, text=True)
     assert run.returncode == 1 and "vanishing: from layer" in run.stdout, run.stderr
 

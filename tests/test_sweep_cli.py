@@ -86,8 +86,8 @@ def test_measure_options_and_shards(here):
 
 
 def test_a_process_of_its_own(here):
-    """As a user calls it, `-m flowstudy.cli`: the status of a killed or finished sweep is that of the store."""
-    done = subprocess.run([sys.executable, "-m", "flowstudy.cli", "sweep", "plan.yaml", "--device", "cpu"],
+    """As a user calls it, `-m flowstudy`: the status of a killed or finished sweep is that of the store."""
+    done = subprocess.run([sys.executable, "-m", "flowstudy", "sweep", "plan.yaml", "--device", "cpu"],
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"{len(CELLS)} cells" in done.stdout and "accuracy" in done.stderr  # the progress bar
