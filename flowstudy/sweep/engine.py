@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from flowstudy.data.datasets import fetch_dataset
 from flowstudy.names import MeasureName
 from flowstudy.sweep.looks.table import MEASUREMENTS
 from flowstudy.sweep.store.failures import Failure, raise_for
@@ -72,7 +73,7 @@ def run(cells: Sequence[Cell], *, measure: MeasureName | Sequence[MeasureName] =
         A tidy frame: every field of the cell, its key `cell`, and what was measured, in the order of the plan.
 
     Raises:
-        ValueError, TypeError: a plan, measurement, option, device or engine that cannot be used; nothing is computed.
+        ValueError, TypeError: what was asked for, or a data set, cannot be used or had; nothing is computed.
         StoreError: the store's folder is full or cannot be written to.
         SweepError: some cells failed; its `failures` say how, its `rows` are those of all others.
     """
@@ -86,6 +87,9 @@ def run(cells: Sequence[Cell], *, measure: MeasureName | Sequence[MeasureName] =
     missing = {cell for table in tables for cell in results.missing(mine, table)}
     failures: list[Failure] = []
     if missing:
+        if engine == "local":  # workers elsewhere have files of their own
+            for dataset in dict.fromkeys(cell.dataset for cell in mine if cell in missing):
+                fetch_dataset(dataset)
         for name, (table, own) in wanted.items():
             results.prepare(table)
             remember_plan(results.root, name, own, table, cells)

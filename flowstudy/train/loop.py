@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from flowstudy.data import Dataset
+from flowstudy.refusal import RefusalError
 from flowstudy.train.stacks.ensemble import Stack
 from flowstudy.train.stacks.group import Group
 
@@ -113,20 +114,20 @@ class RecordAt:
             least = -1 if name == "epochs" else 0
             values = [values] if isinstance(values, int) else list(values)
             if not all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in values):
-                raise ValueError(f"RecordAt: `{name}` must be integers of at least {least}, got {values}.")
+                raise RefusalError(f"RecordAt: `{name}` must be integers of at least {least}, got {values}.")
             object.__setattr__(self, name, tuple(sorted(set(values))))
         if not self.epochs and not self.steps:
-            raise ValueError("RecordAt: at least one of `epochs` and `steps` must be given. RecordAt(epochs=[0, -1]) "
+            raise RefusalError("RecordAt: at least one of `epochs` and `steps` must be given. RecordAt(epochs=[0, -1]) "
                              "looks before and after training.")
 
     def updates(self, epochs: int, per_epoch: int) -> list[int]:
         """The numbers of updates after which to look."""
-        wanted = {(epochs if e == -1 else e) * per_epoch for e in self.epochs} | set(self.steps)
-        late = [u for u in wanted if u > epochs * per_epoch]
+        late = [f"epoch {e}" for e in self.epochs if e > epochs]
+        late += [f"update {u}" for u in self.steps if u > epochs * per_epoch]
         if late:
-            raise ValueError(f"RecordAt: must lie within training's {epochs} epochs of {per_epoch} updates, got update "
-                             f"{min(late)}.")
-        return sorted(wanted)
+            raise RefusalError(f"RecordAt: must lie within training's {epochs} epochs of {per_epoch} updates, got "
+                               f"{late[0]}. Train for longer, or look earlier.")
+        return sorted({(epochs if e == -1 else e) * per_epoch for e in self.epochs} | set(self.steps))
 
 
 @dataclass
