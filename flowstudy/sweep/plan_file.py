@@ -46,7 +46,8 @@ def read_plan(path: Path, measure: str | list[str] | None = None) -> PlanFile:
 
     `EXAMPLE` is one.  The file is a mapping of `measure` (one or a list, as in `run`; training_loss if left out),
     `options` of the measurements, and `grid` and `random_search`, each a mapping of that function's arguments or a list
-    of such mappings.  Where a list of whole numbers is meant, `{range: 20}` is 0 to 19 and `{range: [5, 20]}` is 5 to 19.
+    of such mappings.  Where a list of whole numbers is meant, `{range: 20}` is 0 to 19 and `{range: [5, 20]}` is 5 to
+    19.
 
     Raises:
         ValueError, TypeError: unreadable YAML, an unknown key (with the one that was probably meant), a wrong value.

@@ -139,7 +139,7 @@ class Progress:
     done: int = 0                # updates
 
 
-def train(nets: Stack, data: Dataset, settings: Settings, tick: Callable[[int], object] = lambda _nets: None, *,
+def train(nets: Stack, data: Dataset, settings: Settings, tick: Callable[[float], object] = lambda _nets: None, *,
           at: RecordAt | None = None, observer: Observer | None = None,
           checkpoint: Checkpoint | None = None) -> History:
     """Train every net of the stack on the same batches; nets do not interact, whatever becomes of one of them.
@@ -149,7 +149,7 @@ def train(nets: Stack, data: Dataset, settings: Settings, tick: Callable[[int], 
 
     Args:
         data: inputs on the stack's device, flat ones for fully connected nets.
-        tick: called with a number of nets, for each that an epoch is over (or skipped), for a progress bar.
+        tick: called with a number of nets for each epoch, or part of one, that is over for them, for a progress bar.
         at: when `observer` is called.
         checkpoint: a run that was killed goes on from it, to the same numbers; removed by the caller.
 
@@ -164,6 +164,21 @@ def train(nets: Stack, data: Dataset, settings: Settings, tick: Callable[[int], 
         for epoch in range(run.progress.done // run.per_epoch, settings.epochs):
             run.epoch(epoch, marks)
     return run.history()
+
+
+def seconds_per_update(nets: Stack, data: Dataset, settings: Settings) -> float:
+    """Of the stack's first updates, made on copies: a forecast of what training takes."""
+    run = Run(nets, data, settings, lambda _nets: None, None, None)
+    plan = batches(run.samples, settings.batch_size, settings.order_seed, 0)
+    run.group.set_rate(settings.step_size(0))
+    with matrix_precision(settings.precision, data.x_train.device):
+        for timed in range(3):  # the first, which also compiles, is not counted
+            if timed == 1:
+                run.group.wait()
+                started = time.monotonic()
+            run.group.run(plan.part(0, 1))
+        run.group.wait()
+    return (time.monotonic() - started) / 2
 
 
 def check_nets(template: nn.Module) -> None:
@@ -187,7 +202,7 @@ class Run:
 
     first_segment = 16  # steps
 
-    def __init__(self, nets: Stack, data: Dataset, settings: Settings, tick: Callable[[int], object],
+    def __init__(self, nets: Stack, data: Dataset, settings: Settings, tick: Callable[[float], object],
                  observer: Observer | None, checkpoint: Checkpoint | None):
         self.template, self.settings, self.tick = nets.template, settings, tick
         self.observer, self.checkpoint = observer, checkpoint
@@ -226,7 +241,7 @@ class Run:
                 self.look()
             if self.checkpoint is not None:
                 self.keep(stop - at, started)
-        self.tick(len(self.progress.alive))
+            self.tick(len(self.progress.alive) * (stop - at) / self.per_epoch)
 
     def epoch_is_over(self) -> None:
         """Losses of all nets; those that are not finite leave."""
@@ -272,7 +287,7 @@ class Run:
                         self.settings.momentum[saved["alive"]], saved["velocity"])
         if self.observer is not None:
             self.observer.restore(saved["observed"])
-        self.tick(len(saved["alive"]) * (self.progress.done // self.per_epoch))
+        self.tick(len(saved["alive"]) * self.progress.done / self.per_epoch)
 
     def history(self) -> History:
         self.gather()
