@@ -114,7 +114,7 @@ clean: ## remove .venv and caches; results and figures stay
 
 .venv/.types: .venv/.dev
 	@echo "Installing pyright and mypy"
-	@$(PIP) -e '.[dev,integrations,cluster,types]'
+	@$(PIP) -e '.[types]'
 	@touch $@
 
 .venv/.package: .venv/.core

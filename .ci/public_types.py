@@ -8,15 +8,19 @@ every name of every module, those that only flowstudy uses too.
 
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
 import flowstudy
 
 ROOT = Path(__file__).resolve().parents[1]
+# pyright looks where another Python than this one may look, and cannot follow an editable installation.
+SEEN = [str(ROOT), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
 # What the README's blocks take for granted: a user's own model and data.
 GIVEN = """
 import torch
@@ -40,7 +44,8 @@ def main() -> None:
 def untyped_names() -> list[str]:
     """Public names whose type pyright does not know, with what it says."""
     done = subprocess.run([sys.executable, "-m", "pyright", "--verifytypes", "flowstudy", "--ignoreexternal",
-                           "--outputjson"], cwd=ROOT, capture_output=True, text=True)
+                           "--outputjson"], cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": os.pathsep.join(SEEN)})
     symbols = json.loads(done.stdout)["typeCompleteness"]["symbols"]
     public = public_names()
     mine = [symbol for symbol in symbols if any(symbol["name"] == name or symbol["name"].startswith(f"{name}.")

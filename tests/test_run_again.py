@@ -396,6 +396,6 @@ def test_a_bar_is_shown_of_what_takes_long(monkeypatch, capfd):
     build, shape = ONE_BY_ONE["numpy"]
     jacobian_spectrum(build(), torch.randn(shape), method="dense")
     assert not capfd.readouterr().err
-    monkeypatch.setattr(dense_jacobian, "UNANNOUNCED", 0.0)
+    monkeypatch.setitem(dense_jacobian.BAR, "delay", 0.0)
     jacobian_spectrum(build(), torch.randn(shape), method="dense")
     assert "rows of the Jacobian" in capfd.readouterr().err

@@ -167,7 +167,7 @@ def test_two_runs_at_once_do_not_meet(checkout):
 def test_one_study_by_name_in_any_folder(tmp_path):
     """Parameters are changed by name; what it writes lies in the current folder; a second run computes nothing."""
     asked = [sys.executable, "-m", "flowstudy", "study", "jacobian_spectra", "--profile", "smoke",
-             *(f"-p={name}={json.dumps(value)}" for name, value in TINY.items())]
+             *(f"--parameter={name}={json.dumps(value)}" for name, value in TINY.items())]
     first, second = (subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True, env=ONE_THREAD, timeout=900)
                      for _ in range(2))
     assert first.returncode == second.returncode == 0, first.stderr

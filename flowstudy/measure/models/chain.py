@@ -17,7 +17,7 @@ from tqdm import tqdm
 from flowstudy import names
 from flowstudy.nets.blocks import runs_as
 
-from .dense_jacobian import AGREEMENT, UNANNOUNCED, Stretch, proves, reverse_rows
+from .dense_jacobian import AGREEMENT, BAR, Stretch, proves, reverse_rows
 from .graph import GradientEdge, Key, Segment, edge_of, key_of, leaves_in, segments_between, shape_of
 from .layer_rules import BLOCK_RULES, UNITWISE, layer_rule
 from .layers import listed_layers
@@ -172,7 +172,7 @@ def proved_jacobians(chain: list[Factor], agreement: float = AGREEMENT) -> Itera
                                  allow_unused=True)
     before: tuple[Factor, Tensor] | None = None
     steps = zip(chain, [*images[1:], row], images, strict=True)
-    for factor, own, image in tqdm(steps, "factors", len(chain), delay=UNANNOUNCED, leave=False):
+    for factor, own, image in tqdm(steps, "factors", len(chain), **BAR):
         jacobians = factor.jacobian()
         own, image = whole(own, factor.end, row), whole(image, factor.start, row)
         seen = safe_samples(own)

@@ -19,7 +19,7 @@ Function = Callable[[Tensor], Tensor]
 
 # Bytes of the largest gradient on the way of all rows in flight: about a CPU's cache, or enough to fill a GPU.
 CPU_BYTES, GPU_BYTES = 2**21, 2**26
-UNANNOUNCED = 5.0  # seconds that may pass before a bar is shown
+BAR = {"delay": 5.0, "leave": False}   # seconds that may pass before a bar is shown, on stderr
 SEED = 0           # of the random directions by which two routes to one Jacobian are compared
 AGREEMENT = 1e-9   # relative difference between them that rounding explains
 
@@ -57,15 +57,18 @@ class Stretch:
         return row.new_zeros(shape_of(self.start)) if pulled is None else pulled.double()
 
     def pull_singly(self, rows: Float[Tensor, "row sample *outputs"]) -> Float[Tensor, "row sample *inputs"]:
-        return torch.stack([self.back(row) for row in rows])
+        """One by one; what takes long shows a bar with the time left."""
+        return torch.stack([self.back(row) for row in tqdm(rows, "rows of the Jacobian", len(rows), **BAR)])
 
-    def pull_together(self, rows: Float[Tensor, "row sample *outputs"]) -> Float[Tensor, "row sample *inputs"] | None:
-        """The same on all rows at once; None where an operation has no rule for that."""
+    def pull(self, rows: Float[Tensor, "row sample *outputs"]) -> Float[Tensor, "row sample *inputs"]:
+        """The same on each row, at once where every operation has a rule for that, else one by one."""
+        if len(rows) == 1:
+            return self.back(rows[0]).unsqueeze(0)
         try:
             with quiet_fallback():
                 return torch.func.vmap(self.back)(rows)
         except Exception:  # the model's own derivatives run with stand-ins for tensors: anything may be raised
-            return None
+            return self.pull_singly(rows)
 
     def at_once(self) -> int:
         """How many rows or columns are fast and fit in memory."""
@@ -170,24 +173,13 @@ def proves(jacobians: Float[Tensor, "sample outputs inputs"], row: Float[Tensor,
 
 
 def reverse_rows(stretch: Stretch, size: int) -> Float[Tensor, "sample outputs inputs"]:
-    """`size` rows at a time, of all samples at once: samples do not mix, so a row of each comes out of one product.
-
-    Row by row where an operation has no rule for several at once.  What takes long shows a bar with the time left.
-    """
+    """`size` rows at a time, of all samples at once: samples do not mix, so a row of each comes out of one product."""
     shape = shape_of(stretch.end)
     result = torch.empty(stretch.samples, stretch.outputs, stretch.inputs, dtype=torch.float64, device=stretch.device)
     basis = torch.eye(stretch.outputs, dtype=torch.float64, device=stretch.device).view(-1, 1, *shape[1:])
-    start = 0
-    with tqdm(total=len(basis), desc="rows of the Jacobian", unit="row", delay=UNANNOUNCED, leave=False) as bar:
-        while start < len(basis):
-            rows = basis[start:start + size].expand(-1, *shape)
-            pulled = stretch.pull_together(rows) if len(rows) > 1 else stretch.pull_singly(rows)
-            if pulled is None:
-                size = 1
-                continue
-            result[:, start:start + len(rows)] = pulled.flatten(2).transpose(0, 1)
-            start += len(rows)
-            bar.update(len(rows))
+    for start in tqdm(range(0, len(basis), size), "blocks of rows", **BAR):
+        pulled = stretch.pull(basis[start:start + size].expand(-1, *shape))
+        result[:, start:start + size] = pulled.flatten(2).transpose(0, 1)
     return result
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from flowstudy.measure.gradients.losses import Loss, check_targets
 from flowstudy.measure.models.backward import dense
 from flowstudy.measure.models.context import RandomState
-from flowstudy.measure.models.dense_jacobian import UNANNOUNCED
+from flowstudy.measure.models.dense_jacobian import BAR
 from flowstudy.measure.models.graph import check_gradients_can_be_asked_for, edge_of, reachable
 from flowstudy.measure.numerics.vmap_loops import quiet_fallback
 from flowstudy.refusal import RefusalError
@@ -131,7 +131,7 @@ def jacobian_rows(net: Linearised, apart: bool) -> Iterator[Parts]:
     """
     size = net.outputs[0].numel()
     unit = torch.eye(size, dtype=net.outputs.dtype, device=net.outputs.device)
-    for i in tqdm(range(net.samples), desc="rows of the kernel", unit="sample", delay=UNANNOUNCED, leave=False):
+    for i in tqdm(range(net.samples), desc="rows of the kernel", unit="sample", **BAR):
         if apart:
             outputs = net.run(net.x[i:i + 1])
             yield pull_rows(net, outputs, unit.view(size, *outputs.shape))
