@@ -263,6 +263,8 @@ def test_status_tells_done_failed_and_missing(here, monkeypatch):
     assert row["seconds_left"] > 0
     shown = call("status", "results")
     assert shown.exit_code == 0 and f"tracebacks: results/failed/{row['table']}" in shown.output
+    [plan] = json.loads(call("status", "results", "--json").stdout)["plans"]
+    assert plan["done"] == row["done"] and plan["seconds_left"] == pytest.approx(row["seconds_left"])
     monkeypatch.undo()
     monkeypatch.chdir(here)
     assert sweep().exit_code == 0

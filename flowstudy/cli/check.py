@@ -1,6 +1,6 @@
-"""`flowstudy check`: is there a gradient, is the signal alive, will it train; on one screen, with one picture."""
+"""`flowstudy check`: is there a gradient, is the signal alive, will it train; on one screen, and a picture if asked."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +12,9 @@ from flowstudy.measure import GradientFlow, gradient_flow
 from flowstudy.refusal import did_you_mean
 from flowstudy.trainability.will_it_train import OPTIMIZERS
 
+from .as_json import AsJson, answer
 from .batches import Batch, Input, Seed, Vocabulary, drawn_batch, generator, saved_batch
+from .devices import Device, on_device
 from .outcomes import AGAINST, NOT_TAKEN, endings, stop
 from .readings import Reading, gradient_reading, signal_reading, training_reading
 from .screen import Csv, Picture, check_picture, keep, say, show
@@ -38,7 +40,7 @@ Train = Annotated[bool | None, typer.Option("--train/--eval", help="the mode to 
 def check(target: Target, shape: Input = None, classes: Classes = None, data: Data = None, trial: Trial = 0,
           optimizer: OptimizerOption = "sgd", samples: Samples = 48, seconds: Seconds = None,
           vocabulary: Vocabulary = None, train: Train = None, seed: Seed = 0, picture: Picture = None,
-          csv: Csv = None) -> None:
+          csv: Csv = None, device: Device = None, as_json: AsJson = False) -> None:
     """Does every trainable part get a gradient, does the signal stay alive, will it train?
 
     Without --data, inputs are standard normal draws (or token ids) and labels
@@ -51,9 +53,9 @@ def check(target: Target, shape: Input = None, classes: Classes = None, data: Da
      3  a reading that was asked for could not be taken, or a trial not decide
     70  an error of flowstudy
     """
-    with endings("check"):
+    with endings("check"), answer(as_json) as found_out:
         check_options(shape, classes, vocabulary, data, optimizer, picture)
-        model = load("check", target, seed)
+        model = on_device("check", load("check", target, seed), device)
         model.train(has_batch_statistics(model) if train is None else train)
         batch = (drawn_batch("check", model, shape, classes, samples, vocabulary, seed) if data is None
                  else saved_batch("check", model, data, samples))
@@ -69,7 +71,9 @@ def check(target: Target, shape: Input = None, classes: Classes = None, data: Da
         tell(3, last)
         status = summed_up([*readings, last])
         drawn = flow if found is None else found
-        keep("check", drawn, Path(f"{drawn.drawn_by}.png") if picture is None else picture, csv)
+        found_out |= {"target": target, "measured_on": batch.words, "mode": mode_in_words(model), "status": status,
+                      "readings": [asdict(reading) for reading in [*readings, last]], "layers": drawn.frame}
+        keep("check", drawn, picture, csv)
     raise typer.Exit(status)
 
 

@@ -18,6 +18,8 @@ from flowstudy.sweep.plan_file import EXAMPLE, read_plan
 from flowstudy.sweep.plan_schema import plan_schema
 from flowstudy.sweep.status import status as status_of
 
+from .as_json import AsJson, answer
+
 
 def tell_schema(asked: bool) -> None:
     if asked:
@@ -59,12 +61,17 @@ Exit status: 0 all done, 1 some cells failed, 2 refused. A plan, whole:
 {escape(EXAMPLE)}"""
 
 
-def status(store: Annotated[Path, typer.Argument(help="folder of the results")] = Path("results")) -> None:
+def status(store: Annotated[Path, typer.Argument(help="folder of the results")] = Path("results"),
+           as_json: AsJson = False) -> None:
     """Done, failed and missing cells of every plan, and the time left at the latest pace."""
     plans = status_of(store)
     if plans.empty:
         typer.echo(f"status: no plan has been run in {store}.", err=True)
         raise typer.Exit(2)
+    if as_json:
+        with answer(as_json) as found:
+            found["plans"] = plans
+        return
     shown = plans.assign(left=plans["seconds_left"].map(in_words)).drop(columns=["seconds_left", "asked", "table"])
     typer.echo(shown.to_string(index=False))
     for table in plans.loc[plans["failed"] > 0, "table"].unique():
