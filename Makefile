@@ -12,6 +12,10 @@ PROFILE ?= quick
 DEVICE ?= auto
 ONLY ?=
 PYTEST_ARGS ?=
+ARGS ?=
+
+# JupyterLab asks root for a word of consent; in a container there is often nobody else.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # The Python that .venv is made from: the first that is new enough and can make one.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
@@ -32,14 +36,22 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT
 
 .DELETE_ON_ERROR:
-.PHONY: help figures test test-types test-slow test-integrations test-cuda-emulated test-lower-bounds lab peers types \
-	package lint clean
+.PHONY: help figures gallery records test test-types test-slow test-integrations test-cuda-emulated test-lower-bounds lab \
+	peers types package lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
 
-figures: .venv/.studies ## every study's figures, real data, into figures/ (PROFILE=quick DEVICE=auto ONLY=)
-	@$(PY) -m flowstudy.cli figures --records . --profile $(PROFILE) --device $(DEVICE) $(addprefix --only ,$(ONLY))
+FIGURES := $(PY) -m flowstudy figures --device $(DEVICE) $(addprefix --only ,$(ONLY))
+
+figures: .venv/.studies ## every study's figures, real data, into figures/PROFILE/ (PROFILE=quick DEVICE=auto ONLY=)
+	@$(FIGURES) --profile $(PROFILE)
+
+gallery: .venv/.studies ## figures/gallery anew, which git keeps: of the quick profile (DEVICE=auto)
+	@$(FIGURES) --profile quick --gallery figures/gallery
+
+records: .venv/.studies ## REPLICATION.md and its records anew, which git keeps (PROFILE= DEVICE= ONLY=)
+	@$(FIGURES) --profile $(PROFILE) --records .
 
 test: .venv/.dev ## the tests, but for the slow ones (PYTEST_ARGS=)
 	@$(PYTEST) -m "not slow" $(PYTEST_ARGS)
@@ -59,8 +71,8 @@ test-cuda-emulated: .venv/.dev ## those for a GPU on emulated ones, signatures c
 	else $(PY) tests/emulator/build.py && PYTHONPATH=$(CURDIR)/tests/emulator$${PYTHONPATH:+:$$PYTHONPATH} \
 		$(PYTEST) -m gpu $(CHECKED) $(PYTEST_ARGS); fi
 
-lab: .venv/.lab ## JupyterLab on studies/, paths as from here
-	@$(PY) -m jupyterlab studies --MappingKernelManager.root_dir="$(CURDIR)"
+lab: .venv/.lab ## JupyterLab on studies/, paths as from here (ARGS="--no-browser --port 8890")
+	@$(PY) -m jupyterlab studies --MappingKernelManager.root_dir="$(CURDIR)" $(AS_ROOT) $(ARGS)
 
 peers: .venv/.core ## what the benchmarks compare with, into .venv
 	@$(PIP) --no-deps -r benchmarks/peers.txt

@@ -75,7 +75,7 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
 def test_frame_is_tidy_and_in_the_plans_order(call, measure):
     """Every field of the cell, its key, then what was measured; cells in the plan's order whatever was grouped."""
     frame = call(PLAN, measure=measure)
-    assert list(frame.columns) == ["cell", *CELL_FIELDS, *MEASURED[measure]]
+    assert list(frame.columns) == ["cell", *MEASURED[measure], *CELL_FIELDS]
     assert frame["cell"].drop_duplicates().tolist() == [cell.key for cell in PLAN]
     first = MEASURED[measure][0]
     expected = {"training_loss": [0, 1, 2], "gradient_flow": [1, 2, 3], "jacobian_spectrum": [0] * 5 + [1] * 5}[measure]
@@ -228,18 +228,21 @@ def test_wrong_plans_are_refused_before_work_starts(call, tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("measure", MEASURED)
 def test_progress_adds_up(call, monkeypatch, measure):
-    """The bar ends at its total, net-epochs or nets, for cells that train and cells that do not."""
+    """The bar ends at its total, of nets and of net-epochs times layers, for cells that train and cells that do not."""
     bars = []
 
-    class Bar(engine.tqdm):
+    class Bar(engine.NetBar):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             bars.append(self)
 
-    monkeypatch.setattr(engine, "tqdm", Bar)
+    monkeypatch.setattr(engine, "NetBar", Bar)
     plan = [*PLAN[:4], *grid(depth=2, seed=range(2), **SMALL)]
     call(plan, measure=measure, progress=True)
-    assert [(bar.n, bar.total) for bar in bars] == [(4 * 2 + 2, 4 * 2 + 2)]
+    [bar] = bars
+    assert bar.done == pytest.approx(bar.nets) == pytest.approx(6)
+    cost = sum(2 * cell.depth for cell in PLAN[:4]) + 2 * 2
+    assert bar.bar.n == pytest.approx(bar.bar.total) and bar.bar.total == cost
 
 
 def test_groups_are_of_one_structure_and_size():

@@ -35,7 +35,7 @@ def rows_of(cells: list[Cell], each: int = 4, seed: int = 0) -> pd.DataFrame:
 
 def assert_holds(frame: pd.DataFrame, cells: list[Cell], rows: pd.DataFrame) -> None:
     """The frame has the rows of these cells in their order, with every field of the cell, to the last bit."""
-    assert list(frame.columns) == ["cell", *CELL_FIELDS, *rows.columns.drop("place")]
+    assert list(frame.columns) == ["cell", *rows.columns.drop("place"), *CELL_FIELDS]
     measured = list(rows.columns.drop("place"))
     assert_frame_equal(frame[measured], rows[measured], check_exact=True)
     for name in CELL_FIELDS:

@@ -39,7 +39,7 @@ def regenerate(checkout: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "flowstudy.cli", "figures", "--studies", "studies", "--profile", "smoke", *arguments]
+    return [sys.executable, "-m", "flowstudy", "figures", "--studies", "studies", "--profile", "smoke", *arguments]
 
 
 def change_smoke(checkout: Path, change: dict) -> None:
@@ -70,19 +70,22 @@ def test_profiles_name_every_study_and_only_known_parameters(profile):
 @pytest.mark.slow
 def test_every_figure_is_made_once_and_the_gallery_shows_it(checkout):
     """All studies run; a second run computes nothing; every link and picture of the gallery is there."""
-    first = regenerate(checkout)
+    first = regenerate(checkout, "--gallery", "figures/gallery")
     assert first.returncode == 0, first.stderr
     assert_made_once([path.stem for path in NOTEBOOKS], checkout)
+    gallery = checkout / "figures" / "gallery"
+    assert_links_lead_somewhere(gallery)
+    assert {path.relative_to(gallery) for path in gallery.rglob("*.csv")} == {
+        Path(path.stem, f"{path.stem}.csv") for path in NOTEBOOKS}
 
 
 def assert_made_once(studies: list[str], checkout: Path, *arguments: str) -> None:
     """Stamps and pictures of these studies; every link and picture of the gallery; a second run computes nothing."""
-    figures = checkout / "figures"
+    figures = checkout / "figures" / "smoke"
     for study in studies:
         stamp = json.loads((figures / study / "stamp.json").read_text())
         assert {"parameters", "versions", "device", "commit", "seconds"} <= set(stamp)
-    targets = re.findall(r'(?:href|src)="([^"#]+)"', (figures / "index.html").read_text())
-    assert [target for target in targets if not (figures / target).is_file()] == []
+    targets = assert_links_lead_somewhere(figures)
     for study in studies:
         pictures = {f"{study}/{path.name}" for path in (figures / study).glob("*.png")}
         assert pictures and pictures <= set(targets)
@@ -91,6 +94,12 @@ def assert_made_once(studies: list[str], checkout: Path, *arguments: str) -> Non
     second = regenerate(checkout, *arguments)
     assert second.stdout.count("unchanged") == len(studies)
     assert {path: path.stat().st_mtime_ns for path in (checkout / "results").rglob("*.parquet")} == written
+
+
+def assert_links_lead_somewhere(folder: Path) -> list[str]:
+    targets = re.findall(r'(?:href|src)="([^"#]+)"', (folder / "index.html").read_text())
+    assert [target for target in targets if not (folder / target).is_file()] == []
+    return targets
 
 
 def test_a_misspelt_parameter_is_refused_before_anything_runs(checkout, monkeypatch):
@@ -103,6 +112,14 @@ def test_a_misspelt_parameter_is_refused_before_anything_runs(checkout, monkeypa
     assert not (checkout / "results").exists()
 
 
+def test_part_of_a_gallery_is_refused(checkout, monkeypatch):
+    """The page would lose the others."""
+    monkeypatch.chdir(checkout)
+    done = CliRunner().invoke(app, ["figures", "--gallery", "figures/gallery", "--only", "lesions"])
+    assert done.exit_code == 2 and done.stderr.count("\n") == 1
+    assert "`--gallery` must show every study, got `--only` lesions. Leave one of them out." in done.stderr
+
+
 @pytest.mark.slow
 def test_a_study_that_fails_does_not_stop_the_others(checkout):
     """The run goes on, and ends non-zero with the name of what failed; what did not is made once and shown."""
@@ -111,7 +128,7 @@ def test_a_study_that_fails_does_not_stop_the_others(checkout):
     assert done.returncode != 0
     assert done.stderr.strip().endswith("failed: loss_vs_depth. The other studies are done.")
     assert "`depth` must be an integer of at least 1, got 0" in done.stderr
-    assert not (checkout / "figures" / "loss_vs_depth" / "stamp.json").exists()
+    assert not (checkout / "figures" / "smoke" / "loss_vs_depth" / "stamp.json").exists()
     assert_made_once(["jacobian_spectra"], checkout, "--only", "jacobian_spectra")
 
 
@@ -129,8 +146,8 @@ def test_a_killed_run_resumes_to_the_same_figures(checkout, tmp_path_factory):
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert regenerate(checkout, *only).returncode == 0
-    figures = ("loss_vs_depth/figure_1.png", "loss_vs_depth/figure_1.pdf")
-    assert all((whole / "figures" / f).read_bytes() == (checkout / "figures" / f).read_bytes() for f in figures)
+    figures = (f"figures/smoke/loss_vs_depth/figure_1.{kind}" for kind in ("png", "pdf"))
+    assert all((whole / f).read_bytes() == (checkout / f).read_bytes() for f in figures)
 
 
 @pytest.mark.slow
@@ -149,7 +166,7 @@ def test_two_runs_at_once_do_not_meet(checkout):
 @pytest.mark.slow
 def test_one_study_by_name_in_any_folder(tmp_path):
     """Parameters are changed by name; what it writes lies in the current folder; a second run computes nothing."""
-    asked = [sys.executable, "-m", "flowstudy.cli", "study", "jacobian_spectra", "--profile", "smoke",
+    asked = [sys.executable, "-m", "flowstudy", "study", "jacobian_spectra", "--profile", "smoke",
              *(f"--parameter={name}={json.dumps(value)}" for name, value in TINY.items())]
     first, second = (subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True, env=ONE_THREAD, timeout=900)
                      for _ in range(2))

@@ -3,21 +3,27 @@
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
+from jsonschema import Draft202012Validator
 from pandas.testing import assert_frame_equal
 from typer.testing import CliRunner
 
 from flowstudy.cli import commands as cli
-from flowstudy.sweep import Store, grid, random_search, run
+from flowstudy.data import datasets
+from flowstudy.sweep import Cell, Store, grid, random_search, run
 from flowstudy.sweep.looks.table import MEASUREMENTS, training_loss
 from flowstudy.sweep.plan import table_of
-from flowstudy.sweep.plan_file import read_plan
+from flowstudy.sweep.plan_file import EXAMPLE, read_plan
+from flowstudy.sweep.plan_schema import plan_schema
 from flowstudy.sweep.status import busy_seconds, status
 
+ROOT = Path(__file__).parents[1]
 SMALL = {"width": 5, "train_samples": 20, "batch_size": 10, "epochs": 2}
 PLAN = """
 measure: accuracy
@@ -86,8 +92,8 @@ def test_measure_options_and_shards(here):
 
 
 def test_a_process_of_its_own(here):
-    """As a user calls it, `-m flowstudy.cli`: the status of a killed or finished sweep is that of the store."""
-    done = subprocess.run([sys.executable, "-m", "flowstudy.cli", "sweep", "plan.yaml", "--device", "cpu"],
+    """As a user calls it, `-m flowstudy`: the status of a killed or finished sweep is that of the store."""
+    done = subprocess.run([sys.executable, "-m", "flowstudy", "sweep", "plan.yaml", "--device", "cpu"],
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"{len(CELLS)} cells" in done.stdout and "accuracy" in done.stderr  # the progress bar
@@ -106,6 +112,17 @@ WRONG = {
     "no plan": ("measure: accuracy", "must have a section `grid` or `random_search`, got measure"),
     "no mapping": ("- 1", "must be a mapping of names to values"),
     "no yaml": ("grid: [", "`plan` must be a YAML file that can be read"),
+    "python": (PLAN.replace("{range: 3}", "range(3)"), r"grid: `seed` must be .* got 'range\(3\)'.* Write {range: 3}"),
+    "python from": (PLAN.replace("depth: 3", "depth: range(2, 5)"), r"`depth` must be .* Write {range: \[2, 5\]}"),
+    "one of several": (PLAN.replace("accuracy", "[accuracy, acuracy]"), "several of `measure` must be .* 'acuracy'"),
+    "measure of numbers": (PLAN.replace("accuracy", "[1, 2]"), r"`measure` must be a name or a list of names, got \[1"),
+    "option of none": (PLAN.replace("accuracy", "[training_loss, accuracy]") + "options: {samples: 3}",
+                       "none of training_loss, accuracy takes `samples`"),
+    "too late": (PLAN + "options: {at: {epochs: [0, 10]}}", "`at` must lie .* got epoch 10 for one with `epochs` 2"),
+    "never trained": ("grid: {depth: 3}\nmeasure: gradient_flow\noptions: {at: {epochs: [0, 10]}}",
+                      "got epoch 10 for one with `epochs` 0. Give the cells more `epochs`"),
+    "update too late": (PLAN + "options: {at: {steps: 5}}", "got update 5 for one with `epochs` 2 of 2 updates"),
+    "moment": (PLAN + "options: {at: {epochs: [-3]}}", "`epochs` must be integers of at least -1"),
     "list of words": (PLAN.replace("{range: 3}", "{range: abc}"), "`range` must be a whole number or two, got 'abc'"),
 }
 
@@ -158,6 +175,73 @@ def test_a_missing_plan_is_one_line(here):
     assert result.exit_code == 2 and "got plam.yaml" in result.output
 
 
+def test_several_measurements_are_one_training(here):
+    """By the file or by --measure, with ranges inside options; each has its line and its folder."""
+    several = PLAN[:PLAN.index("random_search")].replace("accuracy", "[training_loss, gradient_flow]")
+    (here / "plan.yaml").write_text(several + "options: {samples: 2, at: {epochs: {range: [1, 3]}}}")
+    result = sweep()
+    assert result.exit_code == 0, result.output
+    lines = result.output.strip().splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["training_loss", "gradient_flow"]
+    frames = [pd.read_parquet(line.rpartition(" ")[2]) for line in lines]
+    assert len(frames[0]) == 12 * 3 and sorted(frames[1]["epoch"].unique()) == [1, 2]
+    plan = read_plan(here / "plan.yaml", ["accuracy", "gradient_flow"])
+    assert plan.measure == ["accuracy", "gradient_flow"]
+
+
+def test_a_data_set_that_cannot_be_had_is_one_line_before_anything_trains(here, monkeypatch):
+    """The plan's other data set is there, and not trained on either."""
+    monkeypatch.setenv("FLOWSTUDY_CACHE", str(here / "cache"))
+    monkeypatch.delenv("FLOWSTUDY_DATA", raising=False)
+    monkeypatch.setitem(datasets.MIRRORS, "mnist", ("http://127.0.0.1:1/",))
+    (here / "plan.yaml").write_text("grid: {dataset: [digits, mnist], width: 4, depth: 2, epochs: 1}")
+    result = sweep()
+    said = [line for line in result.output.splitlines() if not line.startswith("Downloading data from")]
+    assert result.exit_code == 2 and len(said) == 1, result.output
+    assert "'mnist' must come from a mirror" in said[0] and "set FLOWSTUDY_DATA" in said[0]
+    assert not list((here / "results").rglob("*.parquet"))
+
+
+# --- the example, and the schema --------------------------------------------------------------------------------------
+
+
+def test_the_example_is_a_plan_and_stands_where_users_look(here):
+    """In the README and in --help, word for word; 30 nets of a grid and 20 of a search."""
+    (here / "plan.yaml").write_text(EXAMPLE)
+    plan = read_plan(here / "plan.yaml")
+    assert len(plan.cells) == 30 + 20 and plan.measure == ["training_loss", "gradient_flow"]
+    assert EXAMPLE in (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = CliRunner().invoke(cli.app, ["sweep", "--help"], env={"COLUMNS": "140", "TERM": "dumb"}).output
+    assert all(line in shown for line in EXAMPLE.splitlines()), shown
+
+
+SCHEMA = Draft202012Validator(plan_schema())
+
+
+def test_the_schema_takes_what_the_reader_takes():
+    """It is a schema of its draft, which the command prints; the example and the plan above are of it."""
+    Draft202012Validator.check_schema(SCHEMA.schema)
+    assert json.loads(call("sweep", "--schema").output) == SCHEMA.schema
+    for text in (EXAMPLE, PLAN):
+        assert list(SCHEMA.iter_errors(yaml.safe_load(text))) == []
+
+
+@pytest.mark.parametrize("case", sorted(WRONG.keys() - {
+    # what a schema cannot know: which measurement takes which option, how long training is, what YAML is
+    "option", "misspelt option", "option of none", "too late", "never trained", "update too late", "no yaml"}))
+def test_the_schema_refuses_what_the_reader_refuses(case):
+    assert list(SCHEMA.iter_errors(yaml.safe_load(WRONG[case][0])))
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Cell)])
+def test_the_schema_knows_each_field_and_the_type_of_its_default(name):
+    """Alone and in a list; a word is none of a number."""
+    default = getattr(Cell(net="highway"), name)
+    for value in (default, [default]):
+        assert SCHEMA.is_valid({"grid": {name: value}}), SCHEMA.schema["properties"]["grid"]
+    assert not SCHEMA.is_valid({"grid": {name: "no such word"}})
+
+
 # --- status ----------------------------------------------------------------------------------------------------------
 
 
@@ -179,6 +263,8 @@ def test_status_tells_done_failed_and_missing(here, monkeypatch):
     assert row["seconds_left"] > 0
     shown = call("status", "results")
     assert shown.exit_code == 0 and f"tracebacks: results/failed/{row['table']}" in shown.output
+    [plan] = json.loads(call("status", "results", "--json").stdout)["plans"]
+    assert plan["done"] == row["done"] and plan["seconds_left"] == pytest.approx(row["seconds_left"])
     monkeypatch.undo()
     monkeypatch.chdir(here)
     assert sweep().exit_code == 0

@@ -1,6 +1,6 @@
-"""`flowstudy check`: is there a gradient, is the signal alive, will it train; on one screen, with one picture."""
+"""`flowstudy check`: is there a gradient, is the signal alive, will it train; on one screen, and a picture if asked."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +13,7 @@ from flowstudy.measure.gradients.losses import LOSSES, OWN
 from flowstudy.refusal import did_you_mean
 from flowstudy.trainability.will_it_train import OPTIMIZERS
 
+from .as_json import AsJson, answer
 from .batches import (
     Asked,
     Batch,
@@ -26,6 +27,7 @@ from .batches import (
     generator,
     saved_batch,
 )
+from .devices import Device, on_device
 from .outcomes import AGAINST, NOT_TAKEN, endings, stop
 from .readings import Reading, gradient_reading, signal_reading, training_reading
 from .screen import Csv, Picture, check_picture, keep, say, show
@@ -52,7 +54,8 @@ Train = Annotated[bool | None, typer.Option("--train/--eval", help="the mode to 
 def check(target: Target, shapes: Input = None, inputs: File = None, classes: Classes = None, data: Data = None,
           loss: LossOption = None, output: Output = None, trial: Trial = 0, optimizer: OptimizerOption = "sgd",
           samples: Samples = 48, seconds: Seconds = None, vocabulary: Vocabulary = None, train: Train = None,
-          seed: Seed = 0, picture: Picture = None, csv: Csv = None) -> None:
+          seed: Seed = 0, picture: Picture = None, csv: Csv = None, device: Device = None,
+          as_json: AsJson = False) -> None:
     """Does every trainable part get a gradient, does the signal stay alive, will it train?
 
     Without --data, inputs are standard normal draws (or token ids) and labels
@@ -65,10 +68,10 @@ def check(target: Target, shapes: Input = None, inputs: File = None, classes: Cl
      3  a reading that was asked for could not be taken, or a trial not decide
     70  an error of flowstudy
     """
-    with endings("check"):
+    with endings("check"), answer(as_json) as found_out:
         asked = Asked(shapes, inputs, vocabulary, samples, seed, classes, loss, output)
         check_options(asked, data, optimizer, picture)
-        model = load("check", target, seed)
+        model = on_device("check", load("check", target, seed), device)
         model.train(has_batch_statistics(model) if train is None else train)
         batch = drawn_batch("check", model, asked) if data is None else saved_batch("check", model, data, asked)
         shown = some_of(batch, samples, seed)
@@ -83,7 +86,9 @@ def check(target: Target, shapes: Input = None, inputs: File = None, classes: Cl
         tell(3, last)
         status = summed_up([*readings, last])
         drawn = flow if found is None else found
-        keep("check", drawn, Path(f"{drawn.drawn_by}.png") if picture is None else picture, csv)
+        found_out |= {"target": target, "measured_on": batch.words, "mode": mode_in_words(model), "status": status,
+                      "readings": [asdict(reading) for reading in [*readings, last]], "layers": drawn.frame}
+        keep("check", drawn, picture, csv)
     raise typer.Exit(status)
 
 

@@ -13,7 +13,7 @@ from flowstudy.measure.drawn import Drawn
 
 from .outcomes import stop
 
-Picture = Annotated[Path | None, typer.Option(help="where the picture goes; its ending tells the format")]
+Picture = Annotated[Path | None, typer.Option(help="draw it into this file; its ending tells the format")]
 Csv = Annotated[Path | None, typer.Option(help="keep the whole table here")]
 
 
@@ -42,7 +42,8 @@ def check_picture(call: str, picture: Path | None) -> None:
     from matplotlib.backend_bases import FigureCanvasBase  # takes a second, and `status` draws nothing
 
     if picture is not None and picture.suffix.lstrip(".").lower() not in FigureCanvasBase.filetypes:
-        stop(f"{call}: `--picture` must end in one of {', '.join(FigureCanvasBase.filetypes)}, got {str(picture)!r}.")
+        stop(f"{call}: `--picture` must be a file that ends in one of {', '.join(FigureCanvasBase.filetypes)}, got "
+             f"{str(picture)!r}.")
 
 
 def keep(call: str, result: Drawn, picture: Path | None, csv: Path | None) -> None:

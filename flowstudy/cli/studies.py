@@ -54,8 +54,10 @@ def figures(
     profile: Profile = "quick",
     only: Annotated[str | None, typer.Option(help="one study instead of all")] = None,
     device: Device = "auto",
-    out: Annotated[Path, typer.Option(help="folder of the figures")] = Path("figures"),
+    out: Annotated[Path | None, typer.Option(help="folder of the figures; without, figures/PROFILE")] = None,
     results: Results = Path("results"),
+    gallery: Annotated[Path | None, typer.Option(
+        help="folder of the pictures and small tables that git keeps, made anew; without, they are left alone")] = None,
     records: Annotated[Path | None, typer.Option(
         help="folder of REPLICATION.md and its records, to be written anew; without, they are left alone")] = None,
     studies: Notebooks = None,
@@ -70,10 +72,12 @@ def figures(
     from flowstudy.figures.plan import Studies, own_studies
 
     quieten()
+    folder = (Path("figures") / profile if out is None else out).resolve()
     with one_line():
         failed = regenerate(own_studies() if studies is None else Studies(studies.resolve()), profile, only, device,
-                            out.resolve(), results.resolve(), None if records is None else records.resolve())
-    typer.echo(f"gallery: {out.resolve() / 'index.html'}")
+                            folder, results.resolve(), None if records is None else records.resolve(),
+                            None if gallery is None else gallery.resolve())
+    typer.echo(f"figures: {folder / 'index.html'}")
     if failed:
         typer.echo(f"figures: failed: {', '.join(failed)}. The other studies are done.", err=True)
         raise typer.Exit(1)

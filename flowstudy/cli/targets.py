@@ -59,8 +59,12 @@ def import_file(call: str, path: Path) -> object:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
-    with users_code(call):
-        spec.loader.exec_module(module)
+    sys.path.insert(0, str(path.resolve().parent))  # as where Python runs it: it may import what lies beside it
+    try:
+        with users_code(call):
+            spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
     return module
 
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from flowstudy.refusal import did_you_mean
+from flowstudy.refusal import RefusalError, did_you_mean
 
 from .read_files import (
     CHECKSUMS,
@@ -29,6 +29,10 @@ from .read_files import (
 )
 
 __all__ = ["DATASETS", "Dataset", "load_dataset", "read_mnist"]
+
+
+class MissingDataError(RefusalError, FileNotFoundError):
+    """The files of a set are neither on this machine nor to be had; what each mirror said is in its notes."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -108,16 +112,23 @@ def load_dataset(
         download: whether files that are not in the cache may be fetched into it.
     Returns:
         The set: x float32 in [0, 1], pixels / 255 (digits: / 16), y int64. ValueError for an unknown name or a file
-        that is damaged; FileNotFoundError for files that are neither here nor to be had, with each mirror's reason.
+        that is damaged; FileNotFoundError for files that are neither here nor to be had, with each mirror's reason as
+        a note.
     """
     if name not in DATASETS:
-        raise ValueError(_unknown(name))
+        raise RefusalError(_unknown(name))
     torch.empty(0, device=device)  # a device that is not there fails now, not after a download
     if name == "digits":
         return _as_tensors(name, _digits(), classes=10, largest=16, device=device)
     form, files = _locate(name, folder, download)
     check_files(name, files)
     return _as_tensors(name, form.read(files), SOURCES[name].classes, largest=255, device=device)
+
+
+def fetch_dataset(name: str) -> None:
+    """Download the files of a set unless they are on this machine; errors as of `load_dataset`."""
+    if name != "digits":
+        _locate(name, None, download=True)
 
 
 # What there is: the forms that a set comes in, the folders it is looked for in, the mirrors
@@ -175,6 +186,7 @@ SOURCES = {
 }
 
 DATASETS = ("digits", *SOURCES)  # the names that load_dataset knows
+TRAIN_SAMPLES = {"digits": 1500, "mnist": 60_000, "fashion_mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
 
 
 # Where the files are
@@ -189,7 +201,7 @@ def _locate(name: str, folder: str | Path | None, download: bool) -> tuple[Form,
             return found
     first = ", ".join(SOURCES[name].forms[0].files)
     if folder is not None:
-        raise FileNotFoundError(
+        raise MissingDataError(
             f"load_dataset: `folder` must hold the files of {name!r} ({first}) or a folder {SOURCES[name].folders[0]} "
             f"with them, got {folder} with none. Correct it, or leave `folder` out to have them downloaded."
         )
@@ -198,7 +210,7 @@ def _locate(name: str, folder: str | Path | None, download: bool) -> tuple[Form,
         return _fetch(name, cache)
     if found := _find(name, cache):
         return found
-    raise FileNotFoundError(
+    raise MissingDataError(
         f"load_dataset: {name!r} must be on this machine when download=False, got none of its files in "
         f"{', '.join(map(str, [*places, cache]))}. Pass download=True, or put {first} into {SOURCES[name].folders[0]}/ "
         f"of a folder and set FLOWSTUDY_DATA to it."
@@ -216,7 +228,7 @@ def _find(name: str, folder: Path) -> tuple[Form, list[Path]] | None:
             begun.append(missing)
     if not begun:
         return None
-    raise FileNotFoundError(
+    raise MissingDataError(
         f"load_dataset: {folder} must hold every file of {name!r}, got it without {', '.join(min(begun, key=len))}. "
         f"Put the rest there, or remove the set's files there and let load_dataset download them."
     )
@@ -260,14 +272,17 @@ def _fetch_file(name: str, file: str, folder: Path) -> None:
     for mirror in MIRRORS[name]:
         if (failure := _download(mirror + file, known, target)) is None:
             return
-        failures.append(f"\n  {mirror}{file}: {failure}")
+        failures.append(f"{mirror}{file}: {failure}")
     here = f"{SOURCES[name].folders[0]}/{file}"
     data = os.environ.get("FLOWSTUDY_DATA")
-    raise FileNotFoundError(
-        f"load_dataset: {name!r} must come from a mirror that serves the official {file} ({known}), got none:"
-        f"{''.join(failures) or ' no mirror is listed'}\nPut the file into {folder}, or set FLOWSTUDY_DATA "
+    error = MissingDataError(
+        f"load_dataset: {name!r} must come from a mirror that serves the official {file} ({known}), got "
+        f"{len(failures)} that cannot be reached or do not. Put the file into {folder}, or set FLOWSTUDY_DATA "
         f"{f'(now {data}, without it) ' if data else ''}to a folder that has {here}."
     )
+    for failure in failures:
+        error.add_note(failure)
+    raise error
 
 
 def _download(url: str, known: str, target: Path) -> str | None:

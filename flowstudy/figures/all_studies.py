@@ -1,4 +1,4 @@
-"""Every figure: each study of a profile is run where anything has changed, then the gallery shows them all.
+"""Every figure: each study of a profile is run where anything has changed, then one page shows them all.
 
 Results are kept in the store, so a run that was killed goes on where it stopped.
 """
@@ -7,24 +7,29 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .gallery import write_gallery
+from flowstudy.refusal import RefusalError
+
+from .gallery import keep_gallery, write_page
 from .one_study import run_study
 from .plan import Studies, check_study, gallery_order
 from .replication import write_report
 
 
 def regenerate(studies: Studies, profile: str, only: str | None, device: str, out: Path, results: Path,
-               records: Path | None) -> list[str]:
+               records: Path | None = None, gallery: Path | None = None) -> list[str]:
     """Run the studies and write out/index.html; the names of those that failed.
 
     Args:
         only: one study instead of all.
         out, results: folders of the figures and of the store.
         records: folder of REPLICATION.md and of the records that it is written from; None: neither is touched.
+        gallery: folder of what git keeps of the figures; None: not touched.
     """
     plan = studies.parameters("figures", profile)
     if only is not None:
         check_study("figures", "`--only`", only, plan)
+        if gallery is not None:
+            raise RefusalError(f"figures: `--gallery` must show every study, got `--only` {only}. Leave one of them out.")
     common = {"device": device, "results": str(results)}
     bar = tqdm([study for study in plan if only in (None, study)], desc=f"{profile} profile", unit="study")
     failed = []
@@ -32,7 +37,10 @@ def regenerate(studies: Studies, profile: str, only: str | None, device: str, ou
         bar.set_postfix_str(study)
         if not run_study(studies.notebook(study), profile, plan[study] | common, out / study, records):
             failed.append(study)
-    write_gallery(out, [study for study in gallery_order(plan) if (out / study / "stamp.json").exists()])
+    made = [study for study in gallery_order(plan) if (out / study / "stamp.json").exists()]
+    write_page(out, made)
+    if gallery is not None and not failed:
+        keep_gallery(out, gallery, made)
     if records is not None:
         write_report(records)
     return failed

@@ -1,12 +1,22 @@
-"""The gallery: one page that shows every figure with its question, parameters and executed notebook."""
+"""One page that shows every figure with its question and parameters: of a run, and the gallery that git keeps."""
 
 import html
 import json
+import shutil
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 
+from flowstudy.sweep.cells import CELL_FIELDS
 from flowstudy.whole_file import write_whole
+
+# The table that a study's figures are drawn from, where it does not bear the study's name.
+TABLES = {"depth_vs_gradient": "slopes", "highway_theory": "body_moments", "jacobian_spectra": "statistics",
+          "shattered_gradients": "gradient_correlation", "spectra_through_training": "statistics"}
+SETTINGS = (*CELL_FIELDS, "block", "parameters")  # of a net, by which the rows of its seeds are put together
+PLACES = ("layer", "unit", "class", "epoch", "step", "sample", "rank", "statistic", "readout", "lag", "angle")
+LONG = 1000
 
 STYLE = """
 :root { color-scheme: light; --ink: #1b1f24; --quiet: #59636e; --line: #d8dee4; --link: #0550ae; }
@@ -30,40 +40,84 @@ td { border-bottom: 1px solid var(--line); padding: .2rem .8rem .2rem 0; vertica
 """
 
 
-def write_gallery(out: Path, studies: list[str]) -> None:
-    """Write out/index.html for the studies that have a stamp."""
-    out.mkdir(parents=True, exist_ok=True)
+def write_page(out: Path, studies: list[str]) -> None:
+    """Write out/index.html for the studies of a run: their figures, tables and executed notebooks lie beside it."""
     stamps = {study: json.loads((out / study / "stamp.json").read_text()) for study in studies}
-    links = "".join(f'<a href="#{study}">{study}</a>' for study in studies)
-    body = "".join(study_section(out, study, stamp) for study, stamp in stamps.items())
+    write_index(out, {study: section(study, out / study / f"{study}.ipynb", stamp, of_a_run(study, stamp), pdf=True)
+                      for study, stamp in stamps.items()})
+
+
+def keep_gallery(runs: Path, gallery: Path, studies: list[str]) -> None:
+    """Copy what git keeps of the runs' figures, and write gallery/index.html: pictures, and one small table a study."""
+    sections = {}
+    for study in studies:
+        stamp = json.loads((runs / study / "stamp.json").read_text())
+        table = f"{study}.csv"
+        shutil.rmtree(gallery / study, ignore_errors=True)  # pictures that a study no longer draws
+        for name in pictures(stamp):
+            write_whole(gallery / study / f"{name}.png", (runs / study / f"{name}.png").read_bytes())
+        frame = pd.read_parquet(runs / study / f"{TABLES.get(study, study)}.parquet")
+        write_whole(gallery / study / table, small_table(frame).to_csv(index=False, float_format="%.4g").encode())
+        links = (f'Notebook: <a href="../../studies/{study}.ipynb">{study}.ipynb</a>. '
+                 f'Data, medians over seeds: <a href="{study}/{table}">{table}</a>.')
+        sections[study] = section(study, runs / study / f"{study}.ipynb", stamp, links, pdf=False)
+    write_index(gallery, sections)
+
+
+def small_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """What a figure shows, small enough for git.
+
+    Medians over the nets of each setting where a grid has several seeds; of more than `LONG` rows with an epoch those of
+    the last epochs; no columns that say the same in every row, which the page has among the study's parameters.
+    """
+    axes = [name for name in frame.columns if name in SETTINGS or name in PLACES]
+    of_setting = [name for name in axes if name != "seed"]
+    if frame.duplicated(of_setting).any():
+        axes = of_setting
+        numbers = [name for name in frame.select_dtypes("number").columns if name not in [*axes, "seed"]]
+        frame = frame.groupby(axes, dropna=False, sort=False)[numbers].median().reset_index()
+    if "epoch" in frame and len(frame) > LONG:
+        others = [name for name in axes if name != "epoch"]
+        frame = frame.loc[frame.groupby(others, dropna=False)["epoch"].idxmax().sort_values()]
+    return frame.drop(columns="cell", errors="ignore").loc[:, lambda rows: rows.nunique(dropna=False) > 1]
+
+
+def write_index(folder: Path, sections: dict[str, str]) -> None:
+    links = "".join(f'<a href="#{study}">{study}</a>' for study in sections)
     page = ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>flowstudy: figures</title><style>{STYLE}</style></head><body>\n"
             "<h1>flowstudy</h1><p>Will this network train at this depth, and if not, why? Every figure below was "
-            f"made by <code>flowstudy figures</code>.</p><nav>{links}</nav>\n{body}</body></html>\n")
-    write_whole(out / "index.html", page.encode())
+            f"made by <code>flowstudy figures</code>.</p><nav>{links}</nav>\n{''.join(sections.values())}</body></html>\n")
+    write_whole(folder / "index.html", page.encode())
 
 
-def study_section(out: Path, study: str, stamp: dict) -> str:
-    executed = out / study / f"{study}.ipynb"
+def section(study: str, executed: Path, stamp: dict, links: str, *, pdf: bool) -> str:
+    """A study's part of the page: question, figures, `links` to the rest, parameters, and where it all comes from."""
     title, paragraphs = question(executed)
     text = "".join(f"<p>{html.escape(paragraph)}</p>" for paragraph in paragraphs)
-    pictures = [name.removesuffix(".png") for name in stamp["files"] if name.endswith(".png")]
     figures = "".join(
         f'<figure><a href="{study}/{name}.png"><img src="{study}/{name}.png" alt="{name.replace("_", " ")}" '
-        f'loading="lazy"></a><figcaption>{name.replace("_", " ")} · <a href="{study}/{name}.pdf">pdf</a></figcaption>'
-        "</figure>" for name in pictures)
-    tables = [name for name in stamp["files"] if name.endswith(".parquet")]
-    data = " · ".join(f'<a href="{study}/{name}">{name}</a>' for name in tables)
+        f'loading="lazy"></a><figcaption>{name.replace("_", " ")}'
+        + (f' · <a href="{study}/{name}.pdf">pdf</a>' if pdf else "") + "</figcaption></figure>"
+        for name in pictures(stamp))
     rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>"
                    for name, value in stamp["parameters"].items() if name not in ("results", "figures"))
     versions = ", ".join(f"{name} {number}" for name, number in stamp["versions"].items())
     return (f'<section id="{study}"><h2>{html.escape(title)}</h2>{text}<div class="figures">{figures}</div>'
-            f'<p>Executed notebook: <a href="{study}/{study}.html">page</a>, '
-            f'<a href="{study}/{study}.ipynb">ipynb</a>. '
-            f"Data: {data}.</p><details><summary>Parameters ({stamp['profile']} profile)</summary><table>{rows}"
+            f"<p>{links}</p><details><summary>Parameters ({stamp['profile']} profile)</summary><table>{rows}"
             f"</table></details><p class='quiet'>{stamp['seconds']} s on {html.escape(stamp['device'])}, "
             f"{stamp['finished']}, commit {html.escape(stamp['commit'])}; {html.escape(versions)}</p></section>\n")
+
+
+def of_a_run(study: str, stamp: dict) -> str:
+    data = " · ".join(f'<a href="{study}/{name}">{name}</a>' for name in stamp["files"] if name.endswith(".parquet"))
+    return (f'Executed notebook: <a href="{study}/{study}.html">page</a>, <a href="{study}/{study}.ipynb">ipynb</a>. '
+            f"Data: {data}.")
+
+
+def pictures(stamp: dict) -> list[str]:
+    return [name.removesuffix(".png") for name in stamp["files"] if name.endswith(".png")]
 
 
 def question(notebook: Path) -> tuple[str, list[str]]:

@@ -105,7 +105,7 @@ def write_report(root: Path) -> None:
                for path in sorted((root / "replication").glob("*/*.json"))}
     lines = ["# The paper, figure by figure and table by table", "",
              "*Training Very Deep Networks* (Srivastava, Greff, Schmidhuber, NIPS 2015, arXiv:1507.06228). Written by "
-             "`make figures` from the records in [replication/](replication); not edited by hand.", ""]
+             "`make records` from the records in [replication/](replication); not edited by hand.", ""]
     for part, profiles in PARTS.items():
         lines += [f"## {part}", "", *(f"- Profile **{name}**: {ABOUT[name]}" for name in profiles), ""]
         for profile, item in itertools.product(profiles, ITEMS):
@@ -120,7 +120,7 @@ def not_run(records: dict) -> list[str]:
     if not missing:
         return []
     studies = ", ".join(f"{item} (`{study}`)" for item, study in missing)
-    return [f"Not run at the paper's scale: {studies}. `make figures ONLY=<study> PROFILE=paper DEVICE=cuda` would "
+    return [f"Not run at the paper's scale: {studies}. `make records ONLY=<study> PROFILE=paper DEVICE=cuda` would "
             "run them.", ""]
 
 

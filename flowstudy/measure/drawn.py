@@ -1,16 +1,17 @@
 """Results that can draw themselves."""
 
-import io
 from typing import TYPE_CHECKING, ClassVar
 
 from flowstudy import names
+from flowstudy.shown import as_html
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 class Drawn:
-    """`plot()`, and a small picture in notebooks, for a result whose plot in `flowstudy.plots` is named `drawn_by`.
+    """`plot()`, and words, table and picture in notebooks, of a result with a `frame`, whose plot in `flowstudy.plots`
+    is named `drawn_by`.
 
     Measuring knows nothing of plots: it finds one by its name when it is to draw.
     """
@@ -26,7 +27,5 @@ class Drawn:
         """The result as a matplotlib Figure; `figure.savefig(path)` keeps it."""
         return names.find_plot(self.drawn_by)(self.frame, **self.drawn_with)
 
-    def _repr_png_(self) -> bytes:
-        picture = io.BytesIO()
-        self.plot().savefig(picture, format="png", dpi=60)
-        return picture.getvalue()
+    def _repr_html_(self) -> str:
+        return as_html(repr(self), self.frame, self.plot())

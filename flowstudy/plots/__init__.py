@@ -6,7 +6,7 @@ Lines are medians over seeds, bands go from the 10th to the 90th percentile.
 from .gradients import gradient_by_layer, slope_by_depth, slope_gap_by_depth
 from .heat_map import TRAINING_PANELS, training_heat_map
 from .highway import highway_recursion, highway_spectrum
-from .results import gradient_flow, spectrum, trainability
+from .results import gate_activity, gradient_flow, spectrum, trainability
 from .routing import gate_routing, gate_routing_by_class, lesions
 from .save import each, save
 from .search import training_curve, which_runs_train
@@ -30,7 +30,7 @@ __all__ = [
     "highway_recursion", "highway_spectrum", "gradient_correlation", "gradient_correlation_by_depth",
     "gradient_around_circle", "gate_routing", "gate_routing_by_class", "lesions",
     # one model, one run
-    "gradient_flow", "spectrum", "trainability", "training_heat_map", "TRAINING_PANELS",
+    "gate_activity", "gradient_flow", "spectrum", "trainability", "training_heat_map", "TRAINING_PANELS",
     # keeping
     "each", "save",
 ]

@@ -1,25 +1,26 @@
 """Run a plan: skip what is stored, group, train and measure wherever there are workers, append."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
+from flowstudy.data.datasets import fetch_dataset
 from flowstudy.names import MeasureName
+from flowstudy.progress import NetBar
 from flowstudy.sweep.looks.table import MEASUREMENTS
 from flowstudy.sweep.store.failures import Failure, raise_for
 from flowstudy.sweep.store.plans import remember_plan
 from flowstudy.sweep.store.store import Store
 from flowstudy.sweep.workers.dask_engine import check_engine, run_on_dask
 from flowstudy.sweep.workers.local import Done, run_here, run_in_processes
-from flowstudy.sweep.workers.tasks import VERSION, Task, sweep_checkpoints
+from flowstudy.sweep.workers.tasks import VERSION, Task, sweep_checkpoints, work
 
 from .cells import Cell
-from .plan import Shard, check_device, check_measures, check_plan, check_shard, groups, shard_of, table_of
+from .plan import Shard, check_device, check_measures, check_plan, check_shard, cost, groups, shard_of, table_of
 
 NETS_AT_ONCE = {"as they start": 20, "trained here": 200, "trained by workers": 50}
 
@@ -53,7 +54,7 @@ def run(cells: Sequence[Cell], *, measure: MeasureName | Sequence[MeasureName] =
             is 0.  A list measures all of them in one training, and a dict of their frames comes back.
         store: folder of the results.
         device: "auto" is the GPU where there is one, else the CPU; or any name that torch knows.
-        progress: show a progress bar with rate and time left.
+        progress: show a progress bar of nets with the time left; what takes long says so before it starts.
         nets_at_once: the largest number of nets trained as one stack; None is 200 (50 where workers share them out, 20
             that are not trained).  Fewer where memory is short: one net's tensors are counted first, and a stack that
             does not fit all the same is halved.
@@ -69,10 +70,10 @@ def run(cells: Sequence[Cell], *, measure: MeasureName | Sequence[MeasureName] =
             the last epoch.  And `precision`, "tf32" for CUDA's faster products.
 
     Returns:
-        A tidy frame: every field of the cell, its key `cell`, and what was measured, in the order of the plan.
+        A tidy frame: the cell's key `cell`, what was measured, every field of the cell; in the order of the plan.
 
     Raises:
-        ValueError, TypeError: a plan, measurement, option, device or engine that cannot be used; nothing is computed.
+        ValueError, TypeError: what was asked for, or a data set, cannot be used or had; nothing is computed.
         StoreError: the store's folder is full or cannot be written to.
         SweepError: some cells failed; its `failures` say how, its `rows` are those of all others.
     """
@@ -86,6 +87,9 @@ def run(cells: Sequence[Cell], *, measure: MeasureName | Sequence[MeasureName] =
     missing = {cell for table in tables for cell in results.missing(mine, table)}
     failures: list[Failure] = []
     if missing:
+        if engine == "local":  # workers elsewhere have files of their own
+            for dataset in dict.fromkeys(cell.dataset for cell in mine if cell in missing):
+                fetch_dataset(dataset)
         for name, (table, own) in wanted.items():
             results.prepare(table)
             remember_plan(results.root, name, own, table, cells)
@@ -94,8 +98,7 @@ def run(cells: Sequence[Cell], *, measure: MeasureName | Sequence[MeasureName] =
         todo = [Task(tuple(cell for cell in group if cell in missing), Path(store).absolute(), measurements, device,
                      VERSION, checkpoint_every)
                 for group in groups(mine, size) if not missing.isdisjoint(group)]
-        units = sum(task.work for task in todo)
-        with tqdm(total=units, desc=", ".join(wanted), unit="net", disable=not progress) as bar:
+        with NetBar(", ".join(wanted), len(missing), sum(map(cost_of, todo)), progress) as bar:
             for _task, failed in execute(todo, engine, results, bar):
                 failures += failed
         sweep_checkpoints(results, tables[0])
@@ -113,20 +116,27 @@ def default_size(cells: Sequence[Cell], engine: object) -> int:
     return NETS_AT_ONCE["trained here" if engine == "local" else "trained by workers"]
 
 
-def execute(tasks: Sequence[Task], engine: object, store: Store, bar: tqdm) -> Iterator[Done]:
+def execute(tasks: Sequence[Task], engine: object, store: Store, bar: NetBar) -> Iterator[Done]:
     """Each task with the failures in it, as they end."""
+    def tick(task: Task, units: float) -> None:
+        bar.advance(units / work(task.cells[0]), units * task.cells[0].depth)
+
     if engine != "local":
-        yield from counted(run_on_dask(tasks, engine, store), bar)
+        yield from counted(run_on_dask(tasks, engine, store), tick)
     elif len(devices := local_devices(tasks[0].device)) > 1:
-        yield from counted(run_in_processes(tasks, devices), bar)
+        yield from counted(run_in_processes(tasks, devices), tick)
     else:
-        yield from run_here(tasks, store, bar.update)
+        yield from run_here(tasks, store, tick, lambda words: bar.say(f"{bar.nets} nets: {words}"))
 
 
-def counted(done: Iterator[Done], bar: tqdm) -> Iterator[Done]:
+def cost_of(task: Task) -> float:
+    return sum(map(cost, task.cells))
+
+
+def counted(done: Iterator[Done], tick: Callable[[Task, float], object]) -> Iterator[Done]:
     """Workers elsewhere move the bar by whole tasks."""
     for task, failed in done:
-        bar.update(task.work)
+        tick(task, task.work)
         yield task, failed
 
 

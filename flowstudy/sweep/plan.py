@@ -7,6 +7,7 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
+from flowstudy.data.datasets import TRAIN_SAMPLES
 from flowstudy.refusal import did_you_mean
 from flowstudy.sweep.looks.in_training import as_record_at
 from flowstudy.sweep.looks.table import AS_THEY_START, MEASUREMENTS, OF_TRAINING, options_of
@@ -64,7 +65,22 @@ def check_measures(measure: str | Sequence[str], options: Mapping[str, object],
         if name in AS_THEY_START and trained:
             raise PlanError(f"run: `epochs` must be 0 to measure {AS_THEY_START[name]}, got {trained[0]}. "
                             "Leave it out.")
+    check_moments(wanted, cells)
     return wanted
+
+
+def check_moments(wanted: Mapping[str, Mapping[str, object]], cells: Sequence[Cell]) -> None:
+    """Nets are looked at while they train, not later: told before any of them does."""
+    moments = [as_record_at(options["at"]) for options in wanted.values() if options.get("at") is not None]
+    for cell in dict.fromkeys(cells) if moments else ():
+        per_epoch = math.ceil(min(cell.train_samples or math.inf, TRAIN_SAMPLES[cell.dataset]) / cell.batch_size)
+        for moment in moments:
+            late = [f"epoch {epoch}" for epoch in moment.epochs if epoch > cell.epochs]
+            late += [f"update {step}" for step in moment.steps if step > cell.epochs * per_epoch]
+            if late:
+                raise PlanError(f"run: `at` must lie within every cell's training, got {late[0]} for one with `epochs` "
+                                f"{cell.epochs}{f' of {per_epoch} updates' * bool(cell.epochs)}. Give the cells more "
+                                "`epochs`, or look earlier.")
 
 
 def check_several(names: Sequence[str], options: Mapping[str, object]) -> dict[str, dict[str, object]]:

@@ -1,6 +1,7 @@
 """A plan as a YAML file, for the command line: what `grid`, `random_search` and `run` take, under the same names."""
 
 import inspect
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,25 @@ import yaml
 from flowstudy.refusal import did_you_mean
 
 from .cells import CELL_FIELDS, Cell, grid, random_search
-from .plan import check_options
+from .plan import check_measures
 from .plan_error import PlanError
 
 SEARCH_ARGUMENTS = [name for name, p in inspect.signature(random_search).parameters.items() if p.kind != p.VAR_KEYWORD]
 SECTIONS = {"grid": (grid, CELL_FIELDS), "random_search": (random_search, [*SEARCH_ARGUMENTS, *CELL_FIELDS])}
 KNOWN = ["measure", "options", *SECTIONS]
+EXAMPLE = """\
+measure: [training_loss, gradient_flow]     # one, or several of one training
+options:
+  at: {epochs: [0, 5, -1]}                  # when to look: before training, after 5 epochs, after the last
+grid:                                       # every combination; a list of such mappings is several grids
+  net: plain
+  init: [glorot_normal, he_normal, orthogonal]
+  depth: [10, 50]
+  seed: {range: 5}                          # 0 to 4; {range: [5, 20]} is 5 to 19
+  epochs: 10
+random_search:                              # the authors' ranges and laws
+  - {n: 10, net: highway, depth: [10, 50], epochs: 10, batch_size: 50}
+"""
 
 
 @dataclass(frozen=True)
@@ -23,16 +37,17 @@ class PlanFile:
     """What to give to `run`."""
 
     cells: list[Cell]
-    measure: str
+    measure: str | list[str]
     options: dict[str, object]
 
 
-def read_plan(path: Path, measure: str | None = None) -> PlanFile:
+def read_plan(path: Path, measure: str | list[str] | None = None) -> PlanFile:
     """Read and check a whole plan; `measure` overrides the file's.
 
-    The file is a mapping of `measure` (as in `run`; training_loss if left out), `options` of the measurement, and
-    `grid` and `random_search`, each a mapping of that function's arguments or a list of such mappings.  Where a list
-    of whole numbers is meant, `{range: 20}` is 0 to 19 and `{range: [5, 20]}` is 5 to 19.
+    `EXAMPLE` is one.  The file is a mapping of `measure` (one or a list, as in `run`; training_loss if left out),
+    `options` of the measurements, and `grid` and `random_search`, each a mapping of that function's arguments or a list
+    of such mappings.  Where a list of whole numbers is meant, `{range: 20}` is 0 to 19 and `{range: [5, 20]}` is 5 to
+    19.
 
     Raises:
         ValueError, TypeError: unreadable YAML, an unknown key (with the one that was probably meant), a wrong value.
@@ -49,14 +64,20 @@ def read_plan(path: Path, measure: str | None = None) -> PlanFile:
         raise PlanError(f"sweep: {path} must have a section `grid` or `random_search`, got "
                         f"{', '.join(content) or 'nothing'}.")
     measure = measure or content.get("measure", "training_loss")
-    options = content.get("options") or {}
-    check_mapping(f"{path}: options", options, None)
-    check_options(measure, options)
+    if not isinstance(measure, str) and not (isinstance(measure, list) and all(isinstance(m, str) for m in measure)):
+        raise PlanError(f"sweep: {path}: `measure` must be a name or a list of names, got {measure!r}.")
+    options = arguments(f"{path}: options", content.get("options") or {}, None)
+    check_measures(measure, options, cells)
     return PlanFile(list(dict.fromkeys(cells)), measure, options)
 
 
-def arguments(where: str, section: object, known: Iterable[str]) -> dict[str, object]:
+def arguments(where: str, section: object, known: Iterable[str] | None) -> dict[str, object]:
     check_mapping(where, section, known)
+    for name, value in section.items():
+        if found := re.fullmatch(r"\s*range\((.*)\)\s*", value) if isinstance(value, str) else None:
+            ends = found[1] if "," not in found[1] else f"[{found[1]}]"
+            raise PlanError(f"sweep: {where}: `{name}` must be numbers, names or lists of them, got {value!r}, "
+                            f"which is Python. Write {{range: {ends}}}.")
     return {name: as_python(value) for name, value in section.items()}
 
 

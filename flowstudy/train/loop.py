@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from flowstudy.data import Dataset
+from flowstudy.refusal import RefusalError
 from flowstudy.train.stacks.ensemble import Stack
 from flowstudy.train.stacks.group import Group
 
@@ -113,20 +114,20 @@ class RecordAt:
             least = -1 if name == "epochs" else 0
             values = [values] if isinstance(values, int) else list(values)
             if not all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in values):
-                raise ValueError(f"RecordAt: `{name}` must be integers of at least {least}, got {values}.")
+                raise RefusalError(f"RecordAt: `{name}` must be integers of at least {least}, got {values}.")
             object.__setattr__(self, name, tuple(sorted(set(values))))
         if not self.epochs and not self.steps:
-            raise ValueError("RecordAt: at least one of `epochs` and `steps` must be given. RecordAt(epochs=[0, -1]) "
+            raise RefusalError("RecordAt: at least one of `epochs` and `steps` must be given. RecordAt(epochs=[0, -1]) "
                              "looks before and after training.")
 
     def updates(self, epochs: int, per_epoch: int) -> list[int]:
         """The numbers of updates after which to look."""
-        wanted = {(epochs if e == -1 else e) * per_epoch for e in self.epochs} | set(self.steps)
-        late = [u for u in wanted if u > epochs * per_epoch]
+        late = [f"epoch {e}" for e in self.epochs if e > epochs]
+        late += [f"update {u}" for u in self.steps if u > epochs * per_epoch]
         if late:
-            raise ValueError(f"RecordAt: must lie within training's {epochs} epochs of {per_epoch} updates, got update "
-                             f"{min(late)}.")
-        return sorted(wanted)
+            raise RefusalError(f"RecordAt: must lie within training's {epochs} epochs of {per_epoch} updates, got "
+                               f"{late[0]}. Train for longer, or look earlier.")
+        return sorted({(epochs if e == -1 else e) * per_epoch for e in self.epochs} | set(self.steps))
 
 
 @dataclass
@@ -138,7 +139,7 @@ class Progress:
     done: int = 0                # updates
 
 
-def train(nets: Stack, data: Dataset, settings: Settings, tick: Callable[[int], object] = lambda _nets: None, *,
+def train(nets: Stack, data: Dataset, settings: Settings, tick: Callable[[float], object] = lambda _nets: None, *,
           at: RecordAt | None = None, observer: Observer | None = None,
           checkpoint: Checkpoint | None = None) -> History:
     """Train every net of the stack on the same batches; nets do not interact, whatever becomes of one of them.
@@ -151,7 +152,7 @@ def train(nets: Stack, data: Dataset, settings: Settings, tick: Callable[[int], 
         nets: of one structure; fully connected ones may differ in their activation.
         data: inputs on the stack's device, flat ones for fully connected nets.
         settings: on any device.
-        tick: called with a number of nets, for each that an epoch is over (or skipped), for a progress bar.
+        tick: called with a number of nets for each epoch, or part of one, that is over for them, for a progress bar.
         at: when `observer` is called.
         checkpoint: a run that was killed goes on from it, to the same numbers; removed by the caller.
 
@@ -168,6 +169,21 @@ def train(nets: Stack, data: Dataset, settings: Settings, tick: Callable[[int], 
         for epoch in range(run.progress.done // run.per_epoch, settings.epochs):
             run.epoch(epoch, marks)
     return run.history()
+
+
+def seconds_per_update(nets: Stack, data: Dataset, settings: Settings) -> float:
+    """Of the stack's first updates, made on copies: a forecast of what training takes."""
+    run = Run(nets, data, settings, lambda _nets: None, None, None)
+    plan = batches(run.samples, settings.batch_size, settings.order_seed, 0)
+    run.group.set_rate(settings.step_size(0))
+    with matrix_precision(settings.precision, data.x_train.device):
+        for timed in range(3):  # the first, which also compiles, is not counted
+            if timed == 1:
+                run.group.wait()
+                started = time.monotonic()
+            run.group.run(plan.part(0, 1))
+        run.group.wait()
+    return (time.monotonic() - started) / 2
 
 
 def check_nets(template: nn.Module) -> None:
@@ -198,7 +214,7 @@ class Run:
 
     first_segment = 16  # steps
 
-    def __init__(self, nets: Stack, data: Dataset, settings: Settings, tick: Callable[[int], object],
+    def __init__(self, nets: Stack, data: Dataset, settings: Settings, tick: Callable[[float], object],
                  observer: Observer | None, checkpoint: Checkpoint | None):
         self.settings, self.tick = settings, tick
         self.observer, self.checkpoint = observer, checkpoint
@@ -238,7 +254,7 @@ class Run:
                 self.look()
             if self.checkpoint is not None:
                 self.keep(stop - at, started)
-        self.tick(len(self.progress.alive))
+            self.tick(len(self.progress.alive) * (stop - at) / self.per_epoch)
 
     def epoch_is_over(self) -> None:
         """Losses of all nets; those that are not finite leave."""
@@ -283,7 +299,7 @@ class Run:
         self.group.fill(self.nets.only(saved["alive"]), self.settings.momentum[saved["alive"]], saved["velocity"])
         if self.observer is not None:
             self.observer.restore(saved["observed"])
-        self.tick(len(saved["alive"]) * (self.progress.done // self.per_epoch))
+        self.tick(len(saved["alive"]) * self.progress.done / self.per_epoch)
 
     def history(self) -> History:
         self.gather()

@@ -14,6 +14,8 @@ kind, the thresholds not theirs, and what lies near them cannot be told.
 import math
 from dataclasses import dataclass
 
+from flowstudy.shown import as_html
+
 from .causes import Cause
 from .kernel.decay import HORIZON
 
@@ -56,6 +58,9 @@ class TrainabilityVerdict:
         word += " as a whole" if self.cause.startswith("Cause: cut off") else ""
         parts = [f"{word}.", self.seen, self.predicted, self.cause, self.advice, self.note]
         return " ".join(part for part in parts if part)
+
+    def _repr_html_(self) -> str:
+        return as_html("\n".join([f"{self.kind}.", self.seen, self.predicted, self.cause, self.advice, self.note]))
 
 
 def read_off(*, remaining: float, uncertain: float, steps: float, metric: str, loss_at_start: float, constant: float,

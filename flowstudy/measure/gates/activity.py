@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 
+from flowstudy.measure.drawn import Drawn
 from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.copies import float64_copy
 from flowstudy.measure.models.inputs import Inputs, Shown, check_input
@@ -25,7 +26,7 @@ Means = dict[GateUse, tuple[Float64[Tensor, " unit"], ClassMeans]]   # over all 
 
 
 @dataclass(frozen=True)
-class GateActivity:
+class GateActivity(Drawn):
     """What `gate_activity` found.
 
     Attributes:
@@ -41,6 +42,13 @@ class GateActivity:
 
     frame: pd.DataFrame
     by_class: pd.DataFrame | None
+
+    drawn_by = "gate_activity"
+
+    def __repr__(self) -> str:
+        layers, classes = self.frame["layer"].nunique(), "" if self.by_class is None else ", also by class"
+        return (f"GateActivity of {layers} layer{'s' * (layers != 1)}, {len(self.frame)} rows{classes}: "
+                f"mean activity {self.frame['activity'].mean():.3g}")
 
 
 @in_own_context

@@ -28,6 +28,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
+from flowstudy.shown import as_html
+
 from .signal import backward_slope, fading, log_squares, slope_error
 
 THRESHOLD = 6.0  # e-folds of the squared norm: six of the gradient's depth scales
@@ -92,6 +94,15 @@ class Verdict:
 
     def __str__(self) -> str:
         return self.sentence
+
+    def _repr_html_(self) -> str:
+        return as_html(f"{self}\n{self.advice}", self.numbers)
+
+    @property
+    def numbers(self) -> pd.DataFrame:
+        """One row: kind, layer, factor with its standard error, decades."""
+        return pd.DataFrame([{"kind": self.kind, "layer": self.layer, "factor": self.factor,
+                              "factor_error": self.factor_error, "decades": self.decades}])
 
 
 def verdict_of(frame: pd.DataFrame, path: pd.DataFrame | None = None, *, normalises: bool = False,

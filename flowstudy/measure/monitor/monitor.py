@@ -160,6 +160,14 @@ class GradientMonitor(Drawn):
         """The frame of a run that was given `store=folder`, finished or killed."""
         return load_records(f"{CALL}.load", folder)
 
+    def __repr__(self) -> str:
+        return (f"GradientMonitor, every {self.every}: {self.records} record{'s' * (self.records != 1)} of "
+                f"{len(self._watched.names)} layers")
+
+    def __dir__(self) -> list[str]:
+        """What users may call: its own names begin with an underscore."""
+        return [name for name in super().__dir__() if name.startswith("__") or not name.startswith("_")]
+
     # --- what the optimizers' hooks call -----------------------------------------------------------------------------
 
     def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:

@@ -1,7 +1,8 @@
-"""What single results draw of themselves: one model's gradient flow, its spectrum, its trainability."""
+"""What single results draw of themselves: one model's gradient flow, its spectrum, its gates, its trainability."""
 
 from .flow import gradient_flow
+from .gates import gate_activity
 from .spectrum import spectrum
 from .trainability import trainability
 
-__all__ = ["gradient_flow", "spectrum", "trainability"]
+__all__ = ["gate_activity", "gradient_flow", "spectrum", "trainability"]

@@ -20,7 +20,7 @@ LOOKED_AT_ONCE = 20  # nets
 AT_THE_END = RecordAt(epochs=(-1,))
 
 
-def measure_together(wanted: Wanted, cells: Sequence[Cell], data: Dataset, tick: Callable[[int], object],
+def measure_together(wanted: Wanted, cells: Sequence[Cell], data: Dataset, tick: Callable[[float], object],
                      checkpoint: Checkpoint | None = None) -> dict[str, pd.DataFrame]:
     """Rows by table, of same-structure cells; those that train do so once, whatever is measured."""
     precision = wanted[0][2].get("precision", OF_TRAINING["precision"])  # all agree

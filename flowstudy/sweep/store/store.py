@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from flowstudy.shown import as_html
 from flowstudy.sweep.cells import CELL_FIELDS, LATER, Cell, digest
 
 from .files import check_writable, set_aside, sweep_leftovers, write_to_store
@@ -41,6 +42,19 @@ class Store:
         self.root: Path = Path(root)
         self._footers: dict[Path, tuple[tuple, dict | None]] = {}  # by file: its time and size, and what it said then
         self._swept: set[Path] = set()
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.root)!r}): {len(self.tables())} tables"
+
+    def _repr_html_(self) -> str:
+        return as_html(repr(self), self.tables())
+
+    def tables(self) -> pd.DataFrame:
+        """A row for each table: `table`, `files`, `cells` that are stored; reads only the files' footers."""
+        folders = sorted({path.parent for path in self.root.glob("*/*.parquet")})
+        return pd.DataFrame([{"table": folder.name, "files": len(list(folder.glob("*.parquet"))),
+                              "cells": len(self.stored(folder.name))} for folder in folders],
+                            columns=["table", "files", "cells"])
 
     def stored(self, table: str) -> dict[str, Path]:
         """Which file holds each stored cell's rows, by the cell's key."""
@@ -90,7 +104,7 @@ class Store:
         return path
 
     def load(self, cells: Sequence[Cell], table: str) -> pd.DataFrame:
-        """The rows of these cells, in the order of the plan, every field of the cell beside every measured value."""
+        """The rows of these cells, in the order of the plan: their keys, what was measured, every field of the cell."""
         stored = self.stored(table)
         order = {cell.key: i for i, cell in enumerate(cells)}
         absent = [key for key in order if key not in stored]
@@ -107,7 +121,8 @@ class Store:
         number = {path: i for i, path in enumerate(files)}
         owner = rows["cell"].map({key: number[stored[key]] for key in order})  # nan: a cell that was not asked for
         rows = rows[owner == np.arange(len(files)).repeat([len(read) for read in tables])]
-        return rows.iloc[rows["cell"].map(order).argsort(kind="stable")].reset_index(drop=True)
+        rows = rows.iloc[rows["cell"].map(order).argsort(kind="stable")].reset_index(drop=True)
+        return rows[["cell", *(name for name in rows.columns if name not in ("cell", *CELL_FIELDS)), *CELL_FIELDS]]
 
     def provenance(self, table: str) -> list[dict[str, Any]]:
         """One record a file: versions, device, seconds."""

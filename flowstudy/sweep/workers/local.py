@@ -11,16 +11,21 @@ from multiprocessing.connection import Connection, wait
 from flowstudy.sweep.store.failures import Failure, failure, remember
 from flowstudy.sweep.store.store import Store
 
+from .forecast import forecast
 from .tasks import Task, halves, load, run_task, serve_task
 
 Done = tuple[Task, list[Failure]]
 START_SECONDS = 120  # to import torch on a busy shared disk
 
 
-def run_here(tasks: Sequence[Task], store: Store, tick: Callable[[int], object]) -> Iterator[Done]:
+def run_here(tasks: Sequence[Task], store: Store, tick: Callable[[Task, float], object],
+             say: Callable[[str], object]) -> Iterator[Done]:
+    """`tick` is told of each part of a task's work that is done, `say` of the time expected, where it is long."""
     load_once = functools.lru_cache(maxsize=1)(load)  # groups of one data set follow each other
+    if expected := forecast(tasks, load_once):
+        say(expected)
     for task in tasks:
-        yield task, run_task(task, tick, store, load_once)
+        yield task, run_task(task, functools.partial(tick, task), store, load_once)
 
 
 def run_in_processes(tasks: Sequence[Task], devices: Sequence[str]) -> Iterator[Done]:

@@ -79,7 +79,7 @@ def load(name: str, train_samples: int | None, device: torch.device) -> Dataset:
     return data if train_samples is None else data.subset(train_samples)
 
 
-def run_task(task: Task, tick: Callable[[int], object], store: Store, load: Load) -> list[Failure]:
+def run_task(task: Task, tick: Callable[[float], object], store: Store, load: Load) -> list[Failure]:
     """Compute and store the task's cells; return those that failed alone.
 
     A group that raises is halved, down to single cells: one bad cell costs its neighbours a second run, not their
@@ -108,12 +108,12 @@ def run_task(task: Task, tick: Callable[[int], object], store: Store, load: Load
     return failures
 
 
-def attempt(task: Task, cells: Sequence[Cell], data: Dataset, tick: Callable[[int], object], store: Store,
+def attempt(task: Task, cells: Sequence[Cell], data: Dataset, tick: Callable[[float], object], store: Store,
             device: torch.device) -> Failure | None:
     """Measure and append; what went wrong comes back as text, so that no traceback keeps the failed stack in memory."""
-    started, ticked = time.perf_counter(), 0
+    started, ticked = time.perf_counter(), 0.0
 
-    def count(units: int) -> None:
+    def count(units: float) -> None:
         nonlocal ticked
         ticked += units
         tick(units)

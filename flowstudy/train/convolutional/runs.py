@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from flowstudy.data.datasets import Dataset, load_dataset
 from flowstudy.nets import ConvNet, cifar_conv_net, fitnet, initialize_as_authors, mnist_conv_net
+from flowstudy.progress import progress_bar
 
 from .recipe import Recipe, train_conv
 
@@ -85,20 +86,31 @@ def train_conv_nets(runs: Sequence[ConvRun], data: Dataset, recipe: Recipe, *,
         `loss` (training, nats), `test_accuracy`.
         A net that diverged has fewer rows, the last of them with nan.
     """
+    with bar_of(len(runs) * recipe.epochs, progress) as bar:
+        return train_each(runs, data, recipe, store, bar)
+
+
+def bar_of(epochs: int, progress: bool) -> tqdm:
+    return progress_bar(total=epochs, desc="convolutional nets", unit="epoch", disable=not progress)
+
+
+def train_each(runs: Sequence[ConvRun], data: Dataset, recipe: Recipe, store: str | os.PathLike[str] | None,
+               bar: tqdm) -> pd.DataFrame:
     frames = []
-    with tqdm(total=len(runs) * recipe.epochs, desc="train_conv_nets", unit="epoch", disable=not progress) as bar:
-        for run in runs:
-            net = initialize_as_authors(CONV_NETS[run.net](block=run.block), run.seed).to(data.x_train.device)
-            name = hashlib.sha256(f"{run} {data.name} {len(data.x_train)} {recipe}".encode()).hexdigest()[:16]
-            file = None if store is None else Path(store) / "conv_nets" / f"{name}.pt"
-            done = bar.n
-            history = train_conv(net, data, recipe, seed=run.seed, checkpoint=file, tick=lambda: bar.update())
-            bar.update(done + recipe.epochs - bar.n)  # what was there, or was not needed
-            parameters = sum(p.numel() for p in net.parameters())
-            frames.append(pd.DataFrame(run._asdict() | {
-                "dataset": data.name, "learning_rate": recipe.learning_rate, "parameters": parameters,
-                "epoch": range(1, len(history.loss) + 1), "loss": history.loss,
-                "test_accuracy": history.test_accuracy}))
+    for number, run in enumerate(runs, 1):
+        bar.set_postfix_str(f"{run.net} {run.block} on {data.name}, net {number} of {len(runs)} at learning rate "
+                            f"{recipe.learning_rate:g}")
+        net = initialize_as_authors(CONV_NETS[run.net](block=run.block), run.seed).to(data.x_train.device)
+        name = hashlib.sha256(f"{run} {data.name} {len(data.x_train)} {recipe}".encode()).hexdigest()[:16]
+        file = None if store is None else Path(store) / "conv_nets" / f"{name}.pt"
+        done = bar.n
+        history = train_conv(net, data, recipe, seed=run.seed, checkpoint=file, tick=lambda: bar.update())
+        bar.update(done + recipe.epochs - bar.n)  # what was there, or was not needed
+        parameters = sum(p.numel() for p in net.parameters())
+        frames.append(pd.DataFrame(run._asdict() | {
+            "dataset": data.name, "learning_rate": recipe.learning_rate, "parameters": parameters,
+            "epoch": range(1, len(history.loss) + 1), "loss": history.loss,
+            "test_accuracy": history.test_accuracy}))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -112,7 +124,9 @@ def train_conv_study(nets: Mapping[str, Sequence[str]], block: Sequence[str], se
     """
     seeds, frames = list(seed), []
     plans = {dataset: conv_grid(names, block, seeds) for dataset, names in nets.items()}  # refused before one trains
-    for dataset, runs in plans.items():
-        data = load_images(dataset, size, channels=channels, train_samples=train_samples, device=device)
-        frames += [train_conv_nets(runs, data, recipe, store=store, progress=progress) for recipe in recipes]
+    epochs = sum(map(len, plans.values())) * sum(recipe.epochs for recipe in recipes)
+    with bar_of(epochs, progress) as bar:
+        for dataset, runs in plans.items():
+            data = load_images(dataset, size, channels=channels, train_samples=train_samples, device=device)
+            frames += [train_each(runs, data, recipe, store, bar) for recipe in recipes]
     return pd.concat(frames, ignore_index=True)

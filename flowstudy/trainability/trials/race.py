@@ -13,6 +13,8 @@ from collections.abc import Collection, Sequence
 import pandas as pd
 from tqdm import tqdm
 
+from flowstudy.progress import progress_bar
+
 from .learners import Alone, Stacked
 
 PARTS = 4, 2, 1  # all rates make a quarter of the steps, the better half of them half, the best quarter all
@@ -54,7 +56,7 @@ class Race:
         """To the end, or as far as the time reaches."""
         ends = [math.ceil(steps / part) for part in PARTS]
         kept = [math.ceil(len(self.rates) / (PARTS[0] // part)) for part in PARTS]
-        with tqdm(total=steps, desc="trial", unit="step", disable=not progress) as bar:
+        with progress_bar(total=steps, desc="trial", unit="step", disable=not progress) as bar:
             for first, last, count in zip([0, *ends], ends, kept, strict=False):
                 self.keep(self.leaders(count))
                 for step in range(first + 1, last + 1):

@@ -1,5 +1,0 @@
-"""`python -m flowstudy.cli`."""
-
-from . import app
-
-app()

@@ -1,0 +1,47 @@
+"""About how long a plan takes, from the first updates of its largest stack."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch
+
+from flowstudy.data.datasets import TRAIN_SAMPLES
+from flowstudy.sweep.cells import Cell
+from flowstudy.sweep.cells_to_nets import stack_of
+from flowstudy.sweep.looks.in_training import settings_of
+from flowstudy.train.loop import seconds_per_update
+
+from .tasks import Load, Task, found_device, pieces
+
+LONG = 3e7     # updates x layers x nets; less takes about a minute on two cores, and is not worth a forecast
+WORTH = 60.0   # seconds from which on it is told
+
+
+def forecast(tasks: Sequence[Task], load: Load) -> str:
+    """In words, "about 1:20:00 expected"; empty for what is short, is not trained, or cannot be timed."""
+    costs = [layers_updated(task.cells[0]) * len(task.cells) for task in tasks]
+    if sum(costs) < LONG:
+        return ""
+    largest = tasks[costs.index(max(costs))]
+    try:
+        seconds = seconds_of(largest, load) * sum(costs) / max(costs)
+    except Exception:  # whatever is wrong with this group, it fails alone when its turn comes
+        return ""
+    return f"about {timedelta(seconds=round(seconds))} expected" if seconds >= WORTH else ""
+
+
+def layers_updated(cell: Cell) -> int:
+    """Updates of all its epochs, times layers: what training a net costs, beside others of its width and batches."""
+    samples = min(cell.train_samples or TRAIN_SAMPLES[cell.dataset], TRAIN_SAMPLES[cell.dataset])
+    return cell.epochs * -(-samples // cell.batch_size) * cell.depth
+
+
+def seconds_of(task: Task, load: Load) -> float:
+    """Of a whole task, from the first updates of the first stack of it that fits into memory."""
+    first = task.cells[0]
+    data = load(first.dataset, first.train_samples, torch.device(found_device(task.device)))
+    cells = pieces(task, data)[0]
+    settings = settings_of(cells, data, task.measurements[0][2].get("precision", "float32"))
+    an_update = seconds_per_update(stack_of(cells, data), data, settings)
+    updates = layers_updated(first) // first.depth
+    return an_update * updates * len(task.cells) / len(cells)

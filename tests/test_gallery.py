@@ -1,0 +1,95 @@
+"""What git keeps of the figures, and what it does not see."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from flowstudy.figures.gallery import LONG, keep_gallery, small_table
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_a_small_table_has_medians_over_seeds_and_no_constant_columns():
+    """Worked by hand; of a search, in which no setting is repeated, every row stays."""
+    frame = pd.DataFrame({"cell": list("abcdef"), "net": "plain", "depth": [2, 2, 2, 4, 4, 4], "seed": [0, 1, 2] * 2,
+                          "gain": None, "slope": [1.0, 5.0, 2.0, 7.0, 9.0, 8.0], "valid": True})
+    assert small_table(frame).to_dict("list") == {"depth": [2, 4], "slope": [2.0, 8.0]}
+    searched = small_table(frame.assign(learning_rate=range(6)))
+    assert searched["slope"].tolist() == frame["slope"].tolist() and "seed" in searched and "net" not in searched
+
+
+def test_long_training_curves_keep_their_ends():
+    """Where a run diverged, its last row; short tables stay whole."""
+    runs, epochs = 60, LONG // 50
+    frame = pd.DataFrame([{"cell": run, "learning_rate": run / 7, "epoch": epoch, "loss": run + epoch / 100}
+                          for run in range(runs) for epoch in range(epochs - (run == 3))])
+    ends = small_table(frame)
+    assert len(ends) == runs and ends["loss"].tolist() == [run + (epochs - 1 - (run == 3)) / 100 for run in range(runs)]
+    assert len(small_table(frame[frame["cell"] < 2])) == 2 * epochs
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A run of one study that drew two pictures, with a page's worth of text."""
+    folder = tmp_path / "figures" / "quick" / "lesions"
+    folder.mkdir(parents=True)
+    shutil.copy(ROOT / "studies" / "lesions.ipynb", folder)
+    for name in ("lesions.png", "more.png", "lesions.pdf"):
+        (folder / name).write_bytes(name.encode())
+    pd.DataFrame({"layer": range(3), "error": np.arange(3) / 7}).to_parquet(folder / "lesions.parquet")
+    stamp = {"profile": "quick", "parameters": {"depth": "<50>", "results": "/home/somebody"}, "seconds": 1.0,
+             "device": "CPU", "finished": "today", "commit": "abc", "versions": {"torch": "2.13"},
+             "files": dict.fromkeys(["lesions.png", "more.png", "lesions.pdf", "lesions.parquet"], "")}
+    (folder / "stamp.json").write_text(json.dumps(stamp))
+    return folder.parent
+
+
+def test_the_gallery_holds_pictures_and_one_table_and_links_to_nothing_else(run, tmp_path):
+    """The same run gives the same bytes; a picture that is no longer drawn goes."""
+    gallery = tmp_path / "figures" / "gallery"
+    (gallery / "lesions").mkdir(parents=True)
+    (gallery / "lesions" / "old.png").touch()
+    written = []
+    for _ in range(2):
+        keep_gallery(run, gallery, ["lesions"])
+        written.append({str(path.relative_to(gallery)): path.read_bytes() for path in gallery.rglob("*.*")})
+    assert written[0] == written[1]
+    assert written[0].keys() == {"index.html", "lesions/lesions.png", "lesions/more.png", "lesions/lesions.csv"}
+    assert written[0]["lesions/lesions.csv"].decode().split() == ["layer,error", "0,0", "1,0.1429", "2,0.2857"]
+    page = written[0]["index.html"].decode()
+    links = set(re.findall(r'(?:href|src)="([^"]+)"', page))
+    assert links == (written[0].keys() - {"index.html"}) | {"#lesions", "../../studies/lesions.ipynb"}
+    assert "&lt;50&gt;" in page and "/home/somebody" not in page
+
+
+def test_git_sees_the_gallery_alone():
+    """What `make figures`, `flowstudy study` and papermill write is ignored; only two targets change what is not."""
+    try:
+        asked = ["figures/quick/index.html", "figures/paper/lesions/lesions.png", "figures/lesions/lesions.png",
+                 "figures/gallery/lesions/lesions.png", "figures/gallery/index.html"]
+        said = subprocess.run(["git", "check-ignore", "--no-index", *asked], cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        pytest.skip("no git")
+    if said.returncode > 1:
+        pytest.skip("not a git checkout")
+    assert said.stdout.split() == asked[:3]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+def test_only_two_targets_change_what_git_keeps():
+    def commands(target: str) -> str:
+        return subprocess.run(["make", "-n", target, "ONLY=lesions", "ARGS=--port 8890"], cwd=ROOT, capture_output=True,
+                              text=True, check=True).stdout
+
+    def figures(target: str) -> str:
+        return next(line for line in commands(target).splitlines() if "flowstudy figures" in line)
+
+    assert "--gallery" not in figures("figures") and "--records" not in figures("figures")
+    assert "--gallery figures/gallery" in figures("gallery") and "--records ." in figures("records")
+    assert commands("lab").splitlines()[-1].endswith("--port 8890")
