@@ -154,7 +154,7 @@ def loop(net: nn.Module, wrap: Callable[[nn.Module], nn.Module], x: torch.Tensor
 
 def ours(nets: int, depth: int, x: torch.Tensor, y: torch.Tensor, batch: int) -> tuple[Steps, int, Callable[[], int]]:
     many = stack([net_of(depth) for _ in range(nets)], x.device)
-    group = Group(many.template, many.state, torch.full((nets,), 0.9), x, y, padded_size(batch))
+    group = Group(many, torch.full((nets,), 0.9), x, y, padded_size(batch))
     group.set_rate(torch.full((nets,), 0.005))
     count = 5 if x.device.type == "cpu" else 80
     plan = batches(SAMPLES, batch, 0, 0).part(0, min(count, SAMPLES // batch))
