@@ -32,7 +32,8 @@ class NetBar:
 
     def __init__(self, name: str, nets: int, cost: float, shown: bool = True):
         self.nets, self.done = nets, 0.0
-        self.bar = progress_bar(total=cost, desc=name, disable=not shown, postfix=f"0 of {nets} nets", bar_format=(
+        self.bar = progress_bar(total=cost, desc=name, disable=not shown, smoothing=0.1,
+                                postfix=f"0 of {nets} nets", bar_format=(
             "{desc}: {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} left{postfix}"))
 
     def advance(self, nets: float, cost: float) -> None:
