@@ -201,7 +201,7 @@ def gradient_flow(model: nn.Module, x: Shown, y: object = None, *, loss: LossNam
             raise RefusalError(f"{call}: `samples` must be between 1 and the batch's {len(inputs)}, got {samples}.")
         check_samples_apart(call, inputs)
         inputs, y = inputs[:samples], None if y is None else y[:samples]
-    found = measure_model(call, lambda: float64_copy(call, model, frozen=False), inputs, y, objective)
+    found = measure_model(call, model, lambda: float64_copy(call, model, frozen=False), inputs, y, objective)
     columns = {name: values.cpu().numpy() for name, values in found.statistics.items()}
     return GradientFlow(
         frame=pd.DataFrame(found.layers | columns | {"gradient": found.gradient}),

@@ -11,6 +11,7 @@ from torch.autograd.graph import GradientEdge
 
 from flowstudy.measure.models.backward import Found, Scaled, backward_pass
 from flowstudy.measure.models.context import RandomState
+from flowstudy.measure.models.copies import check_own_weights
 from flowstudy.measure.models.forward import Use, watched_pass
 from flowstudy.measure.models.graph import (
     Key,
@@ -66,7 +67,7 @@ class Measured:
     repeatable: bool
 
 
-def measure_model(call: str, fresh: Callable[[], nn.Module], inputs: Inputs, y: object,
+def measure_model(call: str, model: nn.Module, fresh: Callable[[], nn.Module], inputs: Inputs, y: object,
                   objective: Objective) -> Measured:
     """Everything about a model.
 
@@ -74,11 +75,11 @@ def measure_model(call: str, fresh: Callable[[], nn.Module], inputs: Inputs, y: 
         fresh: makes a float64 copy of it; a forward pass may change the copy that it is made with.
     """
     with ExitStack() as steps:
-        return measure_copy(call, fresh, inputs, y, objective, steps)
+        return measure_copy(call, model, fresh, inputs, y, objective, steps)
 
 
-def measure_copy(call: str, fresh: Callable[[], nn.Module], inputs: Inputs, y: object, objective: Objective,
-                 steps: ExitStack) -> Measured:
+def measure_copy(call: str, model: nn.Module, fresh: Callable[[], nn.Module], inputs: Inputs, y: object,
+                 objective: Objective, steps: ExitStack) -> Measured:
     """The same; recurrent modules run step by step until `steps` is closed."""
     copied, state = fresh(), RandomState(inputs.device)
     layers, loose = shared_out(copied)
@@ -97,6 +98,7 @@ def measure_copy(call: str, fresh: Callable[[], nn.Module], inputs: Inputs, y: o
                            "or rename it.")
     nodes = reachable(edge_of(value)) if value.requires_grad else []
     check_gradients_can_be_asked_for(call, nodes)
+    check_own_weights(call, model, leaves_in(nodes))
     weights = weights_by_use(copied, layers, uses)
     wanted = dict.fromkeys(name for names in weights for name in names)
     leaves = {name: p for name, p in copied.named_parameters() if name in wanted and p.requires_grad}
