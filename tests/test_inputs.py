@@ -3,6 +3,7 @@
 from collections import UserDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -603,6 +604,8 @@ REFUSED = {   # what is called with model, u, v and y, and the words
     "no tensor": (lambda m, u, v, y: FLOW(m, "word"), r"`x` must be a tensor of inputs, got str"),
     "an array": (lambda m, u, v, y: FLOW(m, np.ones((2, 2))), r"`x` must be a tensor of inputs, got ndarray"),
     "none in it": (lambda m, u, v, y: FLOW(m, (None, 3)), r"`x` must be a tensor of inputs, got tuple"),
+    "a class of its own": (lambda m, u, v, y: FLOW(m, (SimpleNamespace(u=u, v=v),)),
+                           r"got tuple of SimpleNamespace\. .*a mapping or a dataclass, in a tuple"),
     "no samples": (lambda m, u, v, y: FLOW(m, (u[:0], v[:0])), r"`x` must be a batch of at least one sample"),
     "infinite": (lambda m, u, v, y: FLOW(m, {"u": u, "v": v.abs() / 0}), r"`x\['v'\]` must be finite, got 18 NaN or"),
     "one of two": (lambda m, u, v, y: FLOW(m, u), r"`x` must be what Two takes, .* got missing a required .*'v'"),

@@ -359,6 +359,17 @@ def test_a_loss_at_every_step_is_no_growth():
     assert grows.verdict.decades == pytest.approx(19 * math.log10(1.25), abs=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["module", "cell"])
+def test_a_short_sequence_does_not_hide_that_the_signal_of_long_ones_vanishes(kind):
+    """Of gain * identity the factor is the gain, though one sample's own last state is the second."""
+    def at_ends(output: Tensor, _y: None) -> Tensor:
+        return output[torch.tensor([49, 1, 49]), torch.arange(3)].square().mean()
+
+    flow = fs.gradient_flow(Last(kind, 0.8, every=True).double(), torch.rand(3, 50, WIDTH), loss=at_ends)
+    assert flow.verdict.kind == "vanishing" and flow.verdict.factor == pytest.approx(0.8, rel=1e-9)
+    assert flow.verdict.decades == pytest.approx(49 * math.log10(0.8), abs=1e-9)
+
+
 @pytest.mark.parametrize("bias, verdict", [(1.0, "vanishing"), (9.0, "stable")])
 def test_an_lstm_is_read_along_its_cell_state(bias, verdict):
     """Without recurrent weights what is left of c is the forget gate alone: d c_t / d c_(t - 1) = sigmoid(bias)."""
@@ -410,6 +421,28 @@ def test_a_recurrence_that_is_not_seen_is_not_called_stable():
     flow = fs.gradient_flow(model, torch.randn(5, STEPS, FEATURES), loss=square)
     assert len(flow.frame) == 2 and "time" not in flow.frame and flow.unread == ("rnn",)
     assert flow.verdict.kind == "cannot tell" and "'rnn'" in flow.verdict.sentence
+
+
+class ByElement(nn.Module):
+    """A layer for the input of every step; the state goes on by a vector."""
+
+    def __init__(self, kept: float):
+        super().__init__()
+        self.into, self.head, self.kept = nn.Linear(FEATURES, WIDTH), nn.Linear(WIDTH, 3), kept * torch.ones(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.zeros(len(x), WIDTH)
+        for part in x.unbind(1):
+            h = self.kept * h + self.into(part)
+        return self.head(h)
+
+
+def test_a_loop_whose_state_no_layer_carries_on_is_not_called_stable_where_it_fades():
+    """The input of step t of 20 reaches the loss times kept^(20 - t): 19 log10(kept) decades from the last one's."""
+    fades, keeps = (fs.gradient_flow(ByElement(kept), torch.randn(5, 20, FEATURES), loss=square) for kept in (0.5, 1.0))
+    assert fades.verdict.kind == "cannot tell" and "of into to the first, 20 in all" in fades.verdict.sentence
+    assert f"falls by {19 * math.log10(2):.2g} decades" in fades.verdict.sentence
+    assert keeps.verdict.kind == "stable"
 
 
 class Pair(nn.Module):

@@ -1,5 +1,6 @@
 """Models that run parts of themselves again, or differentiate inside, or keep what Python cannot copy."""
 
+import functools
 import logging
 import sys
 import threading
@@ -248,6 +249,10 @@ class Slotted:
         self.lock, self.matrix = threading.RLock(), matrix
 
 
+def outside(inner: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda h: inner(h) + h
+
+
 def keeps(**values: Callable[["Keeps"], object]) -> Callable[["Keeps"], None]:
     def keep(model: Keeps) -> None:
         for name, value in values.items():
@@ -267,6 +272,13 @@ KEPT: dict[str, Callable[[], nn.Module]] = {
     "slots": lambda: Keeps(keeps(held=lambda m: Slotted(torch.eye(6) / 3)),
                            lambda m, h: h @ m.held.matrix.to(h.dtype)),
     "own parameter in a function": lambda: Keeps(keeps(gate=lambda m: lambda h: h * m.scale), lambda m, h: m.gate(h)),
+    "own parts in defaults": lambda: Keeps(
+        keeps(gate=lambda m: lambda h, own=m, *, a=m.a: own.scale * a.forward(h[:, :4])), lambda m, h: m.gate(h)),
+    "function of a function": lambda: Keeps(keeps(gate=lambda m: outside(lambda h: h * m.scale)),
+                                            lambda m, h: m.gate(h)),
+    "cache": lambda: Keeps(keeps(part=lambda m: functools.lru_cache(lambda name: getattr(m, name)),
+                                 layer=lambda m: functools.lru_cache(m.get_submodule)),
+                           lambda m, h: m.layer("a").forward(h[:, :4]) * m.part("scale")),
     "weak reference": lambda: Keeps(keeps(own=lambda m: weakref.ref(m)), lambda m, h: h * m.own().scale),
     "bound method": lambda: Keeps(keeps(twice=lambda m: m.a.forward), lambda m, h: h + m.twice(h[:, :4])),
     "old weight norm": lambda: nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 6)), nn.Tanh(), nn.Linear(6, 3)),
@@ -304,6 +316,18 @@ def test_what_cannot_be_copied_is_shared():
     assert copied.table[0].dtype == copied.twice.dtype == torch.float64 and copied.twice.is_leaf
     torch.testing.assert_close(copied.twice, 2 * copied.a.weight.detach(), rtol=0, atol=0)
     assert model.table[0].dtype == torch.float32 and model.twice.grad_fn is not None
+
+
+def test_a_copy_that_computes_with_the_models_own_weights_is_refused():
+    """Their gradient is the model's; reached through an attribute, the way out, they are the copy's."""
+    def keep(model: Keeps) -> None:
+        model.weak, model.strong = weakref.WeakValueDictionary(a=model.a), {"a": model.a}
+
+    x = torch.randn(3, 4)
+    with pytest.raises(ValueError, match=r"(?s)computes with the weights 'a.weight' of the model itself.*attributes"):
+        gradient_flow(Keeps(keep, lambda m, h: m.weak["a"](h[:, :4])), x, loss=square)
+    found = gradient_flow(Keeps(keep, lambda m, h: m.strong["a"](h[:, :4])), x, loss=square)
+    assert found.frame["module"].tolist().count("a") == 2 and found.dtype == "float64"
 
 
 class Never:

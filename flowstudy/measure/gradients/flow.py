@@ -43,7 +43,8 @@ class GradientFlow(Drawn):
             it; of a net that normalises, of ||dL/dh|| rms(h), which scales before a normalisation do not change.  Of a
             recurrent net a row per `step` of the recurrence, the first one run first: norms are those of d loss / d
             state, of all that a cell puts out ((h, c) of an LSTM) together, `log10_carried_norm` what the last step's
-            alone becomes on its way back, and `log10_signal` does not grow by what the loss adds at each step.
+            alone becomes on its way back, and `log10_signal` does not grow by what the loss adds at each step.  Of
+            sequences of several lengths, the norms are of those whose last step is the last.
         normalises: the net brings values to a size of its own, by batch statistics or each sample's: batch norm in
             training mode, layer, group, instance or RMS norms.
         input_mean_square: over samples and entries of x, the first input of real numbers; nan for integer inputs.
@@ -201,7 +202,7 @@ def gradient_flow(model: nn.Module, x: Shown, y: object = None, *, loss: LossNam
             raise RefusalError(f"{call}: `samples` must be between 1 and the batch's {len(inputs)}, got {samples}.")
         check_samples_apart(call, inputs)
         inputs, y = inputs[:samples], None if y is None else y[:samples]
-    found = measure_model(call, lambda: float64_copy(call, model, frozen=False), inputs, y, objective)
+    found = measure_model(call, model, lambda: float64_copy(call, model, frozen=False), inputs, y, objective)
     columns = {name: values.cpu().numpy() for name, values in found.statistics.items()}
     return GradientFlow(
         frame=pd.DataFrame(found.layers | columns | {"gradient": found.gradient}),

@@ -11,6 +11,7 @@ from torch.autograd.graph import GradientEdge
 
 from flowstudy.measure.models.backward import Found, Scaled, backward_pass
 from flowstudy.measure.models.context import RandomState
+from flowstudy.measure.models.copies import check_own_weights
 from flowstudy.measure.models.forward import Use, watched_pass
 from flowstudy.measure.models.graph import (
     Key,
@@ -66,7 +67,7 @@ class Measured:
     repeatable: bool
 
 
-def measure_model(call: str, fresh: Callable[[], nn.Module], inputs: Inputs, y: object,
+def measure_model(call: str, model: nn.Module, fresh: Callable[[], nn.Module], inputs: Inputs, y: object,
                   objective: Objective) -> Measured:
     """Everything about a model.
 
@@ -74,11 +75,11 @@ def measure_model(call: str, fresh: Callable[[], nn.Module], inputs: Inputs, y: 
         fresh: makes a float64 copy of it; a forward pass may change the copy that it is made with.
     """
     with ExitStack() as steps:
-        return measure_copy(call, fresh, inputs, y, objective, steps)
+        return measure_copy(call, model, fresh, inputs, y, objective, steps)
 
 
-def measure_copy(call: str, fresh: Callable[[], nn.Module], inputs: Inputs, y: object, objective: Objective,
-                 steps: ExitStack) -> Measured:
+def measure_copy(call: str, model: nn.Module, fresh: Callable[[], nn.Module], inputs: Inputs, y: object,
+                 objective: Objective, steps: ExitStack) -> Measured:
     """The same; recurrent modules run step by step until `steps` is closed."""
     copied, state = fresh(), RandomState(inputs.device)
     layers, loose = shared_out(copied)
@@ -97,20 +98,20 @@ def measure_copy(call: str, fresh: Callable[[], nn.Module], inputs: Inputs, y: o
                            "or rename it.")
     nodes = reachable(edge_of(value)) if value.requires_grad else []
     check_gradients_can_be_asked_for(call, nodes)
+    check_own_weights(call, model, leaves_in(nodes))
     weights = weights_by_use(copied, layers, uses)
-    wanted = dict.fromkeys(name for names in weights for name in names)
-    leaves = {name: p for name, p in copied.named_parameters() if name in wanted and p.requires_grad}
     path = main_path(value, leaf, uses, sizes, len(inputs))
     loops = recurrences(uses, path)
     path = [point for point in path if point.use >= 0 or not loops]   # an input of many steps is no single value
-    found, on_path, at_states = errors_of(value, leaf, uses, path, states_in(uses, loops), leaves)
+    found, on_path, at_states = errors_of(value, leaf, uses, path, states_in(uses, loops),
+                                           trainable_among(copied, weights))
     at_input, like = found.input_gradient, value.detach()
     return Measured(
         layers=describe(copied, uses, weights, path, len(inputs)),
         statistics=statistics_of(uses, weights, found, like, len(inputs)),
         gradient=[kind_of_gradient([found.gradients.get(name) for name in names]) for names in weights],
         path=path_columns(path, on_path, like),
-        time_paths=time_columns(uses, loops, at_states),
+        time_paths=time_columns(uses, loops, at_states, len(inputs)),
         unread=unread(copied, layers),
         normalises=normalises(nodes, uses),
         log10_input_gradient_norm=log10_norm([at_input], 0) if at_input else nothing(like),
@@ -177,6 +178,11 @@ def weights_by_use(copied: nn.Module, layers: dict[str, nn.Module], uses: list[U
         return [name for name in owned[use.name] if name not in loose]
 
     return [of(use) for use in uses]
+
+
+def trainable_among(copied: nn.Module, weights: list[list[str]]) -> dict[str, Tensor]:
+    wanted = {name for names in weights for name in names}
+    return {name: p for name, p in copied.named_parameters() if name in wanted and p.requires_grad}
 
 
 def describe(copied: nn.Module, uses: list[Use], weights: list[list[str]], path: list[Point],

@@ -22,7 +22,7 @@ def places_in_time(uses: list[Use]) -> dict[str, object]:
     }
 
 
-def time_columns(uses: list[Use], loops: list[list[int]], found: StateErrors) -> list[dict[str, list]]:
+def time_columns(uses: list[Use], loops: list[list[int]], found: StateErrors, samples: int) -> list[dict[str, list]]:
     """Of each recurrence the columns of `GradientFlow.path`, a row per step, whose last layer stands for it.
 
     Args:
@@ -35,7 +35,7 @@ def time_columns(uses: list[Use], loops: list[list[int]], found: StateErrors) ->
         "log10_error_signal_norm": [log10_norm(step.errors, 0).item() for step in path],
         "log10_carried_norm": [log10_norm(step.carried, 0).item() for step in path],
         "activation_mean_square": [uses[max(step.uses)].statistics[1].item() for step in path],
-    } for path in time_paths(uses, loops, found)]
+    } for path in time_paths(uses, loops, found, samples)]
 
 
 def time_frame(columns: dict[str, list]) -> pd.DataFrame:

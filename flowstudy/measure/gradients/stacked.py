@@ -59,7 +59,7 @@ def stacked_one_by_one(call: str, copied: nn.Module, state: dict[str, Tensor], x
     for i in range(nets):
         copied.load_state_dict({name: value[i].double() for name, value in state.items()}, strict=False)
         copied.requires_grad_()
-        measured = measure_model(call, functools.partial(copy.deepcopy, copied), Inputs.of(x).measured(copied),
+        measured = measure_model(call, copied, functools.partial(copy.deepcopy, copied), Inputs.of(x).measured(copied),
                                  measured_targets(copied, y), objective)
         rows.append(measured.statistics | {"log10_input_gradient_norm": measured.log10_input_gradient_norm})
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
+from flowstudy.measure.models.recurrent.time_path import SHORTEST
 from flowstudy.shown import as_html
 
 from .signal import backward_slope, fading, log_squares, slope_error
@@ -73,7 +74,7 @@ class Verdict:
             activations do not grow with it, so that nearby inputs are driven apart; "dead": it is exactly 0; "cut off":
             trainable layers get no gradient at all, because the loss does not depend on them; "cannot tell": there are
             not two places to compare, weights of exactly 0 hold the signal back until the first step, or the time
-            steps of a recurrent module are not seen.
+            steps of a recurrent module, or of a loop whose state no layer carries on, are not seen.
         layer: the layer from which on, towards the input, this holds; of "cut off" the first such layer; None where
             there is none.
         factor: by which the norm of the error signal changes per layer, or time step, on the way back, from the fitted
@@ -121,6 +122,8 @@ def verdict_of(frame: pd.DataFrame, path: pd.DataFrame | None = None, *, normali
     if found.kind == "stable" and unread:
         found = nothing_but("cannot tell", None, f"cannot tell: {', '.join(map(repr, unread))} has a forward of its "
                                                  "own or is inside a layer, and its time steps are not seen.")
+    if found.kind == "stable" and not over_time and (sentence := fading_between_uses(frame)):
+        found = nothing_but("cannot tell", None, sentence)
     extra = "".join(f" {remark}" for remark in remarks(normalises, **(notes or {})))
     advice = SKIPS if normalises and found.kind in ("vanishing", "chaotic") else ADVICE[found.kind]
     if over_time:
@@ -215,6 +218,20 @@ def silence(frame: pd.DataFrame, rows: pd.DataFrame) -> Verdict:
     inactive = frame["layer"][frame["zero_fraction"] == 1]
     cause = f"; at layer {inactive.iloc[0]} all activations are 0" if len(inactive) else ""
     return nothing_but("dead", last, f"dead: the error signal is exactly 0 from layer {last} to the input{cause}.")
+
+
+def fading_between_uses(frame: pd.DataFrame) -> str | None:
+    """Of a layer that takes the input of every step in a loop whose state goes on by what is no layer."""
+    if "main_path" not in frame:
+        return None
+    for name, uses in frame[~frame["main_path"]].groupby("module", sort=False):
+        logs = log_squares(uses)
+        logs = logs[np.isfinite(logs)]
+        if len(logs) >= SHORTEST and logs[0] - logs[-1] < -THRESHOLD:
+            return (f"cannot tell: from the last use of {name or 'the model'} to the first, {len(logs)} in all, the "
+                    f"error signal falls by {(logs[-1] - logs[0]) / (2 * math.log(10)):.2g} decades, as along a loop "
+                    "whose state no layer carries on (a product by element, a buffer), which is not seen.")
+    return None
 
 
 # --- how the signal changes ------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import itertools
 import types
 import weakref
 from collections import OrderedDict
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from .precision.held import can_be_copied, everything_in, rebound
 IMMUTABLE = {type(None), bool, int, float, str}
 CONTAINERS = {dict, OrderedDict, list, set}
 TENSORS = {Tensor, nn.Parameter}
+REBOUND = types.FunctionType, functools._lru_cache_wrapper, weakref.ref   # what deepcopy returns as it is
 
 
 def check_module(call: str, model: object) -> None:
@@ -64,6 +66,19 @@ def float64_copy(call: str, model: nn.Module, *, frozen: bool = True) -> nn.Modu
     return copied
 
 
+def check_own_weights(call: str, model: nn.Module, leaves: Collection[int]) -> None:
+    """A copy that computes with weights of the model itself would hide their gradients.
+
+    Args:
+        leaves: the ids of all tensors that the loss of the copy depends on.
+    """
+    if shared := [name for name, p in model.named_parameters() if id(p) in leaves]:
+        raise RefusalError(f"{call}: `model` must be one that can be copied, got {type(model).__name__}, whose copy "
+                           f"computes with the weights {shared[0]!r} of the model itself, kept where copy.deepcopy "
+                           "does not reach (a weak dictionary, a global?). Reach them in forward through the model's "
+                           "own attributes.")
+
+
 def own_copy(call: str, model: nn.Module) -> nn.Module:
     """The same in the model's own dtype, to train."""
     with own_dtype():
@@ -103,8 +118,8 @@ def deep_copy(call: str, name: str, value: object, memo: dict[int, object]) -> o
         return memo[id(value)]
     inside = everything_in(value, memo)
     memo |= {id(held): float64_tensor(held) for held in inside if type(held) in TENSORS}
-    for held in inside:
-        if isinstance(held, types.FunctionType | weakref.ref) and (twin := rebound(held, memo)) is not held:
+    for held in reversed(inside):   # a function that another one calls comes before that one
+        if isinstance(held, REBOUND) and (twin := rebound(held, memo)) is not held:
             memo[id(held)] = twin
     if id(value) in memo:
         return memo[id(value)]

@@ -153,8 +153,10 @@ def check_batch(call: str, model: nn.Module, x: Shown) -> Inputs:
     inputs = Inputs.of(x)
     alone = isinstance(x, Tensor)
     if not inputs.tensors or not (alone or isinstance(x, Inputs | Mapping | tuple | list)):
-        raise RefusalTypeError(f"{call}: `x` must be a tensor of inputs, got {type(x).__name__}. Use torch.as_tensor; "
-                               "several go in a tuple, for model(*x), or in a mapping, for model(**x).")
+        held = "".join(f" of {type(part).__name__}" for _, part in list(entries_of(x))[:1])
+        raise RefusalTypeError(f"{call}: `x` must be a tensor of inputs, got {type(x).__name__}{held}. Use "
+                               "torch.as_tensor; several go in a tuple, for model(*x), or in a mapping, for "
+                               "model(**x); one of a class of its own becomes a mapping or a dataclass, in a tuple.")
     if alone and (x.ndim < 1 or x.numel() == 0 or (x.ndim == 1 and is_number(x))):
         raise RefusalError(f"{call}: `x` must be a batch of at least one sample, got shape {tuple(x.shape)}. "
                            "Its first axis counts samples: for one sample pass x.unsqueeze(0), for samples of one "

@@ -1,5 +1,6 @@
 """What a model holds besides modules, parameters and buffers, in attributes of any kind."""
 
+import functools
 import types
 import weakref
 from collections.abc import Iterator, Mapping
@@ -33,6 +34,9 @@ def held_by(value: object) -> Iterator[object]:
         yield value.__self__
     elif isinstance(value, types.FunctionType):
         yield from (cell.cell_contents for cell in value.__closure__ or () if is_filled(cell))
+        yield from (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())
+    elif isinstance(value, functools._lru_cache_wrapper):
+        yield value.__wrapped__
     yield from getattr(value, "__dict__", {}).values()
     for kind in type(value).__mro__:
         slots = vars(kind).get("__slots__", ())
@@ -51,21 +55,43 @@ def is_filled(cell: types.CellType) -> bool:
         return False
 
 
-def rebound(value: types.FunctionType | weakref.ref, copies: Mapping[int, object]) -> object:
+def rebound(value: types.FunctionType | functools._lru_cache_wrapper | weakref.ref,
+            copies: Mapping[int, object]) -> object:
     """The same function of the copies of what it has from around it, or a reference to the copy; itself where of none.
 
-    `copy.deepcopy` leaves both as they are: the copy's would use the model's own weights.
+    `copy.deepcopy` leaves all of these as they are: the copy's would use the model's own weights.  What a function has
+    from around it are the variables of its closure and the defaults of its arguments; a cache starts empty.
     """
     if isinstance(value, weakref.ref):
         twin = copies.get(id(value()))
         return value if twin is None else weakref.ref(twin)
-    held = value.__closure__ or ()
-    if not any(is_filled(cell) and id(cell.cell_contents) in copies for cell in held):
-        return value
-    cells = tuple(types.CellType(copies[id(cell.cell_contents)])
-                  if is_filled(cell) and id(cell.cell_contents) in copies else cell for cell in held)
-    twin = types.FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
-    twin.__kwdefaults__, twin.__dict__ = value.__kwdefaults__, dict(vars(value))
+    if isinstance(value, functools._lru_cache_wrapper):
+        twin = of_copies(value.__wrapped__, copies)
+        return value if twin is value.__wrapped__ else functools.lru_cache(**value.cache_parameters())(twin)
+    return of_copies(value, copies)
+
+
+def of_copies(function: object, copies: Mapping[int, object]) -> object:
+    """A function, or a method, of the copies of what it is known to have from around it."""
+    if isinstance(function, types.MethodType):
+        return types.MethodType(function.__func__, copies.get(id(function.__self__), function.__self__))
+    if not isinstance(function, types.FunctionType):
+        return function
+    closure = function.__closure__ or ()
+    held = [*(cell.cell_contents for cell in closure if is_filled(cell)), *(function.__defaults__ or ()),
+            *(function.__kwdefaults__ or {}).values()]
+    if not any(id(one) in copies for one in held):
+        return function
+
+    def twin_of(one: object) -> object:
+        return copies.get(id(one), one)
+
+    cells = tuple(types.CellType(twin_of(cell.cell_contents)) if is_filled(cell) and id(cell.cell_contents) in copies
+                  else cell for cell in closure)
+    twin = types.FunctionType(function.__code__, function.__globals__, function.__name__,
+                              function.__defaults__ and tuple(map(twin_of, function.__defaults__)), cells)
+    twin.__kwdefaults__ = function.__kwdefaults__ and {k: twin_of(one) for k, one in function.__kwdefaults__.items()}
+    twin.__dict__ = dict(vars(function))
     return twin
 
 

@@ -7,7 +7,7 @@ the loss sees to the first one, as the joint norm of d loss / d state.
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class Step:
 
     Attributes:
         uses: indices of the layers' uses in it: one, of torch's modules; those of a loop's body.
-        errors: d loss / d state, a tensor for each part of the state.
+        errors: d loss / d state, a tensor for each part of the state; of the samples that the last step's is of.
         carried: what the last step's alone become on their way back through the recurrence.
     """
 
@@ -57,14 +57,15 @@ def states_in(uses: Sequence[Use], loops: Sequence[Sequence[int]]) -> list[Gradi
     return [edge for steps in loops for i in steps for edge in uses[i].state]
 
 
-def time_paths(uses: Sequence[Use], loops: Sequence[Sequence[int]], found: StateErrors) -> list[list[Step]]:
+def time_paths(uses: Sequence[Use], loops: Sequence[Sequence[int]], found: StateErrors,
+               samples: int) -> list[list[Step]]:
     """The recurrences among the layers that are run in loops, first step first.
 
     Args:
         loops: indices of the uses of each layer.
     """
     chains = [chain for steps in loops for chain in chains_in(uses, steps, found)]
-    return [path_over(uses, list(zip(*together, strict=True)), found) for together in side_by_side(chains)]
+    return [path_over(uses, list(zip(*together, strict=True)), found, samples) for together in side_by_side(chains)]
 
 
 def chains_in(uses: Sequence[Use], steps: Sequence[int], found: StateErrors) -> list[list[int]]:
@@ -102,11 +103,25 @@ def take_turns(chains: list[list[int]]) -> bool:
     return all(max(now) < min(after) for now, after in itertools.pairwise(zip(*chains, strict=True)))
 
 
-def path_over(uses: Sequence[Use], steps: list[tuple[int, ...]], found: StateErrors) -> list[Step]:
-    carried = carried_back([[edge for i in step for edge in uses[i].state] for step in steps],
-                           errors_at(uses, steps[-1], found))
-    return [Step(step, present(errors_at(uses, step, found)), present(back))
-            for step, back in zip(steps, carried, strict=True)]
+def path_over(uses: Sequence[Use], steps: list[tuple[int, ...]], found: StateErrors, samples: int) -> list[Step]:
+    errors = [errors_at(uses, step, found) for step in steps]
+    carried = carried_back([[edge for i in step for edge in uses[i].state] for step in steps], errors[-1])
+    by_sample = all(uses[i].place is not None or uses[i].shape[:1] == (samples,) for i in steps[-1])
+    own = of_last_samples([present(here) for here in errors]) if by_sample else [present(here) for here in errors]
+    return [Step(step, here, present(back)) for step, here, back in zip(steps, own, carried, strict=True)]
+
+
+def of_last_samples(errors: list[list[Scaled]]) -> list[list[Scaled]]:
+    """Of the samples alone that the loss sees at the last step.
+
+    Where sequences end earlier, their own signals, which are large there, would hide that those of the others fade.  Of
+    a packed sequence the longest samples come first; in its backward direction, where samples join, all of them count.
+    """
+    rows = [error.tensor.shape[0] if error.tensor.ndim else 0 for here in errors for error in here]
+    if len(set(rows[-len(errors[-1]):])) > 1 or min(rows) < rows[-1]:
+        return errors
+    seen = torch.stack([error.tensor.reshape(rows[-1], -1).any(1) for error in errors[-1]]).any(0)
+    return [[replace(error, tensor=error.tensor[:len(seen)][seen]) for error in here] for here in errors]
 
 
 def errors_at(uses: Sequence[Use], step: Sequence[int], found: StateErrors) -> Errors:
