@@ -9,7 +9,7 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from flowstudy.refusal import RefusalError
+from flowstudy.refusal import RefusalError, printable
 from flowstudy.sweep import StoreError, SweepError, run
 from flowstudy.sweep.plan import table_of
 from flowstudy.sweep.plan_file import read_plan
@@ -43,6 +43,7 @@ def status(store: Annotated[Path, typer.Argument(help="folder of the results")] 
         typer.echo(f"status: no plan has been run in {store}.", err=True)
         raise typer.Exit(2)
     shown = plans.assign(left=plans["seconds_left"].map(in_words)).drop(columns=["seconds_left", "asked", "table"])
+    shown = shown.map(lambda value: printable(value) if isinstance(value, str) else value)  # files may be anybody's
     typer.echo(shown.to_string(index=False))
     for table in plans.loc[plans["failed"] > 0, "table"].unique():
         typer.echo(f"tracebacks: {store / 'failed' / table}")

@@ -3,6 +3,7 @@
 import html
 import json
 from pathlib import Path
+from urllib.parse import quote
 
 import nbformat
 
@@ -34,7 +35,7 @@ def write_gallery(out: Path, studies: list[str]) -> None:
     """Write out/index.html for the studies that have a stamp."""
     out.mkdir(parents=True, exist_ok=True)
     stamps = {study: json.loads((out / study / "stamp.json").read_text()) for study in studies}
-    links = "".join(f'<a href="#{study}">{study}</a>' for study in studies)
+    links = "".join(f'<a href="#{address(study)}">{text(study)}</a>' for study in studies)
     body = "".join(study_section(out, study, stamp) for study, stamp in stamps.items())
     page = ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -45,25 +46,37 @@ def write_gallery(out: Path, studies: list[str]) -> None:
 
 
 def study_section(out: Path, study: str, stamp: dict) -> str:
-    executed = out / study / f"{study}.ipynb"
-    title, paragraphs = question(executed)
-    text = "".join(f"<p>{html.escape(paragraph)}</p>" for paragraph in paragraphs)
-    pictures = [name.removesuffix(".png") for name in stamp["files"] if name.endswith(".png")]
-    figures = "".join(
-        f'<figure><a href="{study}/{name}.png"><img src="{study}/{name}.png" alt="{name.replace("_", " ")}" '
-        f'loading="lazy"></a><figcaption>{name.replace("_", " ")} · <a href="{study}/{name}.pdf">pdf</a></figcaption>'
-        "</figure>" for name in pictures)
-    tables = [name for name in stamp["files"] if name.endswith(".parquet")]
-    data = " · ".join(f'<a href="{study}/{name}">{name}</a>' for name in tables)
-    rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>"
+    """What the stamp and the notebook hold is text here, never a tag."""
+    title, paragraphs = question(out / study / f"{study}.ipynb")
+    question_text = "".join(f"<p>{text(paragraph)}</p>" for paragraph in paragraphs)
+    figures = "".join(figure(f"{address(study)}/{address(name.removesuffix('.png'))}", name.removesuffix(".png"))
+                      for name in stamp["files"] if name.endswith(".png"))
+    data = " · ".join(f'<a href="{address(study)}/{address(name)}">{text(name)}</a>'
+                      for name in stamp["files"] if name.endswith(".parquet"))
+    rows = "".join(f"<tr><td>{text(name)}</td><td>{text(value)}</td></tr>"
                    for name, value in stamp["parameters"].items() if name not in ("results", "figures"))
     versions = ", ".join(f"{name} {number}" for name, number in stamp["versions"].items())
-    return (f'<section id="{study}"><h2>{html.escape(title)}</h2>{text}<div class="figures">{figures}</div>'
-            f'<p>Executed notebook: <a href="{study}/{study}.html">page</a>, '
-            f'<a href="{study}/{study}.ipynb">ipynb</a>. '
-            f"Data: {data}.</p><details><summary>Parameters ({stamp['profile']} profile)</summary><table>{rows}"
-            f"</table></details><p class='quiet'>{stamp['seconds']} s on {html.escape(stamp['device'])}, "
-            f"{stamp['finished']}, commit {html.escape(stamp['commit'])}; {html.escape(versions)}</p></section>\n")
+    notebook = f"{address(study)}/{address(study)}"
+    return (f'<section id="{text(study)}"><h2>{text(title)}</h2>{question_text}<div class="figures">{figures}</div>'
+            f'<p>Executed notebook: <a href="{notebook}.html">page</a>, <a href="{notebook}.ipynb">ipynb</a>. '
+            f"Data: {data}.</p><details><summary>Parameters ({text(stamp['profile'])} profile)</summary><table>{rows}"
+            f"</table></details><p class='quiet'>{text(stamp['seconds'])} s on {text(stamp['device'])}, "
+            f"{text(stamp['finished'])}, commit {text(stamp['commit'])}; {text(versions)}</p></section>\n")
+
+
+def figure(link: str, name: str) -> str:
+    words = text(name.replace("_", " "))
+    return (f'<figure><a href="{link}.png"><img src="{link}.png" alt="{words}" loading="lazy"></a>'
+            f'<figcaption>{words} · <a href="{link}.pdf">pdf</a></figcaption></figure>')
+
+
+def text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def address(name: str) -> str:
+    """A file's name in a link."""
+    return quote(name, safe="")
 
 
 def question(notebook: Path) -> tuple[str, list[str]]:

@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from flowstudy.refusal import printable
 from flowstudy.seal import parquet_is_sealed, sealed_parquet
 from flowstudy.sweep.cells import CELL_FIELDS, LATER, Cell, digest
 
@@ -39,8 +40,10 @@ class Store:
     `pandas.read_parquet(<root>/<table>)` and DuckDB read a table as it is.
     """
 
-    def __init__(self, root: str | os.PathLike[str]):
+    def __init__(self, root: str | os.PathLike[str], *, moves_damaged: bool = True):
+        """With `moves_damaged` False nothing is set aside: damage is told, and read around."""
         self.root: Path = Path(root)
+        self._moves_damaged = moves_damaged
         self._footers: dict[Path, tuple[tuple, dict | None]] = {}  # by file: its time and size, and what it said then
         self._swept: set[Path] = set()
 
@@ -150,14 +153,19 @@ class Store:
         except FileNotFoundError:
             return None
         except NewerError as error:
-            warnings.warn(f"Store: {path} is left alone: {error}. Its cells count as missing; update flowstudy to "
-                          "read them.", stacklevel=2)
+            warnings.warn(f"Store: {printable(path)} is left alone: {printable(error)}. Its cells count as "
+                          "missing; update flowstudy to read them.", stacklevel=2)
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-            aside = set_aside(path)
-            done = "ignored, as it cannot be moved" if aside is None else f"set aside as {aside.name}"
-            warnings.warn(f"Store: {path} is not a table of flowstudy ({error}); {done}, its cells count as missing.",
-                          stacklevel=2)
+            warnings.warn(f"Store: {printable(path)} is not a table of flowstudy ({printable(error)}); "
+                          f"{self._put_away(path)}, its cells count as missing.", stacklevel=2)
         return None
+
+    def _put_away(self, path: Path) -> str:
+        """Set a damaged file aside where that may be done; what was done, in words."""
+        if not self._moves_damaged:
+            return "ignored"
+        aside = set_aside(path)
+        return "ignored, as it cannot be moved" if aside is None else f"set aside as {printable(aside.name)}"
 
 
 def fields_of(cells: Sequence[Cell], place: np.ndarray) -> dict[str, object]:
