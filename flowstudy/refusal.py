@@ -1,4 +1,7 @@
-"""How a wrong call is refused: by one line that names the argument, with what was probably meant."""
+"""How a wrong call is refused: by one line that names the argument, with what was probably meant.
+
+It shows what files hold with care.
+"""
 
 import difflib
 from collections.abc import Callable, Iterable
@@ -20,3 +23,12 @@ def did_you_mean(word: object, known: Iterable[str], most: int = 1, quoted: Call
     """
     near = difflib.get_close_matches(str(word), list(known), most)
     return f" Did you mean {' or '.join(map(quoted, near))}?" if near else ""
+
+
+def printable(text: object) -> str:
+    """What a file holds, fit for a terminal: characters that would move its cursor or change its colours are spelt out.
+
+    >>> printable(chr(27) + "[2J")
+    '\\\\x1b[2J'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

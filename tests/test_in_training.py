@@ -121,7 +121,7 @@ def test_a_stopped_run_goes_on_in_the_middle_of_a_group(measure, at, nets_at_onc
     monkeypatch.setattr(Checkpoint, "save", save_and_stop)
     with pytest.raises(Stopped):
         run(cells, store=tmp_path / "cut", checkpoint_every=0.0, **options)
-    assert [path.suffix for path in (tmp_path / "cut" / "checkpoints").glob("*/*")] == [".pt"]
+    assert sorted(path.suffix for path in (tmp_path / "cut" / "checkpoints").glob("*/*")) == [".before", ".pt"]
     steps, step = [], StackedFullyConnected.step
     monkeypatch.setattr(StackedFullyConnected, "step", lambda nets, *batch: (steps.append(1), step(nets, *batch)))
     monkeypatch.setattr(Checkpoint, "save", save)

@@ -1,5 +1,6 @@
 """Stacked training by hand: autograd's gradients, no trace of how nets were grouped, and nothing lost by a kill."""
 
+import io
 import itertools
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import MethodType
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from torch.testing import assert_close
 
 from flowstudy import ACTIVATIONS, HighwayNet, PlainNet, ResidualNet, initialize
 from flowstudy.nets import HighwayBlock, PlainBlock, ResidualBlock
+from flowstudy.seal import MARK, SIZE
 from flowstudy.train import Checkpoint, Moment, RecordAt, Stack, loop, stack, stack_states, train
 from flowstudy.train.batches import Batches, batches
 from flowstudy.train.stacks import group
@@ -430,7 +433,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(kill_at, device, tmp_path, mon
 def test_a_checkpoint_that_cannot_be_used_is_set_aside(tmp_path):
     """Cut short, of another run, or no checkpoint at all: kept under another name, with a warning, and not loaded."""
     for i, spoil in enumerate([lambda p: p.write_bytes(p.read_bytes()[:100]), lambda p: p.write_bytes(b""),
-                               lambda p: Checkpoint(p, key="another").save({"done": 1})]):
+                               lambda p: (p.unlink(), Checkpoint(p, key="another").save({"done": 1}))]):
         checkpoint = Checkpoint(tmp_path / f"{i}.pt", key="mine")
         checkpoint.save({"done": 3, "losses": [torch.ones(2)]})
         assert_same(checkpoint.load()["losses"], [torch.ones(2)])
@@ -440,6 +443,58 @@ def test_a_checkpoint_that_cannot_be_used_is_set_aside(tmp_path):
             assert checkpoint.load() is None
         assert (tmp_path / f"{i}.pt.unreadable").read_bytes() == content and not checkpoint.path.exists()
     assert Checkpoint(tmp_path / "none.pt").load() is None
+
+
+@pytest.mark.parametrize("number", [60, pytest.param(2000, marks=pytest.mark.slow)])
+def test_a_changed_bit_of_a_checkpoint_is_found(tmp_path, number):
+    """One bit anywhere: the file is set aside, and the run goes on from the checkpoint before.
+
+    The only bits that may pass are those of the words before the digest, behind which the state is what it was.
+    """
+    generator = torch.Generator().manual_seed(0)
+    earlier, later = ({"done": i, "w": torch.randn(20, 20, generator=generator)} for i in (1, 2))
+    checkpoint = Checkpoint(tmp_path / "run.pt", key="mine")
+    checkpoint.save(earlier)
+    checkpoint.save(later)
+    kept = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    whole = kept[checkpoint.path]
+    words = len(whole) - SIZE
+    for bit in torch.randint(8 * len(whole), (number,), generator=generator).tolist():
+        place = bit // 8
+        checkpoint.path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit % 8]) + whole[place + 1:])
+        if words <= place < words + len(MARK):
+            assert_same(checkpoint.load()["w"], later["w"])
+            continue
+        with pytest.warns(UserWarning, match=r"^Checkpoint: .* goes on from the one before"):
+            state = checkpoint.load()
+        assert state["done"] == 1 and torch.equal(state["w"], earlier["w"])
+    assert torch.equal(torch.load(io.BytesIO(whole), weights_only=True)["state"]["w"], later["w"])
+    checkpoint.path.write_bytes(whole)
+    checkpoint.remove()
+    assert [path.name for path in tmp_path.iterdir()] == ["run.pt.unreadable"]
+
+
+def test_a_checkpoint_from_before_digests_is_read(tmp_path):
+    """As torch.save wrote it; a bit of its weights is found by the archive's own checksums."""
+    state, checkpoint = {"w": torch.ones(50, 50)}, Checkpoint(tmp_path / "run.pt", key="mine")
+    torch.save({"key": "mine", "state": state}, checkpoint.path)
+    assert torch.equal(checkpoint.load()["w"], state["w"])
+    content = bytearray(checkpoint.path.read_bytes())
+    content[content.index(torch.ones(50).numpy().tobytes()) + 40] ^= 1
+    checkpoint.path.write_bytes(content)
+    with pytest.warns(UserWarning, match="cannot be used"):
+        assert checkpoint.load() is None
+
+
+def test_a_checkpoint_that_was_being_written_leaves_the_one_before(tmp_path):
+    """The writing that fails or is killed costs that checkpoint, not the one before it."""
+    checkpoint = Checkpoint(tmp_path / "run.pt", key="mine")
+    checkpoint.save({"done": 1})
+    full = Checkpoint(checkpoint.path, key="mine", write=Mock(side_effect=OSError(28, "no space")))
+    for _ in range(2):
+        with pytest.raises(OSError, match="no space"):
+            full.save({"done": 2})
+        assert checkpoint.load() == {"done": 1} and Checkpoint.key_of(checkpoint.path) == "mine"
 
 
 @pytest.mark.parametrize("precision, message", [("half", "must be one of float32, tf32, got 'half'"),

@@ -13,12 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pandas.testing import assert_frame_equal
 
+from flowstudy.seal import MARK
 from flowstudy.sweep import Cell, Store, StoreError, grid
 from flowstudy.sweep.cells import CELL_FIELDS
+from flowstudy.sweep.store import store as tables
+from flowstudy.sweep.store.store import KEPT, parquet_file
 
 TABLE = "things"
 PLAN = grid(net=["plain", "highway"], depth=[3, 5], seed=range(3))
@@ -65,7 +69,7 @@ def test_files_from_before_a_field_are_read_with_its_default(tmp_path):
     store, rows = Store(tmp_path), rows_of(PLAN)
     path = store.append(TABLE, PLAN, rows, {})
     written = pq.read_table(path)
-    pq.write_table(written.drop_columns(["bias_var"]), path)
+    pq.write_table(written.drop_columns(["bias_var"]), path, **KEPT)
     assert store.missing(PLAN, TABLE) == []
     assert_holds(store.load(PLAN, TABLE), PLAN, rows)
 
@@ -141,6 +145,65 @@ def test_damaged_rows_are_not_returned(tmp_path):
                 assert not path.exists()
                 caught += 1
     assert caught > 10
+
+
+def damaged_bits(content: bytes, number: int) -> Iterator[tuple[int, bytes]]:
+    """Each content differs from the whole in one bit; the last 600 bytes, where footers and directories end, are all
+    there at one bit each."""
+    rng = np.random.default_rng(0)
+    ends = np.arange(max(0, len(content) - 600), len(content)) * 8 + rng.integers(8, size=min(600, len(content)))
+    for bit in {*rng.integers(8 * len(content), size=number).tolist(), *ends[::max(1, 600 // number)].tolist()}:
+        place = bit // 8
+        yield bit, content[:place] + bytes([content[place] ^ 1 << bit % 8]) + content[place + 1:]
+
+
+def bits_read_back(store: Store, path: Path, number: int) -> tuple[list[int], list[int]]:
+    """Bits of the table's file whose change is found, and those that change nothing that is read."""
+    whole, found, harmless = path.read_bytes(), [], []
+    expected = store.load(PLAN[:3], TABLE)
+    for bit, content in damaged_bits(whole, number):
+        path.write_bytes(content)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            missing = Store(store.root).missing(PLAN[:3], TABLE)
+        if missing:
+            assert missing == PLAN[:3] and "set aside" in str(seen[0].message) and not path.exists()
+            found.append(bit)
+        else:
+            assert_frame_equal(Store(store.root).load(PLAN[:3], TABLE), expected, check_exact=True)
+            harmless.append(bit)
+    return found, harmless
+
+
+@pytest.mark.parametrize("number", [60, pytest.param(2000, marks=pytest.mark.slow)])
+def test_a_changed_bit_of_a_table_is_found(tmp_path, number):
+    """One bit anywhere, the schema and the names of columns too: the file is set aside before a row is read.
+
+    The only bits that may pass are those of the words before the digest, behind which the table is what it was.
+    """
+    store = Store(tmp_path)
+    path = store.append(TABLE, PLAN[:3], rows_of(PLAN[:3]), {"seconds": 1.0})
+    whole = path.read_bytes()
+    words = whole.index(MARK)
+    found, harmless = bits_read_back(store, path, number)
+    assert len(found) >= number and all(words <= bit // 8 < words + len(MARK) for bit in harmless)
+    assert len(pq.ParquetFile(pa.BufferReader(whole)).read()) == 12  # for all other readers it is plain Parquet
+
+
+def test_a_table_from_before_digests_is_read(tmp_path):
+    """Its rows and its file stay; where its description for pandas is damaged it is set aside, and no run ends."""
+    store, rows = Store(tmp_path), rows_of(PLAN[:3])
+    path = store.append(TABLE, PLAN[:3], rows, {})
+    written = pq.read_table(path)
+    pq.write_table(written, path, **KEPT)
+    before = path.read_bytes()
+    assert MARK not in before
+    assert_holds(Store(tmp_path).load(PLAN[:3], TABLE), PLAN[:3], rows)
+    assert path.read_bytes() == before
+    metadata = written.schema.metadata
+    pq.write_table(written.replace_schema_metadata(metadata | {b"pandas": metadata[b"pandas"][1:]}), path)
+    with pytest.warns(UserWarning, match="set aside as"):
+        assert Store(tmp_path).missing(PLAN[:3], TABLE) == PLAN[:3]
 
 
 def test_leftovers_of_the_dead_are_swept_and_others_stay(tmp_path):
@@ -331,8 +394,7 @@ def test_footers_are_read_once(tmp_path, monkeypatch):
     path = store.append(TABLE, PLAN[:3], rows_of(PLAN[:3]), {})
     assert store.missing(PLAN, TABLE) == PLAN[3:]
     opened = []
-    read = pq.read_schema
-    monkeypatch.setattr("flowstudy.sweep.store.store.pq.read_schema", lambda path: opened.append(path) or read(path))
+    monkeypatch.setattr(tables, "parquet_file", lambda path: opened.append(path) or parquet_file(path))
     Store(tmp_path).append(TABLE, PLAN[3:5], rows_of(PLAN[3:5]), {})
     assert store.missing(PLAN, TABLE) == store.missing(PLAN, TABLE) == PLAN[5:]
     assert len(opened) == 1

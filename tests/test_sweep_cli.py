@@ -295,6 +295,41 @@ def test_busy_seconds_is_the_length_of_the_union():
     assert busy_seconds([]) == 0
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_status_changes_nothing_in_or_outside_a_store_from_someone_else(here):
+    """Tables that lead out of the store, damage, words that a terminal would obey: told, not done, no file touched."""
+    store, table = Path("store/inside"), "training_loss-0123456789abcdef"
+    plan = {"measure": "training_loss", "options": {}, "table": table, "cells": [{}], "asked": "2026"}
+    outside = ["../../outside", str((here / "outside").absolute()), "..", ".", "", "failed/../../../outside",
+               f"{table}/../../../outside", f"{table}\n", table.upper(), "training_loss", None, 3, [table]]
+    hostile = [plan | {"table": name} for name in outside] + [
+        plan | {"options": []}, plan | {"asked": 3}, plan | {"measure": None}, plan | {"table": table + "\x1b[2J"},
+        [], 3]
+    for folder in (here / "outside", store / table, store / "plans"):
+        folder.mkdir(parents=True)
+    for folder in (here / "outside", store / table):
+        (folder / "theirs.parquet").write_bytes(b"not a table")
+    for i, one in enumerate(hostile):
+        (store / "plans" / f"{i}.json").write_text(json.dumps(one))
+    (store / "plans" / "deep.json").write_text("[" * 100_000)
+    good = plan | {"measure": "\x1b[31mred", "options": {"\x1b]0;title\x07": "\u202eback", "\x9b2J": "\r"}}
+    (store / "plans" / "\x1b[2Jgood.json").write_text(json.dumps(good))
+    before = contents(here)
+    with pytest.warns(UserWarning) as told:
+        shown = call("status", store)
+    assert contents(here) == before
+    assert shown.exit_code == 0 and "\\x1b[31mred" in shown.output and "\\x1b[2Jgood" in shown.output
+    words = [shown.output, *(str(warning.message) for warning in told)]
+    assert all(c.isprintable() or c == "\n" for text in words for c in text)
+    refused = {Path(word).stem for text in words[1:] if "is not a plan" in text
+               for word in text.split() if ".json" in word}
+    assert refused == {*map(str, range(len(hostile))), "deep"}
+    assert any("theirs.parquet is not a table of flowstudy" in text and "; ignored," in text for text in words)
+
+
 def test_status_of_a_folder_without_plans(here):
     result = call("status", "nothing")
     assert result.exit_code == 2 and "no plan has been run in nothing" in result.output

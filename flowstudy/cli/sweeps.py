@@ -11,7 +11,7 @@ import pandas as pd
 import typer
 from rich.markup import escape
 
-from flowstudy.refusal import RefusalError
+from flowstudy.refusal import RefusalError, printable
 from flowstudy.sweep import StoreError, SweepError, run
 from flowstudy.sweep.plan import check_measures, table_of
 from flowstudy.sweep.plan_file import EXAMPLE, read_plan
@@ -73,6 +73,7 @@ def status(store: Annotated[Path, typer.Argument(help="folder of the results")] 
             found["plans"] = plans
         return
     shown = plans.assign(left=plans["seconds_left"].map(in_words)).drop(columns=["seconds_left", "asked", "table"])
+    shown = shown.map(lambda value: printable(value) if isinstance(value, str) else value)  # files may be anybody's
     typer.echo(shown.to_string(index=False))
     for table in plans.loc[plans["failed"] > 0, "table"].unique():
         typer.echo(f"tracebacks: {store / 'failed' / table}")

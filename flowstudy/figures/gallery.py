@@ -4,6 +4,7 @@ import html
 import json
 import shutil
 from pathlib import Path
+from urllib.parse import quote
 
 import nbformat
 import pandas as pd
@@ -58,8 +59,9 @@ def keep_gallery(runs: Path, gallery: Path, studies: list[str]) -> None:
             write_whole(gallery / study / f"{name}.png", (runs / study / f"{name}.png").read_bytes())
         frame = pd.read_parquet(runs / study / f"{TABLES.get(study, study)}.parquet")
         write_whole(gallery / study / table, small_table(frame).to_csv(index=False, float_format="%.4g").encode())
-        links = (f'Notebook: <a href="../../studies/{study}.ipynb">{study}.ipynb</a>. '
-                 f'Data, medians over seeds: <a href="{study}/{table}">{table}</a>.')
+        here = address(study)
+        links = (f'Notebook: <a href="../../studies/{here}.ipynb">{text(study)}.ipynb</a>. '
+                 f'Data, medians over seeds: <a href="{here}/{address(table)}">{text(table)}</a>.')
         sections[study] = section(study, runs / study / f"{study}.ipynb", stamp, links, pdf=False)
     write_index(gallery, sections)
 
@@ -83,7 +85,7 @@ def small_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_index(folder: Path, sections: dict[str, str]) -> None:
-    links = "".join(f'<a href="#{study}">{study}</a>' for study in sections)
+    links = "".join(f'<a href="#{address(study)}">{text(study)}</a>' for study in sections)
     page = ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>flowstudy: figures</title><style>{STYLE}</style></head><body>\n"
@@ -93,26 +95,42 @@ def write_index(folder: Path, sections: dict[str, str]) -> None:
 
 
 def section(study: str, executed: Path, stamp: dict, links: str, *, pdf: bool) -> str:
-    """A study's part of the page: question, figures, `links` to the rest, parameters, and where it all comes from."""
+    """A study's part of the page: question, figures, `links` to the rest, parameters, and where it all comes from.
+
+    What the stamp and the notebook hold is text here, never a tag.
+    """
     title, paragraphs = question(executed)
-    text = "".join(f"<p>{html.escape(paragraph)}</p>" for paragraph in paragraphs)
-    figures = "".join(
-        f'<figure><a href="{study}/{name}.png"><img src="{study}/{name}.png" alt="{name.replace("_", " ")}" '
-        f'loading="lazy"></a><figcaption>{name.replace("_", " ")}'
-        + (f' · <a href="{study}/{name}.pdf">pdf</a>' if pdf else "") + "</figcaption></figure>"
-        for name in pictures(stamp))
-    rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>"
+    words = "".join(f"<p>{text(paragraph)}</p>" for paragraph in paragraphs)
+    figures = "".join(figure(f"{address(study)}/{address(name)}", name, pdf=pdf) for name in pictures(stamp))
+    rows = "".join(f"<tr><td>{text(name)}</td><td>{text(value)}</td></tr>"
                    for name, value in stamp["parameters"].items() if name not in ("results", "figures"))
     versions = ", ".join(f"{name} {number}" for name, number in stamp["versions"].items())
-    return (f'<section id="{study}"><h2>{html.escape(title)}</h2>{text}<div class="figures">{figures}</div>'
-            f"<p>{links}</p><details><summary>Parameters ({stamp['profile']} profile)</summary><table>{rows}"
-            f"</table></details><p class='quiet'>{stamp['seconds']} s on {html.escape(stamp['device'])}, "
-            f"{stamp['finished']}, commit {html.escape(stamp['commit'])}; {html.escape(versions)}</p></section>\n")
+    return (f'<section id="{text(study)}"><h2>{text(title)}</h2>{words}<div class="figures">{figures}</div>'
+            f"<p>{links}</p><details><summary>Parameters ({text(stamp['profile'])} profile)</summary><table>{rows}"
+            f"</table></details><p class='quiet'>{text(stamp['seconds'])} s on {text(stamp['device'])}, "
+            f"{text(stamp['finished'])}, commit {text(stamp['commit'])}; {text(versions)}</p></section>\n")
+
+
+def figure(link: str, name: str, *, pdf: bool) -> str:
+    words = text(name.replace("_", " "))
+    return (f'<figure><a href="{link}.png"><img src="{link}.png" alt="{words}" loading="lazy"></a>'
+            f"<figcaption>{words}" + (f' · <a href="{link}.pdf">pdf</a>' if pdf else "") + "</figcaption></figure>")
+
+
+def text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def address(name: str) -> str:
+    """A file's name in a link."""
+    return quote(name, safe="")
 
 
 def of_a_run(study: str, stamp: dict) -> str:
-    data = " · ".join(f'<a href="{study}/{name}">{name}</a>' for name in stamp["files"] if name.endswith(".parquet"))
-    return (f'Executed notebook: <a href="{study}/{study}.html">page</a>, <a href="{study}/{study}.ipynb">ipynb</a>. '
+    here = address(study)
+    data = " · ".join(f'<a href="{here}/{address(name)}">{text(name)}</a>'
+                      for name in stamp["files"] if name.endswith(".parquet"))
+    return (f'Executed notebook: <a href="{here}/{here}.html">page</a>, <a href="{here}/{here}.ipynb">ipynb</a>. '
             f"Data: {data}.")
 
 

@@ -17,14 +17,14 @@ LATEST = 100  # files that tell the pace: an earlier machine or fewer workers ar
 
 
 def status(store: str | os.PathLike[str]) -> pd.DataFrame:
-    """Every plan that `run` was asked for with this store, in the order of their first run; reads only.
+    """Every plan that `run` was asked for with this store, in the order of their first run; nothing is changed.
 
     Returns:
         A row per plan: `plan`, `measure`, `options`, `cells`, `done`, `failed` (a later run tries these again),
         `missing` (the rest), `seconds_left` at the pace of the latest files (0 when all are done, nan before the
         first), `asked`, and `table`, whose rows are in the folder <store>/<table>.
     """
-    results, rows = Store(store), []
+    results, rows = Store(store, moves_damaged=False), []
     for name, plan in remembered_plans(results.root).items():
         stored = results.stored(plan.table)
         failed = failed_keys(results.root, plan.table) - stored.keys()

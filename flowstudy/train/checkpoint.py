@@ -1,20 +1,25 @@
-"""Where a run goes on after it was killed: one file, whole or not there."""
+"""Where a run goes on after it was killed: the last state that was written, and the one before it."""
 
+import contextlib
 import io
 import os
 import time
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from flowstudy.seal import sealed_zip, zip_is_sealed
 from flowstudy.whole_file import write_whole
 
 
 class Checkpoint:
     """A file that is written anew every so many seconds, and gone when the run is done.
+
+    Its digest is checked when it is read; the one before it lies beside it, as <name>.before, should it be damaged.
 
     Args:
         path: of the file; its folder is made when there is something to write.
@@ -38,33 +43,49 @@ class Checkpoint:
         """Tensors, numbers, strings, and lists and dicts of them."""
         content = io.BytesIO()
         torch.save({"key": self.key, "state": state}, content)
-        self.write(self.path, content.getvalue())
+        with contextlib.suppress(OSError):  # there is none yet; or the folder takes no files, which `write` will say
+            self.path.replace(before(self.path))
+        self.write(self.path, sealed_zip(content.getvalue()))
         self.written = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """What was saved last, on the CPU; None where there is nothing, or nothing that can be used."""
-        if not self.path.exists():
-            return None
-        try:
-            saved = torch.load(self.path, map_location="cpu", weights_only=True)
-            if saved["key"] != self.key:
-                raise ValueError("it belongs to another run")
-            return saved["state"]
-        except Exception as error:  # whatever a damaged file makes torch.load raise
-            aside = self.path.with_name(self.path.name + ".unreadable")
-            self.path.replace(aside)
-            warnings.warn(f"Checkpoint: {self.path} cannot be used ({error}); set aside as {aside.name}, its run "
-                          "starts again.", stacklevel=2)
-            return None
+        """What was saved last, on the CPU, or before it where that is damaged; None where nothing can be used."""
+        for path, otherwise in ((self.path, "its run goes on from the one before, or starts again"),
+                                (before(self.path), "its run starts again")):
+            if not path.exists():
+                continue
+            try:
+                saved = contents(path)
+                if saved["key"] != self.key:
+                    raise ValueError("it belongs to another run")
+                return saved["state"]
+            except Exception as error:  # whatever a damaged file makes torch.load raise
+                aside = path.with_name(path.name + ".unreadable")
+                path.replace(aside)
+                warnings.warn(f"Checkpoint: {path} cannot be used ({error}); set aside as {aside.name}, {otherwise}.",
+                              stacklevel=2)
+        return None
 
     @staticmethod
     def key_of(path: Path) -> str | list[str] | None:
-        """What the run of this file is; None where it cannot be read."""
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["key"]
-        except Exception:  # whatever a damaged file makes torch.load raise; `load` sets it aside when its run comes
-            return None
+        """What the run of this file is, or of the one before it; None where neither can be read."""
+        for one in (path, before(path)):
+            with contextlib.suppress(Exception):  # whatever a damaged file makes torch.load raise; `load` will say so
+                return torch.load(one, map_location="cpu", weights_only=True, mmap=True)["key"]
+        return None
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
+        before(self.path).unlink(missing_ok=True)
 
+
+def before(path: Path) -> Path:
+    return path.with_name(path.name + ".before")
+
+
+def contents(path: Path) -> dict[str, Any]:
+    """What the file holds, after its digest; without one, from an earlier version, after the archive's checksums."""
+    content = path.read_bytes()
+    if not zip_is_sealed(content) and (name := zipfile.ZipFile(io.BytesIO(content)).testzip()) is not None:
+        raise ValueError(f"{name} in it is not what was written")
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

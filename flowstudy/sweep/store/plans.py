@@ -1,17 +1,20 @@
 """Plans that a store has been asked for, as `<root>/plans/<hash>.json`: `status` compares them with what is there."""
 
 import json
+import re
 import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flowstudy.refusal import printable
 from flowstudy.sweep.cells import CELL_FIELDS, Cell, digest
 
 from .files import sweep_leftovers, write_to_store
 
 DEFAULTS = Cell()
+TABLE = re.compile(r"[a-z_]+-[0-9a-f]{16}")  # a folder of the store, and none outside it
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,27 @@ def remembered_plans(root: Path) -> dict[str, Record]:
     found = {}
     for path in sorted((root / "plans").glob("*.json")):
         try:
-            plan = json.loads(path.read_bytes())
-            found[path.stem] = Record(**(plan | {"cells": [Cell(**cell) for cell in plan["cells"]]}))
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            warnings.warn(f"Store: {path} is not a plan that this version of flowstudy reads ({error}); ignored.",
-                          stacklevel=2)
+            found[path.stem] = checked_record(json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            warnings.warn(f"Store: {printable(path)} is not a plan that this version of flowstudy reads "
+                          f"({printable(error)}); ignored.", stacklevel=2)
     return dict(sorted(found.items(), key=lambda item: item[1].asked))
+
+
+def checked_record(plan: dict) -> Record:
+    """The plan of a file, which may be anybody's: its table names a folder that will be read.
+
+    Raises:
+        ValueError, TypeError, KeyError: it is none.
+    """
+    record = Record(**(plan | {"cells": [Cell(**cell) for cell in plan["cells"]]}))
+    if not isinstance(record.table, str) or not TABLE.fullmatch(record.table):
+        raise ValueError(f"`table` must be a measurement, a hyphen and 16 hexadecimal digits, got {record.table!r}")
+    kinds = {"measure": str, "options": dict, "asked": str}
+    for name, kind in kinds.items():
+        if not isinstance(getattr(record, name), kind):
+            raise TypeError(f"`{name}` must be a {kind.__name__}, got {getattr(record, name)!r}")
+    return record
 
 
 def settings(cell: Cell) -> dict[str, object]:

@@ -14,6 +14,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from flowstudy.refusal import printable
+from flowstudy.seal import parquet_is_sealed, sealed_parquet
 from flowstudy.shown import as_html
 from flowstudy.sweep.cells import CELL_FIELDS, LATER, Cell, digest
 
@@ -34,12 +36,15 @@ class Store:
 
     A file is written under a temporary name and then renamed: a killed run leaves no half-written table, and what
     is stored is never computed again.  Any number of processes may read and write at once, on a shared disk too: a
-    cell that two of them stored is read once.  A file that cannot be read is set aside with a warning, never deleted;
-    one of a later version is left alone.  `pandas.read_parquet(<root>/<table>)` and DuckDB read a table as it is.
+    cell that two of them stored is read once.  A file that cannot be read, or is not what was written by the digest in
+    it, is set aside with a warning, never deleted; one of a later version is left alone.
+    `pandas.read_parquet(<root>/<table>)` and DuckDB read a table as it is.
     """
 
-    def __init__(self, root: str | os.PathLike[str]):
+    def __init__(self, root: str | os.PathLike[str], *, moves_damaged: bool = True):
+        """With `moves_damaged` False nothing is set aside: damage is told, and read around."""
         self.root: Path = Path(root)
+        self._moves_damaged = moves_damaged
         self._footers: dict[Path, tuple[tuple, dict | None]] = {}  # by file: its time and size, and what it said then
         self._swept: set[Path] = set()
 
@@ -100,7 +105,7 @@ class Store:
         if path.parent not in self._swept:
             sweep_leftovers(path.parent)
             self._swept.add(path.parent)
-        write_to_store(path, written.getvalue())
+        write_to_store(path, sealed_parquet(written.getvalue()))
         return path
 
     def load(self, cells: Sequence[Cell], table: str) -> pd.DataFrame:
@@ -147,11 +152,12 @@ class Store:
         state = (state.st_mtime_ns, state.st_size, state.st_ino)
         known = self._footers.get(path)
         if known is None or known[0] != state:
-            known = self._footers[path] = (state, self._checked(path, lambda: checked_footer(pq.read_schema(path))))
+            footer = self._checked(path, lambda: checked_footer(parquet_file(path).schema_arrow))
+            known = self._footers[path] = (state, footer)
         return known[1]
 
     def _read(self, path: Path) -> pa.Table | None:
-        rows = self._checked(path, lambda: with_later_fields(pq.read_table(path, page_checksum_verification=True)))
+        rows = self._checked(path, lambda: with_later_fields(parquet_file(path).read()))
         if rows is None and path in self._footers:
             self._footers[path] = (self._footers[path][0], None)  # where it could not be moved it is not read again
         return rows
@@ -162,14 +168,19 @@ class Store:
         except FileNotFoundError:
             return None
         except NewerError as error:
-            warnings.warn(f"Store: {path} is left alone: {error}. Its cells count as missing; update flowstudy to "
-                          "read them.", stacklevel=2)
+            warnings.warn(f"Store: {printable(path)} is left alone: {printable(error)}. Its cells count as "
+                          "missing; update flowstudy to read them.", stacklevel=2)
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-            aside = set_aside(path)
-            done = "ignored, as it cannot be moved" if aside is None else f"set aside as {aside.name}"
-            warnings.warn(f"Store: {path} is not a table of flowstudy ({error}); {done}, its cells count as missing.",
-                          stacklevel=2)
+            warnings.warn(f"Store: {printable(path)} is not a table of flowstudy ({printable(error)}); "
+                          f"{self._put_away(path)}, its cells count as missing.", stacklevel=2)
         return None
+
+    def _put_away(self, path: Path) -> str:
+        """Set a damaged file aside where that may be done; what was done, in words."""
+        if not self._moves_damaged:
+            return "ignored"
+        aside = set_aside(path)
+        return "ignored, as it cannot be moved" if aside is None else f"set aside as {printable(aside.name)}"
 
 
 def fields_of(cells: Sequence[Cell], place: np.ndarray) -> dict[str, object]:
@@ -181,6 +192,16 @@ def fields_of(cells: Sequence[Cell], place: np.ndarray) -> dict[str, object]:
             values, dtype=object if isinstance(values[0], str) else None)
         columns[name] = typed[place]
     return columns
+
+
+def parquet_file(path: Path) -> pq.ParquetFile:
+    """The file, after its digest; without one, from an earlier version, its pages' checksums and what pandas needs."""
+    content = path.read_bytes()
+    sealed = parquet_is_sealed(content)
+    file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+    if not sealed:
+        file.schema_arrow.empty_table().to_pandas()
+    return file
 
 
 def checked_footer(schema: pa.Schema) -> dict:

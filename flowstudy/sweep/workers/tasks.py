@@ -163,11 +163,12 @@ def checkpoint_folder(root: Path, table: str) -> Path:
 def sweep_checkpoints(store: Store, table: str) -> None:
     """Remove those of groups whose cells have all been stored since, in other groups."""
     sweep_leftovers(checkpoint_folder(store.root, table))
-    paths = list(checkpoint_folder(store.root, table).glob("*.pt"))
+    found = [path for kept in ("*.pt", "*.pt.before") for path in checkpoint_folder(store.root, table).glob(kept)]
+    paths = {path.with_name(path.name.removesuffix(".before")) for path in found}
     stored = store.stored(table) if paths else {}
     for path in paths:
         if all(key in stored for key in Checkpoint.key_of(path) or [""]):
-            path.unlink(missing_ok=True)
+            Checkpoint(path).remove()
 
 
 def halves(cells: Sequence[Cell]) -> list[Sequence[Cell]]:
