@@ -120,15 +120,17 @@ def test_progress_counts_no_failed_attempt(call, monkeypatch):
     """The bar ends at its total whatever was tried twice."""
     bars = []
 
-    class Bar(engine.tqdm):
+    class Bar(engine.NetBar):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             bars.append(self)
 
-    monkeypatch.setattr(engine, "tqdm", Bar)
+    monkeypatch.setattr(engine, "NetBar", Bar)
     with pytest.raises(SweepError):
         call(bad_seed, [replace(cell, epochs=1) for cell in PLAN], progress=True)  # it fails when the epoch is over
-    assert [(bar.n, bar.total) for bar in bars] == [(12, 12)]
+    [bar] = bars
+    assert bar.done == pytest.approx(bar.nets) == len(PLAN)
+    assert bar.bar.n == pytest.approx(bar.bar.total)
 
 
 def test_keyboard_interrupt_stops_at_once(tmp_path, call):
