@@ -108,6 +108,12 @@ WRONG_CELLS = [
     ({"momentum": 1.0}, r"`momentum` must be in \[0, 1\), got 1\.0"),
     ({"decay": 0.0}, r"`decay` must be in \(0, 1\], got 0\.0"),
     ({"decay": True}, r"`decay` must be a number, got True"),
+    ({"learning_rate": 0.1j}, r"`learning_rate` must be a number, got 0\.1j"),
+    ({"bias_var": np.complex64(1)}, r"`bias_var` must be a number, got "),
+    ({"gain": np.timedelta64(2, "s")}, r"`gain` must be a number, got "),
+    ({"depth": np.timedelta64(2, "s")}, r"`depth` must be an integer of at least 1, got "),
+    ({"train_samples": np.timedelta64(2)}, r"`train_samples` must be an integer of at least 1, got "),
+    ({"seed": 1j}, r"`seed` must be an integer of at least 0, got 1j"),
 ]
 
 
@@ -140,6 +146,14 @@ def test_wrong_values_are_named(fields, message):
     (lambda: random_search(2, ranges={"decay": [0.9]}), r"`ranges\['decay'\]` must be \(low, high\) with low <= high"),
     (lambda: random_search(2, ranges={"learning_rate": (0.0, 1.0)}), r"`learning_rate` must be positive and finite"),
     (lambda: random_search(2, ranges={"momentum": (0.0, 1.0)}), r"`momentum` must be in \[0, 1\), got 1\.0"),
+    (lambda: random_search(np.timedelta64(2)), r"random_search: `n` must be an integer of at least 1, got "),
+    (lambda: random_search(2, net=[]), r"random_search: `net` must have at least one value, got none"),
+    (lambda: random_search(2, depth=[]), r"random_search: `depth` must have at least one value, got none"),
+    (lambda: random_search(2, ranges={"activation": []}), r"`ranges\['activation'\]` must have at least one value"),
+    (lambda: random_search(2, ranges={"decay": (0.9j, 0.9)}), r"`decay` must be a number, got 0\.9j"),
+    (lambda: random_search(2, ranges={"gate_bias": (-2.5, -1)}), r"must have whole numbers as ends, .*\(-2\.5, -1\)"),
+    (lambda: random_search(2, ranges={"gate_bias": (-math.inf, -1)}), r"must have whole numbers as ends"),
+    (lambda: random_search(2, ranges={"gate_bias": (None, -1)}), r"must have whole numbers as ends"),
     (lambda: random_search(2, ranges={"activation": ["rleu"]}), r"`activation` must be one of relu.*mean 'relu'\?"),
 ])
 @pytest.mark.usefixtures("annotations_unchecked")
@@ -148,6 +162,14 @@ def test_wrong_plans_are_refused(call, message):
     with pytest.raises(ValueError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@given(low=st.integers(-30, 5), size=st.integers(0, 4))
+def test_gate_biases_are_drawn_inside_their_range(low, size):
+    """Whole numbers from one end to the other, also where both are floats or the same."""
+    for ends in ((low, low + size), (float(low), float(low + size))):
+        drawn = {cell.gate_bias for cell in random_search(5, net="highway", ranges={"gate_bias": ends})}
+        assert drawn <= {float(low + i) for i in range(size + 1)}
 
 
 # --- random search ---------------------------------------------------------------------------------------------------

@@ -1,8 +1,11 @@
 """GradientMonitor: equal to a loop by hand, right in every way to make a step, harmless, and safe from SIGKILL."""
 
+import contextlib
 import copy
+import errno
 import io
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -655,6 +658,100 @@ def test_a_record_that_cannot_be_written_leaves_those_before_it(tmp_path, monkey
             folder.append(rows.assign(step=1))
     pd.testing.assert_frame_equal(load_records("test", tmp_path / "store"), rows)
     assert [path.name for path in (tmp_path / "store").iterdir()] == ["part-000000.parquet"]
+
+
+def step_by_step(monitor: GradientMonitor, model: nn.Module, number: int, between: dict[int, Callable]) -> list[Tensor]:
+    """A training under the monitor, with something done before some steps; the weights that it ends with."""
+    optimizer, data = sgd(model), batches(number)
+    with monitor:
+        for step, (x, y) in enumerate(data):
+            between.get(step, lambda: None)()
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    return [weight.detach().clone() for weight in model.parameters()]
+
+
+class FailingWriter:
+    def __init__(self, error: Exception):
+        self.error, self.calls = error, 0
+
+    def add_scalar(self, *_arguments: object) -> None:
+        self.calls += 1
+        raise self.error
+
+
+def failing(error: OSError) -> Callable:
+    def fail(*_arguments: object) -> None:
+        raise error
+    return fail
+
+
+@pytest.mark.parametrize("error", [OSError(number, "as the system says") for number in (
+    errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS, errno.ESTALE, errno.EMFILE, errno.EDQUOT)],
+    ids=lambda error: error.errno)
+@pytest.mark.parametrize("call", ["os.fsync", "Path.replace", "Path.open"])
+@pytest.mark.parametrize("recovers", [True, False])
+def test_a_disk_that_fails_never_ends_the_training(tmp_path, monkeypatch, error, call, recovers):
+    """Whatever the error and wherever it comes: one warning, the weights and the frame of a training without a store.
+
+    A disk that takes files again gets every record; one that does not keeps those from before.
+    """
+    plain = model_of("plain")
+    monitor = GradientMonitor(plain)
+    expected = step_by_step(monitor, plain, 8, {})
+    model = model_of("plain")
+    watched = GradientMonitor(model, store=tmp_path / "store")
+    disk = monkeypatch.context()
+    with disk as patched, pytest.warns(UserWarning, match="^GradientMonitor: `store` must take the records") as told:
+        broken = {3: lambda: patched.setattr(f"flowstudy.whole_file.{call}", failing(error))}
+        weights = step_by_step(watched, model, 8, broken | ({6: patched.undo} if recovers else {}))
+    assert len(told) == 1
+    assert all(map(torch.equal, weights, expected))
+    pd.testing.assert_frame_equal(watched.frame, monitor.frame)
+    kept = GradientMonitor.load(tmp_path / "store")
+    assert recovers == (len(kept) == len(monitor.frame)) and kept["step"].max() >= 1
+    pd.testing.assert_frame_equal(kept, monitor.frame.iloc[:len(kept)])
+    assert not list((tmp_path / "store").glob(".*"))
+
+
+def test_a_folder_that_is_gone_never_ends_the_training(tmp_path):
+    """It is not made anew, which would hide that records are gone; the frame has all."""
+    model, store = model_of("plain"), tmp_path / "store"
+    monitor = GradientMonitor(model, store=store)
+    with pytest.warns(UserWarning, match="`store` must take the records, got FileNotFoundError") as told:
+        step_by_step(monitor, model, 6, {3: lambda: shutil.rmtree(store)})
+    assert len(told) == 1 and not store.exists()
+    assert monitor.frame["step"].drop_duplicates().tolist() == list(range(6))
+
+
+@pytest.mark.parametrize("error", [OSError(28, "no space"), ValueError("closed"), RuntimeError("no connection"),
+                                   KeyError("tag"), AttributeError("x")], ids=lambda error: type(error).__name__)
+def test_a_writer_that_raises_never_ends_the_training(tmp_path, error):
+    """It is told once and left alone; folder and frame have every record."""
+    model, writer = model_of("plain"), FailingWriter(error)
+    monitor = GradientMonitor(model, store=tmp_path / "store", writer=writer)
+    with pytest.warns(UserWarning, match=f"`writer` must take the records, got {type(error).__name__}") as told:
+        step_by_step(monitor, model, 6, {})
+    assert len(told) == writer.calls == 1
+    assert monitor.frame["step"].drop_duplicates().tolist() == list(range(6))
+    pd.testing.assert_frame_equal(GradientMonitor.load(tmp_path / "store"), monitor.frame)
+
+
+def test_a_folder_that_fails_is_tried_more_and_more_rarely(tmp_path, monkeypatch):
+    """Of 200 records 8 are tried: after 1, 2, 4, ... of them; then all are there, and later ones go on in new parts."""
+    folder = RecordFolder("test", tmp_path / "store")
+    rows, tries = pd.DataFrame({"step": [0]}), Mock(side_effect=OSError(28, "no space"))
+    with monkeypatch.context() as full:
+        full.setattr("flowstudy.measure.monitor.kept.write_whole", tries)
+        for step in range(200):
+            with contextlib.suppress(OSError):
+                folder.append(rows.assign(step=step))
+    assert tries.call_count == 8
+    folder.write()
+    folder.append(rows.assign(step=200))
+    assert load_records("test", tmp_path / "store")["step"].tolist() == list(range(201))
+    assert len(list((tmp_path / "store").iterdir())) == 2
 
 
 def test_a_writer_gets_three_curves_per_quantity():

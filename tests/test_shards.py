@@ -55,7 +55,9 @@ def test_two_shards_are_the_whole(tmp_path, shard):
     assert_frame_equal(both, run(plan, store=tmp_path / "one", **options), check_exact=True)
 
 
-@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/2/3", (0, 0)])
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/2/3", (0, 0), (1.5, 2), (1, 2.0), (True, 2),
+                                   (1, 2, 3), ("1", 2), 3])
+@pytest.mark.usefixtures("annotations_unchecked")
 def test_wrong_shards_are_refused(tmp_path, shard):
     with pytest.raises(ValueError, match=r"^run: `shard` must be 'i/N' with i from 1 to N, got"):
         run(PLAN, store=tmp_path / "none", shard=shard)

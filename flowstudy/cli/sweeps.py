@@ -37,6 +37,9 @@ def sweep(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     shard: Annotated[str | None, typer.Option(help="i/N: part i of N, as for a Slurm array")] = None,
     engine: Annotated[str, typer.Option(help="local, or a Dask scheduler such as tcp://127.0.0.1:8786")] = "local",
+    insecure_network: Annotated[bool, typer.Option(
+        "--insecure-network", help="admit a Dask scheduler of another machine without TLS: whoever reaches it runs "
+                                   "code on it")] = False,
     nets_at_once: Annotated[int | None, typer.Option(help="the largest stack", min=1)] = None,
     progress: Annotated[bool, typer.Option(help="a progress bar")] = True,
     schema: Annotated[bool, typer.Option("--schema", callback=tell_schema, is_eager=True,
@@ -45,7 +48,7 @@ def sweep(
     with one_line():
         asked = read_plan(plan, measure.split(",") if measure and "," in measure else measure)
         rows = run(asked.cells, measure=asked.measure, store=store, device=device, shard=shard, engine=engine,
-                   nets_at_once=nets_at_once, progress=progress, **asked.options)
+                   insecure_network=insecure_network, nets_at_once=nets_at_once, progress=progress, **asked.options)
         frames = {asked.measure: rows} if isinstance(asked.measure, str) else rows
         options = check_measures(asked.measure, asked.options, asked.cells)
     for name, frame in frames.items():

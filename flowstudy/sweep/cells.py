@@ -81,7 +81,7 @@ class Cell:
         for name in ("depth", "width", "seed", "epochs", "batch_size", "order_seed", "train_samples"):
             value = getattr(self, name)
             least = 0 if name in ("seed", "epochs", "order_seed") else 1
-            whole = isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= least
+            whole = is_whole(value) and value >= least
             left_out = value is None and name == "train_samples"
             require(whole or left_out, name, f"an integer of at least {least}", value)
             if whole:
@@ -89,7 +89,7 @@ class Cell:
         for name in ("gain", "gate_bias", "learning_rate", "momentum", "decay", "bias_var"):
             value = getattr(self, name)
             if value is not None or name not in ("gain", "gate_bias"):
-                number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+                number = is_whole(value) or isinstance(value, float | np.floating)
                 require(number and not np.isnan(value), name, "a number", value)
                 fill(self, name, float(value) + 0.0)  # -0.0 is 0.0: equal cells have equal keys
         require(kind.gate_bias is not None or self.gate_bias is None, "gate_bias", f"left out of {self.net} nets",
@@ -154,8 +154,11 @@ def random_search(n: int, *, net: NetName | Sequence[NetName] = "plain", depth: 
         800 runs a uniform decay has p < 1e-22, the log-uniform law p = .13 and .23 (Kolmogorov & Smirnov).
     """
     for name, value, least in (("n", n, 1), ("seed", seed, 0)):
-        if not isinstance(value, int | np.integer) or value < least:
+        if not is_whole(value) or value < least:
             raise PlanError(f"random_search: `{name}` must be an integer of at least {least}, got {value!r}.")
+    for name, axis in (("net", net), ("depth", depth)):
+        if not values(axis):
+            raise PlanError(f"random_search: `{name}` must have at least one value, got none.")
     if decay_law not in DECAY_LAWS:
         raise PlanError(f"random_search: `decay_law` must be one of {', '.join(DECAY_LAWS)}, got {decay_law!r}.")
     ranges = PAPER_RANGES | check_ranges(ranges or {})
@@ -199,10 +202,15 @@ def check_ranges(ranges: Mapping[str, Sequence]) -> dict[str, Sequence]:
         if name not in PAPER_RANGES:
             raise PlanError(f"random_search: `ranges` may hold {', '.join(PAPER_RANGES)}, got {name!r}.")
         ends = values(span)
-        if name != "activation" and not (len(ends) == 2 and ends[0] <= ends[1]):
-            raise PlanError(f"random_search: `ranges[{name!r}]` must be (low, high) with low <= high, got {span!r}.")
+        if not ends:
+            raise PlanError(f"random_search: `ranges[{name!r}]` must have at least one value, got none.")
         for end in ends:
             make_cell("random_search", {"net": "highway", name: end})
+            if name == "gate_bias" and (end is None or not float(end).is_integer()):
+                raise PlanError("random_search: `ranges['gate_bias']` must have whole numbers as ends, of which and "
+                                f"between which they are drawn, got {span!r}.")
+        if name != "activation" and not (len(ends) == 2 and ends[0] <= ends[1]):
+            raise PlanError(f"random_search: `ranges[{name!r}]` must be (low, high) with low <= high, got {span!r}.")
     return {name: values(span) for name, span in ranges.items()}
 
 
@@ -229,6 +237,11 @@ def one_of(**choices: tuple[object, Iterable]) -> None:
         if value not in tuple(known):
             raise PlanError(f"Cell: `{name}` must be one of {', '.join(known)}, got {value!r}."
                             + did_you_mean(value, known))
+
+
+def is_whole(value: object) -> bool:
+    """An integer; numpy counts spans of time among its own."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
 
 
 def require(holds: bool, name: str, rule: str, value: object) -> None:

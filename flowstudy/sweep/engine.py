@@ -28,20 +28,23 @@ NETS_AT_ONCE = {"as they start": 20, "trained here": 200, "trained by workers": 
 @overload
 def run(cells: Sequence[Cell], *, measure: MeasureName = "training_loss", store: str | os.PathLike[str] = "results",
         device: str = "auto", progress: bool = True, nets_at_once: int | None = None, engine: object = "local",
-        shard: Shard = None, checkpoint_every: float = 60.0, **options: object) -> pd.DataFrame: ...
+        shard: Shard = None, checkpoint_every: float = 60.0, insecure_network: bool = False,
+        **options: object) -> pd.DataFrame: ...
 
 
 @overload
 def run(cells: Sequence[Cell], *, measure: list[MeasureName] | tuple[MeasureName, ...],
         store: str | os.PathLike[str] = "results", device: str = "auto", progress: bool = True,
         nets_at_once: int | None = None, engine: object = "local", shard: Shard = None,
-        checkpoint_every: float = 60.0, **options: object) -> dict[str, pd.DataFrame]: ...
+        checkpoint_every: float = 60.0, insecure_network: bool = False,
+        **options: object) -> dict[str, pd.DataFrame]: ...
 
 
 def run(cells: Sequence[Cell], *, measure: MeasureName | Sequence[MeasureName] = "training_loss",
         store: str | os.PathLike[str] = "results", device: str = "auto", progress: bool = True,
         nets_at_once: int | None = None, engine: object = "local", shard: Shard = None,
-        checkpoint_every: float = 60.0, **options: object) -> pd.DataFrame | dict[str, pd.DataFrame]:
+        checkpoint_every: float = 60.0, insecure_network: bool = False,
+        **options: object) -> pd.DataFrame | dict[str, pd.DataFrame]:
     """Train and measure every cell that the store does not hold yet, then return the rows of all of them.
 
     Safe to kill at any moment: a later call goes on where this one stopped, and computes nothing twice.  A cell that
@@ -65,6 +68,8 @@ def run(cells: Sequence[Cell], *, measure: MeasureName | Sequence[MeasureName] =
         shard: "i/N" runs part i of N, and returns that part's rows: N processes that know nothing of each other, such
             as a Slurm array, share a plan and a store.
         checkpoint_every: seconds of training between two checkpoints, where a killed run goes on, to the same numbers.
+        insecure_network: admit an `engine` "tcp://..." of another machine.  Whoever reaches such a scheduler runs code
+            on it, so without this only loopback and "tls://..." are taken; a client or cluster object is your word.
         options: what the measurement takes: `samples`, and for spectra `part`.  For nets in training also `at`, a
             `RecordAt`: measured at those epochs and updates, with columns `epoch` and `step`; without it once, after
             the last epoch.  And `precision`, "tf32" for CUDA's faster products.
@@ -79,7 +84,7 @@ def run(cells: Sequence[Cell], *, measure: MeasureName | Sequence[MeasureName] =
     """
     cells = check_plan(cells)
     wanted = {name: (table_of(name, own), own) for name, own in check_measures(measure, options, cells).items()}
-    check_engine(engine)
+    check_engine(engine, insecure_network)
     mine = cells if shard is None else shard_of(cells, *check_shard(shard))
     if engine == "local":
         check_device(device)

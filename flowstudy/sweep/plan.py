@@ -13,7 +13,7 @@ from flowstudy.sweep.looks.in_training import as_record_at
 from flowstudy.sweep.looks.table import AS_THEY_START, MEASUREMENTS, OF_TRAINING, options_of
 from flowstudy.sweep.workers.tasks import work
 
-from .cells import Cell, digest
+from .cells import Cell, digest, is_whole
 from .plan_error import PlanError, PlanTypeError
 
 Shard = str | tuple[int, int] | None
@@ -45,7 +45,7 @@ def check_options(measure: str, options: Mapping[str, object]) -> dict[str, obje
             raise PlanTypeError(f"run: {measure} takes {', '.join(known) or 'no options'}, got `{name}`."
                                 + did_you_mean(name, known))
     samples = options.get("samples", 1)  # the one option that needs no data set to be found wrong
-    if not isinstance(samples, int | np.integer) or isinstance(samples, bool) or samples < 1:
+    if not is_whole(samples) or samples < 1:
         raise PlanError(f"run: `samples` must be between 1 and the training set's size, got {samples!r}.")
     full = known | dict(options)
     if full.get("at") is not None:
@@ -134,9 +134,9 @@ def check_shard(shard: Shard) -> tuple[int, int]:
     """(which, of how many), counted from 1."""
     try:
         which, parts = map(int, shard.split("/")) if isinstance(shard, str) else shard
-    except ValueError:
+    except (TypeError, ValueError):
         which, parts = 0, 0
-    if not 1 <= which <= parts:
+    if not (is_whole(which) and is_whole(parts) and 1 <= which <= parts):
         raise PlanError(f"run: `shard` must be 'i/N' with i from 1 to N, got {shard!r}.")
     return which, parts
 

@@ -53,7 +53,7 @@ def read_plan(path: Path, measure: str | list[str] | None = None) -> PlanFile:
         ValueError, TypeError: unreadable YAML, an unknown key (with the one that was probably meant), a wrong value.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=PlainYaml)  # a SafeLoader
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise PlanError(f"sweep: `plan` must be a YAML file that can be read, got {path}: "
                         f"{' '.join(str(error).split())}") from None
@@ -69,6 +69,31 @@ def read_plan(path: Path, measure: str | list[str] | None = None) -> PlanFile:
     options = arguments(f"{path}: options", content.get("options") or {}, None)
     check_measures(measure, options, cells)
     return PlanFile(list(dict.fromkeys(cells)), measure, options)
+
+
+class PlainYaml(yaml.SafeLoader):
+    """YAML in which nothing is read as other than it looks, and nothing that is written is dropped."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """Refuse a key that is there twice: YAML would keep the last alone."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for place, key in enumerate(keys):
+            if key in keys[:place]:
+                raise yaml.constructor.ConstructorError(None, None, f"the key `{key}` is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+    def plain_number(self, node: yaml.ScalarNode) -> int | float:
+        """Refuse 010, which YAML reads as 8, 0x10 with it, and 1:30, which it reads as 90."""
+        written = node.value.lstrip("+-")
+        if ":" in written or (len(written) > 1 and written[0] == "0" and written[1] not in ".eE"):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the number {node.value} must be written without a leading 0 and colons", node.start_mark)
+        whole = node.tag == "tag:yaml.org,2002:int"
+        return self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
+
+
+for tag in ("int", "float"):
+    PlainYaml.add_constructor(f"tag:yaml.org,2002:{tag}", PlainYaml.plain_number)
 
 
 def arguments(where: str, section: object, known: Iterable[str] | None) -> dict[str, object]:

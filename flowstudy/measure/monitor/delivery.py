@@ -1,9 +1,10 @@
 """Where a monitor's complete records go: to the host, and from there to the table, the folder and the curves."""
 
 import os
+import warnings
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -38,15 +39,17 @@ class Numbers(NamedTuple):
 class Delivery:
     """Fetches records without waiting for the device, and puts them where they belong once they have arrived.
 
-    Under DistributedDataParallel only the first process writes to `store` and `writer`.
+    Under DistributedDataParallel only the first process writes to `store` and `writer`.  Where these fail the training
+    goes on: it is told once, and the table has every record all the same.
     """
 
     def __init__(self, call: str, watched: Watched, store: str | os.PathLike[str] | None, writer: ScalarWriter | None):
-        self.watched = watched
+        self.call, self.watched = call, watched
         self.folder = None if store is None or not first_process() else RecordFolder(call, store)
         self.writer = check_writer(call, writer) if first_process() else None
         self.fetching: list[StepRecord] = []      # complete; their numbers are on their way to the host
         self.numbers: list[Numbers] = []
+        self.told: set[str] = set()  # which of the two has failed
 
     @property
     def is_written(self) -> bool:
@@ -83,10 +86,34 @@ class Delivery:
             if self.numbers and (layout, entries) == (self.numbers[-1].layout, self.numbers[-1].entries):
                 layout, entries = self.numbers[-1].layout, self.numbers[-1].entries  # held once; worked out together
             self.numbers.append(Numbers(record.step, layout, entries, values))
-            if self.folder is not None:
-                self.folder.append(self.rows(self.numbers[-1:]))
-            if self.writer is not None:
-                write_curves(self.writer, self.rows(self.numbers[-1:]), self.watched.quantities)
+            if self.is_written:
+                self.write(self.rows(self.numbers[-1:]))
+
+    def finish(self) -> None:
+        """Deliver all, and try once more to write what could not be written."""
+        self.deliver()
+        if self.folder is not None and self.folder.unwritten:
+            self.attempt(self.folder.write)
+
+    def write(self, rows: pd.DataFrame) -> None:
+        if self.folder is not None:
+            self.attempt(lambda: self.folder.append(rows))
+        if self.writer is not None and not self.attempt(
+                lambda: write_curves(self.writer, rows, self.watched.quantities), "`writer`", "It gets no more curves"):
+            self.writer = None
+
+    def attempt(self, write: Callable[[], None], what: str = "`store`",
+                then: str = "What it lacks is written when it can be") -> bool:
+        """Whether the writing succeeded; whatever it raises must not end the training that is watched."""
+        try:
+            write()
+        except Exception as error:
+            if what not in self.told:
+                self.told.add(what)
+                warnings.warn(f"{self.call}: {what} must take the records, got {type(error).__name__}: {error}. "
+                              f"{then}; training goes on, and `monitor.frame` has every record.", stacklevel=2)
+            return False
+        return True
 
     def rows(self, numbers: list[Numbers]) -> pd.DataFrame:
         layers, quantities = len(self.watched.names), self.watched.quantities

@@ -1,5 +1,6 @@
 """Records kept as they come: a folder of Parquet files that is whole whenever the process ends."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -21,12 +22,29 @@ class RecordFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.records: list[pd.DataFrame] = []
         self.full = 0
+        self.unwritten = 0  # records that the folder did not take when it was tried last
+        self.try_at = 0     # how many records there must be before it is tried again
 
     def append(self, rows: pd.DataFrame) -> None:
+        """Keep a record.  After a failure it waits here, and the folder is tried again, more and more rarely.
+
+        Raises:
+            OSError: the folder is gone, full, or not to be written to; nothing of what it held is lost.
+        """
         self.records.append(rows)
+        self.unwritten += 1
+        if len(self.records) >= self.try_at:
+            self.write()
+
+    def write(self) -> None:
+        """Everything that waits."""
+        self.try_at = 2 * len(self.records)
+        if not self.folder.is_dir():  # a new one would hide that earlier records are gone
+            raise FileNotFoundError(errno.ENOENT, "the folder is gone", str(self.folder))
         path = self.folder / f"part-{self.full:06d}.parquet"
         write_whole(path, pd.concat(self.records).to_parquet(index=False))
-        if len(self.records) == RECORDS:
+        self.unwritten = self.try_at = 0
+        if len(self.records) >= RECORDS:
             self.records, self.full = [], self.full + 1
 
 

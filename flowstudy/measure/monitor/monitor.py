@@ -79,6 +79,9 @@ class GradientMonitor(Drawn):
     Compiled code does not call hooks: where error signals or activations are wanted, compiled models run eagerly in
     recorded steps, so keep `every` large there.
 
+    A `store` or `writer` that fails while the training runs (a full disk, a folder that is gone) is told once; records
+    stay in memory, and the store gets them when it takes them again.
+
     Raises:
         ValueError, TypeError: a model without trainable weights, an optimizer that holds none of them, an unknown
             quantity, `every` below 1, a store that holds something.
@@ -123,7 +126,7 @@ class GradientMonitor(Drawn):
             handle.remove()
         self._handles = []
         self._complete()
-        self._delivery.deliver()
+        self._delivery.finish()
         self._hooks.disarm()
 
     def __enter__(self) -> "GradientMonitor":

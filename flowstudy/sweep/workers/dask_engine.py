@@ -1,9 +1,11 @@
 """Workers on a Dask cluster: one Dask task for each group; the rows go to the store, not over the network."""
 
 import contextlib
+import ipaddress
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from urllib.parse import urlsplit
 
 from flowstudy.sweep.plan_error import MissingExtraError, PlanError
 from flowstudy.sweep.store.failures import Failure, failure, remember
@@ -16,18 +18,36 @@ RETRIES = 2  # of a task that raises, as when a disk is away for a moment; lost 
 SEEN_AFTER = 90  # seconds that a network disk may take to show what another machine wrote (NFS: 60 by default)
 
 
-def check_engine(engine: object) -> None:
-    """Refuse what is neither "local" nor Dask's."""
+ENCRYPTED = ("tls", "wss")  # protocols in which both sides show certificates
+
+
+def check_engine(engine: object, insecure_network: bool) -> None:
+    """Refuse what is neither "local" nor Dask's, and addresses of networks on which anybody may send code."""
     address = isinstance(engine, str) and "://" in engine
     if engine != "local" and not address and not hasattr(engine, "scheduler_address") and not is_client(engine):
         raise PlanError("run: `engine` must be 'local', the address of a Dask scheduler such as "
                         f"'tcp://127.0.0.1:8786', a distributed.Client or a cluster, got {engine!r}.")
+    if address and not insecure_network and not is_private(engine):
+        raise PlanError("run: `engine` must be on this machine or encrypted, got "
+                        f"{engine!r}: whoever reaches such a scheduler runs code on it and on its workers. Give it "
+                        "certificates and pass 'tls://...'; or, where nobody else is in the network, pass "
+                        "insecure_network=True (--insecure-network).")
     if engine != "local":
         try:
             import distributed  # noqa: F401
         except ModuleNotFoundError:
             raise MissingExtraError("run: `engine` must be 'local' where Dask is not installed. Install the extra "
                                     "`cluster`: pip install 'flowstudy[cluster]'.") from None
+
+
+def is_private(address: str) -> bool:
+    """Whether others cannot take part: this machine's loopback, this process, or certificates."""
+    try:
+        parts = urlsplit(address)
+        return (parts.scheme in (*ENCRYPTED, "inproc") or parts.hostname == "localhost"
+                or ipaddress.ip_address(parts.hostname or "").is_loopback)
+    except ValueError:  # the host is a name, or no host at all
+        return False
 
 
 def is_client(engine: object) -> bool:
