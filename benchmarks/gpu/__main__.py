@@ -11,13 +11,12 @@ A part that fails is recorded, and the others run.  Tables first; what time is l
 `records.json` and `store.tgz`, the store of those runs.  `--tiny` tries every part in a minute, and measures nothing.
 """
 
+import argparse
 import os
 import tempfile
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 
 from .parts import FULL, PARTS, TINY
 from .record import Record, read
@@ -26,25 +25,33 @@ from .searches import search
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def main(out: Annotated[Path | None, typer.Option(help="folder of the results")] = None,
-         minutes: Annotated[float, typer.Option(help="all of it ends by then")] = 9.0,
-         profile: Annotated[str, typer.Option(help="of studies/profiles.yaml: the searches")] = "gpu10",
-         max_files: Annotated[int, typer.Option(help="at most so many in the folder", min=2)] = 8,
-         max_mb: Annotated[float, typer.Option(help="the store is left out where it would be larger")] = 16.0,
-         tiny: Annotated[bool, typer.Option(help="toy sizes, to try the command")] = False,
-         read_from: Annotated[Path | None, typer.Option("--read", help="write the tables of this folder")] = None,
-         into: Annotated[Path, typer.Option(help="where --read writes")] = ROOT / "benchmarks/results/gpu.md") -> None:
-    if read_from is not None:
-        into.write_text(read(read_from))
-        return
-    if out is None:
-        raise typer.BadParameter("must name a folder for the results. Pass --out DIR, or --read DIR.")
-    if not torch.cuda.is_available():
-        raise typer.BadParameter("needs a machine whose GPU torch sees, got none.")
+def main() -> None:
+    # Not typer, as elsewhere: what reads its options needs pydantic, which is compiled and not in the bundle.
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", type=Path, help="folder of the results")
+    what.add_argument("--read", type=Path, help="write the tables of this folder")
+    parser.add_argument("--into", type=Path, default=ROOT / "benchmarks/results/gpu.md", help="where --read writes")
+    parser.add_argument("--minutes", type=float, default=9.0, help="all of it ends by then")
+    parser.add_argument("--profile", default="gpu10", help="of studies/profiles.yaml: the searches")
+    parser.add_argument("--max-files", type=int, default=8, help="at most so many in the folder")
+    parser.add_argument("--max-mb", type=float, default=16.0, help="the store is left out where it would be larger")
+    parser.add_argument("--tiny", action="store_true", help="toy sizes, to try the command")
+    given = parser.parse_args()
+    if given.read:
+        given.into.write_text(read(given.read))
+    elif not torch.cuda.is_available():
+        parser.error("needs a machine whose GPU torch sees, got none")
+    else:
+        record = Record(given.out, 60 * given.minutes, given.max_files, given.max_mb)
+        measure(given.out, given.profile, given.tiny, record)
+
+
+def measure(out: Path, profile: str, tiny: bool, record: Record) -> None:
     if (ROOT / "data").is_dir():  # the bundle's
         os.environ.setdefault("FLOWSTUDY_DATA", str(ROOT / "data"))
     device, sizes = torch.device("cuda:0"), TINY if tiny else FULL
-    record = Record(out, 60 * minutes, max_files, max_mb)
     for name, part in PARTS.items():
         record.attempt(name, lambda part=part: part(device, sizes, record))
     with tempfile.TemporaryDirectory() as store:
@@ -54,4 +61,4 @@ def main(out: Annotated[Path | None, typer.Option(help="folder of the results")]
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

@@ -18,8 +18,9 @@ import typer
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("flowstudy", "benchmarks", "tests", "studies/profiles.yaml", "pyproject.toml", "LICENSE")
-NEEDED = ("jaxtyping", "tqdm", "typer", "pyyaml", "pytest", "hypothesis", "mpmath")  # and what these need
+NEEDED = ("jaxtyping", "tqdm", "typer", "pyyaml", "pytest", "mpmath")  # and what these need
 THERE = {"torch", "numpy", "scipy", "pandas", "pyarrow"}
+COMPILED = {"pydantic"}  # of typer, which imports it only where it reads options
 FOLDER, MOST_MB = "flowstudy-gpu", 20
 
 
@@ -45,11 +46,11 @@ def own_files() -> dict[str, Path]:
 
 
 def packages(names: tuple[str, ...]) -> list[str]:
-    """These and all that they need, but for what is there and for extras."""
+    """These and all that they need, but for what is there, what is compiled, and extras."""
     found, left = [], list(names)
     while left:
         name = re.sub(r"[-_.]+", "-", left.pop()).lower()
-        if name in found or name in THERE:
+        if name in found or name in THERE | COMPILED:
             continue
         try:
             needs = metadata.requires(name) or []

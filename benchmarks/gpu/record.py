@@ -41,7 +41,7 @@ class Record:
 
     def attempt(self, name: str, part: Callable[[], Rows], share: float = SHARE) -> Rows:
         """The rows of a part, [] if it fails or takes more than `share` of the time left: the failure is its record,
-        and others follow."""
+        and others follow.  A name that was there has the new rows added."""
         started, found = time.monotonic(), {"rows": []}
         print(f"{name} ({self.left():.0f} s left)", flush=True)
         try:
@@ -50,7 +50,8 @@ class Record:
         except Exception as error:
             found |= {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()[-4000:]}
             print(found["error"], flush=True)
-        self.parts[name] = found | {"seconds": round(time.monotonic() - started, 1)}
+        found["seconds"] = round(time.monotonic() - started, 1)
+        self.parts[name] = joined(self.parts[name], found) if name in self.parts else found
         self.write()
         return found["rows"]
 
@@ -68,6 +69,12 @@ class Record:
             raise ValueError(f"benchmarks.gpu: `--max-mb` must have room for the store, got {self.max_mb} for "
                              f"{size / 1e6:.1f} MB. Allow more.")
         packed.replace(target)
+
+
+def joined(one: dict, other: dict) -> dict:
+    errors = {key: "\n".join(part[key] for part in (one, other) if key in part) for key in ("error", "traceback")}
+    return {"rows": one["rows"] + other["rows"], "seconds": one["seconds"] + other["seconds"]} | {
+        key: text for key, text in errors.items() if text}
 
 
 @contextlib.contextmanager

@@ -33,14 +33,12 @@ def search(device: torch.device, profile: str, store: Path, record: Record) -> N
     """Train group by group into `store`, and record each; what would not end in time is recorded as skipped."""
     over = ALLOWED
     wanted: dict[str, list[Cell]] = {}
-    record.attempt("searches: the plan", lambda: wanted.update(plan(profile)) or
-                   [{"group": name, "nets": len(cells), "epochs": cells[0].epochs} for name, cells in wanted.items()])
+    record.attempt("searches", lambda: wanted.update(plan(profile)) or [])
     for name, cells in wanted.items():
-        [row] = record.attempt(name, partial(group, cells, device, store, record, over), share=0.95) or [{}]
-        if row.get("over"):
-            over = max(1.05, 1.05 * row["over"])
-        if row.get("epochs"):
-            record.attempt("searches: the store", lambda: record.keep_store(store) or [], share=1.0)
+        rows = record.attempt("searches", partial(group, name, cells, device, store, record, over), share=0.95)
+        if rows and rows[0]["epochs"]:
+            over = max(1.05, 1.05 * rows[0]["over"])
+            record.attempt("searches", lambda: record.keep_store(store) or [], share=1.0)
 
 
 def plan(profile: str) -> dict[str, list[Cell]]:
@@ -61,7 +59,8 @@ def plan(profile: str) -> dict[str, list[Cell]]:
     return dict([first, ("the paper's best setting", best_nets), *others])
 
 
-def group(cells: Sequence[Cell], device: torch.device, store: Path, record: Record, over: float) -> list[dict]:
+def group(name: str, cells: Sequence[Cell], device: torch.device, store: Path, record: Record,
+          over: float) -> list[dict]:
     """One group's row: how long it was to take and took, and its losses beside the authors'."""
     like = cells[0]
     per_epoch = math.ceil((like.train_samples or TRAIN_SAMPLES[like.dataset]) / like.batch_size)
@@ -69,9 +68,12 @@ def group(cells: Sequence[Cell], device: torch.device, store: Path, record: Reco
     an_epoch = 1e-3 * ms * per_epoch
     room = SHARE * (record.left() - RESERVE)
     fits = [epochs for epochs in EPOCHS if epochs <= like.epochs and over * epochs * an_epoch <= room]
-    row = {"nets": len(cells), "ms a step": ms, "asked for": like.epochs, "epochs": fits[0] if fits else None}
+    row = {"group": name, "nets": len(cells), "ms a step": ms, "asked for": like.epochs,
+           "epochs": fits[0] if fits else None}
     if not fits:
+        print(f"{name}: skipped", flush=True)
         return [row | {"note": f"skipped: an epoch takes {an_epoch:.1f} s, {room:.1f} s were left for it"}]
+    print(f"{name}: {fits[0]} epochs", flush=True)
     started = time.monotonic()
     loss = run([replace(cell, epochs=fits[0]) for cell in cells], measure="training_loss", store=store,
                device=str(device), progress=False)
@@ -83,5 +85,6 @@ def group(cells: Sequence[Cell], device: torch.device, store: Path, record: Reco
 def losses(loss: pd.DataFrame) -> dict[str, float]:
     """The best run's last loss and the mean of the best 10, and the authors' after 400 epochs."""
     [((net, depth), best, mean)] = ours(loss, 10)
-    return {"best": best, "best 10": mean, "authors' best": published_loss(net, depth, "best"),
-            "authors' best 10": published_loss(net, depth, "best_10")}
+    authors = {f"authors' {words}": published_loss(net, depth, name)
+               for words, name in (("best", "best"), ("best 10", "best_10"))}
+    return {"best": best, "best 10": mean} | {name: value for name, value in authors.items() if not math.isnan(value)}
