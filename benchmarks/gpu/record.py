@@ -16,6 +16,10 @@ SHARE = 0.25  # of the time left, for one part
 Rows = list[dict]
 
 
+class Late(BaseException):
+    """Not an Exception: `run` takes those for failures of a net, and goes on with the others."""
+
+
 class Record:
     """The parts of one call: each has rows or an error, and the seconds that it took.
 
@@ -47,7 +51,7 @@ class Record:
         try:
             with at_most(share * self.left()):
                 found["rows"] = part()
-        except Exception as error:
+        except (Exception, Late) as error:
             found |= {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()[-4000:]}
             print(found["error"], flush=True)
         found["seconds"] = round(time.monotonic() - started, 1)
@@ -79,9 +83,9 @@ def joined(one: dict, other: dict) -> dict:
 
 @contextlib.contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """TimeoutError in the main thread where the block takes longer."""
+    """Late in the main thread where the block takes longer."""
     def late(*_: object) -> None:
-        raise TimeoutError(f"not done after {seconds:.0f} s")
+        raise Late(f"not done after {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
