@@ -37,7 +37,7 @@ unexport PIP_TARGET PIP_PREFIX PIP_ROOT
 
 .DELETE_ON_ERROR:
 .PHONY: help figures gallery records test test-types test-slow test-integrations test-cuda-emulated test-lower-bounds lab \
-	peers types package lint clean
+	gpu-bundle peers types package lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -76,6 +76,9 @@ lab: .venv/.lab ## JupyterLab on studies/, paths as from here (ARGS="--no-browse
 
 peers: .venv/.core ## what the benchmarks compare with, into .venv
 	@$(PIP) --no-deps -r benchmarks/peers.txt
+
+gpu-bundle: .venv/.dev ## build/flowstudy-gpu.tgz: all that `python -m benchmarks.gpu` needs where nothing can be fetched
+	@$(PY) -m benchmarks.gpu.bundle
 
 types: .venv/.types ## every public name has its type (pyright), and the README's Python passes mypy
 	@$(PY) .ci/public_types.py

@@ -32,9 +32,9 @@ GRADIENT_NORM = ["log10_weight_gradient_norm"]
 Train = Callable[[], None]
 
 
-def mlp() -> tuple[nn.Module, Tensor]:
-    """20 tanh layers of width 64; a Sequential, as BackPACK needs it."""
-    net = initialize(PlainNet(64, 64, 20, CLASSES, "tanh"), "glorot_normal", seed=0)
+def mlp(layers: int = 20) -> tuple[nn.Module, Tensor]:
+    """Tanh layers of width 64; a Sequential, as BackPACK needs it."""
+    net = initialize(PlainNet(64, 64, layers, CLASSES, "tanh"), "glorot_normal", seed=0)
     layers = [m for layer in net.hidden_layers for m in (layer.affine, nn.Tanh())]
     return nn.Sequential(*layers, net.readout), torch.randn(BATCH, 64)
 
@@ -45,6 +45,13 @@ def conv_net() -> tuple[nn.Module, Tensor]:
               for m in (nn.Conv2d(i, o, 3, padding=1), nn.ReLU())]
     head = [nn.MaxPool2d(4), nn.Flatten(), nn.Linear(32 * 8 * 8, CLASSES)]
     return nn.Sequential(*blocks, *head), torch.randn(BATCH, 3, 32, 32)
+
+
+# A name, what builds net and batch, the optimizer, and by what the number of rounds is divided.
+Monitored = tuple[str, Callable[[], tuple[nn.Module, Tensor]], type[torch.optim.Optimizer], int]
+MONITORED: tuple[Monitored, ...] = (("MLP, 20 layers, Adam", mlp, torch.optim.Adam, 1),
+                                    ("MLP, 20 layers, SGD", mlp, torch.optim.SGD, 1),
+                                    ("conv net, SGD", conv_net, torch.optim.SGD, 10))
 
 
 class Task:
@@ -171,12 +178,12 @@ def main(device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
          rounds: Annotated[int, typer.Option(help="the best of so many; a tenth of it for the conv net")] = 30) -> None:
     warnings.filterwarnings("ignore", message="Full backward hook is firing")  # BackPACK's
     place = torch.device(device)
-    rows = [row for name, build, optimizer, repeats in (
-        ("MLP, 20 layers, Adam", mlp, torch.optim.Adam, rounds),
-        ("MLP, 20 layers, SGD", mlp, torch.optim.SGD, rounds),
-        ("conv net, SGD", conv_net, torch.optim.SGD, max(1, rounds // 10)),
-    ) for row in compare(name, partial(Task, build, place, optimizer), place, repeats)]
-    report(f"A training step, batch {BATCH}", rows, machine(place), json)
+    report(f"A training step, batch {BATCH}", table(place, rounds), machine(place), json)
+
+
+def table(device: torch.device, rounds: int, monitored: tuple[Monitored, ...] = MONITORED) -> list[dict]:
+    return [row for name, build, optimizer, divisor in monitored
+            for row in compare(name, partial(Task, build, device, optimizer), device, max(1, rounds // divisor))]
 
 
 def compare(net: str, task: Callable[[], Task], device: torch.device, rounds: int) -> list[dict]:

@@ -36,10 +36,7 @@ def main(device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
 
 def compare(name: str, kind: type, width: int, depth: int, device: torch.device, about: dict) -> list[dict]:
     samples = SAMPLES if width * depth <= 256 * 100 else 2  # all 16 would take an hour, and more than the memory
-    net = initialize(kind(width, width, depth, 10, "tanh"), "glorot_normal", seed=0).double().to(device)
-    net.requires_grad_(False)
-    inputs = torch.randn(samples, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    x = net.input(inputs.to(device))
+    net, x = net_and_samples(kind, width, depth, device, samples)
     body, single = net.blocks, kind(width, width, depth, 10, "tanh").to(device)
     single.load_state_dict({key: value.float() for key, value in net.state_dict().items()})
     results: dict[str, torch.Tensor] = {}
@@ -81,6 +78,15 @@ def compare(name: str, kind: type, width: int, depth: int, device: torch.device,
                      "wrong values": wrong.sum(-1).double().mean().item(),
                      "sum rule error": (results[route].sum(-1) - volume).abs().max().item()})
     return rows
+
+
+def net_and_samples(kind: type, width: int, depth: int, device: torch.device,
+                    samples: int) -> tuple[torch.nn.Module, torch.Tensor]:
+    """A net in float64, and what its body gets; the same on every device, to rounding."""
+    net = initialize(kind(width, width, depth, 10, "tanh"), "glorot_normal", seed=0).double().to(device)
+    net.requires_grad_(False)
+    inputs = torch.randn(samples, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return net, net.input(inputs.to(device))
 
 
 def log_volume(a: torch.Tensor) -> torch.Tensor:

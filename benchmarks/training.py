@@ -152,8 +152,9 @@ def loop(net: nn.Module, wrap: Callable[[nn.Module], nn.Module], x: torch.Tensor
     return steps, len(index), lambda: 3 * sum(p.nbytes for p in net.parameters())
 
 
-def ours(nets: int, depth: int, x: torch.Tensor, y: torch.Tensor, batch: int) -> tuple[Steps, int, Callable[[], int]]:
-    many = stack([net_of(depth) for _ in range(nets)], x.device)
+def ours(nets: int, depth: int, x: torch.Tensor, y: torch.Tensor, batch: int,
+         make: Callable[[int], nn.Module] = net_of) -> tuple[Steps, int, Callable[[], int]]:
+    many = stack([make(depth) for _ in range(nets)], x.device)
     group = Group(many, torch.full((nets,), 0.9), x, y, padded_size(batch))
     group.set_rate(torch.full((nets,), 0.005))
     count = 5 if x.device.type == "cpu" else 80

@@ -1,18 +1,21 @@
 """What every test file shares: the device axis, threads that leave room for others, and calls as users make them."""
 
 import sys
+from importlib.util import find_spec
 
-import hypothesis
 import jaxtyping
 import pytest
 import torch
 
 torch.set_num_threads(1)  # small nets: on busy cores a second thread makes them 10 times slower
 
-# How long an example takes says more about the machine than about the law.
-hypothesis.settings.register_profile("any machine", deadline=None,
-                                     suppress_health_check=[hypothesis.HealthCheck.too_slow])
-hypothesis.settings.load_profile("any machine")
+if find_spec("hypothesis"):  # compiled: a machine that has a GPU and little else runs the tests that need none of it
+    import hypothesis
+
+    # How long an example takes says more about the machine than about the law.
+    hypothesis.settings.register_profile("any machine", deadline=None,
+                                         suppress_health_check=[hypothesis.HealthCheck.too_slow])
+    hypothesis.settings.load_profile("any machine")
 
 # By what a test for a GPU is marked, the first always: `gpu` asks for one, `gpu` and `two_gpus` for a second one, `gpu`
 # and `emulated` for devices that count.

@@ -1,0 +1,90 @@
+"""Whole groups of the paper's searches, with as many epochs as end before the deadline."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+import yaml
+
+import flowstudy
+from flowstudy.data.datasets import TRAIN_SAMPLES
+from flowstudy.paper.best_net import SETTINGS
+from flowstudy.paper.published import ours, published_loss
+from flowstudy.sweep import Cell, grid, random_search, run
+
+from .parts import Steps, ms_a_step
+from .record import Record
+
+EPOCHS = (400, 200, 100, 50, 20, 10, 4, 2, 1)  # what a group may have, and no more than its profile asks for
+SHARE = 0.7     # of the time left, for one group
+ALLOWED = 1.3   # a group's time over that of its steps, until a group has shown it
+RESERVE = 10.0  # seconds, to pack the store
+INIT = {"relu": "he_uniform", "tanh": "lecun_uniform"}  # of the study's notebook
+DEPTHS = (10, 20, 50, 100)  # likewise
+BEST_NETS = 10  # seeds of the best setting
+
+
+def search(device: torch.device, profile: str, store: Path, record: Record) -> None:
+    """Train group by group into `store`, and record each; what would not end in time is recorded as skipped."""
+    over = ALLOWED
+    wanted: dict[str, list[Cell]] = {}
+    record.attempt("searches", lambda: wanted.update(plan(profile)) or [])
+    for name, cells in wanted.items():
+        rows = record.attempt("searches", partial(group, name, cells, device, store, record, over), share=0.95)
+        if rows and rows[0]["epochs"]:
+            over = max(1.05, 1.05 * rows[0]["over"])
+            record.attempt("searches", lambda: record.keep_store(store) or [], share=1.0)
+
+
+def plan(profile: str) -> dict[str, list[Cell]]:
+    """Groups in the order of value, from the profile's parameters of `loss_vs_depth` and `gate_routing`."""
+    house = Path(flowstudy.__file__).parent
+    studies = house / "studies" if (house / "studies").is_dir() else house.parent / "studies"
+    profiles = yaml.safe_load((studies / "profiles.yaml").read_text(encoding="utf-8"))
+    search, best = profiles[profile]["loss_vs_depth"], profiles[profile]["gate_routing"]
+    fixed = {"init": INIT} | {key: search[key] for key in ("epochs", "batch_size", "dataset", "train_samples", "ranges",
+                                                           "decay_law", "init") if key in search}
+    cells = random_search(search["runs"], net=["highway", "plain"], depth=search.get("depths", DEPTHS), **fixed)
+    groups: dict[str, list[Cell]] = {}
+    for cell in sorted(cells, key=lambda cell: cell.depth):  # stable: highway first
+        groups.setdefault(f"figure 1: {cell.net} {cell.depth}", []).append(cell)
+    first, *others = groups.items()
+    best_nets = grid(**SETTINGS, depth=best.get("depth", 50), width=best.get("width", 50), seed=range(BEST_NETS),
+                     **{key: best[key] for key in ("dataset", "epochs", "train_samples") if key in best})
+    return dict([first, ("the paper's best setting", best_nets), *others])
+
+
+def group(name: str, cells: Sequence[Cell], device: torch.device, store: Path, record: Record,
+          over: float) -> list[dict]:
+    """One group's row: how long it was to take and took, and its losses beside the authors'."""
+    like = cells[0]
+    per_epoch = math.ceil((like.train_samples or TRAIN_SAMPLES[like.dataset]) / like.batch_size)
+    ms = ms_a_step(Steps(like.net, like.depth, like.width, len(cells), like.batch_size), device)["ms a step"]
+    an_epoch = 1e-3 * ms * per_epoch
+    room = SHARE * (record.left() - RESERVE)
+    fits = [epochs for epochs in EPOCHS if epochs <= like.epochs and over * epochs * an_epoch <= room]
+    row = {"group": name, "nets": len(cells), "ms a step": ms, "asked for": like.epochs,
+           "epochs": fits[0] if fits else None}
+    if not fits:
+        print(f"{name}: skipped", flush=True)
+        return [row | {"note": f"skipped: an epoch takes {an_epoch:.1f} s, {room:.1f} s were left for it"}]
+    print(f"{name}: {fits[0]} epochs", flush=True)
+    started = time.monotonic()
+    loss = run([replace(cell, epochs=fits[0]) for cell in cells], measure="training_loss", store=store,
+               device=str(device), progress=False)
+    taken = time.monotonic() - started
+    return [row | {"estimate [s]": over * fits[0] * an_epoch, "taken [s]": taken,
+                   "over": taken / (fits[0] * an_epoch)} | losses(loss)]
+
+
+def losses(loss: pd.DataFrame) -> dict[str, float]:
+    """The best run's last loss and the mean of the best 10, and the authors' after 400 epochs."""
+    [((net, depth), best, mean)] = ours(loss, 10)
+    authors = {f"authors' {words}": published_loss(net, depth, name)
+               for words, name in (("best", "best"), ("best 10", "best_10"))}
+    return {"best": best, "best 10": mean} | {name: value for name, value in authors.items() if not math.isnan(value)}
