@@ -135,7 +135,7 @@ def execute(tasks: Sequence[Task], engine: object, store: Store, bar: NetBar) ->
 
 
 def cost_of(task: Task) -> float:
-    return sum(map(cost, task.cells))
+    return float(sum(map(cost, task.cells)))
 
 
 def counted(done: Iterator[Done], tick: Callable[[Task, float], object]) -> Iterator[Done]:
