@@ -30,13 +30,13 @@ def is_watched() -> bool:
 class NetBar:
     """A bar of nets, whose length and time left go by what the nets cost: the deep ones take longer."""
 
-    def __init__(self, name: str, nets: int, cost: float, shown: bool = True):
+    def __init__(self, name: str, nets: int, cost: float | int, shown: bool = True):
         self.nets, self.done = nets, 0.0
         self.bar = progress_bar(total=cost, desc=name, disable=not shown, smoothing=0.1,
                                 postfix=f"0 of {nets} nets", bar_format=(
             "{desc}: {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} left{postfix}"))
 
-    def advance(self, nets: float, cost: float) -> None:
+    def advance(self, nets: float | int, cost: float | int) -> None:
         """So many more nets are done, parts of nets being counted too."""
         self.done += nets
         self.bar.set_postfix_str(f"{int(self.done + 1e-6)} of {self.nets} nets", refresh=False)

@@ -123,7 +123,7 @@ def default_size(cells: Sequence[Cell], engine: object) -> int:
 
 def execute(tasks: Sequence[Task], engine: object, store: Store, bar: NetBar) -> Iterator[Done]:
     """Each task with the failures in it, as they end."""
-    def tick(task: Task, units: float) -> None:
+    def tick(task: Task, units: float | int) -> None:
         bar.advance(units / work(task.cells[0]), units * task.cells[0].depth)
 
     if engine != "local":
