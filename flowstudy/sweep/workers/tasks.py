@@ -113,7 +113,7 @@ def attempt(task: Task, cells: Sequence[Cell], data: Dataset, tick: Callable[[fl
     """Measure and append; what went wrong comes back as text, so that no traceback keeps the failed stack in memory."""
     started, ticked = time.perf_counter(), 0.0
 
-    def count(units: float) -> None:
+    def count(units: float | int) -> None:
         nonlocal ticked
         ticked += units
         tick(units)
