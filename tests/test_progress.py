@@ -73,6 +73,7 @@ def task(*cells: fs.Cell) -> Task:
     return Task(cells, "nowhere", (("table", None, {}),), "cpu", VERSION)
 
 
+@pytest.mark.usefixtures("annotations_unchecked")   # stand-ins for tasks and recipes
 def test_what_takes_long_is_told_before_it_starts(monkeypatch):
     """Worked by hand; below the limits, and where timing fails, nothing is told."""
     shallow = fs.grid(depth=2, seed=range(5), epochs=15, **SMALL)
@@ -103,6 +104,7 @@ def test_an_update_is_timed_on_copies():
     assert all(value.equal(before[name]) for name, value in nets.state.items())
 
 
+@pytest.mark.usefixtures("annotations_unchecked")   # stand-ins for tasks and recipes
 def test_a_study_of_several_recipes_has_one_bar(monkeypatch):
     """Its length is all the epochs of all of them."""
     lengths = []

@@ -65,10 +65,11 @@ def log10_by_rank(frame: pd.DataFrame) -> pd.DataFrame:
         highest=("log_singular_value", "max"), error=("log_error", "max")).reset_index()
 
 
-def tell_version(asked: bool) -> None:
+def tell_version(asked: bool) -> bool:
     if asked:
         typer.echo(f"flowstudy {flowstudy.__version__}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()

@@ -21,10 +21,11 @@ from flowstudy.sweep.status import status as status_of
 from .as_json import AsJson, answer
 
 
-def tell_schema(asked: bool) -> None:
+def tell_schema(asked: bool) -> bool:
     if asked:
         typer.echo(json.dumps(plan_schema(), indent=2))
         raise typer.Exit
+    return asked
 
 
 StoreOption = Annotated[Path, typer.Option(help="folder of the results")]

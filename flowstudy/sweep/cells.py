@@ -57,7 +57,7 @@ class Cell:
     activation: ActivationName = "tanh"
     init: SchemeName = "he_normal"
     gain: float | None = None
-    gate_bias: float | None = None
+    gate_bias: float | int | None = None
     dataset: DatasetName = "digits"
     train_samples: int | None = None
     seed: int = 0
