@@ -132,7 +132,7 @@ WRONG = {
     "too late": (PLAN + "options: {at: {epochs: [0, 10]}}", "`at` must lie .* got epoch 10 for one with `epochs` 2"),
     "never trained": ("grid: {depth: 3}\nmeasure: gradient_flow\noptions: {at: {epochs: [0, 10]}}",
                       "got epoch 10 for one with `epochs` 0. Give the cells more `epochs`"),
-    "update too late": (PLAN + "options: {at: {steps: 5}}", "got update 5 for one with `epochs` 2 of 2 updates"),
+    "update too late": (PLAN + "options: {at: {steps: [5]}}", "got update 5 for one with `epochs` 2 of 2 updates"),
     "moment": (PLAN + "options: {at: {epochs: [-3]}}", "`epochs` must be integers of at least -1"),
     "key twice": (PLAN.replace("  depth: 3", "  depth: 3\n  depth: 5"), "the key `depth` is there twice"),
     "section twice": (PLAN + "grid: {depth: 4}", "the key `grid` is there twice"),
