@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from flowstudy.plots.style import STYLE, widen
 
-from .layer_axis import MARKS, draw_marks, handles_of, mark_zeros, marks_of, name_layers
+from .layer_axis import EXACTLY_0, MARKS, draw_marks, handles_of, mark_zeros, marks_of, name_layers
 
 FLOAT32_NORMAL = math.log10(2.0**-126)  # below it float32 loses digits, and from 1.4e-45 on everything
 ERROR, WEIGHT = "log10_error_signal_norm", "log10_weight_gradient_norm"
@@ -52,7 +52,7 @@ def of_one(frame: pd.DataFrame, path: pd.DataFrame, title: str) -> Figure:
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         handles = handles_of(frame, marks)
         handles += [Line2D([], [], color="0.35", lw=1.3, label="main path")] if len(path) > 1 else []
-        handles += [Line2D([], [], ls="", marker="x", color="#b00020", label="exactly 0")] if any(zeros) else []
+        handles += [EXACTLY_0] if any(zeros) else []
         figure.legend(handles=handles, loc="outside lower center", ncols=min(8, len(handles)), frameon=False)
     return figure
 
@@ -72,7 +72,7 @@ def of_several(frame: pd.DataFrame, title: str) -> Figure:
             handles.append(Line2D([], [], label=name, **style))
         for ax, column in ((flow, ERROR), (weight, WEIGHT)):
             if mark_zeros(ax, frame, column):
-                handles.append(Line2D([], [], ls="", marker="x", color="#b00020", label="exactly 0"))
+                handles.append(EXACTLY_0)
         flow.set(title="error signal ‖∂L/∂h‖", ylabel="log$_{10}$ norm")
         weight.set(title="weight gradient ‖∂L/∂W‖")
         shaped(flow, weight, size, angle, frame)

@@ -16,6 +16,10 @@ LETTER = 0.075    # width of a letter, in inches
 MARKS = (("#0173b2", "o"), ("#d55e00", "s"), ("#02865f", "D"), ("#a3318f", "^"), ("#7a5c00", "v"), ("#555555", "P"))
 
 
+RED = "#b00020"   # what is exactly 0, or lost
+EXACTLY_0 = Line2D([], [], ls="", marker="x", color=RED, label="exactly 0")
+
+
 @dataclass(frozen=True)
 class Part:
     """Layers next to each other that share the beginning of their names: places first to last, from 0."""
@@ -111,5 +115,5 @@ def mark_zeros(ax: Axes, frame: pd.DataFrame, column: str) -> bool:
     """Crosses on the lower edge where the norm is exactly 0 (its log is -inf); whether there are any."""
     zeros = frame.loc[frame[column] == -float("inf"), "layer"]
     if len(zeros):
-        ax.plot(zeros, [0.03] * len(zeros), "x", color="#b00020", ms=5, transform=ax.get_xaxis_transform())
+        ax.plot(zeros, [0.03] * len(zeros), "x", color=RED, ms=5, transform=ax.get_xaxis_transform())
     return len(zeros) > 0

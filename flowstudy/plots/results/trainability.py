@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from flowstudy.plots.style import STYLE, widen
 
 from .flow import ERROR, draw_path, framed
-from .layer_axis import MARKS, draw_marks, handles_of, mark_zeros, marks_of, name_layers
+from .layer_axis import MARKS, RED, draw_marks, handles_of, mark_zeros, marks_of, name_layers
 
 BLUE, ORANGE = MARKS[0][0], MARKS[1][0]
 
@@ -68,7 +68,7 @@ def draw_rates(ax: Axes, trial: pd.DataFrame | None, constant_loss: float) -> No
                     va="bottom" if above else "top", textcoords="offset points", fontsize=8, color="0.35")
     lost = trial.loc[trial["loss"].isna(), "learning_rate"]
     for i, rate in enumerate(lost):
-        ax.axvline(rate, color="#b00020", lw=1.0, ls=":", label="diverged" if i == 0 else None)
+        ax.axvline(rate, color=RED, lw=1.0, ls=":", label="diverged" if i == 0 else None)
     far_apart = known["loss"].max() > 10 * known["loss"].min()
     ax.margins(y=0.2)
     ax.set(xscale="log", yscale="log" if far_apart else "linear", xlabel="learning rate", ylabel="loss",
