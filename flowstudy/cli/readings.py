@@ -9,6 +9,7 @@ from torch import nn
 
 from flowstudy.measure import GradientFlow, gradient_flow
 from flowstudy.measure.gradients.losses import OWN
+from flowstudy.measure.gradients.verdict import first_few
 from flowstudy.refusal import RefusalError
 from flowstudy.trainability import Trainability, trainability
 from flowstudy.trainability.causes import collapsed, cosines, softmax_twice
@@ -77,7 +78,7 @@ def gradients_of_layers(frame: pd.DataFrame) -> dict[str, str]:
 
 
 def listed(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:NAMED])) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    return first_few([repr(name) for name in names], NAMED)
 
 
 def still_zero(model: nn.Module, batch: Batch, flow: GradientFlow, layers: list[str]) -> list[str]:

@@ -184,9 +184,9 @@ def cut_off(frame: pd.DataFrame) -> pd.DataFrame:
     return lost.drop_duplicates("module")
 
 
-def first_few(names: Sequence[str]) -> str:
-    """The first three in words, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def first_few(names: Sequence[str], most: int = 3) -> str:
+    """The first of them in words, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def nothing_but(kind: str, layer: int | None, sentence: str) -> Verdict:
