@@ -14,7 +14,7 @@ from .outputs import entries_of, with_tensors
 from .precision.attempts import measured_as
 
 # What the public functions take: model(x) of a tensor, model(*x) of a tuple or list, model(**x) of a mapping.
-Shown = Tensor | tuple | list | Mapping | object
+Shown = Tensor | tuple[object, ...] | list[object] | Mapping[str, object] | object
 Name = str | int | tuple   # of a tensor: its key or place; of one inside another structure, the keys on the way to it
 
 
