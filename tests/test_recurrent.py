@@ -697,6 +697,12 @@ def test_what_has_no_jacobian_along_time_is_refused(name):
         fs.jacobian_spectrum(*build(), part="time")
 
 
+@pytest.mark.parametrize("option", ["output", "wrt"])
+def test_the_jacobian_along_time_is_of_states_and_of_no_named_tensor(option):
+    with pytest.raises(ValueError, match=rf"`{option}` must be left out with part='time'"):
+        fs.jacobian_spectrum(Reader(nn.GRU(FEATURES, WIDTH)), torch.randn(5, 2, FEATURES), part="time", **{option: 0})
+
+
 # --- gates -----------------------------------------------------------------------------------------------------------
 
 

@@ -251,7 +251,7 @@ def of_change(path: pd.DataFrame, normalises: bool) -> Verdict:
     factor = math.exp(backward_slope(path) / 2)
     error, decades = factor * slope_error(path) / 2, change[0] / (2 * math.log(10))
     signal = "error signal, relative to the size of what it arrives at," if normalises else "error signal"
-    pace = (f"by a factor of {factor:.3g} ± {error:.1g} per layer (1 at criticality), "
+    pace = (f"by a factor of {with_error(factor, error)} per layer (1 at criticality), "
             f"{abs(decades):.2g} decades over {len(layers)} {places_in_words(layers)}")
     grown = math.log(activations[-1] / activations[0]) if activations[0] > 0 and activations[-1] > 0 else math.inf
     made_up = normalises if change[0] > 0 else not normalises and abs(change[0] - grown) <= THRESHOLD
@@ -279,7 +279,7 @@ def of_steps(frame: pd.DataFrame, path: pd.DataFrame) -> Verdict:
     change, signal = log_squares(path) - log_squares(path)[-1], "error signal of the state"
     factor = math.exp(backward_slope(path) / 2)
     error, decades = factor * slope_error(path) / 2, change[0] / (2 * math.log(10))
-    pace = (f"by a factor of {factor:.3g} ± {error:.1g} per time step (1 at criticality), {abs(decades):.2g} decades "
+    pace = (f"by a factor of {with_error(factor, error)} per time step (1 at criticality), {abs(decades):.2g} decades "
             f"over {len(path)} time steps of {cell_in_words(frame, path)}")
     share = math.exp(-THRESHOLD / 2)
     if abs(change[0]) <= THRESHOLD:
@@ -302,6 +302,11 @@ def of_steps(frame: pd.DataFrame, path: pd.DataFrame) -> Verdict:
     return Verdict("exploding", layer, factor, error, decades,
                    f"exploding: {where} the {signal} is above {1 / share:.0f} times the last time step's; it grows "
                    f"{pace}{aside}.")
+
+
+def with_error(factor: float, error: float) -> str:
+    """Two places give a slope and no error."""
+    return f"{factor:.3g}" + (f" ± {error:.1g}" if math.isfinite(error) else "")
 
 
 def cell_in_words(frame: pd.DataFrame, path: pd.DataFrame) -> str:
