@@ -26,7 +26,7 @@ def command(*arguments: object, emulated: bool = True) -> None:
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler for emulated devices")
 def test_every_part_runs_and_the_store_and_the_tables_can_be_read(tmp_path):
     subprocess.run([sys.executable, ROOT / "tests/emulator/build.py"], check=True)
-    command("benchmarks.gpu", "--tiny", "--profile", "smoke", "--minutes", 5, "--out", tmp_path / "out")
+    command("benchmarks.gpu", "--tiny", "--profile", "smoke", "--minutes", 30, "--out", tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"records.json", "store.tgz"}
     parts = json.loads((tmp_path / "out" / "records.json").read_text())["parts"]
     assert {name: part.get("error") for name, part in parts.items() if "error" in part} == {}
