@@ -50,6 +50,18 @@ def test_a_field_that_came_later_leaves_the_keys_of_older_stores():
     assert Cell().key == OLD_KEY and Cell(bias_var=0.0).key == OLD_KEY
 
 
+OF_EACH_NET = ("activation", "init", "gain", "gate_bias", "seed", "learning_rate", "momentum", "decay", "bias_var")
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_cells_of_one_structure_share_all_that_a_stack_has_but_once(name):
+    """Shape, data, epochs and the order of batches; every other field may differ from net to net of a stack."""
+    cell = Cell(net="highway")
+    other = dataclasses.replace(cell, **{name: OTHER[name] if name != "net" else "plain"} | (
+        {"gate_bias": None} if name == "net" else {}))
+    assert (other.structure == cell.structure) == (name in OF_EACH_NET)
+
+
 def test_key_differs_with_every_field():
     """A cell that differs in any one field has another key, and so other rows in the store."""
     assert OTHER.keys() == {field.name for field in dataclasses.fields(Cell)}

@@ -1,5 +1,6 @@
 """Training by the authors' recipes: schedules, runs that survive kills, nets that diverge."""
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -114,12 +115,15 @@ def test_a_killed_run_ends_with_the_same_bits(after, device, tmp_path):
 
 
 def test_another_run_does_not_take_the_file(tmp_path):
-    """Another seed, recipe or start is another run: its checkpoint is set aside, with a warning."""
-    recipe = replace(RECIPE, epochs=1)
-    train_conv(net(), data(), recipe, checkpoint=tmp_path / "run.pt")
-    with pytest.warns(UserWarning, match="belongs to another run"):
-        history = train_conv(net(1), data(), recipe, checkpoint=tmp_path / "run.pt")
-    assert history == train_conv(net(1), data(), recipe)
+    """Another seed, recipe, start or number of samples is another run: its checkpoint is set aside, with a warning."""
+    recipe = replace(RECIPE, epochs=1, crop=False)
+    runs = [(0, 0, recipe, 20), (3, 0, recipe, 20), (3, 1, recipe, 20), (3, 1, replace(recipe, momentum=0.5), 20),
+            (3, 1, replace(recipe, momentum=0.5), 10)]  # each differs from the one before in one thing
+    for number, (seed, start, how, samples) in enumerate(runs):
+        told = pytest.warns(UserWarning, match="belongs to another run") if number else contextlib.nullcontext()
+        with told:
+            history = train_conv(net(start), data(samples), how, seed=seed, checkpoint=tmp_path / "run.pt")
+        assert history == train_conv(net(start), data(samples), how, seed=seed)
 
 
 def test_a_diverged_net_is_a_result(tmp_path):

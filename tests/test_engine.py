@@ -5,6 +5,7 @@ import itertools
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from pandas.testing import assert_frame_equal
@@ -243,6 +244,16 @@ def test_progress_adds_up(call, monkeypatch, measure):
     assert bar.done == pytest.approx(bar.nets) == pytest.approx(6)
     cost = sum(2 * cell.depth for cell in PLAN[:4]) + 2 * 2
     assert bar.bar.n == pytest.approx(bar.bar.total) and bar.bar.total == cost
+
+
+def test_cells_train_in_the_order_of_their_own_seed(call, tmp_path):
+    """Two order seeds of one plan are two runs' rows, and not the same."""
+    cells = grid(order_seed=[0, 1], depth=2, epochs=1, **SMALL)
+    both = call(cells)
+    alone = [call([cell], store=tmp_path / str(cell.order_seed)) for cell in cells]
+    assert_frame_equal(both, pd.concat(alone, ignore_index=True))
+    ends = both[both["epoch"] == 1]["loss"]
+    assert ends.nunique() == 2
 
 
 def test_groups_are_of_one_structure_and_size():

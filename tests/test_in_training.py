@@ -9,6 +9,7 @@ from pandas.testing import assert_frame_equal
 
 from flowstudy.sweep import grid, run
 from flowstudy.sweep.cells_to_nets import stack_of
+from flowstudy.sweep.looks import in_training
 from flowstudy.sweep.workers import memory, tasks
 from flowstudy.train import Checkpoint, RecordAt, loop
 from flowstudy.train.stacks.fully_connected import StackedFullyConnected
@@ -45,6 +46,15 @@ def test_a_mapping_says_when_as_well(tmp_path):
     assert len(list(tmp_path.glob("accuracy-*"))) == 1
     with pytest.raises(ValueError, match=r"^run: `at` must be a RecordAt"):
         run(cells, measure="accuracy", at=3, store=tmp_path)
+
+
+@pytest.mark.parametrize("measure", ["gradient_flow", "accuracy"])
+def test_nets_looked_at_in_parts_have_their_own_rows(measure, tmp_path, monkeypatch):
+    """Three trained nets, looked at two at a time: each one's rows are those of a run of it alone."""
+    cells, call = grid(**SMALL, seed=range(3), epochs=1), functools.partial(run, measure=measure, progress=False)
+    alone = [call([cell], store=tmp_path / str(cell.seed)) for cell in cells]
+    monkeypatch.setattr(in_training, "LOOKED_AT_ONCE", 2)
+    assert_frame_equal(call(cells, store=tmp_path / "together"), pd.concat(alone, ignore_index=True))
 
 
 def test_several_measurements_share_one_training(tmp_path, monkeypatch):

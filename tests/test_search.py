@@ -33,6 +33,12 @@ def test_largest_turns_the_ranking_around():
     assert top(TOY, 9, by=["depth"], largest=True)["cell"].tolist() == ["e", "f", "a", "c", "b", "g", "d"]
 
 
+def test_a_field_that_some_cells_do_without_is_a_group_of_its_own():
+    """Plain nets have no gate bias: ranked by it, they keep their place beside the highway nets."""
+    ranked = top(TOY.assign(gate_bias=np.where(TOY["net"] == "highway", -2.0, np.nan)), 2, by="gate_bias")
+    assert list(zip(ranked["cell"], ranked["rank"], strict=True)) == [("e", 1), ("f", 2), ("c", 1), ("a", 2)]
+
+
 def test_best_of_a_sweep_is_the_minimum_of_its_final_losses(tmp_path):
     """On a real frame with a net that diverges: pandas' own minimum per net and depth, with the cell's fields."""
     plan = grid(net=["plain", "highway"], depth=[2, 3], activation="linear", learning_rate=[1e6, 0.01, 0.3], epochs=2,

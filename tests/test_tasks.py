@@ -16,7 +16,8 @@ from flowstudy.sweep import Cell, Store, StoreError, SweepError, engine, grid, r
 from flowstudy.sweep.looks.table import MEASUREMENTS
 from flowstudy.sweep.plan_error import PlanError
 from flowstudy.sweep.workers import local
-from flowstudy.sweep.workers.tasks import Task
+from flowstudy.sweep.workers.tasks import Task, checkpoint_folder, sweep_checkpoints
+from flowstudy.train import Checkpoint
 
 SMALL = {"width": 5, "train_samples": 20}
 PLAN = grid(net=["plain", "highway"], depth=3, seed=range(6), **SMALL)
@@ -141,6 +142,19 @@ def test_keyboard_interrupt_stops_at_once(tmp_path, call):
     with pytest.raises(KeyboardInterrupt):
         call(interrupted)
     assert failed_files(tmp_path) == []
+
+
+def test_a_checkpoint_goes_when_all_of_its_cells_are_stored(tmp_path):
+    """One of two cells stored, and the other may still need it; what cannot be read is nobody's to remove."""
+    cells, store = PLAN[:2], Store(tmp_path)
+    checkpoint = Checkpoint(checkpoint_folder(tmp_path, "small") / "two.pt", key=[cell.key for cell in cells])
+    checkpoint.save({})
+    strange = checkpoint.path.with_name("strange.pt")
+    strange.write_bytes(b"no checkpoint")
+    for cell, stays in zip(cells, (True, False), strict=True):
+        store.append("small", [cell], pd.DataFrame({"place": [0], "x": [1.0]}), {})
+        sweep_checkpoints(store, "small")
+        assert checkpoint.path.exists() == stays and strange.exists()
 
 
 def test_a_wrong_call_is_no_failure_of_cells(tmp_path, call):
