@@ -17,7 +17,7 @@ import flowstudy as fs
 from flowstudy import plots, theory
 from flowstudy.measure.body_moments import body_moments, two_inputs
 from flowstudy.nets import HighwayBlock, PlainBlock
-from flowstudy.predictions.body import with_predicted_moments
+from flowstudy.predictions.body import predicted_moments, with_predicted_moments
 from flowstudy.threads import one_thread
 
 MOMENTS = ["q", "m", "c", "chi", "mean_squared", "P", "mean_squared_without_largest", "P_without_largest",
@@ -277,6 +277,18 @@ def test_predictions_of_known_nets(tmp_path):
     residual = rows[(rows["net"] == "residual") & (rows["quantity"] == "mean_squared")]
     assert residual["predicted"].to_numpy() == pytest.approx([2, 4, 8])
     assert rows.loc[rows["net"] == "highway", "predicted"].isna().all()
+
+
+@pytest.mark.parametrize("net, activation, mode", [("residual", "relu", True), ("highway", "relu", True),
+                                                   ("residual", "tanh", False), ("plain", "relu", False)])
+def test_of_nets_with_a_mean_mode_all_singular_values_but_the_largest_are_predicted(net, activation, mode):
+    """A kind that carries, and an activation with a mean: then, and only then, one value grows beyond the others."""
+    cell = pd.Series({"net": net, "init": "he_normal", "gain": math.nan, "gate_bias": -2.0, "bias_var": 0.0, "depth": 5,
+                      "activation": activation, "width": 9, "q0": 1.0, "m0": 0.5, "c0": 0.6})
+    found = predicted_moments(cell).dropna(subset="predicted")["quantity"]
+    spectral = {"mean_squared"} if net == "residual" else {"mean_squared", "P"}
+    expected = {f"{name}_without_largest" for name in spectral} if mode else spectral
+    assert {name for name in found if name.startswith(("mean_squared", "P"))} == expected
 
 
 def test_recursion_figure_draws_theory_and_what_was_measured(measured):

@@ -199,7 +199,10 @@ def test_two_equal_inputs_are_one(init):
 
 
 def test_one_layer_by_brute_force():
-    """m, q, c, chi of one ReLU layer with a mean and a bias by a sum over a million draws of (T, H, x), |z| < 4.5."""
+    """m, q, c, chi, P of one ReLU layer with a mean and a bias by a sum over a million draws of (T, H, x), |z| < 4.5.
+
+    J = diag(a) + rows of variance gam^2 / n: chi^2 P = chi^2 + Var a^2 + E (2 a^2 gam^2 + gam^4), a = 1 - T.
+    """
     rng = np.random.default_rng(0)
     n, b, w, v, q0, m0, c0, s = 1_000_000, -.5, 2.0, 1.5, 1.2, .5, .6, .3
     found = theory.highway("relu", 1, b, w, v, q0, m0, c0, bias_var=s).iloc[0]
@@ -213,10 +216,14 @@ def test_one_layer_by_brute_force():
     live, value = (h > 0) * 1.0, np.maximum(h, 0)
     y = gate * value + (1 - gate) * x
     slope = gate * (1 - gate)
-    gain = w * gate[0]**2 * live[0] + v * slope[0]**2 * (value[0] - x[0])**2 + (1 - gate[0])**2
+    through = w * gate[0]**2 * live[0] + v * slope[0]**2 * (value[0] - x[0])**2
+    carried = (1 - gate[0])**2
+    gain, second = carried + through, carried**2 + 2 * carried * through + through**2
     gain_ab = (w * gate.prod(0) * live.prod(0) + v * slope.prod(0) * (value - x).prod(0) + (1 - gate).prod(0))
     for sample, predicted in ((y[0], found["m"]), (y[0]**2, found["q"]), (y.prod(0), found["q"] * found["c"]),
-                              (gain, found["chi"]), (gain_ab, found["chi"] * found["gradient_correlation"])):
+                              (gain, found["chi"]),
+                              (second, (found["P"] - 1) * found["chi"]**2 + carried.mean()**2),
+                              (gain_ab, found["chi"] * found["gradient_correlation"])):
         assert abs(sample.mean() - predicted) < 4.5 * sample.std() / n**.5
 
 

@@ -228,6 +228,16 @@ def test_where_nothing_is_left_or_everything_stays():
     assert theory.correlation_map("tanh", .3, .5) == pytest.approx(.3, rel=1e-12)
 
 
+@pytest.mark.parametrize("weight_var, phase", [(0.5, "ordered"), (4.0, "chaotic")])
+def test_gradients_change_by_e_over_their_depth_scale_in_either_phase(weight_var, phase):
+    """E||gradient||^2 is multiplied by chi_1 a layer: by e^-1 or e over xi_gradient layers."""
+    net = theory.mean_field("tanh", weight_var, 0.05)
+    assert net.phase == phase
+    assert net.chi_1 ** net.xi_gradient == pytest.approx(math.exp(-1 if phase == "ordered" else 1), rel=1e-12)
+    many = theory.mean_field("tanh", np.array([weight_var, 1.0]), 0.05)
+    assert many.xi_gradient[0] == pytest.approx(net.xi_gradient, rel=1e-9)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_arrays_are_the_scalars(activation):
     """Broadcast over both variances, each point equal to its scalar call."""

@@ -5,18 +5,28 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from scipy.special import polygamma
 
 import flowstudy as fs
 from flowstudy import plots, theory
 from flowstudy.predictions import backward_slopes, layer_gains, weight_var
 from flowstudy.predictions.gradients import (
     exact_step,
+    mean_steps,
+    norm_law,
     predicted_slope,
     slope_weights,
     with_predicted_norms,
     with_predicted_slopes,
 )
-from flowstudy.predictions.spectra import spectrum_statistics, with_predicted_spectra, with_predicted_statistics
+from flowstudy.predictions.spectra import (
+    STATISTICS,
+    spectrum_statistics,
+    statistics_law,
+    with_predicted_spectra,
+    with_predicted_statistics,
+)
 
 LARGEST_Z = 4.5
 NATS = 2 * math.log(10)
@@ -183,6 +193,49 @@ def test_schemes_that_theory_cannot_place_have_no_prediction():
     assert all(map(math.isnan, exact_step(pd.Series(biased | {"bias_var": 0.1}))))
 
 
+KNOWN = {"net": "plain", "init": "he_normal", "gain": math.nan, "gate_bias": math.nan, "bias_var": 0.0, "depth": 4,
+         "activation": "tanh", "width": 50, "activation_mean_square": 1.0, "activation_mean": 0.0}
+
+
+@pytest.mark.parametrize("init", ["lecun_normal", "lecun_uniform", "orthogonal"])
+def test_a_small_signal_makes_a_tanh_net_a_linear_one(init):
+    """The first order in 1 / n of its steps is that of the linear net's exact ones: they differ by 1 / n^2 at most."""
+    small = pd.Series(KNOWN | {"init": init, "activation_mean_square": 1e-14})
+    linear = exact_step(small.replace({"tanh": "linear"}))
+    assert mean_steps(small) == pytest.approx(np.full(3, linear.mean), abs=1 / 50**2)
+
+
+def test_slopes_that_vary_cost_half_their_relative_variance():
+    """Leaky ReLUs of slope a: mu_k = E phi'^2k = (1 + a^2k) / 2, and the step is ln chi less (3 mu_2 / mu_1^2 - 1) / 2n
+    with Gaussian weights, less 3 (mu_2 / mu_1^2 - 1) / 2n with orthogonal ones."""
+    excess = ((1 + 0.01**4) / 2) / ((1 + 0.01**2) / 2) ** 2 - 1
+    for init, variance, loss in (("he_normal", 2.0, 3 * excess + 2), ("orthogonal", 1.0, 3 * excess)):
+        steps = mean_steps(pd.Series(KNOWN | {"activation": "leaky_relu", "init": init}))
+        assert steps == pytest.approx(np.full(3, math.log(variance * (1 + 0.01**2) / 2) - loss / (2 * 50)), rel=1e-9)
+
+
+@pytest.mark.parametrize("activation, init", [("linear", "lecun_normal"), ("relu", "he_normal"), ("relu", "he_uniform")])
+def test_the_last_layers_error_signal_varies_as_its_read_out(activation, init):
+    """ln of a chi-squared variable of n degrees of freedom: its variance is the trigamma function at n / 2; each layer
+    below adds its own, and the drift's is theirs alone."""
+    cell = pd.Series(KNOWN | {"activation": activation, "init": init})
+    law, own = norm_law(cell, ERROR, one=True), exact_step(cell).variance
+    layers = np.arange(3, -1, -1)
+    assert ((NATS * law["predicted_std"]) ** 2).to_numpy() == pytest.approx(float(polygamma(1, 25)) + layers * own, rel=1e-12)
+    assert ((NATS * law["gap_std"]) ** 2).to_numpy() == pytest.approx(layers * own, rel=1e-12)
+
+
+@pytest.mark.parametrize("activation", ["linear", "relu"])
+@pytest.mark.parametrize("scheme", [name for name in fs.nets.SCHEMES if name != "critical"])
+def test_weight_variance_is_what_initialize_draws(scheme, activation):
+    """The same draws as those of the same distribution at gain 1, times its root."""
+    like = "orthogonal" if scheme == "orthogonal" else "lecun_uniform" if "uniform" in scheme else "lecun_normal"
+    drawn, unit = (fs.initialize(torch.nn.Sequential(torch.nn.Linear(9, 9), torch.nn.Linear(9, 2)).double(), name,
+                                 activation=activation)[0].weight.detach() for name in (scheme, like))
+    ratio = (drawn / unit).square().numpy()
+    assert ratio == pytest.approx(np.full((9, 9), weight_var(scheme, None, activation, 9)), rel=1e-9)
+
+
 def test_an_unknown_quantity_is_refused(flow):
     with pytest.raises(ValueError, match=r"`quantity` must be log10_error_signal_norm or .*, got 'loss'"):
         with_predicted_norms(flow, "loss")
@@ -259,6 +312,14 @@ def test_spectra_of_highway_nets_follow_the_free_law(spectra):
         means = means.dropna()
         distance = np.abs(means["log_singular_value"] - means["predicted"]).max()
         assert distance < 2 * 64 ** (-2 / 3) * np.ptp(means["predicted"])
+
+
+@pytest.mark.parametrize("init", ["orthogonal", "he_normal"])
+def test_mean_log_of_leaky_relus_is_half_of_their_small_slope(init):
+    """Half of the units have slope 0.01, whatever the layer; orthogonal weights add nothing, Gaussian ones theirs."""
+    found = statistics_law(pd.Series(KNOWN | {"activation": "leaky_relu", "init": init, "bias_var": 0.1}))
+    weights = 0.0 if init == "orthogonal" else theory.sum_log_singular_values(50, 3, 2.0).mean / 50
+    assert dict(zip(STATISTICS, found, strict=True))["mean_log"] == pytest.approx(weights + 3 * math.log(0.01) / 2)
 
 
 def test_statistics_of_a_known_spectrum():

@@ -186,6 +186,15 @@ def test_layer_is_where_six_depth_scales_are_passed():
     assert verdict.sentence.startswith("vanishing: from layer 6 to the input")
 
 
+def test_the_factors_error_is_that_of_three_layers_by_hand():
+    """Steps 2 and 5 of ln of the square: the slope is their mean with an error of |2 - 5| / 2, the norm's half of it;
+    a slope and its error are for the factor's logarithm."""
+    verdict = verdict_of(frame([7.0, 5.0, 0.0]))
+    assert verdict.factor == pytest.approx(math.exp(3.5 / 2))
+    assert verdict.factor_error == pytest.approx(verdict.factor * 1.5 / 2)
+    assert verdict.numbers["factor_error"].item() == verdict.factor_error
+
+
 def test_threshold_is_six_e_folds_on_either_side():
     for above, kind in ((-2 * THRESHOLD - 0.01, "vanishing"), (-2 * THRESHOLD + 0.01, "stable"), (0.01, "chaotic")):
         change = THRESHOLD + above
