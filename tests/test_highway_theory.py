@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import quad
 from scipy.special import expit
+from scipy.stats import norm
 from torch import Tensor, nn
 
 from flowstudy import theory
@@ -199,10 +201,7 @@ def test_two_equal_inputs_are_one(init):
 
 
 def test_one_layer_by_brute_force():
-    """m, q, c, chi, P of one ReLU layer with a mean and a bias by a sum over a million draws of (T, H, x), |z| < 4.5.
-
-    J = diag(a) + rows of variance gam^2 / n: chi^2 P = chi^2 + Var a^2 + E (2 a^2 gam^2 + gam^4), a = 1 - T.
-    """
+    """m, q, c, chi of one ReLU layer with a mean and a bias by a sum over a million draws of (T, H, x), |z| < 4.5."""
     rng = np.random.default_rng(0)
     n, b, w, v, q0, m0, c0, s = 1_000_000, -.5, 2.0, 1.5, 1.2, .5, .6, .3
     found = theory.highway("relu", 1, b, w, v, q0, m0, c0, bias_var=s).iloc[0]
@@ -216,15 +215,30 @@ def test_one_layer_by_brute_force():
     live, value = (h > 0) * 1.0, np.maximum(h, 0)
     y = gate * value + (1 - gate) * x
     slope = gate * (1 - gate)
-    through = w * gate[0]**2 * live[0] + v * slope[0]**2 * (value[0] - x[0])**2
-    carried = (1 - gate[0])**2
-    gain, second = carried + through, carried**2 + 2 * carried * through + through**2
+    gain = w * gate[0]**2 * live[0] + v * slope[0]**2 * (value[0] - x[0])**2 + (1 - gate[0])**2
     gain_ab = (w * gate.prod(0) * live.prod(0) + v * slope.prod(0) * (value - x).prod(0) + (1 - gate).prod(0))
     for sample, predicted in ((y[0], found["m"]), (y[0]**2, found["q"]), (y.prod(0), found["q"] * found["c"]),
-                              (gain, found["chi"]),
-                              (second, (found["P"] - 1) * found["chi"]**2 + carried.mean()**2),
-                              (gain_ab, found["chi"] * found["gradient_correlation"])):
+                              (gain, found["chi"]), (gain_ab, found["chi"] * found["gradient_correlation"])):
         assert abs(sample.mean() - predicted) < 4.5 * sample.std() / n**.5
+
+
+@pytest.mark.parametrize(("m0", "w", "v"), [(0.0, 1.0, 1.0), (0.9, 0.5, 3.0), (1.0, 0.0, 9.0)])
+def test_second_moment_of_a_first_linear_layer(m0, w, v):
+    """chi^2 P = chi^2 + Var a^2 + E (2 a^2 gam^2 + gam^4), a = 1 - T, gam^2 = w T^2 + v T'^2 d^2, where d = H - x is
+    normal: of mean -m0 and variance w + 1 - m0^2. Means over the gate by scipy's quadrature."""
+    b, spread = -0.5, w + 1 - m0**2
+    d2, d4 = m0**2 + spread, m0**4 + 6 * m0**2 * spread + 3 * spread**2
+
+    def mean(i: int, j: int) -> float:  # E T^i (1 - T)^j
+        return quad(lambda t: expit(b + v**0.5 * t) ** i * expit(-b - v**0.5 * t) ** j * norm.pdf(t), -12, 12,
+                    epsabs=1e-14)[0]
+
+    chi = mean(0, 2) + w * mean(2, 0) + v * d2 * mean(2, 2)
+    crossed = w * mean(2, 2) + v * d2 * mean(2, 4)
+    fourth = w**2 * mean(4, 0) + 2 * w * v * d2 * mean(4, 2) + v**2 * d4 * mean(4, 4)
+    found = theory.highway("linear", 1, b, w, v, m0=m0, c0=1.0).iloc[0]
+    assert found["chi"] == pytest.approx(chi, rel=1e-10)
+    assert found["P"] == pytest.approx(1 + (mean(0, 4) - mean(0, 2)**2 + 2 * crossed + fourth) / chi**2, rel=1e-10)
 
 
 def test_any_depth():
