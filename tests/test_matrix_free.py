@@ -3,6 +3,7 @@
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -169,6 +170,25 @@ def test_stopped_early_values_are_lower_bounds_within_their_residual():
     distance = (s[:, None] - expected).abs().amin(1)
     assert (distance <= found.residuals * s[0]).all()
     assert found.residuals.max() > 1e-3
+
+
+def test_residuals_are_what_the_matrices_leave():
+    """Of a hand-made step of the bidiagonalisation: |J^T u - s v| of the core's singular vectors, by numpy; and the
+    residuals of the answer are these over the largest value, J v - s u being 0 by construction."""
+    jacobian = normal(30, 20)
+    linear_map = dense_map(jacobian)
+    state = matrix_free.started(linear_map, 4, torch.Generator().manual_seed(0))
+    for _ in range(2):
+        state = matrix_free.grown(state, linear_map)
+    u, s, v = np.linalg.svd(state.core.numpy(), full_matrices=False)
+    u, v = u.T @ state.left.numpy(), v @ state.right.numpy()
+    expected = np.linalg.norm(u @ jacobian.numpy() - s[:, None] * v, axis=1)
+    values, residual = state.values()
+    np.testing.assert_allclose(values, s, rtol=1e-13)
+    np.testing.assert_allclose(residual, expected, atol=1e-13)
+    found = matrix_free.stated(state, linear_map, 3, 1e-8, settled=False)
+    np.testing.assert_allclose(found.residuals, expected[:3] / s[0], rtol=1e-10)
+    assert found.residuals.min() > 1e-2
 
 
 def test_wrong_transpose_is_noticed():

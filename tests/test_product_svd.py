@@ -3,6 +3,7 @@
 import math
 import sys
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import mp_reference
@@ -10,11 +11,13 @@ import pytest
 import torch
 from structured_products import structured_product
 from torch import Tensor
+from torch.testing import assert_close
 
+from flowstudy.measure.numerics import product_error
 from flowstudy.measure.numerics.batched_qr import by_size, cholesky_qr, householder_qr, pivoted_qr
 from flowstudy.measure.numerics.factor_pieces import Mixing, tame_pieces
 from flowstudy.measure.numerics.graded_jacobi import DEAD, graded_singular_values, rotate_meetings, round_robin
-from flowstudy.measure.numerics.product_svd import partial_product_svd, product_svd
+from flowstudy.measure.numerics.product_svd import begin, partial_product_svd, product_svd, spectrum
 
 
 def draws(seed: int) -> torch.Generator:
@@ -146,6 +149,48 @@ def test_stated_errors_are_true_in_99_of_100_structured_products():
 
 
 @pytest.mark.slow
+def test_errors_travel_through_a_factor_as_perturbation_theory_says():
+    """R (I + T) R^-1 = I + R T R^-1 of two directions: on its diagonal what each adds to its log size, below it the
+    angle; and the rounding of R's rows adds to both."""
+    r = torch.tensor([[3.0, 2.0], [0.0, 0.5]], dtype=torch.float64)
+    lean, before = 7.0, torch.tensor([[11.0, 13.0]], dtype=torch.float64)
+    noise, inverse = torch.tensor([[0.3, 0.2]]).double(), torch.tensor([[5.0, 4.0]]).double()
+    t = torch.tensor([[0.0, 0.0], [lean, 0.0]], dtype=torch.float64)
+    moved = (r @ t @ torch.linalg.inv(r)).square()
+    angle, variance = product_error.propagated(t.square()[None], before, r[None], noise, inverse,
+                                               torch.zeros(1, 2, dtype=torch.bool), 1e-16)
+    assert_close(variance[0], before[0] + moved.diagonal() + (noise * inverse)[0].square(), rtol=1e-14, atol=0)
+    assert_close(angle[0, 1, 0], moved[1, 0] + (noise[0, 1] * inverse[0, 0]) ** 2, rtol=1e-14, atol=0)
+    assert (angle[0].triu() == 0).all()
+
+
+def test_a_direction_that_a_bottleneck_takes_away_leaves_its_error_with_those_that_stay():
+    """R of one row: what leaned towards the second direction comes back into the first, T_21 r_12 / r_11."""
+    r = torch.tensor([[[3.0, 2.0]]], dtype=torch.float64)
+    t = torch.tensor([[[0.0, 0.0], [7.0, 0.0]]], dtype=torch.float64)
+    nothing = torch.zeros(1, 1, dtype=torch.float64)
+    angle, variance = product_error.propagated(t.square(), torch.tensor([[11.0, 13.0]]).double(), r, nothing, nothing,
+                                               torch.zeros(1, 1, dtype=torch.bool), 1e-16)
+    assert_close(variance, torch.tensor([[11.0 + (7.0 * 2 / 3) ** 2]], dtype=torch.float64), rtol=1e-14, atol=0)
+    assert (angle == 0).all()
+
+
+@pytest.mark.parametrize("order", [(1, 0, 2), (2, 0, 1), (2, 1, 0)])
+def test_the_order_of_directions_changes_neither_values_nor_errors(order):
+    """A product Q diag(2^e) U with known errors, its directions permuted: the same product, so the same answer."""
+    state, *_ = begin("test", [normal(3, 3, seed=0)], None, (), None, 1e-6, 0)
+    state = replace(state, untouched=~state.untouched, exponents=torch.tensor([[20.0, 9.0, 0.0]]).double(),
+                    angle=torch.tensor([[[0.0, 0.0, 0.0], [2.0**22, 0.0, 0.0], [2.0**10, 2.0**20, 0.0]]]).double(),
+                    variance=torch.tensor([[1.0, 100.0, 1e4]]).double())
+    p = list(order)
+    permuted = replace(state, q=state.q[..., p], exponents=state.exponents[:, p], u=state.u[:, p],
+                       angle=state.angle[:, p][..., p], variance=state.variance[:, p])
+    one, other = (spectrum(each, (), 3) for each in (state, permuted))
+    assert_close(one.log_singular_values, other.log_singular_values, rtol=1e-12, atol=1e-12)
+    assert_close(one.log_error, other.log_error, rtol=1e-9, atol=0)
+    assert one.log_error.diff().min() > 0
+
+
 def test_stated_errors_hold_for_factors_known_in_float32():
     """The factors rounded to float32, against the unrounded ones; sizes beyond float32's range are left out."""
     inside = [seed for seed in range(560) if all((a.abs().max() < 1e30) and (a[a != 0].abs() > 1e-30).all()
@@ -170,10 +215,10 @@ def test_qr_routes_factor_and_the_limits_of_cholesky_are_told(route):
         assert more[0].tolist() == [True, False, False, True]
         q, r, a = q[more[0]], r[more[0]], a[more[0]]
     else:
-        torch.testing.assert_close(q.mT @ q, torch.eye(8, dtype=torch.float64).expand(4, 8, 8), rtol=0, atol=1e-14)
+        assert_close(q.mT @ q, torch.eye(8, dtype=torch.float64).expand(4, 8, 8), rtol=0, atol=1e-14)
     if route == "pivoted":
         a = a.gather(-1, more[0].unsqueeze(-2).expand_as(a))
-    torch.testing.assert_close(q @ r, a, rtol=0, atol=1e-14)
+    assert_close(q @ r, a, rtol=0, atol=1e-14)
     assert (r.tril(-1) == 0).all()
 
 
@@ -218,7 +263,7 @@ def test_the_careful_route_gives_the_same_values(monkeypatch):
     module = sys.modules["flowstudy.measure.numerics.graded_product"]
     monkeypatch.setattr(module, "cholesky_qr", lambda *arguments: (*(found := cholesky_qr(*arguments))[:2],
                                                                    found[2] & False))
-    torch.testing.assert_close(product_svd(factors).log_singular_values, expected.log_singular_values,
+    assert_close(product_svd(factors).log_singular_values, expected.log_singular_values,
                                rtol=0, atol=1e-10)
 
 
@@ -336,10 +381,10 @@ def test_mates_do_not_matter_and_nan_stays_at_home():
     got = product_svd(factors, block=1)
     assert got.log_singular_values[1:3].isnan().all() and got.log_error[1:3].isnan().all()
     assert got.rank.tolist() == [24, -1, -1, 0]
-    torch.testing.assert_close(got.log_singular_values[0], alone.log_singular_values[0], rtol=0, atol=1e-12)
+    assert_close(got.log_singular_values[0], alone.log_singular_values[0], rtol=0, atol=1e-12)
     healthy = [torch.where(a.isfinite(), a, 0.1) for a in factors]   # same shapes, so the same kernels
     assert torch.equal(product_svd(healthy, block=1).log_singular_values[0], got.log_singular_values[0])
-    torch.testing.assert_close(product_svd(factors).log_singular_values[0], alone.log_singular_values[0],
+    assert_close(product_svd(factors).log_singular_values[0], alone.log_singular_values[0],
                                rtol=0, atol=1e-10)
 
 
@@ -353,7 +398,7 @@ def test_the_routes_of_mates_do_not_matter_with_a_fixed_block(seed):
     expected, got = product_svd(factors, block=1), product_svd(spoiled, block=1)
     mates = [0, 1, 4, 5]
     assert torch.equal(got.log_singular_values[mates], expected.log_singular_values[mates])
-    torch.testing.assert_close(got.log_error[mates], expected.log_error[mates], rtol=1e-6, atol=0)
+    assert_close(got.log_error[mates], expected.log_error[mates], rtol=1e-6, atol=0)
     assert got.rank[2:4].tolist() == [-1, -1] and got.below_floor[2:4].tolist() == [0, 0]
 
 
@@ -364,11 +409,11 @@ def test_powers_of_two_shift_the_logs_and_nothing_overflows():
     shifts = [(-1) ** i * 25 * i for i in range(40)]
     expected = product_svd(factors).log_singular_values + sum(shifts) * math.log(2.0)
     got = product_svd([a * 2.0**k for a, k in zip(factors, shifts, strict=True)])
-    torch.testing.assert_close(got.log_singular_values, expected, rtol=1e-14, atol=1e-12)
+    assert_close(got.log_singular_values, expected, rtol=1e-14, atol=1e-12)
     eye = torch.eye(3, dtype=torch.float64)
     for size in (1e-300, 1e300, 5e-324):
         values = product_svd([size * eye] * 300).log_singular_values
-        torch.testing.assert_close(values, torch.full_like(values, 300 * math.log(size)), rtol=1e-13, atol=0)
+        assert_close(values, torch.full_like(values, 300 * math.log(size)), rtol=1e-13, atol=0)
 
 
 def test_functions_and_float32_and_batch_axes_and_generators():
@@ -378,11 +423,11 @@ def test_functions_and_float32_and_batch_axes_and_generators():
     assert expected.log_singular_values.shape == (2, 3, 8) and expected.rank.shape == (2, 3)
     functions = [a.flatten(0, 1).matmul for a in factors]
     got = product_svd(iter(functions), columns=8, batch_shape=(2, 3))
-    torch.testing.assert_close(got.log_singular_values, expected.log_singular_values, rtol=0, atol=1e-12)
+    assert_close(got.log_singular_values, expected.log_singular_values, rtol=0, atol=1e-12)
     assert torch.equal(got.log_singular_values, product_svd(factors, block=1).log_singular_values)
     shared = product_svd([factors[0], *[a[0, 0] for a in factors[1:]]]).log_singular_values
     spread = product_svd([factors[0], *[a[:1, :1].expand(2, 3, 8, 8) for a in factors[1:]]]).log_singular_values
-    torch.testing.assert_close(shared, spread, rtol=0, atol=1e-11)
+    assert_close(shared, spread, rtol=0, atol=1e-11)
     single = product_svd([a.float() for a in factors]).log_singular_values
     assert torch.equal(single, product_svd([a.float().double() for a in factors]).log_singular_values)
 
@@ -402,7 +447,7 @@ def test_shape_and_rank_of_a_bottleneck():
     got = product_svd([normal(6, 9, seed=0), normal(2, 6, seed=1), normal(5, 2, seed=2)])
     assert got.log_singular_values.shape == (5,) and int(got.rank) == 2
     direct = torch.linalg.svdvals(normal(5, 2, seed=2) @ normal(2, 6, seed=1) @ normal(6, 9, seed=0))
-    torch.testing.assert_close(got.log_singular_values[:2], direct[:2].log(), rtol=0, atol=1e-13)
+    assert_close(got.log_singular_values[:2], direct[:2].log(), rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("widths", [(5, 3, 7), (3, 5, 2, 6), (2, 9, 4, 9)])
@@ -411,7 +456,7 @@ def test_wide_and_narrow_chains_have_as_many_values_as_the_product_has(widths):
     factors = [normal(out, inputs, seed=out) for inputs, out in pairwise(widths)]
     got, expected = product_svd(factors), mp_reference.log_singular_values(factors)
     assert int(got.rank) == min(widths)
-    torch.testing.assert_close(got.log_singular_values, expected, rtol=0, atol=1e-13)
+    assert_close(got.log_singular_values, expected, rtol=0, atol=1e-13)
 
 
 def test_a_wide_first_factor_with_wild_columns_keeps_the_small_ones():
@@ -482,7 +527,7 @@ def test_graded_jacobi_against_the_volume_and_a_known_factor(spread):
     u[1, 5] = 0.0
     got, _ = graded_singular_values(exponents, u)
     expected = exponents * math.log(2.0)
-    torch.testing.assert_close(got[0], expected[0].sort(descending=True).values, rtol=1e-15, atol=1e-13)
+    assert_close(got[0], expected[0].sort(descending=True).values, rtol=1e-15, atol=1e-13)
     assert got[1, -1] == -math.inf and got[1, :-1].isfinite().all()
 
 

@@ -12,6 +12,7 @@ from flowstudy.measure.models.context import RandomState
 from flowstudy.measure.models.dense_jacobian import jacobian
 from flowstudy.measure.models.graph import reachable
 from flowstudy.measure.models.inputs import Inputs
+from flowstudy.measure.numerics import matrix_free
 from flowstudy.measure.spectra import one_model, routes
 from flowstudy.measure.spectra.choice import choose
 from flowstudy.measure.spectra.one_model import pass_and_chain
@@ -119,6 +120,52 @@ def test_matrix_free_values_equal_dense_ones(name):
     assert (free.log_singular_values - dense.log_singular_values[:, :k]).abs().max() < 1e-6
     for (square, _density), true in zip(free.estimates, dense.mean_squared, strict=True):
         assert square.low * (1 - 1e-9) <= true <= square.high * (1 + 1e-9)
+
+
+def test_a_first_step_without_weights_is_a_factor_of_its_own():
+    """There is none before it that it could join; the others count as without it."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(3, 2, 2)
+    found, layers = jacobian_spectrum(model, x), layer_jacobian_spectra(model, x)
+    assert found.factors == 3 and list(layers["module"].unique())[1:] == ["1", "3"]
+    first = layers[layers["layer"] == 1]
+    assert (first["log_singular_value"] == 0).all() and len(first) == 3 * 4
+    flat = jacobian_spectrum(model[1:], x.flatten(1))
+    assert flat.factors == 2 and (flat.log_singular_values - found.log_singular_values).abs().max() < 1e-12
+
+
+def test_layers_of_a_chain_have_as_many_values_as_the_matrices_from_which_they_come():
+    """Widths 5, 8, 3, 6: a layer's own values are those of its part, its product's those of the part up to it; where
+    one has fewer, the rest of its rows are nan."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3), nn.Tanh(), nn.Linear(3, 6)), torch.randn(2, 5)
+    frame = layer_jacobian_spectra(model, x)
+    for layer, ranks in ((1, (5, 5)), (2, (3, 3)), (3, (3, 5))):
+        rows = frame[frame["layer"] == layer]
+        for column, start, rank in zip(("log_singular_value", "log_singular_value_from_input"), (layer - 1, 0), ranks,
+                                       strict=True):
+            table = torch.tensor(rows.pivot(index="sample", columns="rank", values=column).to_numpy(copy=True))
+            expected = jacobian_spectrum(model, x, part=(start, layer)).log_singular_values
+            assert expected.shape[1] == rank and table.shape[1] == max(ranks)
+            assert torch.equal(table[:, :rank].isfinite(), expected.isfinite())
+            alive = expected.isfinite()
+            assert (table[:, :rank] - expected)[alive].abs().max() < 1e-10
+            assert table[:, rank:].isnan().all()
+
+
+def test_matrix_free_errors_hold_the_true_values(monkeypatch):
+    """Given up after few products: every value is off by less than is stated, as a share of itself and not of the
+    largest, beside which the others are small."""
+    monkeypatch.setattr(matrix_free, "PRODUCT_BLOCKS", 6)
+    s = torch.cat([torch.ones(1), torch.linspace(0.1, 0.05, 29)]).double()
+    torch.manual_seed(0)
+    model = nn.Linear(60, 30, bias=False).double()
+    u, _, v = torch.linalg.svd(model.weight.detach(), full_matrices=False)
+    model.weight.data = u * s @ v
+    found = jacobian_spectrum(model, torch.randn(2, 60).double(), method="matrix_free", k=6)
+    off = (found.log_singular_values - s[:6].log()).abs()
+    assert (off <= found.log_error).all() and (found.log_error < 1).all()
+    assert (off[:, 1:] > found.log_error[:, 1:] / 30).all()  # of the order that is stated
 
 
 def test_closed_gates_are_exactly_an_isometry_at_any_depth():
