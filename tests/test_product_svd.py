@@ -148,7 +148,6 @@ def test_stated_errors_are_true_in_99_of_100_structured_products():
     assert untrue.total() <= 5, untrue
 
 
-@pytest.mark.slow
 def test_errors_travel_through_a_factor_as_perturbation_theory_says():
     """R (I + T) R^-1 = I + R T R^-1 of two directions: on its diagonal what each adds to its log size, below it the
     angle; and the rounding of R's rows adds to both."""
@@ -191,6 +190,7 @@ def test_the_order_of_directions_changes_neither_values_nor_errors(order):
     assert one.log_error.diff().min() > 0
 
 
+@pytest.mark.slow
 def test_stated_errors_hold_for_factors_known_in_float32():
     """The factors rounded to float32, against the unrounded ones; sizes beyond float32's range are left out."""
     inside = [seed for seed in range(560) if all((a.abs().max() < 1e30) and (a[a != 0].abs() > 1e-30).all()
