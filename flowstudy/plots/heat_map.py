@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from .message import count, power_of_ten, speak
 from .style import STYLE
 
 TRAINING_PANELS = {  # column: title, unit, whether the column is a logarithm already
@@ -35,7 +36,22 @@ def training_heat_map(frame: pd.DataFrame) -> Figure:
                 heat_map(ax, table if is_log else log10(table), unit)
         axes[-1].set_xlabel("step (updates before it)")
         figure.supylabel("layer (1 is the first)", fontsize=10)
-    return figure
+        return speak(figure, last_step_in_words(frame, panels), f"{count(len(steps), 'recorded step')}"
+                     f"{f', {len(drawn)} of them drawn' if len(drawn) < len(steps) else ''}, "
+                     f"{count(frame['layer'].nunique(), 'layer')} of one model. Black: exactly 0; grey: not a number. "
+                     "Colours leave out half a percent of the values at either end.")
+
+
+def last_step_in_words(frame: pd.DataFrame, panels: list[str]) -> str:
+    """Of the first quantity drawn: between which layers it lies furthest apart at the last recorded step."""
+    last = frame[frame["step"] == frame["step"].max()].set_index("layer") if len(frame) else frame
+    logs = [name for name in panels if TRAINING_PANELS[name][2]]
+    known = last[logs[0]][np.isfinite(last[logs[0]])] if logs and len(last) else []
+    if not len(known):
+        return "A training run by layer and step."
+    ends = [f"{power_of_ten(known[layer])} (layer {layer})" for layer in (known.idxmin(), known.idxmax())]
+    return (f"At step {frame['step'].max()} the norm of the {TRAINING_PANELS[logs[0]][0].partition(',')[0]} lies "
+            f"between {ends[0]} and {ends[1]}.")
 
 
 def heat_map(ax: Axes, table: pd.DataFrame, unit: str) -> None:

@@ -10,6 +10,10 @@ from matplotlib.figure import Figure
 
 from flowstudy.whole_file import write_whole
 
+from .message import caption_of, message_of
+
+DOTS_PER_INCH = 200  # twice what a screen shows at full width: letters stay sharp
+
 
 def each(frames: Mapping[str, pd.DataFrame], name: str, plot: Callable[..., Figure],
          *args: object) -> dict[str, Figure]:
@@ -18,17 +22,23 @@ def each(frames: Mapping[str, pd.DataFrame], name: str, plot: Callable[..., Figu
 
 
 def save(figures: Mapping[str, Figure], frames: Mapping[str, pd.DataFrame], folder: str | os.PathLike[str]) -> None:
-    """Write each figure as <name>.png and <name>.pdf, and the data behind them as <name>.parquet, whole or not at all.
+    """Write each figure as <name>.png and <name>.pdf, and the data behind them as <name>.parquet and <name>.csv, whole
+    or not at all.
 
-    The same figures give the same bytes.
+    The pictures carry the figure's message as their title, and its caption as their description or subject: the gallery
+    has its alternative texts from there.  The same figures give the same bytes.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
-        for kind, options in {"png": {"dpi": 110}, "pdf": {"metadata": {"CreationDate": None}}}.items():
+        message, caption = message_of(figure), caption_of(figure)
+        for kind, options in {
+            "png": {"dpi": DOTS_PER_INCH, "metadata": {"Title": message, "Description": caption}},
+            "pdf": {"metadata": {"Title": message, "Subject": caption, "CreationDate": None}},
+        }.items():
             picture = io.BytesIO()
             figure.savefig(picture, format=kind, **options)
             write_whole(folder / f"{name}.{kind}", picture.getvalue())
     for name, frame in frames.items():
         write_whole(folder / f"{name}.parquet", frame.to_parquet(index=False))
-
+        write_whole(folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g").encode())

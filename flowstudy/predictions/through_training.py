@@ -24,8 +24,9 @@ def through_training(spectra: pd.DataFrame, flow: pd.DataFrame) -> pd.DataFrame:
         of_flow = flow[flow["epoch"] == epoch]
         statistics = with_predicted_statistics(rows, of_flow) if epoch == 0 else net_statistics(rows)
         frames += [statistics, conditions(rows), slopes(of_flow)]
-    found = pd.concat([frame.drop(columns="z", errors="ignore") for frame in frames], ignore_index=True)
-    return found[["cell", *KIND, "epoch", "statistic", "measured", "predicted"]]
+    found = pd.concat([frame.drop(columns=["z", "dataset", "seed"], errors="ignore") for frame in frames])
+    found = found.merge(spectra[["cell", "dataset", "seed"]].drop_duplicates("cell"), on="cell")
+    return found[["cell", *KIND, "dataset", "seed", "epoch", "statistic", "measured", "predicted"]]
 
 
 def conditions(spectra: pd.DataFrame) -> pd.DataFrame:
