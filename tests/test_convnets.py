@@ -15,6 +15,7 @@ from flowstudy.data.augment import INPUTS
 from flowstudy.nets import ConvNet, initialize_as_authors, mnist_conv_net
 from flowstudy.paper.conv_nets import CIFAR_RATE, MNIST_RATE, PUBLISHED, conv_table
 from flowstudy.plots import conv_training
+from flowstudy.plots.style import NETS
 from flowstudy.train import (
     CIFAR_RECIPE,
     MNIST_RECIPE,
@@ -214,13 +215,14 @@ def test_table_has_the_last_epoch_beside_the_paper():
 
 
 def test_figure_shows_every_run_and_the_papers_error():
-    """Solid and dashed by block, and the published error of that net as a line."""
+    """A colour for each block, and the published error of that net as a line."""
     loss, error = conv_training(results()).axes
-    assert [line.get_linestyle() for line in loss.lines[:3]] == ["-", "-", "--"]
+    highway, plain = NETS["highway"], NETS["plain"]
+    assert [line.get_color() for line in loss.lines[:3]] == [highway, highway, plain]
     assert 100 - PUBLISHED["table 1", "mnist", "mnist_16"] in [line.get_ydata()[0] for line in error.lines]
-    assert len(conv_training(results("digits")).axes[1].lines) == 3
+    assert len(conv_training(results("digits")).axes[1].lines) == 4
     both = conv_training(pd.concat([results(), results("digits")]))
-    assert [len(ax.lines) for ax in both.axes] == [4, 4, 4, 3] and "digits" in both.axes[3].get_title()
+    assert [len(ax.lines) for ax in both.axes] == [4, 5, 4, 4] and "digits" in both.axes[3].get_title()
 
 
 def test_unknown_nets_are_refused():

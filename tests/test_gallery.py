@@ -41,12 +41,14 @@ def run(tmp_path) -> Path:
     folder = tmp_path / "figures" / "quick" / "lesions"
     folder.mkdir(parents=True)
     shutil.copy(ROOT / "studies" / "lesions.ipynb", folder)
-    for name in ("lesions.png", "more.png", "lesions.pdf"):
+    for name in ("lesions.pdf", "lesions.png"):
         (folder / name).write_bytes(name.encode())
+    for name in ("lesions", "more"):
+        (folder / f"{name}.svg").write_text(f"<svg><title>Found in {name} &amp; said.</title></svg>")
     pd.DataFrame({"layer": range(3), "error": np.arange(3) / 7}).to_parquet(folder / "lesions.parquet")
     stamp = {"profile": "quick", "parameters": {"depth": "<50>", "results": "/home/somebody"}, "seconds": 1.0,
              "device": "CPU", "finished": "today", "commit": "abc", "versions": {"torch": "2.13"},
-             "files": dict.fromkeys(["lesions.png", "more.png", "lesions.pdf", "lesions.parquet"], "")}
+             "files": dict.fromkeys(["lesions.svg", "more.svg", "lesions.pdf", "lesions.parquet"], "")}
     (folder / "stamp.json").write_text(json.dumps(stamp))
     return folder.parent
 
@@ -55,25 +57,28 @@ def test_the_gallery_holds_pictures_and_one_table_and_links_to_nothing_else(run,
     """The same run gives the same bytes; a picture that is no longer drawn goes."""
     gallery = tmp_path / "figures" / "gallery"
     (gallery / "lesions").mkdir(parents=True)
-    (gallery / "lesions" / "old.png").touch()
+    (gallery / "lesions" / "old.svg").touch()
     written = []
     for _ in range(2):
         keep_gallery(run, gallery, ["lesions"])
         written.append({str(path.relative_to(gallery)): path.read_bytes() for path in gallery.rglob("*.*")})
     assert written[0] == written[1]
-    assert written[0].keys() == {"index.html", "lesions/lesions.png", "lesions/more.png", "lesions/lesions.csv"}
+    assert written[0].keys() == {"index.html", "lesions/lesions.svg", "lesions/more.svg", "lesions/lesions.csv"}
     assert written[0]["lesions/lesions.csv"].decode().split() == ["layer,error", "0,0", "1,0.1429", "2,0.2857"]
     page = written[0]["index.html"].decode()
     links = set(re.findall(r'(?:href|src)="([^"]+)"', page))
-    assert links == (written[0].keys() - {"index.html"}) | {"#lesions", "../../studies/lesions.ipynb"}
+    assert links == (written[0].keys() - {"index.html"}) | {"#lesions-lesions", "#lesions-more",
+                                                            "../../studies/lesions.ipynb"}
+    assert page.count("What do the gates of a trained net do?") == 1 and "Other studies" not in page
+    assert 'alt="Found in more &amp; said."' in page and page.count("Found in more &amp; said.") == 3
     assert "&lt;50&gt;" in page and "/home/somebody" not in page
 
 
 def test_git_sees_the_gallery_alone():
     """What `make figures`, `flowstudy study` and papermill write is ignored; only two targets change what is not."""
     try:
-        asked = ["figures/quick/index.html", "figures/paper/lesions/lesions.png", "figures/lesions/lesions.png",
-                 "figures/gallery/lesions/lesions.png", "figures/gallery/index.html"]
+        asked = ["figures/quick/index.html", "figures/paper/lesions/lesions.svg", "figures/lesions/lesions.svg",
+                 "figures/gallery/lesions/lesions.svg", "figures/gallery/index.html"]
         said = subprocess.run(["git", "check-ignore", "--no-index", *asked], cwd=ROOT, capture_output=True, text=True)
     except OSError:
         pytest.skip("no git")

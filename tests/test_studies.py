@@ -87,7 +87,7 @@ def assert_made_once(studies: list[str], checkout: Path, *arguments: str) -> Non
         assert {"parameters", "versions", "device", "commit", "seconds"} <= set(stamp)
     targets = assert_links_lead_somewhere(figures)
     for study in studies:
-        pictures = {f"{study}/{path.name}" for path in (figures / study).glob("*.png")}
+        pictures = {f"{study}/{path.name}" for path in (figures / study).glob("*.svg")}
         assert pictures and pictures <= set(targets)
     written = {path: path.stat().st_mtime_ns for path in (checkout / "results").rglob("*.parquet")}
     assert written

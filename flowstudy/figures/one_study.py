@@ -49,7 +49,7 @@ def run_study(notebook: Path, profile: str, parameters: dict, folder: Path, reco
     write_whole(folder / "stamp.json", json.dumps(stamp, indent=1).encode())
     if records is not None:
         keep_record(records, stamp, folder, computed=is_newer(Path(parameters["results"]), began))
-    tqdm.write(f"{study}: {seconds:.0f} s, {len(list(folder.glob('*.png')))} figures")
+    tqdm.write(f"{study}: {seconds:.0f} s, {len(list(folder.glob('*.svg')))} figures")
     return True
 
 

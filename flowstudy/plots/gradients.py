@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from flowstudy.predictions.by_net import backward_slopes
 from flowstudy.predictions.gradients import with_predicted_norms, with_predicted_slopes
 
-from .message import kinds_of, listed, nets_of, number, plain_words, power_of_ten, speak
+from .message import capital, kinds_of, listed, nets_of, number, plain_words, power_of_ten, speak
 from .style import (
     BAND,
     LABELS,
@@ -76,26 +76,28 @@ def norms_in_words(frame: pd.DataFrame, quantity: str) -> str:
     deepest = frame[frame["depth"] == frame["depth"].max()]
     depth, error = int(deepest["depth"].max()), quantity == ERROR
     changes = {}
-    for (panel, family), rows in deepest.groupby(["panel", "family"], sort=False):
+    for (_, family), rows in deepest.groupby(["panel", "family"], sort=False):
         by_layer = rows.groupby("layer")[quantity].median().replace(-math.inf, np.nan)
         change = by_layer.iloc[0] - by_layer.iloc[-1] if error else by_layer.iloc[1:].max() - by_layer.iloc[1:].min()
-        changes[f"{family}, {panel}" if deepest["panel"].nunique() > 1 else family] = change
+        activation = rows["activation"].iloc[0]
+        changes[f"{family}, {activation}" if deepest["panel"].nunique() > 1 else family] = change
     ends = sorted((change, plain_words(name)) for name, change in changes.items() if math.isfinite(change))
     if not ends:
         return f"No gradient is left to compare in nets of {depth} layers."
     factors = " to ".join(f"{power_of_ten(change)} ({name})" for change, name in (ends if len(ends) == 1
                                                                                   else (ends[0], ends[-1])))
     if error:
-        return f"From the last of {depth} layers back to the first, the error signal changes by a factor of {factors}."
+        return (f"From the last of {depth} layers back to the first, the error signal of {kinds_of(frame)} changes by "
+                f"a factor of {factors}.")
     sizes = "about one size" if ends[-1][0] < 1 else "different sizes"
-    return (f"All layers of a net get weight gradients of {sizes}: from layer 2 to layer {depth} their norm varies by "
-            f"a factor of {factors}.")
+    return (f"The layers of {kinds_of(frame)} get weight gradients of {sizes}: from layer 2 to layer {depth} their "
+            f"norm varies by a factor of {factors}.")
 
 
 def norms_caption(frame: pd.DataFrame, quantity: str) -> str:
     known = frame[frame["predicted"].notna()]
-    words = f"{kinds_of(frame)} on {nets_of(frame)}, before training. Lines: medians over seeds; shaded: 10 to 90 % "
-    words += f"of the nets of {frame['depth'].max()} layers. Rows have scales of their own."
+    words = f"{capital(kinds_of(frame))} on {nets_of(frame)}, before training. Lines: medians over seeds; shaded: "
+    words += f"10 to 90 % of the nets of {frame['depth'].max()} layers. Rows have scales of their own."
     if quantity != ERROR:
         words += " The first layer is the read-in, of another width, which sets its norm apart."
     if known.empty:
@@ -139,9 +141,9 @@ def slope_by_depth(frame: pd.DataFrame) -> Figure:
         finish(axes, "depth (hidden layers)", "Δ ln ‖∂L/∂h‖² per layer\ntowards the input")
         own = "as far as known at this width" if slopes["predicted"].ne(slopes["limit"]).any() else "at infinite width"
         return speak(figure, slopes_in_words(slopes),
-                     f"{kinds_of(frame)} on {nets_of(frame)}, before training. Above 0 the gradient explodes towards "
-                     "the input, below it vanishes. Marks: medians over seeds, side by side; bars: 10 to 90 %. Dashed: "
-                     f"theory {own}. {largest_slope_gap(slopes)}")
+                     f"{capital(kinds_of(frame))} on {nets_of(frame)}, before training. Above 0 the gradient explodes "
+                     "towards the input, below it vanishes. Marks: medians over seeds, side by side; bars: 10 to "
+                     f"90 %. Dashed: theory {own}. {largest_slope_gap(slopes)}")
 
 
 def draw_slopes(ax: Axes, nets: pd.DataFrame, family: str, place: float, style: dict) -> None:
@@ -201,11 +203,11 @@ def slope_gap_by_depth(frame: pd.DataFrame) -> Figure:
             depth_axis(ax, rows["depth"])
         finish(axes, "depth (hidden layers)", "slope less its limit\nof infinite width")
         return speak(figure, gap_in_a_sentence(slopes),
-                     f"{kinds_of(frame)} on {nets_of(frame)}. Slope: Δ ln ‖∂L/∂h‖² per layer towards the input; 0 is "
-                     "what infinite width predicts; rows have scales of their own. Marks: means over seeds, side by "
-                     "side; bars: one standard error. Black lines: the exact law of this width (solid Gaussian, "
-                     "dash-dotted orthogonal weights), grey: one standard error of so many nets; dashed: theory to "
-                     "first order in 1 / width.")
+                     f"{capital(kinds_of(frame))} on {nets_of(frame)}. Slope: Δ ln ‖∂L/∂h‖² per layer towards the "
+                     "input; 0 is what infinite width predicts; rows have scales of their own. Marks: means over "
+                     "seeds, side by side; bars: one standard error. Black lines: the exact law of this width (solid "
+                     "Gaussian, dash-dotted orthogonal weights), grey: one standard error of so many nets; dashed: "
+                     "theory to first order in 1 / width.")
 
 
 def draw_gap(ax: Axes, nets: pd.DataFrame, family: str, place: float, style: dict) -> None:

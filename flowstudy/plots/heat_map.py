@@ -26,7 +26,7 @@ def training_heat_map(frame: pd.DataFrame) -> Figure:
     drawn = steps[np.unique(np.linspace(0, len(steps) - 1, STEPS_DRAWN).round().astype(int))] if len(steps) else steps
     panels = [name for name in TRAINING_PANELS if name in frame.columns]
     with mpl.rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure(figsize=(7.2, 1.55 * len(panels) + 0.5), layout="constrained")
+        figure = Figure(figsize=(7.2, 1.45 * len(panels) + 0.4), layout="constrained")
         axes = figure.subplots(len(panels), sharex=True, sharey=True, squeeze=False)[:, 0]
         for ax, name in zip(axes, panels, strict=True):
             table = frame[frame["step"].isin(drawn)].pivot(index="layer", columns="step", values=name)
@@ -57,7 +57,7 @@ def last_step_in_words(frame: pd.DataFrame, panels: list[str]) -> str:
 def heat_map(ax: Axes, table: pd.DataFrame, unit: str) -> None:
     finite = table.to_numpy()[np.isfinite(table)]
     low, high = np.quantile(finite, [0.005, 0.995]) if len(finite) else (0.0, 1.0)
-    colors = mpl.colormaps["viridis"].resampled(64).with_extremes(under="black", bad="0.8")  # 64: a smaller file
+    colors = mpl.colormaps["viridis"].resampled(48).with_extremes(under="black", bad="0.8")  # 48: a smaller file
     zero = table.to_numpy() == -np.inf
     values = np.where(zero, low - 1, np.clip(table, low, high))  # below the range: black
     image = ax.pcolormesh(edges(table.columns), edges(table.index), values, cmap=colors, vmin=low,

@@ -14,7 +14,7 @@ from flowstudy.predictions import layer_gains
 from flowstudy.predictions.body import SPECTRAL, WITHOUT, predictions_of, with_predicted_moments
 from flowstudy.predictions.layers import has_mean_mode
 
-from .message import kinds_of, listed, nets_of, number, plain_words, power_of_ten, speak
+from .message import capital, kinds_of, listed, nets_of, number, plain_words, power_of_ten, speak
 from .style import (
     LABELS,
     STYLE,
@@ -61,9 +61,9 @@ def highway_recursion(frame: pd.DataFrame) -> Figure:
         for ax in figure.axes[3:]:
             ax.set_xlabel("layer of the body")
         return speak(figure, kept_in_words(rows),
-                     f"{kinds_of(frame)} on {nets_of(frame)} of each kind, {schemes_of(frame)} weights, before "
-                     "training; two inputs of mean square 1 and cosine 0.5. Dots: means over nets, bars: one standard "
-                     "error. Lines: theory at infinite width, thin and dotted where it does not cover the "
+                     f"{capital(kinds_of(frame))} on {nets_of(frame)} of each kind, {schemes_of(frame)} weights, "
+                     "before training; two inputs of mean square 1 and cosine 0.5. Dots: means over nets, bars: one "
+                     "standard error. Lines: theory at infinite width, thin and dotted where it does not cover the "
                      f"nets.{hollow_in_words(rows)} {deviation(rows)}")
 
 
@@ -82,8 +82,8 @@ def kept_in_words(rows: pd.DataFrame) -> str:
             words.append(f"{number(covered['measured'].iloc[0] - 1)} ({plain_words(family)})")
     if not words:
         return "Moments of signals and Jacobians by layer; theory has no number for these nets."
-    return (f"After {rows['layer'].max()} layers the squared singular values spread, relative to their mean, by a "
-            f"variance of {', '.join(words)}.")
+    return (f"After {rows['layer'].max()} layers the squared singular values of {rows['activation'].iloc[0]} nets "
+            f"spread, relative to their mean, by a variance of {', '.join(words)}.")
 
 
 def hollow_in_words(rows: pd.DataFrame) -> str:
@@ -109,7 +109,7 @@ def draw_measured(ax: Axes, rows: pd.DataFrame, quantity: str, shift: float, col
 
 
 def deviation(rows: pd.DataFrame) -> str:
-    """The largest gaps between full dots and valid lines: absolute of cosines, relative of the others (of P, of P - 1)."""
+    """The largest gaps of full dots from valid lines: absolute of cosines, of the others relative (of P, of P - 1)."""
     name = rows["quantity"].str.removesuffix(WITHOUT)
     part = rows[name.isin(PANELS) & rows["valid"]].assign(name=name)
     size = part["predicted"] + part["name"].map({key: shift for key, (_, shift, _) in PANELS.items()})
@@ -160,12 +160,13 @@ def highway_spectrum(spectra: pd.DataFrame, flow: pd.DataFrame) -> Figure:
         handles = [Line2D([], [], color=color, lw=2) for color in colors.values()]
         figure.legend(handles, colors, loc="outside right center", frameon=False)
         mode = (" The value at rank 1 of highway nets that stands out is the mean mode, the direction that all units "
-                "share; the root mean squares leave it out." if has_mean_mode(spectra.iloc[0]) else "")
+                "share; the root mean squares leave it out." if spectra.drop_duplicates("net").apply(has_mean_mode, axis=1).any() else "")
         cut = f" The axis is cut at {power_of_ten(LOWEST)}; curves go on below." if low < LOWEST else ""
         return speak(figure, flatness_in_words(rows),
-                     f"{kinds_of(spectra)}, {spectra['depth'].iloc[0] - 1} layers, on {nets_of(spectra)} of each kind, "
-                     "before training. Lines: medians over seeds and inputs; shaded: 10 to 90 %. Dashed: the root mean "
-                     f"square that theory predicts; measured and predicted: {'; '.join(sizes)}.{mode}{cut}")
+                     f"{capital(kinds_of(spectra))}, {spectra['depth'].iloc[0] - 1} layers, on {nets_of(spectra)} of "
+                     "each kind, before training. Lines: medians over seeds and inputs; shaded: 10 to 90 %. Dashed: "
+                     "the root mean square that theory predicts; measured and predicted: "
+                     f"{'; '.join(sizes)}.{mode}{cut}")
 
 
 def lower(rows: pd.DataFrame) -> bool:
@@ -184,10 +185,11 @@ def flatness_in_words(rows: pd.DataFrame) -> str:
             words.append(f"{number(ends.iloc[0] - ends.iloc[1])} ({plain_words(family)})")
         else:
             lost.append(plain_words(family))
-    spans = f"The middle half of the singular values spans, in decades, {', '.join(words)}" if words else ""
+    nets = f"{rows['activation'].iloc[0]} nets"
+    spans = f"The middle half of the singular values of {nets} spans, in decades, {', '.join(words)}" if words else ""
     gone = f"of {listed(lost)} half or more are exactly 0 or lost" if lost else ""
     sentence = "; ".join(filter(None, (spans, gone))) + "."
-    return sentence[0].upper() + sentence[1:]
+    return capital(sentence)
 
 
 def with_relative(spectra: pd.DataFrame) -> pd.DataFrame:

@@ -90,7 +90,9 @@ def plain_words(text: str) -> str:
 
 
 def kinds_of(frame: pd.DataFrame) -> str:
-    """"Plain tanh and relu nets": of the nets and activations that a frame has."""
-    nets, activations = listed(frame["net"].unique()), listed(frame["activation"].unique())
-    words = f"{nets} {activations} nets"
+    """"plain tanh and relu nets": of the nets and activations that a frame has."""
+    return f"{listed(frame['net'].unique())} {listed(frame['activation'].unique())} nets"
+
+
+def capital(words: str) -> str:
     return words[0].upper() + words[1:]

@@ -10,7 +10,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .message import count, data_of, number, speak
+from .message import capital, count, data_of, number, speak
 from .style import LOST, STYLE, WIDTH, depth_axis, draw_chance, halo, label_end, net_color
 from .training import CHANCE, final_loss, gate_bias_rules, runs_per_net
 
@@ -102,7 +102,7 @@ def ends_in_words(last: pd.DataFrame) -> str:
         ends = "diverges" if runs["final"].isna().all() else f"ends at a loss of {number(runs['final'].min())}"
         words.append(f"a {net} net of {count(runs['depth'].max(), 'layer')}{runs_of} {ends}")
     sentence = f"{'; '.join(words)}; chance is {number(CHANCE)}."
-    return sentence[0].upper() + sentence[1:]
+    return capital(sentence)
 
 
 def run_in_words(run: object) -> str:

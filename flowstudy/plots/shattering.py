@@ -48,7 +48,7 @@ def gradient_correlation(frame: pd.DataFrame) -> Figure:
                    xlabel="angle between the inputs" if kind in kinds[-3:] else "")
             ax.set_xticks([3, 10, 30, 90, 180], ["3°", "10°", "30°", "90°", "180°"])
             ax.xaxis.set_minor_locator(NullLocator())
-            ax.axhline(0, color="0.6", lw=0.8)
+            ax.axhline(0, color="0.5", lw=0.8)
         for ax in axes[::3]:
             ax.set_ylabel("correlation of gradients")
         handles = [Line2D([], [], ls="", marker="o", color=color) for color in colors.values()]

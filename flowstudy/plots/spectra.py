@@ -15,7 +15,7 @@ from flowstudy import theory
 from flowstudy.predictions.by_net import with_predicted_conditions
 from flowstudy.predictions.spectra import STATISTICS
 
-from .message import count, kinds_of, nets_of, number, plain_words, power_of_ten, speak
+from .message import capital, count, kinds_of, nets_of, number, plain_words, power_of_ten, speak
 from .style import (
     BAND,
     REFERENCE,
@@ -109,13 +109,13 @@ def spectra_in_words(frame: pd.DataFrame) -> str:
     """Over how many decades the middle eight tenths of the ranks of the deepest nets spread: the least and the most."""
     deepest = frame[frame["depth"] == frame["depth"].max()]
     spreads = {}
-    for (panel, family), rows in deepest.groupby(["panel", "family"], sort=False):
+    for (_, family), rows in deepest.groupby(["panel", "family"], sort=False):
         middle = rows.groupby("quantile")["log10_s"].median()
         kept = middle[np.isfinite(middle)]
         if len(kept) > 1:
-            spreads[f"{family}, {panel}" if deepest["panel"].nunique() > 1 else family] = np.ptp(
+            spreads[f"{family}, {rows['activation'].iloc[0]}" if deepest["panel"].nunique() > 1 else family] = np.ptp(
                 np.interp([0.1, 0.9], kept.index, kept)) if len(kept) == len(middle) else math.inf
-    where = f"of nets of {deepest['depth'].max()} layers"
+    where = f"of {kinds_of(frame)} of {deepest['depth'].max()} layers"
     known = {name: spread for name, spread in spreads.items() if math.isfinite(spread)}
     lost = f"; {count(len(spreads) - len(known), 'kind')} lose rank" if len(known) < len(spreads) else ""
     if not known:
@@ -127,7 +127,7 @@ def spectra_in_words(frame: pd.DataFrame) -> str:
 
 
 def spectra_caption(frame: pd.DataFrame, ranks: dict) -> str:
-    words = f"Jacobian of the body of {kinds_of(frame).lower()} on {nets_of(frame)}, before training. {BY_DEPTH}"
+    words = f"Jacobian of the body of {kinds_of(frame)} on {nets_of(frame)}, before training. {BY_DEPTH}"
     if frame["gate_bias"].nunique() > 1:
         words += f" All nets have {frame['depth'].max()} layers."
     known = frame["predicted"].notna()
@@ -159,7 +159,7 @@ def spectrum_statistic_by_depth(statistics: pd.DataFrame, statistic: str) -> Fig
         rank = " ReLU nets that lose rank have no mean of ln s, and no panel." if statistic == "mean_log" else ""
         most_of = " Where depth nears the width the variance saturates." if variance else ""
         return speak(figure, statistic_in_words(rows, "measured", name + " per layer" * per_layer),
-                     f"{kinds_of(rows)} on {nets_of(rows)}, before training; s: singular values of the body's "
+                     f"{capital(kinds_of(rows))} on {nets_of(rows)}, before training; s: singular values of the body's "
                      f"Jacobian. {BY_DEPTH} Dashed: theory, dotted on where it does not cover the nets.{rank}{most_of} "
                      f"{distance_in_words(rows, 'measured')}")
 
@@ -219,9 +219,10 @@ def condition_by_depth(frame: pd.DataFrame) -> Figure:
         known = (" Dashed: the limit law of infinite width where it is known: highway nets and orthogonal ones."
                  if spread["predicted"].notna().any() else "")
         return speak(figure, f"At {spread['depth'].max()} layers the condition number is {' to '.join(ends)}.",
-                     f"{kinds_of(spread)} on {nets_of(spread)}, before training. Largest over smallest singular value "
-                     "of the body's Jacobian that is not 0 (ReLU nets lose rank, and with it the smallest). Every "
-                     f"panel has an axis of its own. {BY_DEPTH}{known} {distance_in_words(spread, 'log10_condition')}")
+                     f"{capital(kinds_of(spread))} on {nets_of(spread)}, before training. Largest over smallest "
+                     "singular value of the body's Jacobian that is not 0 (ReLU nets lose rank, and with it the "
+                     f"smallest). Every panel has an axis of its own. {BY_DEPTH}{known} "
+                     f"{distance_in_words(spread, 'log10_condition')}")
 
 
 def spectrum_by_route(frame: pd.DataFrame) -> Figure:

@@ -119,9 +119,7 @@ def draw_chance(ax: Axes, loss: float) -> None:
     """The loss of a net that knows nothing, dotted and named, on a logarithmic axis."""
     ax.set_yscale("log")
     ax.axhline(loss, color=REFERENCE, lw=1.0, ls=":")
-    ax.set_ylim(top=max(ax.get_ylim()[1], 2.0 * loss))  # the word's place
-    ax.annotate("chance", (1, loss), xycoords=("axes fraction", "data"), xytext=(-4, 2), textcoords="offset points",
-                ha="right", va="bottom", color=REFERENCE, fontsize=9)
+    label_end(ax, loss, "chance", REFERENCE)
 
 
 def label_end(ax: Axes, y: float, words: str, color: str) -> None:

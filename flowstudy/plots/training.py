@@ -75,8 +75,10 @@ def map_in_words(frame: pd.DataFrame, axis: str) -> str:
         field = theory.mean_field(cell["activation"], frame["weight_var"].to_numpy(), cell["bias_var"])
         inside = frame["depth"] <= 6 * field.xi_c
     trains = frame["right"] > TRAINS
-    words = [f"{int(trains[side].sum())} of the {count(int(side.sum()), 'net')} {where}"
-             for side, where in ((inside, "that the rule expects to train"), (~inside, "beyond it")) if side.any()]
+    kind = f"{frame['net'].iloc[0]} {frame['activation'].iloc[0]} net"
+    words = [f"{int(trains[side].sum())} of the {count(int(side.sum()), kind)} {where}"
+             for side, where in ((inside, "that the rule expects to train"), (~inside, "that it does not"))
+             if side.any()]
     deepest = frame.loc[trains, "depth"].max()
     limit = (f"; none deeper than {deepest} layers does in {count(frame['epochs'].iloc[0], 'epoch')}"
              if trains.any() and deepest < frame["depth"].max() else "")
@@ -134,7 +136,7 @@ def figure_1(frame: pd.DataFrame, top: int = 10) -> Figure:
         tables = ("; hollow, dotted: the authors' tables, mean of the best 10 of 100 runs of 400 epochs" if published
                   else "")
         return speak(figure, depth_in_words(best, top),
-                     f"Cross-entropy of training on {data_of(frame)} after {frame['epochs'].max()} epochs. "
+                     f"Cross-entropy of training on {data_of(frame)} after {count(frame['epoch'].max(), 'epoch')}. "
                      f"Left: lines are means of the {top} best of all runs, small dots those runs{tables}. Middle and "
                      "right: the best run of each depth. "
                      f"{'; '.join(search_in_words(best, net) for net in NETS_HERE)}; a run that diverged counts as "
@@ -226,10 +228,12 @@ def conv_training(frame: pd.DataFrame) -> Figure:
 def twins_in_words(frame: pd.DataFrame) -> str:
     """The test error of highway nets and of their plain twins after the last epoch, by learning rate."""
     last = frame[frame["epoch"] == frame["epoch"].max()].assign(error=lambda rows: 100 * (1 - rows["test_accuracy"]))
-    errors = last.groupby(["learning_rate", "block"], sort=False)["error"].mean().unstack().dropna()
+    errors = last.groupby(["learning_rate", "block"], sort=False)["error"].mean().unstack()
+    errors = errors.reindex(columns=["highway", "plain"]).dropna()
     words = [f"{number(row['highway'])} % with gates and {number(row['plain'])} % without"
              + (f" at learning rate {rate:g}" if len(errors) > 1 else "") for rate, row in errors.iterrows()]
-    return f"Test error after training: {'; '.join(words)}." if words else "Test error of convolutional nets by epoch."
+    nets = f"{listed(frame['net'].unique())} on {data_of(frame)}"
+    return f"Test error of {nets} after training: {'; '.join(words)}." if words else f"Test error of {nets} by epoch."
 
 
 def draw_setting(loss: Axes, error: Axes, dataset: str, rate: float, frame: pd.DataFrame, dashes: dict) -> None:
@@ -257,4 +261,4 @@ def draw_setting(loss: Axes, error: Axes, dataset: str, rate: float, frame: pd.D
         ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         ax.yaxis.set_minor_locator(NullLocator())
     loss.set(title=f"training, learning rate {rate:g}", ylabel="loss  [nats per sample]")
-    error.set(title=f"test, learning rate {rate:g}", ylabel="test error  [%]")
+    error.set(title=f"test set of {dataset}, learning rate {rate:g}", ylabel="test error  [%]")
