@@ -159,8 +159,9 @@ def highway_spectrum(spectra: pd.DataFrame, flow: pd.DataFrame) -> Figure:
             ax.set(xlabel="rank / width (largest first)", xlim=(0, 1))
         handles = [Line2D([], [], color=color, lw=2) for color in colors.values()]
         figure.legend(handles, colors, loc="outside right center", frameon=False)
+        stands_out = spectra.drop_duplicates("net").apply(has_mean_mode, axis=1).any()
         mode = (" The value at rank 1 of highway nets that stands out is the mean mode, the direction that all units "
-                "share; the root mean squares leave it out." if spectra.drop_duplicates("net").apply(has_mean_mode, axis=1).any() else "")
+                "share; the root mean squares leave it out." if stands_out else "")
         cut = f" The axis is cut at {power_of_ten(LOWEST)}; curves go on below." if low < LOWEST else ""
         return speak(figure, flatness_in_words(rows),
                      f"{capital(kinds_of(spectra))}, {spectra['depth'].iloc[0] - 1} layers, on {nets_of(spectra)} of "
