@@ -33,6 +33,7 @@ from .style import (
 )
 
 ERROR = "log10_error_signal_norm"
+INFINITE = "infinite width"  # as `with_predicted_norms` calls that law
 THIN = {"color": "black", "lw": 0.9, "path_effects": halo(2.0)}
 
 
@@ -102,11 +103,12 @@ def norms_caption(frame: pd.DataFrame, quantity: str) -> str:
         words += " The first layer is the read-in, of another width, which sets its norm apart."
     if known.empty:
         return words
-    words += f" Dashed black: theory from the last layer's norm on ({listed(known['law'].unique())})"
+    words += f" Dashed black: theory from the last layer's norm on ({'; '.join(known['law'].unique())})"
     if known["predicted_std"].notna().any():
         words += "; dotted beside it: its 10 to 90 % band at the largest depth"
     words += "" if known["valid"].all() else "; a single dotted line: beyond what theory covers"
-    return f"{words}. {largest_gap(known, quantity)}"
+    narrow = " What finite width takes off is not in it." if (known["law"] == INFINITE).all() else ""
+    return f"{words}.{narrow} {largest_gap(known, quantity)}"
 
 
 def largest_gap(known: pd.DataFrame, quantity: str) -> str:

@@ -188,7 +188,7 @@ def flatness_in_words(rows: pd.DataFrame) -> str:
             lost.append(plain_words(family))
     nets = f"{rows['activation'].iloc[0]} nets"
     spans = f"The middle half of the singular values of {nets} spans, in decades, {', '.join(words)}" if words else ""
-    gone = f"of {listed(lost)} half or more are exactly 0 or lost" if lost else ""
+    gone = f"half or more of those of {listed(lost)} are exactly 0 or lost" if lost else ""
     sentence = "; ".join(filter(None, (spans, gone))) + "."
     return capital(sentence)
 

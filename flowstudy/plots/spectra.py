@@ -151,16 +151,20 @@ def spectrum_statistic_by_depth(statistics: pd.DataFrame, statistic: str) -> Fig
     variance = statistic == "relative_variance"
     with mpl.rc_context(STYLE):
         name = STATISTICS[statistic].partition(",")[0]
-        figure, axes = lines_by_depth(rows, "measured", name + " per layer" * per_layer, log=variance)
+        label = textwrap.fill(name, 24) + "\nper layer" * per_layer
+        figure, axes = lines_by_depth(rows, "measured", label, log=variance)
         for ax in axes if variance else ():
             most = rows["width"].max() - 1
             ax.axhline(most, color=REFERENCE, lw=1, ls=":")
             label_end(ax, most, f"most: width - 1 = {most}", REFERENCE)
         rank = " ReLU nets that lose rank have no mean of ln s, and no panel." if statistic == "mean_log" else ""
+        narrow = (" Of plain nets theory is of infinite width; at this width the typical net lies below it."
+                  if statistic == "log_mean_square" and (rows["net"] == "plain").any() else "")
         most_of = " Where depth nears the width the variance saturates." if variance else ""
         return speak(figure, statistic_in_words(rows, "measured", name + " per layer" * per_layer),
                      f"{capital(kinds_of(rows))} on {nets_of(rows)}, before training; s: singular values of the body's "
-                     f"Jacobian. {BY_DEPTH} Dashed: theory, dotted on where it does not cover the nets.{rank}{most_of} "
+                     f"Jacobian. {BY_DEPTH} Dashed: theory, dotted on where it does not cover the nets."
+                     f"{rank}{narrow}{most_of} "
                      f"{distance_in_words(rows, 'measured')}")
 
 
@@ -180,7 +184,7 @@ def lines_by_depth(rows: pd.DataFrame, y: str, label: str, *, log: bool = False,
                 label_end(ax, middle.iloc[-1], family, styles[family]["color"])
         ax.set(title=panel, yscale="log" if log else "linear")
         depth_axis(ax, of_panel["depth"])
-    finish(axes, "depth (hidden layers)", textwrap.fill(label, 24))
+    finish(axes, "depth (hidden layers)", label)
     return figure, axes
 
 
