@@ -26,7 +26,7 @@ def command(*arguments: object, emulated: bool = True) -> None:
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler for emulated devices")
 def test_every_part_runs_and_the_store_and_the_tables_can_be_read(tmp_path):
     subprocess.run([sys.executable, ROOT / "tests/emulator/build.py"], check=True)
-    command("benchmarks.gpu", "--tiny", "--profile", "smoke", "--minutes", 5, "--out", tmp_path / "out")
+    command("benchmarks.gpu", "--tiny", "--profile", "smoke", "--minutes", 30, "--out", tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"records.json", "store.tgz"}
     parts = json.loads((tmp_path / "out" / "records.json").read_text())["parts"]
     assert {name: part.get("error") for name, part in parts.items() if "error" in part} == {}
@@ -39,15 +39,21 @@ def test_every_part_runs_and_the_store_and_the_tables_can_be_read(tmp_path):
     [table] = (tmp_path / "results").glob("training_loss-*")
     stored = sum(len(footer["cells"]) for footer in Store(tmp_path / "results").footers(table.name))
     assert stored == sum(row["nets"] for row in parts["searches"]["rows"])
-    command("benchmarks.gpu", "--read", tmp_path / "out", "--into", tmp_path / "gpu.md", emulated=False)
-    text = (tmp_path / "gpu.md").read_text()
+    command("benchmarks.gpu", "--read", tmp_path / "out", "--into", tmp_path / "read", emulated=False)
+    text = (tmp_path / "read/benchmarks/results/gpu.md").read_text()
     assert all(f"## {name} (" in text for name in parts)
+    record = json.loads((tmp_path / "read/replication/smoke/loss_vs_depth.json").read_text())
+    best = {f"{row['group'].removeprefix('figure 1: ')}: best of {row['nets']} runs": row["best"]
+            for row in parts["searches"]["rows"] if row["group"].startswith("figure 1")}
+    recorded = {row["quantity"]: row["ours"] for row in record["rows"]}
+    assert {name: recorded[name] for name in best} == pytest.approx(best, rel=1e-9) and best
+    assert (tmp_path / "read/REPLICATION.md").exists() and record["parameters"]["runs"] == 2
 
 
 def test_what_fails_or_is_late_is_recorded_and_the_rest_goes_on(tmp_path):
     from benchmarks.gpu.record import Record, read
 
-    record = Record(tmp_path / "out", 60.0, 8, 16.0)
+    record = Record(tmp_path / "out", 60.0, 8, 16.0, "smoke")
     assert record.attempt("wrong", lambda: [{"share": 1 / 0}]) == []
     assert record.attempt("late", lambda: [iter(int, 1).__next__() for _ in iter(int, 1)], share=1e-3) == []
     assert record.attempt("right", lambda: [{"loss": 0.25}]) == [{"loss": 0.25}]

@@ -1,6 +1,8 @@
 """Recurrent nets: time steps as rows, equal to a loop over the cell; verdicts and spectra along time; gates."""
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import mpmath
 import numpy as np
@@ -437,12 +439,118 @@ class ByElement(nn.Module):
         return self.head(h)
 
 
-def test_a_loop_whose_state_no_layer_carries_on_is_not_called_stable_where_it_fades():
-    """The input of step t of 20 reaches the loss times kept^(20 - t): 19 log10(kept) decades from the last one's."""
-    fades, keeps = (fs.gradient_flow(ByElement(kept), torch.randn(5, 20, FEATURES), loss=square) for kept in (0.5, 1.0))
-    assert fades.verdict.kind == "cannot tell" and "of into to the first, 20 in all" in fades.verdict.sentence
-    assert f"falls by {19 * math.log10(2):.2g} decades" in fades.verdict.sentence
+class Hoisted(nn.Module):
+    """The layer is called once, on the whole sequence, which the loop then reads part by part."""
+
+    def __init__(self, kept: float, backward: bool, parts: Callable[[Tensor], Sequence[Tensor]]):
+        super().__init__()
+        self.into, self.head, self.kept = nn.Linear(FEATURES, WIDTH), nn.Linear(WIDTH, 3), kept * torch.ones(WIDTH)
+        self.backward, self.parts = backward, parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, parts = torch.zeros(len(x), WIDTH), self.parts(self.into(x))
+        for part in reversed(parts) if self.backward else parts:
+            h = self.kept * h + part
+        return self.head(h)
+
+
+PARTS = {
+    "select": lambda u: [u[:, t] for t in range(u.shape[1])],
+    "from the end": lambda u: [u[:, t - u.shape[1]] for t in range(u.shape[1])],
+    "slice": lambda u: [u[:, t:t + 1].squeeze(1) for t in range(u.shape[1])],
+    "unbind": lambda u: u.unbind(1),
+    "split": lambda u: [part.squeeze(1) for part in u.split(1, 1)],
+    "time first": lambda u: [*u.transpose(0, 1)],
+}
+LOOPS = {"in the loop": ByElement} | {
+    f"{name}{', backward' * backward}": partial(Hoisted, backward=backward, parts=parts)
+    for name, parts in PARTS.items() for backward in (False, True)}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_loop_whose_state_no_layer_carries_on_is_read_along_time(name):
+    """The state of step t of 20 reaches the loss times kept^(20 - t): the factor is `kept`, without error."""
+    vanishes, keeps = (fs.gradient_flow(LOOPS[name](kept).double(), torch.randn(5, 20, FEATURES), loss=square)
+                       for kept in (0.5, 1.0))
+    assert vanishes.verdict.kind == "vanishing" and len(vanishes.path) == 20
+    assert vanishes.verdict.factor == pytest.approx(0.5, rel=1e-9) and vanishes.verdict.factor_error < 1e-9
+    assert "into" in vanishes.verdict.sentence and "per time step" in vanishes.verdict.sentence
     assert keeps.verdict.kind == "stable"
+
+
+class Leaky(nn.Module):
+    """A loop over the input itself, and a read-out of every state."""
+
+    def __init__(self, kept: float):
+        super().__init__()
+        self.head, self.kept = nn.Linear(FEATURES, 3), kept
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, seen = torch.zeros(len(x), FEATURES), []
+        for part in x.unbind(1):
+            h = self.kept * h + part
+            seen.append(self.head(h))
+        return torch.stack(seen, 1)[:, -1]
+
+
+def test_a_loop_over_the_input_has_no_layer_in_front():
+    """And a read-out of every step is no part of the loop, though a layer."""
+    flow = fs.gradient_flow(Leaky(0.25).double(), torch.randn(5, 12, FEATURES), loss=square)
+    assert flow.verdict.kind == "vanishing" and flow.verdict.factor == pytest.approx(0.25, rel=1e-9)
+    assert flow.verdict.layer is None and "over 12 time steps of a loop over the input" in flow.verdict.sentence
+
+
+class Truncated(nn.Module):
+    """A loop that detaches its state before every `chunk`-th step, as it is or in a way that makes a new tensor."""
+
+    def __init__(self, kind: str, chunk: int, cut: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.rnn = nn.GRU(FEATURES, WIDTH, batch_first=True) if kind == "module" else nn.GRUCell(FEATURES, WIDTH)
+        self.head, self.chunk, self.cut = nn.Linear(WIDTH, 3), chunk, cut
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = None
+        for n, part in enumerate(x.split(self.chunk, 1)):
+            if n:
+                h = self.cut(h)
+            if isinstance(self.rnn, nn.GRU):
+                h = self.rnn(part, h)[1]
+            else:
+                for step in part.unbind(1):
+                    h = self.rnn(step, h)
+        return self.head(h if h.ndim == 2 else h[0])
+
+
+def without_gradient(h: Tensor) -> Tensor:
+    with torch.no_grad():
+        return 1.0 * h
+
+
+@pytest.mark.parametrize("kind, chunk, cut, calls", [
+    ("cell", 1, torch.detach, 11), ("cell", 4, torch.detach, 2), ("cell", 1, lambda h: h.data.clone(), 11),
+    ("cell", 4, without_gradient, 2), ("module", 4, torch.detach, 2), ("cell", 4, lambda h: h, 0),
+    ("module", 12, torch.detach, 0)])
+def test_a_state_that_is_detached_on_the_way_is_named(kind, chunk, cut, calls):
+    flow = fs.gradient_flow(Truncated(kind, chunk, cut), torch.randn(5, 12, FEATURES), loss=square)
+    assert flow.detached == ({"rnn": calls} if calls else {})
+    assert (f"'rnn' is given its own earlier output without a gradient (detach()) in {calls} call"
+            in flow.verdict.sentence) == bool(calls)
+
+
+def test_what_is_detached_for_another_layer_is_no_state():
+    """A mask made of the layer's own output, and a constant that every call is given."""
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.other, self.head = nn.GRUCell(FEATURES, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h, start = x.new_zeros(len(x), WIDTH), x.new_ones(len(x), WIDTH)
+            for part in x.unbind(1):
+                h = self.cell(part, h * (h > -2)) + 0.1 * self.other(start)
+            return self.head(h) + self.head(h.detach())
+
+    assert fs.gradient_flow(Masked(), torch.randn(5, 12, FEATURES), loss=square).detached == {}
 
 
 class Pair(nn.Module):
@@ -587,6 +695,12 @@ def test_what_has_no_jacobian_along_time_is_refused(name):
     build, words = REFUSED[name]
     with pytest.raises(ValueError, match=rf"^jacobian_spectrum: part='time' needs .*{words}"):
         fs.jacobian_spectrum(*build(), part="time")
+
+
+@pytest.mark.parametrize("option", ["output", "wrt"])
+def test_the_jacobian_along_time_is_of_states_and_of_no_named_tensor(option):
+    with pytest.raises(ValueError, match=rf"`{option}` must be left out with part='time'"):
+        fs.jacobian_spectrum(Reader(nn.GRU(FEATURES, WIDTH)), torch.randn(5, 2, FEATURES), part="time", **{option: 0})
 
 
 # --- gates -----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from any_module import Of
 from slow_twin import assert_flow_right, assert_spectrum_right, flow_of, jacobians_of
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from flowstudy import gradient_flow, jacobian_spectrum, layer_jacobian_spectra, trainability
 from flowstudy.measure.models import dense_jacobian
@@ -202,6 +202,29 @@ def test_an_older_checkpoint_is_refused_with_a_way_out(call):
         call(old, x)
     assert "\n" not in str(refused.value)
     call(new, x)
+
+
+@pytest.mark.parametrize("call", [jacobian_spectrum, layer_jacobian_spectra])
+def test_a_selective_checkpoint_is_refused_where_one_backward_pass_is_not_enough(call):
+    """What it keeps is given out once; the flow of gradients needs no more, and is that of the same model without."""
+    def sparing(_context: object, operation: object, *_args: object, **_kwargs: object) -> CheckpointPolicy:
+        kept = operation == torch.ops.aten.addmm.default
+        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+    contexts = functools.partial(create_selective_checkpoint_contexts, sparing)
+
+    def part(a: nn.Module, m: nn.Module, b: nn.Module, x: Tensor, **options: object) -> Tensor:
+        return b(checkpoint(lambda h: torch.tanh(m(h)), a(x), use_reentrant=False, **options))
+
+    selective, plain = three(functools.partial(part, context_fn=contexts)), three(part)
+    x = torch.randn(3, 4)
+    with pytest.raises(ValueError, match=r"allow several backward passes.* Leave context_fn out") as refused:
+        call(selective, x)
+    assert "\n" not in str(refused.value)
+    call(plain, x)
+    plain.load_state_dict(selective.state_dict())
+    one, other = (gradient_flow(model, x, loss=square).frame for model in (selective, plain))
+    np.testing.assert_allclose(one["log10_weight_gradient_norm"], other["log10_weight_gradient_norm"], atol=1e-12)
 
 
 class Checkpoints(nn.Module):

@@ -28,9 +28,10 @@ class Record:
         seconds: from now to the deadline.
         max_files: refused if fewer would be left for these two.
         max_mb: of all files together.
+        profile: whose searches are trained.
     """
 
-    def __init__(self, folder: Path, seconds: float, max_files: int, max_mb: float):
+    def __init__(self, folder: Path, seconds: float, max_files: int, max_mb: float, profile: str):
         folder.mkdir(parents=True, exist_ok=True)
         others = {path.name for path in folder.iterdir()} - {NAME, STORE}
         if len(others) + 2 > max_files:
@@ -38,6 +39,7 @@ class Record:
                              f"{len(others)}. Pass an empty folder.")
         self.folder, self.max_mb, self.started, self.seconds = folder, max_mb, time.monotonic(), seconds
         self.parts: dict[str, dict] = {}
+        self.profile = profile
 
     def left(self) -> float:
         """Seconds to the deadline."""
@@ -60,7 +62,8 @@ class Record:
         return found["rows"]
 
     def write(self) -> None:
-        write_whole(self.folder / NAME, json.dumps({"parts": self.parts}, indent=1, default=str).encode())
+        known = {"profile": self.profile, "parts": self.parts}
+        write_whole(self.folder / NAME, json.dumps(known, indent=1, default=str).encode())
 
     def keep_store(self, store: Path) -> None:
         """Pack a store's folder, unless that makes too much of it."""
@@ -96,9 +99,13 @@ def at_most(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def records_in(folder: Path) -> dict:
+    return json.loads((folder / NAME).read_text())
+
+
 def read(folder: Path) -> str:
     """The tables of a folder's records, in Markdown."""
-    parts = json.loads((folder / NAME).read_text())["parts"]
+    parts = records_in(folder)["parts"]
     lines = ["# On a GPU", "", "By `python -m benchmarks.gpu`, written by its `--read`. Seconds are those a part took.",
              ""]
     for name, part in parts.items():

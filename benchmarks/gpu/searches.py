@@ -26,14 +26,15 @@ ALLOWED = 1.3   # a group's time over that of its steps, until a group has shown
 RESERVE = 10.0  # seconds, to pack the store
 INIT = {"relu": "he_uniform", "tanh": "lecun_uniform"}  # of the study's notebook
 DEPTHS = (10, 20, 50, 100)  # likewise
+FIGURE = "figure 1: "  # how the names of its groups begin
 BEST_NETS = 10  # seeds of the best setting
 
 
-def search(device: torch.device, profile: str, store: Path, record: Record) -> None:
+def search(device: torch.device, store: Path, record: Record) -> None:
     """Train group by group into `store`, and record each; what would not end in time is recorded as skipped."""
     over = ALLOWED
     wanted: dict[str, list[Cell]] = {}
-    record.attempt("searches", lambda: wanted.update(plan(profile)) or [])
+    record.attempt("searches", lambda: wanted.update(plan(record.profile)) or [])
     for name, cells in wanted.items():
         rows = record.attempt("searches", partial(group, name, cells, device, store, record, over), share=0.95)
         if rows and rows[0]["epochs"]:
@@ -52,7 +53,7 @@ def plan(profile: str) -> dict[str, list[Cell]]:
     cells = random_search(search["runs"], net=["highway", "plain"], depth=search.get("depths", DEPTHS), **fixed)
     groups: dict[str, list[Cell]] = {}
     for cell in sorted(cells, key=lambda cell: cell.depth):  # stable: highway first
-        groups.setdefault(f"figure 1: {cell.net} {cell.depth}", []).append(cell)
+        groups.setdefault(f"{FIGURE}{cell.net} {cell.depth}", []).append(cell)
     first, *others = groups.items()
     best_nets = grid(**SETTINGS, depth=best.get("depth", 50), width=best.get("width", 50), seed=range(BEST_NETS),
                      **{key: best[key] for key in ("dataset", "epochs", "train_samples") if key in best})

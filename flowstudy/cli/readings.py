@@ -1,6 +1,5 @@
 """The three readings of `flowstudy check`: is there a gradient, is the signal alive, will it train."""
 
-import copy
 from dataclasses import dataclass
 
 import pandas as pd
@@ -10,6 +9,7 @@ from torch import nn
 from flowstudy.measure import GradientFlow, gradient_flow
 from flowstudy.measure.gradients.losses import OWN
 from flowstudy.measure.gradients.verdict import first_few
+from flowstudy.measure.models.copies import own_copy
 from flowstudy.refusal import RefusalError
 from flowstudy.trainability import Trainability, trainability
 from flowstudy.trainability.causes import collapsed, cosines, softmax_twice
@@ -87,7 +87,7 @@ def still_zero(model: nn.Module, batch: Batch, flow: GradientFlow, layers: list[
     Read-outs and residual branches are often begun at 0, and what lies before them learns from the second step on.  So
     such weights are replaced by small random ones in a copy, which is measured again.
     """
-    nudged = copy.deepcopy(model)
+    nudged = own_copy("flowstudy check", model)
     zeros = [p for name, p in nudged.named_parameters()
              if p.requires_grad and not name.endswith("bias") and not p.detach().any()]
     if not layers or not zeros:

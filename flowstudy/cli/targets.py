@@ -1,6 +1,5 @@
 """The model that a command's target names, built and run as its author would."""
 
-import copy
 import importlib
 import importlib.util
 import sys
@@ -11,6 +10,7 @@ import torch
 import typer
 from torch import nn
 
+from flowstudy.measure.models.copies import own_copy
 from flowstudy.measure.models.inputs import Inputs
 
 from .outcomes import stop, users_code
@@ -70,8 +70,9 @@ def import_file(call: str, path: Path) -> object:
 
 def outputs_of(call: str, model: nn.Module, x: Inputs) -> object:
     """What a copy of the model makes of the inputs, in its own dtype: what is raised here is no fault of measuring."""
+    copied = own_copy(call, model)
     with users_code(call), torch.random.fork_rng(), torch.no_grad():
-        return x.call(copy.deepcopy(model))
+        return x.call(copied)
 
 
 def has_batch_statistics(model: nn.Module) -> bool:

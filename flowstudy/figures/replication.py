@@ -22,12 +22,14 @@ from .gallery import words_of
 
 PARTS = {  # of the report, the nearest to the paper first: title, profiles
     "At the paper's scale": ("paper",),
-    "Near the paper's scale: its data, fewer runs or epochs": ("gpu", "laptop"),
+    "Near the paper's scale: its data, fewer runs or epochs": ("gpu10", "gpu", "laptop"),
     "Not near it: scikit-learn's digits": ("quick",),
 }
 PROFILES = tuple(profile for profiles in PARTS.values() for profile in profiles)
 ABOUT = {
     "paper": "the paper's own setting.",
+    "gpu10": "figure 1's groups on all of MNIST, as many epochs of each as ten minutes of one GPU allow "
+             "(`python -m benchmarks.gpu`).",
     "gpu": "figure 1's 800 runs on all of MNIST, 4 epochs: six minutes of one H100.",
     "laptop": "real data, fewer runs and epochs: what two cores do in an hour.",
     "quick": "1,797 images of 8 x 8 instead of the paper's data, minutes on two cores: whether the studies run and "
@@ -70,8 +72,19 @@ def keep_record(root: Path, stamp: dict, folder: Path, computed: bool = True) ->
         if earlier["parameters"] == about["parameters"]:
             about |= {name: earlier[name] for name in ("seconds", "finished", "device", "versions")}
     about |= computed_where(stamp, folder, computed)
-    record = about | {"rows": json.loads(rows.to_json(orient="records"))}
+    write_record(root, about, rows)
+
+
+def write_record(root: Path, about: dict, rows: pd.DataFrame) -> None:
+    """Keep what a study found.
+
+    Args:
+        about: its `study`, `profile`, `parameters`, `seconds`, `finished`, `device` and `versions`.
+        rows: columns item, quantity, paper, ours, note.
+    """
+    target = root / "replication" / about["profile"] / f"{about['study']}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
+    record = about | {"rows": json.loads(rows.to_json(orient="records"))}
     write_whole(target, (json.dumps(record, indent=1) + "\n").encode())
 
 

@@ -29,10 +29,12 @@ def figure_1_claims(loss: pd.DataFrame, top: int, deepest: pd.DataFrame | None =
         deepest: the loss of one very deep highway net, which the companion paper (arXiv:1505.00387) trained on
             CIFAR-100 without a number.
     """
-    data, epochs = loss["dataset"].iloc[0], int(loss["epochs"].max())
-    runs = int(loss.groupby(["net", "depth"])["cell"].nunique().max())
+    data = loss["dataset"].iloc[0]
+    effort = {kind: (int(own["cell"].nunique()), int(own["epochs"].max()))
+              for kind, own in loss.groupby(["net", "depth"])}
     rows, best_of = [], {}
     for (net, depth), best, mean in ours(loss, top):
+        runs, epochs = effort[net, depth]
         best_of[net, depth] = best
         for name, found, words in (("best", best, f"best of {runs} runs"),
                                    (f"best_{top}", mean, f"mean of the best {top} of {runs} runs")):
@@ -41,6 +43,8 @@ def figure_1_claims(loss: pd.DataFrame, top: int, deepest: pd.DataFrame | None =
                          meaning(published, found, runs, epochs, name)))
     if ("plain", 100) in best_of and ("highway", 100) in best_of:
         ratio = best_of["plain", 100] / best_of["highway", 100]
+        both = [effort[net, 100] for net in ("plain", "highway")]
+        runs, epochs = (in_words(*numbers) for numbers in zip(*both, strict=True))
         rows.append(("figure 1", "best plain over best highway, depth 100", np.nan, ratio,
                      f"the paper's text: more than two orders of magnitude; that is of {RUNS} runs of {EPOCHS} epochs, "
                      f"this of {runs} of {epochs}"))
@@ -76,6 +80,10 @@ def ours(loss: pd.DataFrame, top: int) -> list[tuple[tuple[str, int], float, flo
         finals = runs["loss"].fillna(np.log(10)).sort_values()
         found.append((kind, float(finals.iloc[0]), float(finals.iloc[:top].mean())))
     return found
+
+
+def in_words(plain: int, highway: int) -> str:
+    return str(plain) if plain == highway else f"{plain} (plain) and {highway} (highway)"
 
 
 def epochs_in_words(epochs: int) -> str:

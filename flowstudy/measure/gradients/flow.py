@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 import torch
@@ -43,8 +43,9 @@ class GradientFlow(Drawn):
             it; of a net that normalises, of ||dL/dh|| rms(h), which scales before a normalisation do not change.  Of a
             recurrent net a row per `step` of the recurrence, the first one run first: norms are those of d loss / d
             state, of all that a cell puts out ((h, c) of an LSTM) together, `log10_carried_norm` what the last step's
-            alone becomes on its way back, and `log10_signal` does not grow by what the loss adds at each step.  Of
-            sequences of several lengths, the norms are of those whose last step is the last.
+            alone becomes on its way back, and `log10_signal` does not grow by what the loss adds at each step; in a
+            loop of operations alone `layer` is the last one that what the step reads comes from.  Of sequences of
+            several lengths, the norms are of those whose last step is the last.
         normalises: the net brings values to a size of its own, by batch statistics or each sample's: batch norm in
             training mode, layer, group, instance or RMS norms.
         input_mean_square: over samples and entries of x, the first input of real numbers; nan for integer inputs.
@@ -56,6 +57,8 @@ class GradientFlow(Drawn):
             inside, as the RMS norms of many language models do; the numbers then have that dtype's digits and range.
         repeatable: False where a second pass of a fresh copy, from the same random state, gave another output: the
             numbers are those of one pass, and another one has others.
+        detached: of layers that are called in a loop, in how many calls each is given, without its gradient
+            (`detach()`), what came from its own earlier output: no error signal crosses there.
         unread: recurrent modules whose time steps cannot be seen: subclasses with a forward of their own, and those
             inside a module of `hidden_layers`.
     """
@@ -70,6 +73,7 @@ class GradientFlow(Drawn):
     dtype: str = "float64"
     repeatable: bool = True
     unread: tuple[str, ...] = ()
+    detached: Mapping[str, int] = field(default_factory=dict)
 
     drawn_by = "gradient_flow"
 
@@ -94,7 +98,8 @@ class GradientFlow(Drawn):
         It speaks of the signal on this batch at the present weights.  It knows no learning rate, no optimiser and no
         data beyond the batch, and so not whether the net will learn: see `Verdict`.
         """
-        notes = {"input_mean_square": self.input_mean_square, "running_statistics": self.running_statistics}
+        notes = {"input_mean_square": self.input_mean_square, "running_statistics": self.running_statistics,
+                 "detached": self.detached}
         return verdict_of(self.frame, self.path, normalises=self.normalises, unread=self.unread, notes=notes)
 
     @property
@@ -207,7 +212,8 @@ def gradient_flow(model: nn.Module, x: Shown, y: object = None, *, loss: LossNam
     return GradientFlow(
         frame=pd.DataFrame(found.layers | columns | {"gradient": found.gradient}),
         path=decisive(path_frame(found.path, found.layers["type"], found.normalises),
-                      [time_frame(columns) for columns in found.time_paths], THRESHOLD),
+                      *([time_frame(columns) for columns in paths] for paths in (found.time_paths, found.bare_paths)),
+                      THRESHOLD),
         normalises=found.normalises,
         input_mean_square=mean_square_of(inputs),
         running_statistics=sum(not layer.training and layer.running_mean is not None for layer in model.modules()
@@ -217,6 +223,7 @@ def gradient_flow(model: nn.Module, x: Shown, y: object = None, *, loss: LossNam
         dtype=str(found.dtype).removeprefix("torch."),
         repeatable=found.repeatable,
         unread=tuple(found.unread),
+        detached=found.detached,
     )
 
 

@@ -1,9 +1,10 @@
 """One model on one batch: an untouched forward pass, a backward pass, and the rows that come of them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,13 +35,15 @@ from flowstudy.measure.models.layers import (
 )
 from flowstudy.measure.models.outputs import numbers_in
 from flowstudy.measure.models.path import Point, main_path, normalises
+from flowstudy.measure.models.recurrent.bare_loops import bare_loops
 from flowstudy.measure.models.recurrent.cells import parameters_of_cell
+from flowstudy.measure.models.recurrent.detached import detached_states
 from flowstudy.measure.models.recurrent.time_path import recurrences, states_in
 from flowstudy.measure.models.recurrent.unrolled import unread, unrolled
 from flowstudy.refusal import RefusalError
 
 from .losses import Objective
-from .over_time import places_in_time, time_columns
+from .over_time import bare_columns, places_in_time, time_columns
 from .statistics import kind_of_gradient, log10_norm, nothing, statistics_of
 
 REPEATED = 1e-9  # relative difference between two passes of one model that rounding explains
@@ -50,8 +53,9 @@ REPEATED = 1e-9  # relative difference between two passes of one model that roun
 class Measured:
     """One model on one batch: the rows, their statistics (layer,), and what belongs to the whole net.
 
-    `path` are the columns of `GradientFlow.path`, `time_paths` those of each recurrence, and `unread` are the recurrent
-    modules whose steps cannot be seen; `normalises`, that the net brings its values to a size of its own.
+    `path` are the columns of `GradientFlow.path`, `time_paths` those of each recurrence, `bare_paths` of those without
+    layers; `unread` are the recurrent modules whose steps cannot be seen, and `detached` as in `GradientFlow`;
+    `normalises`, that the net brings its values to a size of its own.
     """
 
     layers: dict[str, list]
@@ -59,12 +63,24 @@ class Measured:
     gradient: list[str]
     path: dict[str, list]
     time_paths: list[dict[str, list]]
+    bare_paths: list[dict[str, list]]
     unread: list[str]
     normalises: bool
     log10_input_gradient_norm: Tensor
     loss: Tensor
     dtype: torch.dtype
     repeatable: bool
+    detached: dict[str, int]
+
+
+class Pass(NamedTuple):
+    """One forward pass: the input as a leaf, the output, the loss, the uses of layers, and sizes of values by edge."""
+
+    leaf: Tensor | None
+    output: object
+    loss: Tensor
+    uses: list[Use]
+    sizes: dict[Key, Tensor]
 
 
 def measure_model(call: str, model: nn.Module, fresh: Callable[[], nn.Module], inputs: Inputs, y: object,
@@ -81,21 +97,9 @@ def measure_model(call: str, model: nn.Module, fresh: Callable[[], nn.Module], i
 def measure_copy(call: str, model: nn.Module, fresh: Callable[[], nn.Module], inputs: Inputs, y: object,
                  objective: Objective, steps: ExitStack) -> Measured:
     """The same; recurrent modules run step by step until `steps` is closed."""
-    copied, state = fresh(), RandomState(inputs.device)
-    layers, loose = shared_out(copied)
-    if not layers and not loose:
-        raise RefusalError(f"{call}: `model` must have layers with weights, got {type(copied).__name__} without any.")
-    leaf, output, value, uses, sizes = one_pass(call, copied, inputs, y, objective, layers, loose, state, steps)
-    if missed := weights_missed(copied, layers, loose, uses, value):
-        copied = fresh()   # they are used, but not by calls of their modules: each use of them is a layer
-        layers, loose = shared_out(copied)
-        parameters = dict(copied.named_parameters())
-        loose |= {name: parameters[name] for name in missed}
-        leaf, output, value, uses, sizes = one_pass(call, copied, inputs, y, objective, layers, loose, state, steps)
-    if not uses:
-        raise RefusalError(f"{call}: `model` must call its layers, got {type(copied).__name__}, whose forward calls "
-                           f"none of {', '.join(map(repr, layers))}. Let `hidden_layers` list modules that are called, "
-                           "or rename it.")
+    state = RandomState(inputs.device)
+    copied, layers, watched = pass_with_layers(call, fresh, inputs, y, objective, state, steps)
+    leaf, output, value, uses, sizes = watched
     nodes = reachable(edge_of(value)) if value.requires_grad else []
     check_gradients_can_be_asked_for(call, nodes)
     check_own_weights(call, model, leaves_in(nodes))
@@ -103,21 +107,26 @@ def measure_copy(call: str, model: nn.Module, fresh: Callable[[], nn.Module], in
     path = main_path(value, leaf, uses, sizes, len(inputs))
     loops = recurrences(uses, path)
     path = [point for point in path if point.use >= 0 or not loops]   # an input of many steps is no single value
-    found, on_path, at_states = errors_of(value, leaf, uses, path, states_in(uses, loops),
-                                           trainable_among(copied, weights))
+    bare = bare_loops(nodes, uses, loops)
+    found, on_path, at_states = errors_of(value, leaf, uses, path, states_in(uses, loops, bare),
+                                          trainable_among(copied, weights))
     at_input, like = found.input_gradient, value.detach()
+    in_loops = {uses[steps[0]].name for steps in loops}
+    repeatable, detached = second_pass(fresh(), inputs, output, state, in_loops)
     return Measured(
         layers=describe(copied, uses, weights, path, len(inputs)),
         statistics=statistics_of(uses, weights, found, like, len(inputs)),
         gradient=[kind_of_gradient([found.gradients.get(name) for name in names]) for names in weights],
         path=path_columns(path, on_path, like),
         time_paths=time_columns(uses, loops, at_states, len(inputs)),
+        bare_paths=bare_columns(bare, sizes, at_states, len(inputs)),
         unread=unread(copied, layers),
         normalises=normalises(nodes, uses),
         log10_input_gradient_norm=log10_norm([at_input], 0) if at_input else nothing(like),
         loss=like,
         dtype=coarsest(nodes) if nodes else value.dtype,
-        repeatable=parts_of_own_net(copied) is not None or repeats(fresh(), inputs, output, state),
+        repeatable=repeatable,
+        detached=detached,
     )
 
 
@@ -131,25 +140,55 @@ def errors_of(value: Tensor, leaf: Tensor | None, uses: list[Use], path: list[Po
     return replace(found, errors=of_uses), behind[:len(path)], dict(at_states)
 
 
-def repeats(copied: nn.Module, inputs: Inputs, output: object, state: RandomState) -> bool:
-    """A fresh copy gives the same output, to rounding, from the same random state."""
+def second_pass(copied: nn.Module, inputs: Inputs, output: object, state: RandomState,
+                in_loops: Container[str]) -> tuple[bool, dict[str, int]]:
+    """A fresh copy gives the same output, to rounding, from the same random state; and the states detached in loops.
+
+    flowstudy's own nets need no second pass.
+
+    Args:
+        in_loops: names of the layers that run in loops.
+    """
+    if parts_of_own_net(copied) is not None:
+        return True, {}
+    looping = {name: module for name, module in copied.named_modules() if name in in_loops}
     with state.replayed(), unrolled("gradient_flow", dict(copied.named_modules())):
-        again = inputs.with_leaf()[1].call(copied)
+        again, detached = detached_states(looping, lambda: inputs.with_leaf()[1].call(copied))
     pairs = zip(numbers_in(output), numbers_in(again), strict=False)
     return all(one.shape == other.shape and torch.allclose(one, other, rtol=REPEATED, atol=0.0, equal_nan=True)
-               for one, other in pairs)
+               for one, other in pairs), detached
 
 
 def one_pass(call: str, copied: nn.Module, inputs: Inputs, y: object, objective: Objective,
-             layers: dict[str, nn.Module], loose: dict[str, Tensor], state: RandomState, steps: ExitStack,
-             ) -> tuple[Tensor | None, object, Tensor, list[Use], dict[Key, Tensor]]:
-    """The input as a leaf, the output, the loss, the uses of layers, and the sizes of values by edge."""
+             layers: dict[str, nn.Module], loose: dict[str, Tensor], state: RandomState, steps: ExitStack) -> Pass:
+    """One forward pass, and the loss."""
     leaf, shown = inputs.with_leaf()
     with state.replayed():
         output, uses, sizes = watched_pass(call, copied, shown, layers, loose, steps)
     taken = objective.taken(output, y)
     objective.check(taken, y)
-    return leaf, output, objective.value(taken, y), uses, sizes
+    return Pass(leaf, output, objective.value(taken, y), uses, sizes)
+
+
+def pass_with_layers(call: str, fresh: Callable[[], nn.Module], inputs: Inputs, y: object, objective: Objective,
+                     state: RandomState, steps: ExitStack) -> tuple[nn.Module, dict[str, nn.Module], Pass]:
+    """The copy, its layers, and one pass in which every weight that the loss depends on belongs to a layer's use."""
+    copied = fresh()
+    layers, loose = shared_out(copied)
+    if not layers and not loose:
+        raise RefusalError(f"{call}: `model` must have layers with weights, got {type(copied).__name__} without any.")
+    found = one_pass(call, copied, inputs, y, objective, layers, loose, state, steps)
+    if missed := weights_missed(copied, layers, loose, found.uses, found.loss):
+        copied = fresh()   # they are used, but not by calls of their modules: each use of them is a layer
+        layers, loose = shared_out(copied)
+        parameters = dict(copied.named_parameters())
+        loose |= {name: parameters[name] for name in missed}
+        found = one_pass(call, copied, inputs, y, objective, layers, loose, state, steps)
+    if not found.uses:
+        raise RefusalError(f"{call}: `model` must call its layers, got {type(copied).__name__}, whose forward calls "
+                           f"none of {', '.join(map(repr, layers))}. Let `hidden_layers` list modules that are called, "
+                           "or rename it.")
+    return copied, layers, found
 
 
 def weights_missed(copied: nn.Module, layers: dict[str, nn.Module], loose: dict[str, Tensor], uses: list[Use],

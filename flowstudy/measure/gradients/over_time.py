@@ -1,10 +1,16 @@
 """What `gradient_flow` says of time: the columns of a recurrent net, and the path back over the steps."""
 
+import math
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from flowstudy.measure.models.forward import Use
-from flowstudy.measure.models.recurrent.time_path import StateErrors, time_paths
+from flowstudy.measure.models.graph import Key, key_of
+from flowstudy.measure.models.recurrent.bare_loops import BareLoop
+from flowstudy.measure.models.recurrent.time_path import StateErrors, Step, bare_path, time_paths
 
 from .signal import change_of
 from .statistics import log10_norm
@@ -29,13 +35,27 @@ def time_columns(uses: list[Use], loops: list[list[int]], found: StateErrors, sa
         loops: indices of the uses of each layer that is run in a loop.
         found: d loss / d state at each of them.
     """
-    return [{
-        "layer": [max(step.uses) + 1 for step in path],
+    return [steps_as_columns(path, [uses[step.use].statistics[1] for step in path])
+            for path in time_paths(uses, loops, found, samples)]
+
+
+def bare_columns(loops: list[BareLoop], sizes: Mapping[Key, Tensor], found: StateErrors,
+                 samples: int) -> list[dict[str, list]]:
+    """The same of loops of operations alone; the sizes of states are known where a module takes or gives them."""
+    paths = [(bare_path(loop, found, samples), loop) for loop in loops]
+    return [steps_as_columns(path, [sizes.get(key_of(state[0])) for state in loop.states])
+            for path, loop in paths if path]
+
+
+def steps_as_columns(path: list[Step], sizes: Sequence[Tensor | None]) -> dict[str, list]:
+    return {
+        "layer": [step.use + 1 for step in path],
         "step": list(range(1, len(path) + 1)),
         "log10_error_signal_norm": [log10_norm(step.errors, 0).item() for step in path],
         "log10_carried_norm": [log10_norm(step.carried, 0).item() for step in path],
-        "activation_mean_square": [uses[max(step.uses)].statistics[1].item() for step in path],
-    } for path in time_paths(uses, loops, found, samples)]
+        "activation_mean_square": [math.nan if size is None else size.item()
+                                   for _, size in zip(path, sizes, strict=False)],
+    }
 
 
 def time_frame(columns: dict[str, list]) -> pd.DataFrame:
@@ -53,11 +73,15 @@ def time_frame(columns: dict[str, list]) -> pd.DataFrame:
                        log10_signal=np.where(total > total[-1], grown, total))
 
 
-def decisive(path: pd.DataFrame, over_time: list[pd.DataFrame], threshold: float) -> pd.DataFrame:
+def decisive(path: pd.DataFrame, over_time: list[pd.DataFrame], bare: list[pd.DataFrame],
+             threshold: float) -> pd.DataFrame:
     """What the verdict reads: of several paths the one along which the signal changes most.
 
     In a recurrent net the way back over time comes first, unless it is within the threshold and the main path is not.
+    A loop of operations alone (`bare`) may be a sum over features as well as a recurrence: where it keeps the signal
+    there is nothing to say of it.
     """
+    over_time = over_time + [one for one in bare if abs(change_of(one)) > threshold]
     if not over_time:
         return path
     longest = max(over_time, key=lambda one: abs(change_of(one)))

@@ -24,6 +24,7 @@ gate's own time scale the length of the sequence (Tallec & Ollivier 2018).
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -107,7 +108,7 @@ class Verdict:
 
 
 def verdict_of(frame: pd.DataFrame, path: pd.DataFrame | None = None, *, normalises: bool = False,
-               unread: Sequence[str] = (), notes: Mapping[str, float] | None = None) -> Verdict:
+               unread: Sequence[str] = (), notes: Mapping[str, Any] | None = None) -> Verdict:
     """The verdict on a frame of `gradient_flow`.
 
     Args:
@@ -131,11 +132,13 @@ def verdict_of(frame: pd.DataFrame, path: pd.DataFrame | None = None, *, normali
     return replace(found, sentence=found.sentence + extra, advice=advice)
 
 
-def remarks(normalises: bool, input_mean_square: float = math.nan, running_statistics: int = 0) -> list[str]:
-    """What stands beside the verdict: inputs of another scale than 1, and measuring another net than the one trained.
+def remarks(normalises: bool, input_mean_square: float = math.nan, running_statistics: int = 0,
+            detached: Mapping[str, int] | None = None) -> list[str]:
+    """What stands beside the verdict: inputs of another scale than 1, another net than the one trained, a cut in time.
 
     Args:
         running_statistics: batch norm layers in evaluation mode.
+        detached: see `GradientFlow`.
     """
     found = []
     size = math.sqrt(input_mean_square) if input_mean_square >= 0 else math.nan
@@ -147,6 +150,9 @@ def remarks(normalises: bool, input_mean_square: float = math.nan, running_stati
         layers = f"{running_statistics} batch norm layer{'s' * (running_statistics > 1)}"
         found.append(f"Measured in evaluation mode, where {layers} divide by running statistics: another net than the "
                      "one that trains; measure it after model.train().")
+    for name, calls in (detached or {}).items():
+        found.append(f"{name!r} is given its own earlier output without a gradient (detach()) in {calls} "
+                     f"call{'s' * (calls > 1)}: no error signal crosses these.")
     return found
 
 
@@ -245,7 +251,7 @@ def of_change(path: pd.DataFrame, normalises: bool) -> Verdict:
     factor = math.exp(backward_slope(path) / 2)
     error, decades = factor * slope_error(path) / 2, change[0] / (2 * math.log(10))
     signal = "error signal, relative to the size of what it arrives at," if normalises else "error signal"
-    pace = (f"by a factor of {factor:.3g} ± {error:.1g} per layer (1 at criticality), "
+    pace = (f"by a factor of {with_error(factor, error)} per layer (1 at criticality), "
             f"{abs(decades):.2g} decades over {len(layers)} {places_in_words(layers)}")
     grown = math.log(activations[-1] / activations[0]) if activations[0] > 0 and activations[-1] > 0 else math.inf
     made_up = normalises if change[0] > 0 else not normalises and abs(change[0] - grown) <= THRESHOLD
@@ -273,7 +279,7 @@ def of_steps(frame: pd.DataFrame, path: pd.DataFrame) -> Verdict:
     change, signal = log_squares(path) - log_squares(path)[-1], "error signal of the state"
     factor = math.exp(backward_slope(path) / 2)
     error, decades = factor * slope_error(path) / 2, change[0] / (2 * math.log(10))
-    pace = (f"by a factor of {factor:.3g} ± {error:.1g} per time step (1 at criticality), {abs(decades):.2g} decades "
+    pace = (f"by a factor of {with_error(factor, error)} per time step (1 at criticality), {abs(decades):.2g} decades "
             f"over {len(path)} time steps of {cell_in_words(frame, path)}")
     share = math.exp(-THRESHOLD / 2)
     if abs(change[0]) <= THRESHOLD:
@@ -284,7 +290,7 @@ def of_steps(frame: pd.DataFrame, path: pd.DataFrame) -> Verdict:
                        f"stable: the {signal} reaches the first time step at {10**decades:.2g} times its last norm, "
                        f"changing {pace}{aside}.")
     last = reach(change < -THRESHOLD if change[0] < 0 else change > THRESHOLD)
-    layer, where = int(path["layer"].iloc[last]), f"from step {path['step'].iloc[last]} to the first"
+    layer, where = int(path["layer"].iloc[last]) or None, f"from step {path['step'].iloc[last]} to the first"
     if change[0] < 0:
         return Verdict("vanishing", layer, factor, error, decades,
                        f"vanishing: {where} the {signal} is below {100 * share:.2g}% of the last time step's; it "
@@ -298,10 +304,19 @@ def of_steps(frame: pd.DataFrame, path: pd.DataFrame) -> Verdict:
                    f"{pace}{aside}.")
 
 
+def with_error(factor: float, error: float) -> str:
+    """Two places give a slope and no error."""
+    return f"{factor:.3g}" + (f" ± {error:.1g}" if math.isfinite(error) else "")
+
+
 def cell_in_words(frame: pd.DataFrame, path: pd.DataFrame) -> str:
     """The recurrence: a module's name, and which of its stacked layers and directions."""
+    if path["layer"].iloc[0] == 0:
+        return "a loop over the input"
     row = frame.iloc[int(path["layer"].iloc[0]) - 1]
     name = repr(row["module"]) if row["module"] else "the model itself"
+    if path["layer"].nunique() == 1:
+        return f"a loop over what {name} puts out"
     if "time" not in frame or pd.isna(row["time"]):
         return f"the loop over {name}"
     return f"{name} (stacked layer {row['stack_layer']}, {row['direction']})"

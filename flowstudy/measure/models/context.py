@@ -3,16 +3,20 @@
 import functools
 import random
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
+import torch.utils.checkpoint
 from torch import nn
 from torch.overrides import _pop_mode, _push_mode
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from flowstudy.refusal import RefusalError
 
 P, R = ParamSpec("P"), TypeVar("R")
 
@@ -33,9 +37,25 @@ def in_own_context(measurement: Callable[P, R]) -> Callable[P, R]:
             stack.enter_context(callers_modes_aside())
             for kind in {"cpu", device_of(model).type}:
                 stack.enter_context(torch.autocast(kind, enabled=False))
+            stack.enter_context(several_backward_passes(measurement.__name__))
             return measurement(*args, **kwargs)
 
     return measured
+
+
+@contextmanager
+def several_backward_passes(call: str) -> Iterator[None]:
+    """Through one forward pass; what a selective checkpoint has kept serves one alone."""
+    try:
+        yield
+    except RuntimeError as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        raised_in = frame.f_code
+        if raised_in.co_name != "__torch_dispatch__" or raised_in.co_filename != torch.utils.checkpoint.__file__:
+            raise
+        raise RefusalError(f"{call}: `model` must allow several backward passes, got a selective checkpoint, which "
+                           "allows one. Leave context_fn out of torch.utils.checkpoint.checkpoint while you measure: "
+                           "the numbers are the same.") from error
 
 
 class Caller(threading.local):

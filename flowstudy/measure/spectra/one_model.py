@@ -98,8 +98,10 @@ def jacobian_spectrum(model: nn.Module, x: Shown | None = None, *, part: str | t
     if start is not None and (method in ("product", "matrix_free") or part == "time"):
         got = repr(method) if part != "time" else "part='time'"
         raise RefusalError(f"{call}: `start` goes with method='dense', got {got}. Leave `method` and `part` out.")
-    if wrt is not None and part == "time":
-        raise RefusalError(f"{call}: `wrt` must be left out with part='time', which is of initial states, got {wrt!r}.")
+    for name, value in (("wrt", wrt), ("output", output)):
+        if value is not None and part == "time":
+            raise RefusalError(f"{call}: `{name}` must be left out with part='time', which is of a recurrent module's "
+                               f"first and last states, got {value!r}. Leave it out.")
     check_chunk(call, chunk)
     probe, inputs = prepare(call, model, x, samples, seed, output, wrt, mode, whole=part == "time")
     state = RandomState(inputs.device)

@@ -15,8 +15,10 @@ from torch.autograd.graph import GradientEdge
 
 from flowstudy.measure.models.backward import Scaled, dense, peak, times_power
 from flowstudy.measure.models.forward import Use
-from flowstudy.measure.models.graph import Key, key_of
+from flowstudy.measure.models.graph import Key, key_of, shape_of
 from flowstudy.measure.models.path import Point
+
+from .bare_loops import BareLoop
 
 SHORTEST = 3   # steps of a recurrence; a layer that is used twice is tied
 LARGE = 2.0**900   # sizes up to here, and down to its inverse, have lost nothing
@@ -30,12 +32,12 @@ class Step:
     """One step of a recurrence.
 
     Attributes:
-        uses: indices of the layers' uses in it: one, of torch's modules; those of a loop's body.
+        use: index of the last use of a layer in it, or before it in a loop of operations alone; -1 of none.
         errors: d loss / d state, a tensor for each part of the state; of the samples that the last step's is of.
         carried: what the last step's alone become on their way back through the recurrence.
     """
 
-    uses: tuple[int, ...]
+    use: int
     errors: list[Scaled]
     carried: list[Scaled]
 
@@ -53,8 +55,9 @@ def recurrences(uses: Sequence[Use], path: Sequence[Point]) -> list[list[int]]:
     return [steps for steps in by_layer.values() if len(steps) >= SHORTEST and not is_read(steps)]
 
 
-def states_in(uses: Sequence[Use], loops: Sequence[Sequence[int]]) -> list[GradientEdge]:
-    return [edge for steps in loops for i in steps for edge in uses[i].state]
+def states_in(uses: Sequence[Use], loops: Sequence[Sequence[int]], bare: Sequence[BareLoop]) -> list[GradientEdge]:
+    of_layers = [edge for steps in loops for i in steps for edge in uses[i].state]
+    return of_layers + [edge for loop in bare for state in loop.states for edge in state]
 
 
 def time_paths(uses: Sequence[Use], loops: Sequence[Sequence[int]], found: StateErrors,
@@ -65,7 +68,17 @@ def time_paths(uses: Sequence[Use], loops: Sequence[Sequence[int]], found: State
         loops: indices of the uses of each layer.
     """
     chains = [chain for steps in loops for chain in chains_in(uses, steps, found)]
-    return [path_over(uses, list(zip(*together, strict=True)), found, samples) for together in side_by_side(chains)]
+    return [path_of_layers(uses, list(zip(*together, strict=True)), found, samples)
+            for together in side_by_side(chains)]
+
+
+def bare_path(loop: BareLoop, found: StateErrors, samples: int) -> list[Step]:
+    """The same of a loop of operations alone, up to the last step that the loss sees; empty if it carries nothing."""
+    seen = [t for t, state in enumerate(loop.states, start=1) if is_seen([found[key_of(edge)] for edge in state])]
+    states = loop.states[:seen[-1]] if seen else []
+    by_sample = bool(states) and all(shape_of(edge)[:1] == (samples,) for edge in states[-1])
+    path = path_over(states, loop.uses, by_sample, found) if len(states) >= SHORTEST else []
+    return path if all(step.carried for step in path) else []
 
 
 def chains_in(uses: Sequence[Use], steps: Sequence[int], found: StateErrors) -> list[list[int]]:
@@ -103,12 +116,18 @@ def take_turns(chains: list[list[int]]) -> bool:
     return all(max(now) < min(after) for now, after in itertools.pairwise(zip(*chains, strict=True)))
 
 
-def path_over(uses: Sequence[Use], steps: list[tuple[int, ...]], found: StateErrors, samples: int) -> list[Step]:
-    errors = [errors_at(uses, step, found) for step in steps]
-    carried = carried_back([[edge for i in step for edge in uses[i].state] for step in steps], errors[-1])
+def path_of_layers(uses: Sequence[Use], steps: list[tuple[int, ...]], found: StateErrors, samples: int) -> list[Step]:
     by_sample = all(uses[i].place is not None or uses[i].shape[:1] == (samples,) for i in steps[-1])
+    states = [[edge for i in step for edge in uses[i].state] for step in steps]
+    return path_over(states, [max(step) for step in steps], by_sample, found)
+
+
+def path_over(states: Sequence[Sequence[GradientEdge]], uses: Sequence[int], by_sample: bool,
+              found: StateErrors) -> list[Step]:
+    errors = [[found[key_of(edge)] for edge in state] for state in states]
+    carried = carried_back(states, errors[-1])
     own = of_last_samples([present(here) for here in errors]) if by_sample else [present(here) for here in errors]
-    return [Step(step, here, present(back)) for step, here, back in zip(steps, own, carried, strict=True)]
+    return [Step(use, here, present(back)) for use, here, back in zip(uses, own, carried, strict=False)]
 
 
 def of_last_samples(errors: list[list[Scaled]]) -> list[list[Scaled]]:

@@ -1,0 +1,69 @@
+"""Figure 1 as it was trained on the GPU, beside the authors' numbers: a record that REPLICATION.md is made of."""
+
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+
+from flowstudy.figures.replication import write_record, write_report
+from flowstudy.paper.published import figure_1_claims
+from flowstudy.sweep import Cell, Store
+from flowstudy.sweep.plan import table_of
+
+from .record import STORE, records_in
+from .searches import FIGURE, plan
+
+STUDY, TOP = "loss_vs_depth", 10
+
+
+def replicate(folder: Path, root: Path) -> str:
+    """Write the record of the groups that ended, and REPLICATION.md; in words, what was done.
+
+    Args:
+        folder: of `--out`.
+        root: of the repository, or of another folder that is to hold them.
+    """
+    records = records_in(folder)
+    ended = [row for row in records["parts"].get("searches", {"rows": []})["rows"]
+             if row["epochs"] and row["group"].startswith(FIGURE)]
+    if not ended or not (folder / STORE).exists():
+        return f"{folder} holds no group of figure 1 that ended: no record."
+    groups = plan(records["profile"])
+    cells = [replace(cell, epochs=row["epochs"]) for row in ended for cell in groups[row["group"]]]
+    with unpacked(folder / STORE) as results:
+        loss, made = loss_and_provenance(cells, Store(results))
+    machine = {row["what"]: row["value"] for row in records["parts"]["machine"]["rows"]}
+    last = max(datetime.fromisoformat(one["finished"]) for one in made).astimezone(UTC)
+    about = {"study": STUDY, "profile": records["profile"], "seconds": round(sum(one["seconds"] for one in made), 1),
+             "finished": f"{last:%Y-%m-%d %H:%M} UTC", "device": f"one {machine['device']}",
+             "versions": {"torch": machine["torch"]}, "parameters": parameters_of(cells)}
+    write_record(root, about, figure_1_claims(loss, TOP))
+    write_report(root)
+    return f"{len(ended)} groups of figure 1, {len(cells)} nets: {root / 'REPLICATION.md'}"
+
+
+def loss_and_provenance(cells: list[Cell], store: Store) -> tuple[pd.DataFrame, list[dict]]:
+    """What `run(cells, measure="training_loss")` returns, and how each of the groups was computed."""
+    table, keys = table_of("training_loss", {}), {cell.key for cell in cells}
+    return store.load(cells, table), [footer["provenance"] for footer in store.footers(table)
+                                      if not keys.isdisjoint(footer["cells"])]
+
+
+def parameters_of(cells: list[Cell]) -> dict[str, object]:
+    """Those of the study's notebook that these cells show."""
+    epochs = sorted({cell.epochs for cell in cells})
+    return {"depths": sorted({cell.depth for cell in cells}), "runs": len({cell.seed for cell in cells}), "top": TOP,
+            "epochs": epochs[0] if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}",
+            "batch_size": cells[0].batch_size, "dataset": cells[0].dataset, "train_samples": cells[0].train_samples}
+
+
+@contextmanager
+def unpacked(store: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder, tarfile.open(store) as archive:
+        archive.extractall(folder, filter="data")
+        yield Path(folder) / "results"
