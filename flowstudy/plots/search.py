@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .message import capital, count, data_of, number, speak
 from .style import LOST, STYLE, WIDTH, depth_axis, draw_chance, halo, label_end, net_color
-from .training import CHANCE, final_loss, gate_bias_rules, runs_per_net
+from .training import CHANCE, final_loss, gate_bias_rules, how_long, runs_per_net
 
 Z = 1.96  # of the intervals: 95 %
 
@@ -43,7 +43,7 @@ def which_runs_train(loss: pd.DataFrame, threshold: float = 1e-3) -> Figure:
             figure.colorbar(dots, ax=panels, label="log$_{10}$ final training loss")
         return speak(figure, shares_in_words(final, threshold),
                      f"{count(runs_per_net(final, 'plain'), 'run')} of each net and depth on {data_of(loss)}, "
-                     f"{count(loss['epochs'].max(), 'epoch')}, settings drawn at random; bars: 95 % Wilson intervals "
+                     f"{how_long(final)}, settings drawn at random; bars: 95 % Wilson intervals "
                      "of the share. Right: a dot is a highway run, side by side where they share depth and bias, dark "
                      "where the loss is low; cross: diverged. Lines: the bias at which the squared gradient loses a "
                      "factor e, solid -ln(2 L - 1), the late layers' rate, dashed over the whole net; below them "

@@ -136,7 +136,7 @@ def figure_1(frame: pd.DataFrame, top: int = 10) -> Figure:
         tables = ("; hollow, dotted: the authors' tables, mean of the best 10 of 100 runs of 400 epochs" if published
                   else "")
         return speak(figure, depth_in_words(best, top),
-                     f"Cross-entropy of training on {data_of(frame)} after {count(frame['epoch'].max(), 'epoch')}. "
+                     f"Cross-entropy of training on {data_of(frame)} after {how_long(best)}. "
                      f"Left: lines are means of the {top} best of all runs, small dots those runs{tables}. Middle and "
                      "right: the best run of each depth. "
                      f"{'; '.join(search_in_words(best, net) for net in NETS_HERE)}; a run that diverged counts as "
@@ -183,6 +183,13 @@ def draw_curves(ax: Axes, frame: pd.DataFrame, runs: pd.DataFrame, net: str) -> 
             label_end(ax, curve["loss"].iloc[-1], f"{depth} layers", color)
     ax.set(title=f"best run of each depth, {net}", xlabel="epoch", yscale="log", xlim=(0, frame["epoch"].max()))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+
+
+def how_long(runs: pd.DataFrame) -> str:
+    """20 epochs, or 4 to 20 epochs where kinds of net were trained for different times."""
+    last = runs.groupby(["net", "depth"])["epoch"].max()
+    least, most = last.min(), last.max()
+    return count(most, "epoch") if least == most else f"{least} to {count(most, 'epoch')}"
 
 
 def search_in_words(runs: pd.DataFrame, net: str) -> str:
