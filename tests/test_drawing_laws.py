@@ -188,7 +188,8 @@ def test_every_line_shows_on_white(figures):
 def test_the_palette_shows_on_white_and_tells_apart(count):
     frame = pd.DataFrame({"depth": range(count), "gate_bias": -np.arange(count, dtype=float)})
     depths, gates = style.depth_colors(frame), style.gate_colors(frame["gate_bias"])
-    fixed = [*style.NETS.values(), *style.SCHEMES.values(), style.OTHER, style.LOST, style.REFERENCE]
+    fixed = [*style.NETS.values(), *style.SCHEMES.values(), *style.CLASSES, *style.ROUTES.values(), style.OTHER,
+             style.LOST, style.REFERENCE]
     for colors in (list(depths.values()), list(gates.values()), fixed):
         assert len(set(colors)) == len(colors)
         assert min(map(contrast_on_white, colors)) >= 3

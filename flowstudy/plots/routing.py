@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .message import count, data_of, listed, number, speak
-from .style import REFERENCE, STYLE, WIDTH, label_end, net_color
+from .style import CLASSES, REFERENCE, STYLE, WIDTH, label_end, net_color
 
 ROUTING = {  # column: title, colour map, what its bar counts
     "trained_gate_bias": ("gate biases, trained", "viridis", "bias"),
@@ -17,7 +17,6 @@ ROUTING = {  # column: title, colour map, what its bar counts
     "single_activity": ("gate activity, one sample", "magma", "share transformed"),
     "single_output": ("block outputs, one sample", "RdBu_r", "output"),
 }
-CLASSES = ("#b5480f", "#1f6f8b", "#6a4c93", "#4d4d4d")  # of a data set, or one net beside another
 DRAWN = 0.99   # share of the cells that a scale of colours reaches
 SLIGHT = 0.01  # share of the samples
 

@@ -19,6 +19,7 @@ from .message import capital, count, kinds_of, nets_of, number, plain_words, pow
 from .style import (
     BAND,
     REFERENCE,
+    ROUTES,
     STYLE,
     WIDTH,
     depth_axis,
@@ -35,9 +36,8 @@ from .style import (
 )
 
 BY_DEPTH = "Lines: medians over seeds and inputs; shaded: 10 to 90 %."
-ROUTES = {"float32": ("multiplied out, float32", "#c2410c", "s"),  # label, colour, marker
-          "float64": ("multiplied out, float64", "#6d5a00", "D"),
-          "product": ("flowstudy", "#111111", "o")}
+ROUTE_LABELS = {"float32": ("multiplied out, float32", "s"), "float64": ("multiplied out, float64", "D"),
+                "product": ("flowstudy", "o")}
 
 
 def spectrum_by_depth(frame: pd.DataFrame, statistics: pd.DataFrame | None = None) -> Figure:
@@ -237,8 +237,8 @@ def spectrum_by_route(frame: pd.DataFrame) -> Figure:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
         ax = figure.subplots()
-        for route, (words, color, marker) in ROUTES.items():
-            rows = finite[finite["route"] == route]
+        for route, (words, marker) in ROUTE_LABELS.items():
+            rows, color = finite[finite["route"] == route], ROUTES[route]
             ax.plot(rows["rank"], rows["log10_s"], lw=1.2, color=color, marker=marker, ms=4)
             if len(rows):
                 label_end(ax, rows["log10_s"].iloc[-1],

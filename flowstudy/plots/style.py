@@ -37,6 +37,8 @@ DEPTH_RANGE = (0.66, 0.1)
 SCHEMES = {"glorot": "#00808a", "he": "#8a6d00", "lecun": "#9b2d6f", "orthogonal": "#111111", "random": "#6e6e6e"}
 OTHER = "#7a4b2a"
 MARKERS = {"normal": "o", "uniform": "s", "orthogonal": "D", "walk": "^"}  # by the end of a scheme's name
+CLASSES = ("#6a4c93", "#00695c", "#ad1457", "#5d4037")  # of a data set, or one trained net beside another
+ROUTES = {"float32": "#7b1fa2", "float64": "#3c5a73", "product": "#000000"}  # to one net's singular values
 REFERENCE = "0.35"  # chance, and what else is not a result
 LOST = "#b00020"    # a run that diverged
 
