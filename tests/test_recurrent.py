@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 
 import mpmath
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from any_module import Of
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
@@ -474,7 +475,7 @@ def test_a_loop_whose_state_no_layer_carries_on_is_read_along_time(name):
                        for kept in (0.5, 1.0))
     assert vanishes.verdict.kind == "vanishing" and len(vanishes.path) == 20
     assert vanishes.verdict.factor == pytest.approx(0.5, rel=1e-9) and vanishes.verdict.factor_error < 1e-9
-    assert "into" in vanishes.verdict.sentence and "per time step" in vanishes.verdict.sentence
+    assert "into" in vanishes.verdict.sentence and "per step (1 at criticality)" in vanishes.verdict.sentence
     assert keeps.verdict.kind == "stable"
 
 
@@ -497,7 +498,66 @@ def test_a_loop_over_the_input_has_no_layer_in_front():
     """And a read-out of every step is no part of the loop, though a layer."""
     flow = fs.gradient_flow(Leaky(0.25).double(), torch.randn(5, 12, FEATURES), loss=square)
     assert flow.verdict.kind == "vanishing" and flow.verdict.factor == pytest.approx(0.25, rel=1e-9)
-    assert flow.verdict.layer is None and "over 12 time steps of a loop over the input" in flow.verdict.sentence
+    assert flow.verdict.layer is None and "over 12 steps of a loop over the input" in flow.verdict.sentence
+
+
+class SliceBackward(torch.autograd.Function):
+    """Its node is called as that of a slice."""
+
+    @staticmethod
+    def forward(_ctx: object, u: Tensor) -> Tensor:
+        return 2 * u
+
+    @staticmethod
+    def backward(_ctx: object, error: Tensor) -> Tensor:
+        return 2 * error
+
+
+BODIES = {   # of a loop over u (sample, time, unit) from h: the state after it, which keeps half of itself at each step
+    "what is read is worked on": lambda h, u: [h := 0.5 * h + torch.tanh(part) for part in u.unbind(1)][-1],
+    "a running mean": lambda h, u: [h := h + 0.5 * (part - h) for part in u.unbind(1)][-1],
+    "begun with the first part": lambda h, u: reduce(lambda h, part: 0.5 * h + part, u.unbind(1)),
+    "the last part is read before": lambda h, u: u[:, -1].sigmoid() * [h := 0.5 * h + u[:, t]
+                                                                       for t in range(u.shape[1])][-1],
+    "two values are read": lambda h, u: [h := torch.full_like(a, 0.5) * h + a + b for a, b in
+                                         zip(u.unbind(1), u.exp().unbind(1), strict=True)][-1],
+}
+
+
+@pytest.mark.parametrize("steps", [7, 20])
+@pytest.mark.parametrize("name", BODIES)
+def test_the_state_of_a_bare_loop_is_told_from_what_is_read(name, steps):
+    """Of 20 steps the signal falls by 19 times log10(2); of 7 by 1.8, too."""
+    model = Of(lambda into, head, x: head(BODIES[name](torch.zeros(len(x), WIDTH), into(x))),
+               nn.Linear(FEATURES, WIDTH), nn.Linear(WIDTH, 3))
+    flow = fs.gradient_flow(model.double(), torch.randn(5, steps, FEATURES), loss=square)
+    assert flow.verdict.kind == "vanishing" and flow.verdict.factor == pytest.approx(0.5, rel=1e-9)
+    assert len(flow.path) == steps - (name == "begun with the first part")
+
+
+def test_a_side_statistic_does_not_decide_where_the_parts_have_another_way():
+    """A fading mean beside a plain one: every part gets its signal directly, of nearly the same size."""
+    def forward(into: nn.Module, head: nn.Module, x: Tensor) -> Tensor:
+        u, h = into(x), torch.zeros(len(x), WIDTH)
+        for part in u.unbind(1):
+            h = 0.5 * h + part
+        return head(u.mean(1) + 0.01 * h)
+
+    model = Of(forward, nn.Linear(FEATURES, WIDTH), nn.Linear(WIDTH, 3))
+    assert "step" not in fs.gradient_flow(model.double(), torch.randn(5, 20, FEATURES), loss=square).path
+
+
+@torch.jit.script
+def scripted(u: Tensor) -> Tensor:
+    return torch.sigmoid(u[:, 1:3]) + u[:, :2]
+
+
+@pytest.mark.parametrize("take_apart", [
+    lambda u: torch.ops.aten.slice(u, 1, None, 3), lambda u: torch.cat([u, u[:, :0][:, -2:]], 1), scripted,
+    SliceBackward.apply], ids=["no start", "no length", "scripted", "a Function called so"])
+def test_parts_of_all_kinds_are_looked_at(take_apart):
+    net = Of(lambda into, x: take_apart(into(x)), nn.Linear(FEATURES, WIDTH))
+    assert fs.gradient_flow(net, torch.randn(5, 12, FEATURES), loss=square).loss > 0
 
 
 class Truncated(nn.Module):
@@ -528,13 +588,43 @@ def without_gradient(h: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("kind, chunk, cut, calls", [
     ("cell", 1, torch.detach, 11), ("cell", 4, torch.detach, 2), ("cell", 1, lambda h: h.data.clone(), 11),
-    ("cell", 4, without_gradient, 2), ("module", 4, torch.detach, 2), ("cell", 4, lambda h: h, 0),
+    ("cell", 4, without_gradient, 2), ("cell", 4, lambda h: h.detach().requires_grad_(), 2),
+    ("module", 4, torch.detach, 2), ("cell", 4, lambda h: h, 0),
     ("module", 12, torch.detach, 0)])
 def test_a_state_that_is_detached_on_the_way_is_named(kind, chunk, cut, calls):
     flow = fs.gradient_flow(Truncated(kind, chunk, cut), torch.randn(5, 12, FEATURES), loss=square)
     assert flow.detached == ({"rnn": calls} if calls else {})
-    assert (f"'rnn' is given its own earlier output without a gradient (detach()) in {calls} call"
-            in flow.verdict.sentence) == bool(calls)
+    assert (f"what came from its own earlier output in {calls} call" in flow.verdict.sentence) == bool(calls)
+
+
+def test_a_detached_state_is_named_in_what_it_is_joined_with():
+    cell = Of(lambda layer, head, x: head(reduce(
+        lambda h, part: torch.tanh(layer(torch.cat([part, h.detach()], 1))), x.unbind(1), torch.zeros(len(x), WIDTH))),
+        nn.Linear(FEATURES + WIDTH, WIDTH), nn.Linear(WIDTH, 3))
+    assert list(fs.gradient_flow(cell, torch.randn(5, 12, FEATURES), loss=square).detached.values()) == [11]
+
+
+@pytest.mark.parametrize("start", [torch.zeros_like, lambda h: h.new_ones(h.shape), torch.randn_like])
+def test_of_a_state_whose_shape_alone_is_taken_nothing_is_detached(start):
+    cell = Of(lambda layer, head, x: head(sum(reduce(
+        lambda h, part: layer(part, start(h)), x.unbind(1), torch.zeros(len(x), WIDTH)) for _ in range(2))),
+        nn.GRUCell(FEATURES, WIDTH), nn.Linear(WIDTH, 3))
+    assert fs.gradient_flow(cell, torch.randn(5, 12, FEATURES), loss=square).detached == {}
+
+
+def test_a_long_way_without_gradients_takes_no_longer_than_its_operations():
+    """Sums of what has none, 60 times: what they come from is kept once."""
+    def forward(layer: nn.Module, head: nn.Module, x: Tensor) -> Tensor:
+        h = layer(layer(layer(x)))
+        with torch.no_grad():
+            z = h
+            for _ in range(60):
+                z = z + torch.tanh(z)
+        return head(h + layer(z))
+
+    model = Of(forward, nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3))
+    flow = fs.gradient_flow(model, torch.randn(5, WIDTH), loss=square)
+    assert sum(flow.detached.values()) <= 1
 
 
 def test_what_is_detached_for_another_layer_is_no_state():

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import flowstudy as fs
 from flowstudy.measure import gradient_flow, stacked_gradient_flow
-from flowstudy.measure.gradients.verdict import ADVICE, THRESHOLD, verdict_of
+from flowstudy.measure.gradients.advice import ADVICE
+from flowstudy.measure.gradients.verdict import THRESHOLD, verdict_of
 
 WIDTH = 128
 SEEDS = pytest.mark.parametrize("seeds, at_least", [(5, 5), pytest.param(20, 19, marks=pytest.mark.slow)],

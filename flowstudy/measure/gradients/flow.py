@@ -43,9 +43,10 @@ class GradientFlow(Drawn):
             it; of a net that normalises, of ||dL/dh|| rms(h), which scales before a normalisation do not change.  Of a
             recurrent net a row per `step` of the recurrence, the first one run first: norms are those of d loss / d
             state, of all that a cell puts out ((h, c) of an LSTM) together, `log10_carried_norm` what the last step's
-            alone becomes on its way back, and `log10_signal` does not grow by what the loss adds at each step; in a
-            loop of operations alone `layer` is the last one that what the step reads comes from.  Of sequences of
-            several lengths, the norms are of those whose last step is the last.
+            alone becomes on its way back, and `log10_signal` does not grow by what the loss adds at each step; of a
+            loop of operations alone `layer` is the last one that what the step reads comes from, and `log10_part_norm`
+            is of d loss / d what it reads.  Of sequences of several lengths, the norms are of those whose last step is
+            the last.
         normalises: the net brings values to a size of its own, by batch statistics or each sample's: batch norm in
             training mode, layer, group, instance or RMS norms.
         input_mean_square: over samples and entries of x, the first input of real numbers; nan for integer inputs.

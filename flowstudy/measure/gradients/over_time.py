@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from flowstudy.measure.models.backward import Scaled
 from flowstudy.measure.models.forward import Use
 from flowstudy.measure.models.graph import Key, key_of
 from flowstudy.measure.models.recurrent.bare_loops import BareLoop
+from flowstudy.measure.models.recurrent.parts import Part
 from flowstudy.measure.models.recurrent.time_path import StateErrors, Step, bare_path, time_paths
 
 from .signal import change_of
@@ -41,10 +44,18 @@ def time_columns(uses: list[Use], loops: list[list[int]], found: StateErrors, sa
 
 def bare_columns(loops: list[BareLoop], sizes: Mapping[Key, Tensor], found: StateErrors,
                  samples: int) -> list[dict[str, list]]:
-    """The same of loops of operations alone; the sizes of states are known where a module takes or gives them."""
+    """The same of loops of operations alone, and the error signals at what each step reads.
+
+    The sizes of states are known where a module takes or gives them.
+    """
     paths = [(bare_path(loop, found, samples), loop) for loop in loops]
     return [steps_as_columns(path, [sizes.get(key_of(state[0])) for state in loop.states])
+            | {"log10_part_norm": [norm_at(part, found[key_of(part.whole)]) for part in loop.parts[:len(path)]]}
             for path, loop in paths if path]
+
+
+def norm_at(part: Part, error: Scaled | None) -> float:
+    return math.nan if error is None else log10_norm([replace(error, tensor=part.of(error.tensor))], 0).item()
 
 
 def steps_as_columns(path: list[Step], sizes: Sequence[Tensor | None]) -> dict[str, list]:
@@ -79,10 +90,17 @@ def decisive(path: pd.DataFrame, over_time: list[pd.DataFrame], bare: list[pd.Da
 
     In a recurrent net the way back over time comes first, unless it is within the threshold and the main path is not.
     A loop of operations alone (`bare`) may be a sum over features as well as a recurrence: where it keeps the signal
-    there is nothing to say of it.
+    there is nothing to say of it, nor where what its steps read gets its signal by another way.
     """
-    over_time = over_time + [one for one in bare if abs(change_of(one)) > threshold]
+    over_time = over_time + [one for one in bare if is_only_way(one, threshold)]
     if not over_time:
         return path
     longest = max(over_time, key=lambda one: abs(change_of(one)))
     return path if abs(change_of(path)) > max(threshold, abs(change_of(longest))) else longest
+
+
+def is_only_way(path: pd.DataFrame, threshold: float) -> bool:
+    """The signal changes along the loop, and at what the steps read by half as much at least (as ln of squares)."""
+    change = change_of(path)
+    parts = change_of(path[["log10_part_norm"]].rename(columns={"log10_part_norm": "log10_signal"}))
+    return abs(change) > threshold and 2 * parts * np.sign(change) > threshold

@@ -32,32 +32,12 @@ import pandas as pd
 from flowstudy.measure.models.recurrent.time_path import SHORTEST
 from flowstudy.shown import as_html
 
+from .advice import advice_on, is_bare
 from .signal import backward_slope, fading, log_squares, slope_error
 
 THRESHOLD = 6.0  # e-folds of the squared norm: six of the gradient's depth scales
 ROOM = 1.5  # times the threshold, where something makes up for the change
 FAR_FROM_ONE = 30.0  # root mean square of the inputs, or its inverse, that is named
-
-ADVICE = {
-    "vanishing": "Raise the gain (He for ReLU; orthogonal, or variance 1 / fan_in, for tanh), open a carry path "
-                 "(residual, highway with a gate bias of about -ln(2 depth)), normalise, or use fewer layers.",
-    "exploding": "Lower the gain (He for ReLU, variance 1 / fan_in for linear layers and tanh), scale residual "
-                 "branches down, normalise, or use fewer layers.",
-    "chaotic": "Lower the gain until the factor is 1 (tanh: weight variance 1 / fan_in without bias), or use fewer "
-               "layers; normalisation does not help here.",
-    "dead": "Check biases and learning rate (units that are never active pass nothing on), and the code for detach().",
-    "cut off": "Look in the forward pass for detach(), no_grad(), .data, argmax or numpy between these layers and the "
-               "loss; set requires_grad to False where they are not to learn.",
-    "cannot tell": "",
-    "stable": "",
-}
-OVER_TIME = {
-    "vanishing": "Use nn.LSTM or nn.GRU with a bias of about ln(time steps) on the forget gate (nn.GRU: the update "
-                 "gate), start the recurrent weights orthogonal, or shorten the way: attention, a loss at more steps.",
-    "exploding": "Start the recurrent weights orthogonal with gain 1, use gates (nn.LSTM, nn.GRU), clip the norm of "
-                 "the gradient, or backpropagate through fewer time steps.",
-}
-SKIPS = "Add skip connections or use fewer layers: in a net that normalises, the gain of the weights changes nothing."
 
 
 @dataclass(frozen=True)
@@ -126,10 +106,7 @@ def verdict_of(frame: pd.DataFrame, path: pd.DataFrame | None = None, *, normali
     if found.kind == "stable" and not over_time and (sentence := fading_between_uses(frame)):
         found = nothing_but("cannot tell", None, sentence)
     extra = "".join(f" {remark}" for remark in remarks(normalises, **(notes or {})))
-    advice = SKIPS if normalises and found.kind in ("vanishing", "chaotic") else ADVICE[found.kind]
-    if over_time:
-        advice = OVER_TIME.get(found.kind, advice)
-    return replace(found, sentence=found.sentence + extra, advice=advice)
+    return replace(found, sentence=found.sentence + extra, advice=advice_on(found.kind, path, normalises))
 
 
 def remarks(normalises: bool, input_mean_square: float = math.nan, running_statistics: int = 0,
@@ -151,8 +128,8 @@ def remarks(normalises: bool, input_mean_square: float = math.nan, running_stati
         found.append(f"Measured in evaluation mode, where {layers} divide by running statistics: another net than the "
                      "one that trains; measure it after model.train().")
     for name, calls in (detached or {}).items():
-        found.append(f"{name!r} is given its own earlier output without a gradient (detach()) in {calls} "
-                     f"call{'s' * (calls > 1)}: no error signal crosses these.")
+        found.append(f"{name!r} is given, without its gradient (detach() or the like), what came from its own earlier "
+                     f"output in {calls} call{'s' * (calls > 1)}: no error signal passes there.")
     return found
 
 
@@ -279,28 +256,29 @@ def of_steps(frame: pd.DataFrame, path: pd.DataFrame) -> Verdict:
     change, signal = log_squares(path) - log_squares(path)[-1], "error signal of the state"
     factor = math.exp(backward_slope(path) / 2)
     error, decades = factor * slope_error(path) / 2, change[0] / (2 * math.log(10))
-    pace = (f"by a factor of {with_error(factor, error)} per time step (1 at criticality), {abs(decades):.2g} decades "
-            f"over {len(path)} time steps of {cell_in_words(frame, path)}")
+    step = "step" if is_bare(path) else "time step"
+    pace = (f"by a factor of {with_error(factor, error)} per {step} (1 at criticality), {abs(decades):.2g} decades "
+            f"over {len(path)} {step}s of {cell_in_words(frame, path)}")
     share = math.exp(-THRESHOLD / 2)
     if abs(change[0]) <= THRESHOLD:
         fades = fading(path, THRESHOLD)
         aside = "" if math.isnan(fades) else ("; the loss sees many of them directly: what the last one alone sends "
                                               f"back fades by a factor of {fades:.3g} per time step")
         return Verdict("stable", None, factor, error, decades,
-                       f"stable: the {signal} reaches the first time step at {10**decades:.2g} times its last norm, "
+                       f"stable: the {signal} reaches the first {step} at {10**decades:.2g} times its last norm, "
                        f"changing {pace}{aside}.")
     last = reach(change < -THRESHOLD if change[0] < 0 else change > THRESHOLD)
     layer, where = int(path["layer"].iloc[last]) or None, f"from step {path['step'].iloc[last]} to the first"
     if change[0] < 0:
         return Verdict("vanishing", layer, factor, error, decades,
-                       f"vanishing: {where} the {signal} is below {100 * share:.2g}% of the last time step's; it "
+                       f"vanishing: {where} the {signal} is below {100 * share:.2g}% of the last {step}'s; it "
                        f"shrinks {pace}.")
     activations = path["activation_mean_square"].to_numpy()
     grown = math.log(activations[-1] / activations[0]) if activations[0] > 0 and activations[-1] > 0 else math.inf
     apart = ", while the activations do not grow with it: nearby states are driven apart"
     aside = apart if grown < change[0] / 2 else ""
     return Verdict("exploding", layer, factor, error, decades,
-                   f"exploding: {where} the {signal} is above {1 / share:.0f} times the last time step's; it grows "
+                   f"exploding: {where} the {signal} is above {1 / share:.0f} times the last {step}'s; it grows "
                    f"{pace}{aside}.")
 
 

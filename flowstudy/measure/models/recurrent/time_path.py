@@ -57,7 +57,7 @@ def recurrences(uses: Sequence[Use], path: Sequence[Point]) -> list[list[int]]:
 
 def states_in(uses: Sequence[Use], loops: Sequence[Sequence[int]], bare: Sequence[BareLoop]) -> list[GradientEdge]:
     of_layers = [edge for steps in loops for i in steps for edge in uses[i].state]
-    return of_layers + [edge for loop in bare for state in loop.states for edge in state]
+    return of_layers + [edge for loop in bare for edge in loop.edges]
 
 
 def time_paths(uses: Sequence[Use], loops: Sequence[Sequence[int]], found: StateErrors,
