@@ -186,7 +186,7 @@ def test_full_disk_stops_the_run(tmp_path, call, monkeypatch):
 
     def full_at_second(file):
         written.append(file)
-        if len(written) > 2:  # the plan, the first group
+        if len(written) > 4:  # the plan, the first group, and the folder of each
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("flowstudy.sweep.store.files.os.fsync", full_at_second)
@@ -245,4 +245,4 @@ def test_a_worker_that_cannot_start_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(local, "serve", time.sleep)  # which a connection is no argument of: the process dies
     task = Task((Cell(),), tmp_path, (("table", seeds, {}),), "auto", "0.1.0")
     with pytest.raises(RuntimeError, match=r"worker processes could not start.*__main__"):
-        next(local.run_in_processes([task], ["cpu"]))
+        next(local.run_in_processes([task], ["cpu"], Store(tmp_path)))
