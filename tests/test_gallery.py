@@ -1,5 +1,7 @@
 """What git keeps of the figures, and what it does not see."""
 
+import errno
+import itertools
 import json
 import os
 import re
@@ -11,7 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from flowstudy.figures import all_studies
 from flowstudy.figures.gallery import LONG, keep_gallery, small_table
+from flowstudy.figures.plan import own_studies
+from flowstudy.seal import sealed_json
+from flowstudy.whole_file import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,6 +73,46 @@ def test_the_gallery_holds_pictures_and_one_table_and_links_to_nothing_else(run,
     links = set(re.findall(r'(?:href|src)="([^"]+)"', page))
     assert links == (written[0].keys() - {"index.html"}) | {"#lesions", "../../studies/lesions.ipynb"}
     assert "&lt;50&gt;" in page and "/home/somebody" not in page
+
+
+def test_a_full_disk_keeps_the_pictures_that_were_there(run, tmp_path, monkeypatch):
+    """Whichever file it is that the disk does not take: each is the old one or the new one, and none is gone."""
+    gallery = tmp_path / "figures" / "gallery"
+    keep_gallery(run, gallery, ["lesions"])
+    old = {path.name: path.read_bytes() for path in gallery.rglob("*.*")}
+    (run / "lesions" / "lesions.png").write_bytes(b"new")
+    (run / "lesions" / "more.png").write_bytes(b"new")
+    for room in range(3):
+        taken = itertools.count()
+
+        def full(path, content, taken=taken, room=room):
+            if next(taken) >= room:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            write_whole(path, content)
+
+        monkeypatch.setattr("flowstudy.figures.gallery.write_whole", full)
+        with pytest.raises(OSError, match="No space left"):
+            keep_gallery(run, gallery, ["lesions"])
+        now = {path.name: path.read_bytes() for path in gallery.rglob("*.*")}
+        assert now.keys() == old.keys() and all(now[name] in (old[name], b"new") for name in old)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"3", b"{}", None], ids=str)
+def test_a_damaged_stamp_leaves_its_study_out_and_no_other(run, tmp_path, damage, monkeypatch, capsys):
+    """The page shows the others, and says which is missing; a flipped bit is damage as half a file is."""
+    whole = sealed_json(json.loads((run / "lesions" / "stamp.json").read_text()))
+    shutil.copytree(run / "lesions", run / "mnist_conv")
+    (run / "lesions" / "stamp.json").write_bytes(whole)
+    (run / "mnist_conv" / "mnist_conv.ipynb").write_bytes((run / "lesions" / "lesions.ipynb").read_bytes())
+    flipped = whole.replace(b"today", b"uoday") if damage is None else damage
+    (run / "mnist_conv" / "stamp.json").write_bytes(flipped)
+    studies = own_studies()
+    monkeypatch.setattr(type(studies), "parameters", lambda *_: {"lesions": {}, "mnist_conv": {}})
+    monkeypatch.setattr(all_studies, "run_study", lambda *_: True)
+    assert all_studies.regenerate(studies, "quick", None, "cpu", run, tmp_path / "results") == []
+    page = (run / "index.html").read_text()
+    assert "lesions/lesions.png" in page and "mnist_conv" not in page
+    assert "mnist_conv: left out of the page" in capsys.readouterr().err
 
 
 def test_git_sees_the_gallery_alone():

@@ -2,9 +2,9 @@
 
     python tests/faults/walk.py sweep [--every 1]
 
-Each call of each operation fails alone, and then with all after it, by each of the ways in which it can; with `--every 7`
-each seventh of these.  Afterwards the disk is well again, and everything must be there: a line for each law that was broken
-is in `wrong`.
+Each call of each operation fails alone, and then with all after it, by each of the ways in which it can; with
+`--every 7` each seventh of these.  Afterwards the disk is well again, and everything must be there: a line for each law
+that was broken is in `wrong`.
 """
 
 import argparse
