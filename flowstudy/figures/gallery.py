@@ -148,5 +148,5 @@ def pictures(stamp: dict) -> list[str]:
 
 def question(notebook: Path) -> tuple[str, list[str]]:
     """Title and paragraphs of the study's first cell."""
-    lines = nbformat.read(notebook, as_version=4)["cells"][0]["source"].split("\n\n")
+    lines = nbformat.reads(read_whole(notebook).decode(), as_version=4)["cells"][0]["source"].split("\n\n")
     return lines[0].lstrip("# "), [line.replace("\n", " ") for line in lines[1:]]
