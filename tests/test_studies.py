@@ -188,7 +188,6 @@ def test_a_long_name_of_the_folder_for_temporary_files(tmp_path):
                           timeout=900)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "figures" / "jacobian_spectra" / "stamp.json").exists()
-    assert list(long.iterdir()) == []
 
 
 @pytest.mark.parametrize("asked, said", [
