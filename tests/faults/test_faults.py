@@ -20,7 +20,7 @@ NEVER = {"mmap"}  # nothing maps a file: if something begins to, this line must 
 @pytest.mark.skipif(not can_build(), reason="no C compiler to build tests/faults/injector.c with, or not Linux")
 @pytest.mark.parametrize("work, every", [("sweep", 23), ("resume", 23), ("monitor", 7), ("figures", 7)])
 def test_a_failing_disk_loses_nothing(work, every):
-    """One of every so many calls fails, alone or with all after it; then the disk is well, and all is as without faults.
+    """One of every so many calls fails, alone or with all after it; then the disk is well, and all is as it would be.
 
     No row is lost or there twice, no healthy file set aside, no training ended, no picture gone.  The numbers are
     primes, so that each operation fails in each of its ways.
