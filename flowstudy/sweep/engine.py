@@ -100,9 +100,9 @@ def run(cells: Sequence[Cell], *, measure: MeasureName | Sequence[MeasureName] =
             results.prepare(table)
             remember_plan(results, name, own, table, cells)
         measurements = tuple((table, MEASUREMENTS[name], own) for name, (table, own) in wanted.items())
-        size = nets_at_once or default_size(cells, engine)
+        size, mark = nets_at_once or default_size(cells, engine), results.hold()
         todo = [Task(tuple(cell for cell in group if cell in missing), Path(store).absolute(), measurements, device,
-                     VERSION, checkpoint_every, results.hold())
+                     VERSION, checkpoint_every, mark)
                 for group in groups(mine, size) if not missing.isdisjoint(group)]
         with NetBar(", ".join(wanted), len(missing), sum(map(cost_of, todo)), progress) as bar:
             for _task, failed in execute(todo, engine, results, bar):

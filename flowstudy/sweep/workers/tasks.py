@@ -206,9 +206,15 @@ worker_load = functools.lru_cache(maxsize=1)(load)
 
 @functools.lru_cache(maxsize=8)
 def worker_store(root: Path, mark: str | None) -> Store:
+    """The store of the process that sent the task, under the same path here."""
     store = Store(root)
-    if mark is not None:
-        store.hold(mark)
+    if mark is None:
+        return store
+    if not files_in(root, mark):
+        raise RuntimeError("run: `store` must be a folder that the workers share with the process that calls `run`, "
+                           f"got {root}, which is not there on {socket.gethostname()}, or is another folder. Pass "
+                           "one on a shared disk.")
+    store.hold(mark)
     return store
 
 
