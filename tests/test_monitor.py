@@ -838,7 +838,7 @@ def test_a_folder_is_read_while_it_is_written(tmp_path):
     rows = pd.DataFrame({"step": [0] * 5, "norm": np.arange(5.0)})
 
     def write() -> None:
-        for step in range(150):
+        for step in range(100):
             folder.append(rows.assign(step=step))
         done.set()
 
@@ -849,7 +849,7 @@ def test_a_folder_is_read_while_it_is_written(tmp_path):
         steps = load_records("test", tmp_path / "store")["step"].to_numpy().reshape(-1, 5)
         assert (steps == np.arange(-1, len(steps) - 1)[:, None]).all()
     writer.join()
-    assert len(load_records("test", tmp_path / "store")) == 151 * 5
+    assert len(load_records("test", tmp_path / "store")) == 101 * 5
 
 
 def test_a_folder_that_is_gone_never_ends_the_training(tmp_path):

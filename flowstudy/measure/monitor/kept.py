@@ -53,7 +53,6 @@ class RecordFolder:
         if len(self.records) >= RECORDS:
             self.records, self.full = [], self.full + 1
 
-
     def begin(self, first: Path) -> None:
         """Refuse a folder that another monitor has begun since it was empty: each would keep half of its records."""
         if self.is_mine:
