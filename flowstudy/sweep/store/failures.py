@@ -75,10 +75,10 @@ def remember(store: Store, table: str, failed: Iterable[Failure]) -> None:
 
 def forget(root: Path, table: str, cells: Iterable[Cell]) -> None:
     """These cells have been computed after all."""
-    folder = folder_of(root, table)
-    if folder.exists():
-        for cell in cells:
-            remove(folder / f"{cell.key}.json")
+    failed = failed_keys(root, table)
+    for cell in cells:
+        if cell.key in failed:
+            remove(folder_of(root, table) / f"{cell.key}.json")
 
 
 def failed_keys(root: Path, table: str) -> set[str]:
