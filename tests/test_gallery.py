@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flowstudy.figures import all_studies
+from flowstudy.figures import all_studies, one_study
 from flowstudy.figures.gallery import LONG, keep_gallery, small_table
 from flowstudy.figures.plan import own_studies
 from flowstudy.seal import sealed_json
+from flowstudy.sweep import StoreError
 from flowstudy.whole_file import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,6 +96,35 @@ def test_a_full_disk_keeps_the_pictures_that_were_there(run, tmp_path, monkeypat
             keep_gallery(run, gallery, ["lesions"])
         now = {path.name: path.read_bytes() for path in gallery.rglob("*.*")}
         assert now.keys() == old.keys() and all(now[name] in (old[name], b"new") for name in old)
+
+
+def no_space(*_arguments: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_disk_that_is_full_is_one_line(run, tmp_path, monkeypatch):
+    """Of the page, the gallery and the report alike: which folder, and that nothing is gone."""
+    studies, there = own_studies(), {path: path.read_bytes() for path in run.rglob("*.*")}
+    monkeypatch.setattr(type(studies), "parameters", lambda *_: {"lesions": {}})
+    monkeypatch.setattr(all_studies, "run_study", lambda *_: True)
+    folders = {"--out": run, "--records": tmp_path / "records", "--gallery": tmp_path / "gallery"}
+    for part, option in (("write_page", "--out"), ("keep_gallery", "--gallery"), ("write_report", "--records")):
+        with monkeypatch.context() as patch, pytest.raises(StoreError, match=(
+                f"figures: `{option}` must be a folder that takes the figures, got {folders[option]} .No space left")):
+            patch.setattr(all_studies, part, no_space)
+            all_studies.regenerate(studies, "quick", None, "cpu", run, tmp_path / "results", tmp_path / "records",
+                                   tmp_path / "gallery")
+    assert all(path.read_bytes() == content for path, content in there.items())
+
+
+def test_a_study_whose_files_find_no_room_has_failed_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    """Also where its notebook ran to the end: no stamp says that its figures are there."""
+    notebook = ROOT / "studies" / "lesions.ipynb"
+    monkeypatch.setattr(one_study, "run_notebook", lambda _notebook, executed, _given: shutil.copy(notebook, executed))
+    monkeypatch.setattr(one_study, "write_whole", no_space)
+    assert not one_study.run_study(notebook, "quick", {"device": "cpu", "results": str(tmp_path)}, tmp_path / "lesions")
+    assert "lesions: FAILED: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert not (tmp_path / "lesions" / "stamp.json").exists()
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"3", b"{}", None], ids=str)
