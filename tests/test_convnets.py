@@ -1,6 +1,7 @@
 """Training by the authors' recipes: schedules, runs that survive kills, nets that diverge."""
 
 import math
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -112,6 +113,19 @@ def test_a_killed_run_ends_with_the_same_bits(after, device, tmp_path):
                       tick=lambda: ticks.append(1)) == history
     assert len(ticks) == RECIPE.epochs - after
     assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_a_finished_run_leaves_its_result_alone(tmp_path):
+    """Neither the state before it, nor what a killed writer left: also where it was killed after its last write."""
+    def kept() -> set[str]:
+        return {path.name for path in tmp_path.iterdir()}
+
+    history = train_conv(net(), data(), RECIPE, seed=5, checkpoint=tmp_path / "run.pt", seconds=0.0)
+    assert kept() == {"run.pt"}
+    (tmp_path / "run.pt.before").write_bytes(b"earlier")
+    (tmp_path / f".run.pt.{socket.gethostname()}.{2**22 + 1}.0123abcd.tmp").write_bytes(b"half")
+    assert train_conv(net(), data(), RECIPE, seed=5, checkpoint=tmp_path / "run.pt") == history
+    assert kept() == {"run.pt"}
 
 
 def test_another_run_does_not_take_the_file(tmp_path):

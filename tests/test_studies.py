@@ -177,6 +177,19 @@ def test_one_study_by_name_in_any_folder(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"figures", "results"}
 
 
+@pytest.mark.slow
+def test_a_long_name_of_the_folder_for_temporary_files(tmp_path):
+    """The address of a kernel's socket has 107 bytes at most; the folder may have more, and no port is opened."""
+    long = tmp_path / ("x" * 110)
+    long.mkdir()
+    done = subprocess.run([sys.executable, "-m", "flowstudy", "study", "jacobian_spectra", "--profile", "smoke",
+                           *(f"--parameter={name}={json.dumps(value)}" for name, value in TINY.items())],
+                          cwd=tmp_path, capture_output=True, text=True, env=ONE_THREAD | {"TMPDIR": str(long)},
+                          timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "figures" / "jacobian_spectra" / "stamp.json").exists()
+
+
 @pytest.mark.parametrize("asked, said", [
     (["depth_vs_gradien"], "`name` must be one of loss_vs_depth, .* Did you mean 'depth_vs_gradient'"),
     (["lesions", "--profile", "quik"], "`--profile` must be one of smoke, .* Did you mean 'quick'"),

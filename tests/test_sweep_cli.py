@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from flowstudy.cli import commands as cli
 from flowstudy.data import datasets
+from flowstudy.seal import sealed_json, unsealed_json
 from flowstudy.sweep import Cell, Store, grid, random_search, run
 from flowstudy.sweep.looks.table import MEASUREMENTS, training_loss
 from flowstudy.sweep.plan import table_of
@@ -304,13 +305,28 @@ def test_time_left_is_cost_left_over_pace(tmp_path):
     for path in (tmp_path / table).glob("*.parquet"):
         path.unlink()
     plan = next((tmp_path / "plans").glob("*.json"))
-    plan.write_text(json.dumps(json.loads(plan.read_text()) | {"cells": [{"seed": cell.seed} for cell in cells]}))
+    plan.write_bytes(sealed_json(unsealed_json(plan.read_bytes()) | {"cells": [{"seed": c.seed} for c in cells]}))
     assert pd.isna(status(tmp_path)["seconds_left"].iloc[0])
     for start, end in ((0, 100), (2, 105)):
         moment = datetime.fromtimestamp(1e9 + end, UTC).isoformat(timespec="milliseconds")
         Store(tmp_path).append(table, cells[start:start + 2], pd.DataFrame({"place": [0, 1]}),
                                {"seconds": 10.0, "finished": moment})
     assert status(tmp_path)["seconds_left"].iloc[0] == pytest.approx(22.5)
+
+
+@pytest.mark.parametrize("provenance", [{}, {"seconds": 10.0, "finished": "yesterday"}, {"seconds": 1.0, "finished": 3},
+                                        {"seconds": "long", "finished": "2026-11-26T12:00:00+00:00"}])
+def test_a_file_that_does_not_say_when_it_was_made_tells_no_pace(tmp_path, provenance):
+    """The cells that it holds are done all the same, and the others tell how long the rest takes."""
+    cells = grid(depth=10, seed=range(4))
+    run(cells[:1], store=tmp_path, measure="gradient_flow", samples=1, device="cpu", progress=False)
+    plan = next((tmp_path / "plans").glob("*.json"))
+    plan.write_bytes(sealed_json(unsealed_json(plan.read_bytes()) | {"cells": [{"seed": c.seed} for c in cells]}))
+    table = table_of("gradient_flow", {"samples": 1})
+    Store(tmp_path).append(table, cells[1:2], pd.DataFrame({"place": [0]}), provenance)
+    assert status(tmp_path)[["done", "missing"]].to_numpy().tolist() == [[2, 2]]
+    assert status(tmp_path)["seconds_left"].iloc[0] >= 0
+    assert call("status", tmp_path).exit_code == 0
 
 
 def test_busy_seconds_is_the_length_of_the_union():

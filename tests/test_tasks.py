@@ -3,8 +3,13 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -186,7 +191,7 @@ def test_full_disk_stops_the_run(tmp_path, call, monkeypatch):
 
     def full_at_second(file):
         written.append(file)
-        if len(written) > 2:  # the plan, the first group
+        if len(written) > 4:  # the plan, the first group, and the folder of each
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("flowstudy.sweep.store.files.os.fsync", full_at_second)
@@ -240,9 +245,59 @@ def test_a_refusal_comes_through_from_a_process(call):
         call(refused)
 
 
+PARENT = textwrap.dedent("""
+    import sys
+    sys.path.insert(0, sys.argv[1])
+    if __name__ == "__main__":
+        from test_tasks import PLAN, Store, Task, local, slow_seeds
+        from flowstudy.version import VERSION
+        store = Store(sys.argv[2])
+        store.prepare("table")
+        tasks = [Task(tuple(part), store.root, (("table", slow_seeds, {}),), "auto", VERSION)
+                 for part in (PLAN[:6], PLAN[6:])]
+        for done in local.run_in_processes(tasks, ["cpu", "cpu"], store):
+            pass
+""")
+
+
+def slow_seeds(moment, data):
+    (Path(os.environ["STARTED"]) / str(os.getpid())).touch()
+    time.sleep(600)
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    """They are in the middle of a group, with nobody to tell: within seconds they are no more."""
+    started, script = tmp_path / "started", tmp_path / "script.py"
+    started.mkdir()
+    script.write_text(PARENT)
+    parent = subprocess.Popen([sys.executable, "-W", "ignore", script, str(Path(__file__).parent), tmp_path / "store"],
+                              env=os.environ | {"STARTED": str(started), "PYTHONPATH": os.pathsep.join(sys.path)})
+    wait_until(lambda: len(list(started.iterdir())) == 2, 120)
+    workers = [int(path.name) for path in started.iterdir()]
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: not any(map(runs, workers)), 20)
+
+
+def wait_until(come: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not come():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.05)
+
+
+def runs(process: int) -> bool:
+    """Nobody may be there to collect a process that has ended: it is then a zombie."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
 def test_a_worker_that_cannot_start_is_an_error(tmp_path, monkeypatch):
     """And not a failure of every cell: scripts without a main guard end here."""
     monkeypatch.setattr(local, "serve", time.sleep)  # which a connection is no argument of: the process dies
     task = Task((Cell(),), tmp_path, (("table", seeds, {}),), "auto", "0.1.0")
     with pytest.raises(RuntimeError, match=r"worker processes could not start.*__main__"):
-        next(local.run_in_processes([task], ["cpu"]))
+        next(local.run_in_processes([task], ["cpu"], Store(tmp_path)))

@@ -1,8 +1,7 @@
 """One page that shows every figure with its question and parameters: of a run, and the gallery that git keeps."""
 
 import html
-import json
-import shutil
+import io
 from pathlib import Path
 from urllib.parse import quote
 from xml.etree import ElementTree
@@ -11,7 +10,9 @@ import nbformat
 import pandas as pd
 
 from flowstudy.sweep.cells import CELL_FIELDS
-from flowstudy.whole_file import write_whole
+from flowstudy.whole_file import listed, read_whole, remove, write_whole
+
+from .stamp import read_stamp
 
 # The table that a study's figures are drawn from, where it does not bear the study's name.
 TABLES = {"depth_vs_gradient": "slopes", "highway_theory": "body_moments", "jacobian_spectra": "statistics",
@@ -57,7 +58,7 @@ def write_page(out: Path, studies: list[str]) -> None:
     """Write out/index.html for the studies of a run: their figures, tables and executed notebooks lie beside it."""
     shown, sections = {}, {}
     for study in studies:
-        stamp = json.loads((out / study / "stamp.json").read_text())
+        stamp = read_stamp(out / study)
         shown[study] = {name: words_of(out / study / f"{name}.svg") for name in pictures(stamp)}
         sections[study] = section(study, out / study / f"{study}.ipynb", stamp, shown[study], of_a_run(study, stamp),
                                   kinds=("png", "pdf"))
@@ -65,22 +66,29 @@ def write_page(out: Path, studies: list[str]) -> None:
 
 
 def keep_gallery(runs: Path, gallery: Path, studies: list[str]) -> None:
-    """Copy what git keeps of the runs' figures, and write gallery/index.html: pictures, and one small table a study."""
-    shown, sections = {}, {}
+    """Copy what git keeps of the runs' figures, and write gallery/index.html: pictures, and one small table a study.
+
+    What a study no longer draws goes last: a disk that is full on the way leaves each file as it was or as it is now.
+    """
+    shown, sections, kept = {}, {}, {}
     for study in studies:
-        stamp = json.loads((runs / study / "stamp.json").read_text())
+        stamp = read_stamp(runs / study)
         table = f"{study}.csv"
-        shutil.rmtree(gallery / study, ignore_errors=True)  # pictures that a study no longer draws
         shown[study] = {name: words_of(runs / study / f"{name}.svg") for name in pictures(stamp)}
+        kept[study] = {table, *(f"{name}.svg" for name in shown[study])}
         for name in shown[study]:
-            write_whole(gallery / study / f"{name}.svg", (runs / study / f"{name}.svg").read_bytes())
-        frame = pd.read_parquet(runs / study / f"{TABLES.get(study, study)}.parquet")
+            write_whole(gallery / study / f"{name}.svg", read_whole(runs / study / f"{name}.svg"))
+        frame = pd.read_parquet(io.BytesIO(read_whole(runs / study / f"{TABLES.get(study, study)}.parquet")))
         write_whole(gallery / study / table, small_table(frame).to_csv(index=False, float_format="%.4g").encode())
         here = address(study)
         links = (f'Notebook: <a href="../../studies/{here}.ipynb">{text(study)}.ipynb</a>. '
                  f'Data, medians over seeds: <a href="{here}/{address(table)}">{text(table)}</a>.')
         sections[study] = section(study, runs / study / f"{study}.ipynb", stamp, shown[study], links)
     write_index(gallery, shown, sections)
+    for study, names in kept.items():
+        for path in listed(gallery / study, ""):
+            if path.name not in names:
+                remove(path)
 
 
 Words = tuple[str, str]  # a picture's message and its caption
@@ -90,7 +98,7 @@ def words_of(picture: Path) -> Words:
     """The message and the caption that `plots.save` has put into a picture; the file's name where it holds none."""
     found = {"title": "", "description": ""}
     if picture.exists():
-        for _, element in ElementTree.iterparse(picture):
+        for _, element in ElementTree.iterparse(io.BytesIO(read_whole(picture))):
             name = element.tag.rpartition("}")[2]
             if found.get(name) == "":
                 found[name] = element.text or ""
@@ -196,5 +204,5 @@ def pictures(stamp: dict) -> list[str]:
 
 def question(notebook: Path) -> tuple[str, list[str]]:
     """Title and paragraphs of the study's first cell."""
-    lines = nbformat.read(notebook, as_version=4)["cells"][0]["source"].split("\n\n")
+    lines = nbformat.reads(read_whole(notebook).decode(), as_version=4)["cells"][0]["source"].split("\n\n")
     return lines[0].lstrip("# "), [line.replace("\n", " ") for line in lines[1:]]

@@ -79,7 +79,8 @@ def run(cells: Sequence[Cell], *, measure: MeasureName | Sequence[MeasureName] =
 
     Raises:
         ValueError, TypeError: what was asked for, or a data set, cannot be used or had; nothing is computed.
-        StoreError: the store's folder is full or cannot be written to.
+        StoreError: the store's folder is full, cannot be written to or read, or was moved in the meantime; what it
+            holds is as it was.
         SweepError: some cells failed; its `failures` say how, its `rows` are those of all others.
     """
     cells = check_plan(cells)
@@ -97,16 +98,17 @@ def run(cells: Sequence[Cell], *, measure: MeasureName | Sequence[MeasureName] =
                 fetch_dataset(dataset)
         for name, (table, own) in wanted.items():
             results.prepare(table)
-            remember_plan(results.root, name, own, table, cells)
+            remember_plan(results, name, own, table, cells)
         measurements = tuple((table, MEASUREMENTS[name], own) for name, (table, own) in wanted.items())
-        size = nets_at_once or default_size(cells, engine)
+        size, mark = nets_at_once or default_size(cells, engine), results.hold()
         todo = [Task(tuple(cell for cell in group if cell in missing), Path(store).absolute(), measurements, device,
-                     VERSION, checkpoint_every)
+                     VERSION, checkpoint_every, mark)
                 for group in groups(mine, size) if not missing.isdisjoint(group)]
         with NetBar(", ".join(wanted), len(missing), sum(map(cost_of, todo)), progress) as bar:
             for _task, failed in execute(todo, engine, results, bar):
                 failures += failed
-        sweep_checkpoints(results, tables[0])
+        results.check_held()
+    sweep_checkpoints(results, tables)
     failed = {failure.key for failure in failures}
     rows = {name: results.load([cell for cell in mine if cell.key not in failed], table)
             for name, (table, _) in wanted.items()}
@@ -129,7 +131,7 @@ def execute(tasks: Sequence[Task], engine: object, store: Store, bar: NetBar) ->
     if engine != "local":
         yield from counted(run_on_dask(tasks, engine, store), tick)
     elif len(devices := local_devices(tasks[0].device)) > 1:
-        yield from counted(run_in_processes(tasks, devices), tick)
+        yield from counted(run_in_processes(tasks, devices, store), tick)
     else:
         yield from run_here(tasks, store, tick, lambda words: bar.say(f"{bar.nets} nets: {words}"))
 

@@ -45,12 +45,20 @@ def seconds_left(store: Store, table: str, done: Sequence[Cell], left: Sequence[
     if not left:
         return 0.0
     costs = {cell.key: cost(cell) for cell in done}
-    files = sorted((footer["provenance"]["finished"], footer["provenance"]["seconds"],
-                    sum(costs.get(key, 0) for key in footer["cells"])) for footer in store.footers(table))[-LATEST:]
-    files = [(datetime.fromisoformat(finished).timestamp(), seconds, paid) for finished, seconds, paid in files if paid]
+    files = [(*when, sum(costs.get(key, 0) for key in footer["cells"])) for footer in store.footers(table)
+             if (when := end_and_seconds(footer.get("provenance"))) is not None]
+    files = [file for file in sorted(files)[-LATEST:] if file[2]]
     paid = sum(paid for *_, paid in files)
     busy = busy_seconds([(end - seconds, end) for end, seconds, _ in files])
     return busy / paid * sum(map(cost, left)) if paid else float("nan")
+
+
+def end_and_seconds(provenance: object) -> tuple[float, float] | None:
+    """When a file's rows were done and how long they took; None where what it says of that cannot be read."""
+    try:
+        return datetime.fromisoformat(provenance["finished"]).timestamp(), float(provenance["seconds"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def busy_seconds(spans: Sequence[tuple[float, float]]) -> float:

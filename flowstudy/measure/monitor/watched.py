@@ -1,5 +1,6 @@
 """What of a user's model is measured: its layers, their weights, and which weight belongs to which layer."""
 
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,11 +18,15 @@ Groups = list[list[int]]  # weights by position, those of one shape, type and de
 
 @dataclass(frozen=True)
 class Watched:
-    """What of a model is measured; `owners[k]` is the layer that weight `owned[k]` belongs to (a tied one: several)."""
+    """What of a model is measured; `owners[k]` is the layer that weight `owned[k]` belongs to (a tied one: several).
+
+    `places` are the module that holds each weight, and its name there.
+    """
 
     names: list[str]
     types: list[str]
     weights: list[Tensor]
+    places: list[tuple[nn.Module, str]]
     owners: np.ndarray
     owned: np.ndarray
     quantities: tuple[str, ...]
@@ -32,6 +37,16 @@ class Watched:
             weight = self.weights[i]
             groups.setdefault((weight.shape, weight.dtype, weight.device), []).append(i)
         return list(groups.values())
+
+
+    def follow(self) -> bool:
+        """Take up what lies in the places of the weights by now; whether anything there was replaced."""
+        found = (module._parameters.get(name) for module, name in self.places)
+        now = [old if new is None else new for old, new in zip(self.weights, found, strict=True)]
+        if all(map(operator.is_, now, self.weights)):
+            return False
+        self.weights[:] = now
+        return True
 
 
 def watch(call: str, model: nn.Module, quantities: tuple[str, ...]) -> tuple[dict[str, nn.Module], Watched]:
@@ -53,7 +68,8 @@ def watch(call: str, model: nn.Module, quantities: tuple[str, ...]) -> tuple[dic
     owners, owned = (np.array(column, dtype=int) for column in zip(*pairs, strict=True))
     names = [name.replace("_orig_mod.", "").removesuffix("._orig_mod") for name in layers]
     types = [parametrize.type_before_parametrizations(layer).__name__ for layer in layers.values()]
-    return layers, Watched(names, types, tensors, owners, owned, quantities)
+    places = [(model.get_submodule(path), own) for path, _, own in (name.rpartition(".") for name in wanted)]
+    return layers, Watched(names, types, tensors, places, owners, owned, quantities)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

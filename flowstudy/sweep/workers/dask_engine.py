@@ -106,7 +106,7 @@ def outcome(task: Task, future: object, store: Store) -> list[Failure]:
     if not isinstance(error, KilledWorker):
         raise error
     failed = [failure(cell, error) for cell in task.cells]
-    remember(task.store, task.table, failed)
+    remember(store, task.table, failed)
     return failed
 
 

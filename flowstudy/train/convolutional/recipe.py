@@ -103,6 +103,8 @@ def train_conv(net: nn.Module, data: Dataset, recipe: Recipe, *, seed: int = 0,
         tick()
         if last:
             break
+    if file is not None:
+        file.finish()
     return history
 
 
