@@ -68,7 +68,7 @@ def test_a_plan_file_is_the_same_plan(here):
     """The cells are those of `grid` and `random_search` called with the same arguments, 1e-2 being a number."""
     plan = read_plan(here / "plan.yaml")
     assert plan.cells == CELLS and plan.measure == "accuracy" and plan.options == {}
-    assert read_plan(here / "plan.yaml", "gradient_flow").measure == "gradient_flow"
+    assert read_plan(here / "plan.yaml", "jacobian_spectrum").measure == "jacobian_spectrum"
 
 
 def test_sweep_stores_what_run_stores(here):
@@ -210,17 +210,19 @@ def test_several_measurements_are_one_training(here):
     assert plan.measure == ["accuracy", "gradient_flow"]
 
 
-def test_a_data_set_that_cannot_be_had_is_one_line_before_anything_trains(here, monkeypatch):
-    """The plan's other data set is there, and not trained on either."""
+def test_a_data_set_that_cannot_be_had_costs_its_own_cells(here, monkeypatch):
+    """The plan's other data set is trained on; where there is no other, it is a mistake of the call."""
     monkeypatch.setenv("FLOWSTUDY_CACHE", str(here / "cache"))
     monkeypatch.delenv("FLOWSTUDY_DATA", raising=False)
     monkeypatch.setitem(datasets.MIRRORS, "mnist", ("http://127.0.0.1:1/",))
-    (here / "plan.yaml").write_text("grid: {dataset: [digits, mnist], width: 4, depth: 2, epochs: 1}")
+    (here / "plan.yaml").write_text("grid: {dataset: [mnist, digits], width: 4, depth: 2, epochs: 1}")
     result = sweep()
     said = [line for line in result.output.splitlines() if not line.startswith("Downloading data from")]
-    assert result.exit_code == 2 and len(said) == 1, result.output
+    assert result.exit_code == 1 and len(said) == 1 and "1 of 2 cells failed" in said[0], result.output
     assert "'mnist' must come from a mirror" in said[0] and "set FLOWSTUDY_DATA" in said[0]
-    assert not list((here / "results").rglob("*.parquet"))
+    assert [len(list((here / "results").glob(kept))) for kept in ("*/*.parquet", "failed/*/*.json")] == [1, 1]
+    with pytest.raises(FileNotFoundError, match=r"^load_dataset: 'mnist' must come from a mirror"):
+        run(grid(dataset="mnist", width=4, depth=2), store=here / "results", device="cpu", progress=False)
 
 
 # --- the example, and the schema --------------------------------------------------------------------------------------

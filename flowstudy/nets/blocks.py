@@ -77,7 +77,7 @@ class HighwayBlock(nn.Module):
     @torch.no_grad()
     def set_gate_bias(self, value: float | Tensor) -> None:
         """Set b_T of every unit; `-inf` closes the layer, which then copies its input."""
-        if torch.as_tensor(value).isnan().any():
+        if torch.as_tensor(value, device="cpu").isnan().any():
             raise ValueError("HighwayBlock: `gate_bias` must be a number, got nan. Give a negative bias, such as -2.0.")
         self.gate_bias.copy_(torch.as_tensor(value))
 

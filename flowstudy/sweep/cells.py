@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from flowstudy.data.datasets import DATASETS
+from flowstudy.arguments import check_whole, is_whole
+from flowstudy.data.datasets import DATASETS, TRAIN_SAMPLES
 from flowstudy.kinds import KINDS
 from flowstudy.names import ActivationName, DatasetName, NetName, SchemeName
 from flowstudy.nets import ACTIVATIONS, SCHEMES
@@ -81,11 +82,8 @@ class Cell:
         for name in ("depth", "width", "seed", "epochs", "batch_size", "order_seed", "train_samples"):
             value = getattr(self, name)
             least = 0 if name in ("seed", "epochs", "order_seed") else 1
-            whole = is_whole(value) and value >= least
-            left_out = value is None and name == "train_samples"
-            require(whole or left_out, name, f"an integer of at least {least}", value)
-            if whole:
-                fill(self, name, int(value))  # a numpy integer would not survive the trip to JSON
+            if value is not None or name != "train_samples":  # a numpy integer would not survive the trip to JSON
+                fill(self, name, check_whole("Cell", name, value, least))
         for name in ("gain", "gate_bias", "learning_rate", "momentum", "decay", "bias_var"):
             value = getattr(self, name)
             if value is not None or name not in ("gain", "gate_bias"):
@@ -114,6 +112,12 @@ class Cell:
 
 
 CELL_FIELDS = tuple(field.name for field in fields(Cell))
+
+
+def samples_of(cell: Cell) -> int:
+    """Of its training set: what it asks for, or as many as there are."""
+    there = TRAIN_SAMPLES[cell.dataset]
+    return min(cell.train_samples or there, there)
 
 
 def grid(**axes: object) -> list[Cell]:
@@ -237,11 +241,6 @@ def one_of(**choices: tuple[object, Iterable]) -> None:
         if value not in tuple(known):
             raise PlanError(f"Cell: `{name}` must be one of {', '.join(known)}, got {value!r}."
                             + did_you_mean(value, known))
-
-
-def is_whole(value: object) -> bool:
-    """An integer; numpy counts spans of time among its own."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
 
 
 def require(holds: bool, name: str, rule: str, value: object) -> None:

@@ -11,8 +11,9 @@ import torch
 from flowstudy.data.datasets import fetch_dataset
 from flowstudy.names import MeasureName
 from flowstudy.progress import NetBar
+from flowstudy.refusal import RefusalError
 from flowstudy.sweep.looks.table import MEASUREMENTS
-from flowstudy.sweep.store.failures import Failure, raise_for
+from flowstudy.sweep.store.failures import Failure, failure, raise_for, remember
 from flowstudy.sweep.store.plans import remember_plan
 from flowstudy.sweep.store.store import Store
 from flowstudy.sweep.workers.dask_engine import check_engine, run_on_dask
@@ -78,7 +79,8 @@ def run(cells: Sequence[Cell], *, measure: MeasureName | Sequence[MeasureName] =
         A tidy frame: the cell's key `cell`, what was measured, every field of the cell; in the order of the plan.
 
     Raises:
-        ValueError, TypeError: what was asked for, or a data set, cannot be used or had; nothing is computed.
+        ValueError, TypeError: what was asked for cannot be used, or not one of the data sets be had; nothing is
+            computed.
         StoreError: the store's folder is full or cannot be written to.
         SweepError: some cells failed; its `failures` say how, its `rows` are those of all others.
     """
@@ -92,12 +94,13 @@ def run(cells: Sequence[Cell], *, measure: MeasureName | Sequence[MeasureName] =
     missing = {cell for table in tables for cell in results.missing(mine, table)}
     failures: list[Failure] = []
     if missing:
-        if engine == "local":  # workers elsewhere have files of their own
-            for dataset in dict.fromkeys(cell.dataset for cell in mine if cell in missing):
-                fetch_dataset(dataset)
+        absent = fetch_datasets([cell for cell in mine if cell in missing], engine)
         for name, (table, own) in wanted.items():
             results.prepare(table)
             remember_plan(results.root, name, own, table, cells)
+        failures += [failure(cell, absent[cell.dataset]) for cell in missing if cell.dataset in absent]
+        remember(results.root, tables[0], failures)
+        missing -= {cell for cell in missing if cell.dataset in absent}
         measurements = tuple((table, MEASUREMENTS[name], own) for name, (table, own) in wanted.items())
         size = nets_at_once or default_size(cells, engine)
         todo = [Task(tuple(cell for cell in group if cell in missing), Path(store).absolute(), measurements, device,
@@ -113,6 +116,21 @@ def run(cells: Sequence[Cell], *, measure: MeasureName | Sequence[MeasureName] =
     answer = rows[measure] if isinstance(measure, str) else rows
     raise_for(failures, len(set(mine)), results.root, tables[0], answer)
     return answer
+
+
+def fetch_datasets(cells: Sequence[Cell], engine: object) -> dict[str, Exception]:
+    """Those of the cells' data sets that cannot be had, with the reason; where none can, that is raised."""
+    if engine != "local":  # workers elsewhere have files of their own
+        return {}
+    wanted, absent = list(dict.fromkeys(cell.dataset for cell in cells)), {}
+    for dataset in wanted:
+        try:
+            fetch_dataset(dataset)
+        except (RefusalError, OSError) as error:
+            absent[dataset] = error
+    if len(absent) == len(wanted):
+        raise absent[wanted[0]]
+    return absent
 
 
 def default_size(cells: Sequence[Cell], engine: object) -> int:

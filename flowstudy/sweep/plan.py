@@ -7,13 +7,14 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
-from flowstudy.data.datasets import TRAIN_SAMPLES
+from flowstudy.arguments import is_whole
 from flowstudy.refusal import did_you_mean
+from flowstudy.sweep.looks.checks import check_looks
 from flowstudy.sweep.looks.in_training import as_record_at
 from flowstudy.sweep.looks.table import AS_THEY_START, MEASUREMENTS, OF_TRAINING, options_of
 from flowstudy.sweep.workers.tasks import work
 
-from .cells import Cell, digest, is_whole
+from .cells import Cell, digest, samples_of
 from .plan_error import PlanError, PlanTypeError
 
 Shard = str | tuple[int, int] | None
@@ -44,9 +45,6 @@ def check_options(measure: str, options: Mapping[str, object]) -> dict[str, obje
         if name not in known:
             raise PlanTypeError(f"run: {measure} takes {', '.join(known) or 'no options'}, got `{name}`."
                                 + did_you_mean(name, known))
-    samples = options.get("samples", 1)  # the one option that needs no data set to be found wrong
-    if not is_whole(samples) or samples < 1:
-        raise PlanError(f"run: `samples` must be between 1 and the training set's size, got {samples!r}.")
     full = known | dict(options)
     if full.get("at") is not None:
         full["at"] = asdict(as_record_at(full["at"]))  # plain data: it goes into files
@@ -61,10 +59,11 @@ def check_measures(measure: str | Sequence[str], options: Mapping[str, object],
     else:
         wanted = check_several(list(measure), options)
     trained = [cell.epochs for cell in cells if cell.epochs]
-    for name in wanted:
+    for name, own in wanted.items():
         if name in AS_THEY_START and trained:
             raise PlanError(f"run: `epochs` must be 0 to measure {AS_THEY_START[name]}, got {trained[0]}. "
                             "Leave it out.")
+        check_looks(name, own, cells)
     check_moments(wanted, cells)
     return wanted
 
@@ -73,7 +72,7 @@ def check_moments(wanted: Mapping[str, Mapping[str, object]], cells: Sequence[Ce
     """Nets are looked at while they train, not later: told before any of them does."""
     moments = [as_record_at(options["at"]) for options in wanted.values() if options.get("at") is not None]
     for cell in dict.fromkeys(cells) if moments else ():
-        per_epoch = math.ceil(min(cell.train_samples or math.inf, TRAIN_SAMPLES[cell.dataset]) / cell.batch_size)
+        per_epoch = -(-samples_of(cell) // cell.batch_size)
         for moment in moments:
             late = [f"epoch {epoch}" for epoch in moment.epochs if epoch > cell.epochs]
             late += [f"update {step}" for step in moment.steps if step > cell.epochs * per_epoch]
