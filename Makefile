@@ -63,7 +63,8 @@ test-slow: .venv/.dev ## the others, signatures checked: whole studies, killed r
 	@$(PYTEST) -m slow $(CHECKED) $(PYTEST_ARGS)
 
 test-integrations: .venv/.integrations ## Lightning, Hugging Face, Dask and Optuna: against the real packages
-	@$(PY) -m pytest tests/test_integrations.py tests/test_dask.py tests/test_optuna.py $(PYTEST_ARGS)
+	@$(PY) -m pytest tests/test_integrations.py tests/test_dask.py tests/test_dask_network.py tests/test_optuna.py \
+		$(PYTEST_ARGS)
 
 test-cuda-emulated: .venv/.dev ## those for a GPU on emulated ones, signatures checked; skipped without g++
 	@if ! command -v $${CXX:-g++} >/dev/null; then \

@@ -65,7 +65,7 @@ def started(lines: list[str], folder: Path, ports: dict[str, int]) -> Iterator[t
         exports = dict(word.split("=") for line in lines if line.startswith("export ") for word in line.split()[1:])
         (sweep,) = [shlex.split(line) for line in lines if line.startswith("flowstudy ")]
         yield running, ["env", *(f"{name}={value}" for name, value in exports.items()),
-                        sys.executable, "-m", "flowstudy.cli", *sweep[1:], "--no-progress"]
+                        sys.executable, "-m", "flowstudy", *sweep[1:], "--no-progress"]
     finally:
         for process in reversed(running):
             process.terminate()

@@ -12,12 +12,15 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from flowstudy.arguments import is_whole
 from flowstudy.refusal import RefusalError, did_you_mean
+from flowstudy.torch_arguments import check_torch_device
 
 from .read_files import (
     CHECKSUMS,
     IDX,
     Batch,
+    MissingDataError,
     check_files,
     check_labels,
     checksum,
@@ -31,8 +34,8 @@ from .read_files import (
 __all__ = ["DATASETS", "Dataset", "load_dataset", "read_mnist"]
 
 
-class MissingDataError(RefusalError, FileNotFoundError):
-    """The files of a set are neither on this machine nor to be had; what each mirror said is in its notes."""
+class MissingPackageError(RefusalError, ModuleNotFoundError):
+    """What downloads is not installed."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -65,13 +68,14 @@ class Dataset:
 
     def to(self, device: str | torch.device) -> "Dataset":
         """The same set on another device."""
+        check_torch_device("Dataset.to", "device", device)
         tensors = {key: getattr(self, key).to(device) for key in ("x_train", "y_train", "x_test", "y_test")}
         return replace(self, **tensors)
 
     def subset(self, train: int) -> "Dataset":
         """The first `train` training samples in the order of the files, and the whole test set."""
-        if not 1 <= train <= len(self.x_train):
-            raise ValueError(
+        if not is_whole(train) or not 1 <= train <= len(self.x_train):
+            raise RefusalError(
                 f"Dataset.subset: `train` must be 1..{len(self.x_train)}, the samples of {self.name!r}, got {train}. "
                 f"Ask for fewer, or for at least one."
             )
@@ -115,9 +119,9 @@ def load_dataset(
         that is damaged; FileNotFoundError for files that are neither here nor to be had, with each mirror's reason as
         a note.
     """
-    if name not in DATASETS:
+    if not isinstance(name, str) or name not in DATASETS:
         raise RefusalError(_unknown(name))
-    torch.empty(0, device=device)  # a device that is not there fails now, not after a download
+    check_torch_device("load_dataset", "device", device)  # not there, it fails now and not after a download
     if name == "digits":
         return _as_tensors(name, _digits(), classes=10, largest=16, device=device)
     form, files = _locate(name, folder, download)
@@ -244,7 +248,7 @@ def _pooch() -> ModuleType:
     try:
         import pooch
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
+        raise MissingPackageError(
             "load_dataset: the package pooch must be installed to download data sets, got none. Install it, "
             "or set FLOWSTUDY_DATA to a folder that has the set."
         ) from error

@@ -17,6 +17,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from flowstudy.arguments import check_path, takes
+from flowstudy.refusal import RefusalError
+
 Batch = tuple[UInt8[np.ndarray, "_sample channel height width"], Int64[np.ndarray, "_sample"]]  # _: varies in a set
 
 # CIFAR-100's train.bin and test.bin have no published sum: their size is checked, and the sum of their archive
@@ -72,9 +75,13 @@ IDX_UINT8 = 8  # the type code of unsigned bytes in an idx header
 CIFAR_PIXELS = 3 * 32 * 32
 
 
-def wrong_file(file: str | Path, rule: str, got: object, call: str = "load_dataset") -> ValueError:
+class MissingDataError(RefusalError, FileNotFoundError):
+    """The files of a set are neither on this machine nor to be had; what each mirror said is in its notes."""
+
+
+def wrong_file(file: str | Path, rule: str, got: object, call: str = "load_dataset") -> RefusalError:
     """The one error for a file that is there and is not what it should be."""
-    return ValueError(
+    return RefusalError(
         f"{call}: {file} must {rule}, got {got}. Replace it with a good copy, "
         f"or remove the set's files there and let load_dataset download the official ones."
     )
@@ -110,6 +117,7 @@ def check_labels(
 # idx files: MNIST and Fashion-MNIST
 
 
+@takes(folder=check_path)
 def read_mnist(
     folder: str | Path,
 ) -> tuple[
@@ -175,7 +183,7 @@ def _gz_or_plain(folder: Path, stem: str) -> Path:
     for file in (folder / f"{stem}.gz", folder / stem):
         if file.is_file():
             return file
-    raise FileNotFoundError(
+    raise MissingDataError(
         f"read_mnist: `folder` must hold {stem}.gz or {stem}, got {folder} without. "
         f"Put it there, or pass another folder."
     )

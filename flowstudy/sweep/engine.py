@@ -8,6 +8,7 @@ from typing import overload
 import pandas as pd
 import torch
 
+from flowstudy.arguments import check_path, check_real, optional, whole
 from flowstudy.data.datasets import fetch_dataset
 from flowstudy.names import MeasureName
 from flowstudy.progress import NetBar
@@ -19,9 +20,10 @@ from flowstudy.sweep.store.store import Store
 from flowstudy.sweep.workers.dask_engine import check_engine, run_on_dask
 from flowstudy.sweep.workers.local import Done, run_here, run_in_processes
 from flowstudy.sweep.workers.tasks import VERSION, Task, sweep_checkpoints, work
+from flowstudy.torch_arguments import check_device_or_auto
 
 from .cells import Cell
-from .plan import Shard, check_device, check_measures, check_plan, check_shard, cost, groups, shard_of, table_of
+from .plan import Shard, check_measures, check_plan, check_shard, cost, groups, shard_of, table_of
 
 NETS_AT_ONCE = {"as they start": 20, "trained here": 200, "trained by workers": 50}
 
@@ -87,9 +89,12 @@ def run(cells: Sequence[Cell], *, measure: MeasureName | Sequence[MeasureName] =
     cells = check_plan(cells)
     wanted = {name: (table_of(name, own), own) for name, own in check_measures(measure, options, cells).items()}
     check_engine(engine, insecure_network)
+    check_path("run", "store", store)
+    optional(whole(1))("run", "nets_at_once", nets_at_once)
+    check_real("run", "checkpoint_every", checkpoint_every, "at least 0")
     mine = cells if shard is None else shard_of(cells, *check_shard(shard))
     if engine == "local":
-        check_device(device)
+        check_device_or_auto("run", "device", device)
     results, tables = Store(store), [table for table, _ in wanted.values()]
     missing = {cell for table in tables for cell in results.missing(mine, table)}
     failures: list[Failure] = []

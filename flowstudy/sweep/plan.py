@@ -5,9 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
-import torch
 
-from flowstudy.arguments import is_whole
+from flowstudy.arguments import NAME, in_short, is_whole, several
 from flowstudy.refusal import did_you_mean
 from flowstudy.sweep.looks.checks import check_looks
 from flowstudy.sweep.looks.in_training import as_record_at
@@ -23,6 +22,8 @@ Shard = str | tuple[int, int] | None
 def check_plan(cells: Sequence[Cell]) -> list[Cell]:
     if isinstance(cells, Cell):
         raise PlanTypeError("run: `cells` must be a sequence of Cell, got one Cell. Pass [cell].")
+    if not isinstance(cells, Iterable):
+        raise PlanTypeError(f"run: `cells` must be a sequence of Cell, got {in_short(cells)}.")
     cells = list(cells)
     if not cells:
         raise PlanError("run: `cells` must hold at least one Cell, got none. Make a plan with flowstudy.grid(...).")
@@ -37,7 +38,7 @@ def check_options(measure: str, options: Mapping[str, object]) -> dict[str, obje
 
     What every measurement in training can be told came later: left out at its defaults, older tables keep their names.
     """
-    if measure not in MEASUREMENTS:
+    if not isinstance(measure, str) or measure not in MEASUREMENTS:
         raise PlanError(f"run: `measure` must be one of {', '.join(MEASUREMENTS)}, got {measure!r}."
                         + did_you_mean(measure, MEASUREMENTS))
     known = options_of(measure)
@@ -48,7 +49,8 @@ def check_options(measure: str, options: Mapping[str, object]) -> dict[str, obje
     full = known | dict(options)
     if full.get("at") is not None:
         full["at"] = asdict(as_record_at(full["at"]))  # plain data: it goes into files
-    return {name: value for name, value in full.items() if name not in OF_TRAINING or value != OF_TRAINING[name]}
+    return {name: value for name, value in full.items() if name not in OF_TRAINING
+            or not isinstance(value, str | None) or value != OF_TRAINING[name]}
 
 
 def check_measures(measure: str | Sequence[str], options: Mapping[str, object],
@@ -57,6 +59,7 @@ def check_measures(measure: str | Sequence[str], options: Mapping[str, object],
     if isinstance(measure, str):
         wanted = {measure: check_options(measure, options)}
     else:
+        several(NAME)("run", "measure", measure)
         wanted = check_several(list(measure), options)
     trained = [cell.epochs for cell in cells if cell.epochs]
     for name, own in wanted.items():
@@ -101,16 +104,6 @@ def check_several(names: Sequence[str], options: Mapping[str, object]) -> dict[s
 def table_of(measure: str, options: Mapping[str, object]) -> str:
     """The store's table of these results: the same measurement with other options is another one."""
     return f"{measure}-{digest(check_options(measure, options))}"
-
-
-def check_device(device: str) -> str:
-    if device != "auto":
-        try:
-            torch.empty(0, device=torch.device(device))
-        except (RuntimeError, AssertionError) as error:
-            raise PlanError(f"run: `device` must be 'auto' or a device that torch sees, got {device!r}: "
-                            f"{str(error).splitlines()[0]}") from None
-    return device
 
 
 def groups(cells: Sequence[Cell], size: int) -> list[list[Cell]]:

@@ -134,7 +134,7 @@ def errors_of(value: Tensor, leaf: Tensor | None, uses: list[Use], path: list[Po
 def repeats(copied: nn.Module, inputs: Inputs, output: object, state: RandomState) -> bool:
     """A fresh copy gives the same output, to rounding, from the same random state."""
     with state.replayed(), unrolled("gradient_flow", dict(copied.named_modules())):
-        again = inputs.with_leaf()[1].call(copied)
+        again = inputs.with_leaf()[1].call_model(copied)
     pairs = zip(numbers_in(output), numbers_in(again), strict=False)
     return all(one.shape == other.shape and torch.allclose(one, other, rtol=REPEATED, atol=0.0, equal_nan=True)
                for one, other in pairs)
