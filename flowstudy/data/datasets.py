@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from flowstudy.arguments import is_whole
 from flowstudy.refusal import RefusalError, did_you_mean
 from flowstudy.torch_arguments import check_torch_device
 
+from .download import download, package
 from .read_files import (
     CHECKSUMS,
     IDX,
@@ -32,10 +32,6 @@ from .read_files import (
 )
 
 __all__ = ["DATASETS", "Dataset", "load_dataset", "read_mnist"]
-
-
-class MissingPackageError(RefusalError, ModuleNotFoundError):
-    """What downloads is not installed."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -241,18 +237,7 @@ def _find(name: str, folder: Path) -> tuple[Form, list[Path]] | None:
 def _cache_folder() -> Path:
     if given := os.environ.get("FLOWSTUDY_CACHE"):
         return Path(given).expanduser()
-    return Path(_pooch().os_cache("flowstudy"))
-
-
-def _pooch() -> ModuleType:
-    try:
-        import pooch
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            "load_dataset: the package pooch must be installed to download data sets, got none. Install it, "
-            "or set FLOWSTUDY_DATA to a folder that has the set."
-        ) from error
-    return pooch
+    return Path(package("pooch").os_cache("flowstudy"))
 
 
 # Downloads
@@ -274,7 +259,7 @@ def _fetch_file(name: str, file: str, folder: Path) -> None:
                 return
     failures = []
     for mirror in MIRRORS[name]:
-        if (failure := _download(mirror + file, known, target)) is None:
+        if (failure := download(mirror + file, known, target)) is None:
             return
         failures.append(f"{mirror}{file}: {failure}")
     here = f"{SOURCES[name].folders[0]}/{file}"
@@ -287,25 +272,6 @@ def _fetch_file(name: str, file: str, folder: Path) -> None:
     for failure in failures:
         error.add_note(failure)
     raise error
-
-
-def _download(url: str, known: str, target: Path) -> str | None:
-    """Fetch one file, which appears at `target` only whole and right. Returns why it failed, None if it did not."""
-    pooch = _pooch()
-    import requests  # pooch brings it
-
-    # identity: a server that compresses on the way would have the .gz unpacked in transit, and its progress miscounted
-    get = pooch.HTTPDownloader(progressbar=True, chunk_size=2**16, timeout=30, headers={"Accept-Encoding": "identity"})
-    try:
-        pooch.retrieve(url, known_hash=known, fname=target.name, path=target.parent, downloader=get)
-    except (requests.RequestException, ValueError) as error:  # unreachable, error page, truncated, wrong bytes
-        return " ".join(str(error).split())
-    except OSError as error:
-        raise OSError(
-            f"load_dataset: the cache {target.parent} must take {target.name}, got {type(error).__name__}: {error}. "
-            f"Make room or permission, or set FLOWSTUDY_CACHE to another folder."
-        ) from error
-    return None
 
 
 # Into tensors

@@ -72,6 +72,7 @@ CIFAR_SAMPLES = {  # records in each member of the two CIFAR archives
 }  # fmt: skip
 IDX = tuple(f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))
 IDX_UINT8 = 8  # the type code of unsigned bytes in an idx header
+MOST_PIXELS = 2**31  # of an idx file: the largest official one has 47 million
 CIFAR_PIXELS = 3 * 32 * 32
 
 
@@ -161,22 +162,34 @@ def read_idx_files(files: Sequence[Path]) -> list[Batch]:
 
 def read_idx(file: Path, axes: int) -> UInt8[np.ndarray, "..."]:
     """One idx file of unsigned bytes, plain or gzipped (told by its content, browsers unpack without renaming)."""
-    raw = file.read_bytes()
-    if raw[:2] == b"\x1f\x8b":
-        try:
-            raw = gzip.decompress(raw)
-        except (OSError, EOFError, zlib.error) as error:
-            got = f"{len(raw)} bytes ({error})"
-            raise wrong_file(file, "be a whole gzip file", got, "read_mnist") from error
     start, header = bytes([0, 0, IDX_UINT8, axes]), 4 + 4 * axes
-    if len(raw) < header or raw[:4] != start:
-        got = f"{raw[:4].hex(' ') or 'nothing'} in {len(raw)} bytes"
-        raise wrong_file(file, f"begin with an idx header, {start.hex(' ')} and {axes} sizes", got, "read_mnist")
-    shape = tuple(np.frombuffer(raw, ">u4", axes, offset=4).tolist())
-    if 0 in shape or len(raw) - header != math.prod(shape):
+    with file.open("rb") as stream:
+        zipped = stream.read(2) == b"\x1f\x8b"
+        stream.seek(0)
+        raw = unzipped(file, stream, header) if zipped else stream.read(header)
+        if len(raw) < header or raw[:4] != start:
+            got = f"{raw[:4].hex(' ') or 'nothing'} in {file.stat().st_size} bytes"
+            raise wrong_file(file, f"begin with an idx header, {start.hex(' ')} and {axes} sizes", got, "read_mnist")
+        shape = tuple(np.frombuffer(raw, ">u4", axes, offset=4).tolist())
+        whole = header + math.prod(shape)  # and no byte more is unpacked than that and one
+        if math.prod(shape) > MOST_PIXELS:
+            raise wrong_file(file, f"say of at most {MOST_PIXELS:,} bytes in its header", shape, "read_mnist")
+        stream.seek(0)
+        raw = unzipped(file, stream, whole + 1) if zipped else stream.read(whole + 1)
+    if 0 in shape or len(raw) != whole:
         rule = f"hold {math.prod(shape)} bytes and at least one, as its header {shape} says"
         raise wrong_file(file, rule, len(raw) - header, "read_mnist")
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy()  # writable
+
+
+def unzipped(file: Path, stream: io.BufferedIOBase, most: int) -> bytes:
+    """The first bytes of a gzip file's content."""
+    try:
+        with gzip.GzipFile(fileobj=stream) as content:
+            return content.read(most)
+    except (OSError, EOFError, zlib.error) as error:
+        got = f"{file.stat().st_size} bytes ({error})"
+        raise wrong_file(file, "be a whole gzip file", got, "read_mnist") from error
 
 
 def _gz_or_plain(folder: Path, stem: str) -> Path:
