@@ -3,7 +3,7 @@
 A rule is called with the name of the public function, of its argument, and the value.  `takes` sets rules over a
 function:
 
->>> @takes(depth=whole(1))
+>>> @takes(depth=a_whole(1))
 ... def layers(depth): return list(range(depth))
 >>> layers(depth=2)
 [0, 1]
@@ -77,7 +77,7 @@ def check_whole(call: str, name: str, value: Any, least: int = 0, most: int = LA
     return int(value)
 
 
-def whole(least: int = 0, most: int = LARGEST) -> Rule:
+def a_whole(least: int = 0, most: int = LARGEST) -> Rule:
     return lambda call, name, value: check_whole(call, name, value, least, most)
 
 
@@ -89,7 +89,7 @@ def check_real(call: str, name: str, value: Any, rule: str = "a finite number", 
     return float(value)
 
 
-def real(rule: str = "a finite number") -> Rule:
+def a_real(rule: str = "a finite number") -> Rule:
     return lambda call, name, value: check_real(call, name, value, rule)
 
 
@@ -104,7 +104,7 @@ def check_one_of(call: str, name: str, value: object, known: Collection[str], wa
     return value
 
 
-def one_of(known: Collection[str]) -> Rule:
+def one_among(known: Collection[str]) -> Rule:
     return lambda call, name, value: check_one_of(call, name, value, known)
 
 
@@ -115,7 +115,7 @@ def check_kind(call: str, name: str, value: Any, kind: type | tuple[type, ...], 
     return value
 
 
-def kind_of(kind: type | tuple[type, ...], words: str) -> Rule:
+def instance_of(kind: type | tuple[type, ...], words: str) -> Rule:
     return lambda call, name, value: check_kind(call, name, value, kind, words)
 
 
@@ -135,10 +135,10 @@ def check_path(call: str, name: str, value: Any) -> str | os.PathLike[str]:
     return value
 
 
-FLAG = kind_of((bool, np.bool_), "True or False")
-NAME = kind_of(str, "a name")
-MAPPING = kind_of(Mapping, "a mapping")
-ROW = kind_of(pd.Series, "a row of a pandas DataFrame")
+FLAG = instance_of((bool, np.bool_), "True or False")
+NAME = instance_of(str, "a name")
+MAPPING = instance_of(Mapping, "a mapping")
+ROW = instance_of(pd.Series, "a row of a pandas DataFrame")
 
 
 def some_mapping(call: str, name: str, value: Any) -> None:

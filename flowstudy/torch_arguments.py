@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arguments import in_short, kind_of, some_mapping
+from .arguments import in_short, instance_of, some_mapping
 from .refusal import RefusalError
 
-TENSOR = kind_of(Tensor, "a tensor")
-MODULE = kind_of(nn.Module, "an nn.Module")
+TENSOR = instance_of(Tensor, "a tensor")
+MODULE = instance_of(nn.Module, "an nn.Module")
 
 
 def some_tensors(call: str, name: str, value: Any) -> None:
@@ -19,14 +19,15 @@ def some_tensors(call: str, name: str, value: Any) -> None:
         TENSOR(call, f"{name}[{key!r}]", one)
 
 
-def check_torch_device(call: str, name: str, value: Any) -> torch.device:
+def check_torch_device(call: str, name: str, value: Any, known: str = "") -> torch.device:
     """One on which tensors can be made here."""
     try:
         return torch.empty(0, device=torch.device(value)).device
     except (RuntimeError, AssertionError, TypeError, ValueError, OverflowError) as error:
-        raise RefusalError(f"{call}: `{name}` must be a device that torch sees, such as 'cpu', got {in_short(value)}: "
+        raise RefusalError(f"{call}: `{name}` must be {known}a device that torch sees, got {in_short(value)}: "
                            f"{str(error).splitlines()[0]}") from None
 
 
 def check_device_or_auto(call: str, name: str, value: Any) -> object:
-    return value if isinstance(value, str) and value == "auto" else check_torch_device(call, name, value)
+    is_auto = isinstance(value, str) and value == "auto"
+    return value if is_auto else check_torch_device(call, name, value, "'auto' or ")

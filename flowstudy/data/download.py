@@ -57,7 +57,7 @@ def fetch(requests: ModuleType, url: str, known: str, target: Path) -> None:
     try:
         with answer, unfinished.open("wb") as file:
             answer.raise_for_status()
-            for part in parts_of(answer, target.name):
+            for part in body_of(answer, target.name):
                 digest.update(part)
                 file.write(part)
         if f"{algorithm}:{digest.hexdigest()}" != known:
@@ -67,7 +67,7 @@ def fetch(requests: ModuleType, url: str, known: str, target: Path) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def parts_of(answer: Any, name: str) -> Iterator[bytes]:
+def body_of(answer: Any, name: str) -> Iterator[bytes]:
     """The body as it arrives, no more than the bound of it, at the least pace."""
     promised = int(answer.headers.get("content-length", 0))
     size, marked, since = 0, 0, time.monotonic()

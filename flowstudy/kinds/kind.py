@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from flowstudy import names
-from flowstudy.arguments import kind_of, one_of, takes
+from flowstudy.arguments import instance_of, one_among, takes
 from flowstudy.measure.models import layer_rules
 from flowstudy.nets.fully_connected import FullyConnected
 from flowstudy.nets.initialize import FORWARDS
@@ -49,7 +49,7 @@ class Kind:
 KINDS: dict[str, Kind] = {}  # by name
 
 
-@takes(kind=kind_of(Kind, "a Kind"))
+@takes(kind=instance_of(Kind, "a Kind"))
 def register(kind: Kind) -> None:
     """Each room below takes what it can use of the kind."""
     if kind.name in KINDS:
@@ -65,7 +65,7 @@ def register(kind: Kind) -> None:
     theories.THEORIES[kind.name] = kind.theory or theories.BodyTheory()
 
 
-@takes(name=one_of(KINDS))
+@takes(name=one_among(KINDS))
 def unregister(name: str) -> None:
     kind = KINDS.pop(name)
     del names.LABELS[name], theories.THEORIES[name]

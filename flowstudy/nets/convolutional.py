@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from flowstudy.arguments import check_one_of, kind_of, one_of, optional, real, several, takes, whole
+from flowstudy.arguments import a_real, a_whole, check_one_of, instance_of, one_among, optional, several, takes
 
 from .blocks import HighwayBlock, PlainBlock, check_positive_integer
 from .initialize import initialize
@@ -52,9 +52,9 @@ class ConvNet(nn.Module):
     body: nn.Sequential
     readout: nn.Linear
 
-    @takes(plan=several(kind_of((Conv, Dense, nn.Module), "a Conv, a Dense or an nn.Module"), least=0),
-           in_shape=several(whole(1)), classes=whole(1), block=one_of(BLOCKS), gate_bias=real("a number"),
-           readout_std=optional(real("at least 0 and finite")), first_std=optional(real("at least 0 and finite")))
+    @takes(plan=several(instance_of((Conv, Dense, nn.Module), "a Conv, a Dense or an nn.Module"), least=0),
+           in_shape=several(a_whole(1)), classes=a_whole(1), block=one_among(BLOCKS), gate_bias=a_real("a number"),
+           readout_std=optional(a_real("at least 0 and finite")), first_std=optional(a_real("at least 0 and finite")))
     def __init__(self, plan: Sequence[Step], in_shape: Shape, classes: int, block: str,
                  gate_bias: float, readout_std: float | None, first_std: float | None = None):
         super().__init__()
@@ -159,7 +159,7 @@ def fitnet(name: str, block: str = "highway", classes: int = 10) -> ConvNet:
                  readout_std=0.05)
 
 
-@takes(net=kind_of(ConvNet, "a ConvNet"))
+@takes(net=instance_of(ConvNet, "a ConvNet"))
 def initialize_as_authors(net: ConvNet, seed: int = 0) -> ConvNet:
     """He-normal weights, H's and T's alike, and biases 0 as the authors'; b_T stays; the nets' exceptions.
 

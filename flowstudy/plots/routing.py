@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from flowstudy.arguments import check_frame, several, takes, whole
+from flowstudy.arguments import a_whole, check_frame, several, takes
 
 from .style import STYLE
 
@@ -36,7 +36,7 @@ def gate_routing(routing: pd.DataFrame) -> Figure:
     return figure
 
 
-@takes(by_class=check_frame, classes=several(whole(0)))
+@takes(by_class=check_frame, classes=several(a_whole(0)))
 def gate_routing_by_class(by_class: pd.DataFrame, classes: tuple[int, ...] = (0, 7)) -> Figure:
     """Mean gate activity of a class less that over all classes, a panel per class: units across, layers down.
 

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from flowstudy.arguments import check_frame, real, takes
+from flowstudy.arguments import a_real, check_frame, takes
 from flowstudy.predictions.shattering import with_predicted_correlations
 
 from .style import STYLE, depth_axis, depth_colors, grid_of_axes, line_styles
@@ -17,7 +17,7 @@ ERRORS = {"capsize": 2, "lw": 1.3, "ms": 4}
 DASHED = {"ls": (0, (4, 2)), "lw": 1}
 
 
-@takes(frame=check_frame, angle=real())
+@takes(frame=check_frame, angle=a_real())
 def gradient_correlation(frame: pd.DataFrame, angle: float = 45.0) -> Figure:
     """Correlation of the input gradients ("centred" read-out) against the angle between the inputs, a panel per kind of
     net, a colour per depth; dashed theory, in the legend how far off it is at `angle` [degrees]."""
@@ -45,7 +45,7 @@ def gradient_correlation(frame: pd.DataFrame, angle: float = 45.0) -> Figure:
     return figure
 
 
-@takes(frame=check_frame, angle=real())
+@takes(frame=check_frame, angle=a_real())
 def gradient_correlation_by_depth(frame: pd.DataFrame, angle: float = 45.0) -> Figure:
     """The same at one angle [degrees] against depth, a line per kind of net, and beside it the last hidden outputs'.
 

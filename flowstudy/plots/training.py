@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from flowstudy import theory
-from flowstudy.arguments import NAME, check_frame, check_one_of, one_of, takes, whole
+from flowstudy.arguments import NAME, a_whole, check_frame, check_one_of, one_among, takes
 from flowstudy.paper.conv_nets import PUBLISHED
 from flowstudy.paper.published import FIGURE_1
 from flowstudy.predictions import weight_var
@@ -22,7 +22,7 @@ CLASSES = 10
 CHANCE = math.log(CLASSES)  # cross-entropy of a ten-class net that knows nothing [nats]
 
 
-@takes(frame=check_frame, axis=one_of(("weight_var", "gate_bias")), accuracy=NAME)
+@takes(frame=check_frame, axis=one_among(("weight_var", "gate_bias")), accuracy=NAME)
 def trainability_map(frame: pd.DataFrame, axis: str = "weight_var", accuracy: str = "test_accuracy") -> Figure:
     """Accuracy after training over depth and `axis`, and the depth that theory allows drawn over it.
 
@@ -79,7 +79,7 @@ def gate_bias_rules(highway: pd.DataFrame, low: float, high: float) -> list[Curv
             (whole, depths, {"label": "a factor e over the whole net, by the recursion", "ls": "--"})]
 
 
-@takes(frame=check_frame, top=whole(1))
+@takes(frame=check_frame, top=a_whole(1))
 def figure_1(frame: pd.DataFrame, top: int = 10) -> Figure:
     """The paper's figure 1: best training curves of plain | highway nets by depth | mean of the `top` settings.
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from flowstudy import theory
-from flowstudy.arguments import NAME, ROW, kind_of, optional, takes, whole
+from flowstudy.arguments import NAME, ROW, a_whole, instance_of, optional, takes
 
 from .theories import theory_of
 
@@ -30,7 +30,7 @@ def is_gaussian(cell: pd.Series) -> bool:
     return theory_of(cell).covers_orthogonal or cell["init"] != "orthogonal"
 
 
-@takes(init=NAME, gain=optional(kind_of((int, float, np.number), "a number")), activation=NAME, width=whole(1))
+@takes(init=NAME, gain=optional(instance_of((int, float, np.number), "a number")), activation=NAME, width=a_whole(1))
 def weight_var(init: str, gain: float | None, activation: str, width: int | np.integer) -> float:
     """Variance of a body weight times width, as the scheme draws it; of orthogonal weights, the squared scale."""
     if gain is not None and not math.isnan(gain):

@@ -8,7 +8,7 @@ from typing import overload
 import pandas as pd
 import torch
 
-from flowstudy.arguments import check_path, check_real, optional, whole
+from flowstudy.arguments import a_whole, check_path, check_real, optional
 from flowstudy.data.datasets import fetch_dataset
 from flowstudy.names import MeasureName
 from flowstudy.progress import NetBar
@@ -90,7 +90,7 @@ def run(cells: Sequence[Cell], *, measure: MeasureName | Sequence[MeasureName] =
     wanted = {name: (table_of(name, own), own) for name, own in check_measures(measure, options, cells).items()}
     check_engine(engine, insecure_network)
     check_path("run", "store", store)
-    optional(whole(1))("run", "nets_at_once", nets_at_once)
+    optional(a_whole(1))("run", "nets_at_once", nets_at_once)
     check_real("run", "checkpoint_every", checkpoint_every, "at least 0")
     mine = cells if shard is None else shard_of(cells, *check_shard(shard))
     if engine == "local":

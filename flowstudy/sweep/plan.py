@@ -59,7 +59,7 @@ def check_measures(measure: str | Sequence[str], options: Mapping[str, object],
     if isinstance(measure, str):
         wanted = {measure: check_options(measure, options)}
     else:
-        several(NAME)("run", "measure", measure)
+        several(NAME, least=0)("run", "measure", measure)
         wanted = check_several(list(measure), options)
     trained = [cell.epochs for cell in cells if cell.epochs]
     for name, own in wanted.items():

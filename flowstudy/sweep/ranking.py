@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from flowstudy.arguments import FLAG, NAME, check_frame, several, takes, whole
+from flowstudy.arguments import FLAG, NAME, a_whole, check_frame, several, takes
 from flowstudy.refusal import RefusalError
 
 from .cells import CELL_FIELDS
@@ -31,7 +31,7 @@ def best(frame: pd.DataFrame, by: Sequence[str] = ("net", "depth"), of: str = "l
     return top(frame, 1, by, of, largest)
 
 
-@takes(frame=check_frame, k=whole(1), by=names, of=NAME, largest=FLAG)
+@takes(frame=check_frame, k=a_whole(1), by=names, of=NAME, largest=FLAG)
 def top(frame: pd.DataFrame, k: int, by: Sequence[str] = ("net", "depth"), of: str = "loss",
         largest: bool = False) -> pd.DataFrame:
     """The `k` best cells for each combination of the fields `by`, by their last value of `of`.

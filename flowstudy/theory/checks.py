@@ -45,7 +45,7 @@ def check_number(call: str, name: str, value: Values, rule: str = "positive and 
     return array.astype(np.float64)
 
 
-def check_layers(call: str, depth: Values) -> int:
+def depth_to_walk(call: str, depth: Values) -> int:
     """Layers that are walked one by one."""
     if np.ndim(depth):
         raise RefusalError(f"{call}: `depth` must be one number, got {in_short(depth)}. Call it once per net.")

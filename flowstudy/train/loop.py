@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from flowstudy.arguments import LARGEST, check_function, in_short, is_whole, kind_of, optional, takes, whole
+from flowstudy.arguments import LARGEST, a_whole, check_function, in_short, instance_of, is_whole, optional, takes
 from flowstudy.data import Dataset
 from flowstudy.refusal import RefusalError
 from flowstudy.train.stacks.ensemble import Stack
@@ -46,7 +46,7 @@ class Settings:
     order_seed: int = 0
     precision: str = "float32"
 
-    @takes(epoch=whole(0))
+    @takes(epoch=a_whole(0))
     def step_size(self, epoch: int) -> Float[Tensor, " net"]:
         rate = (self.learning_rate * self.decay**epoch).clamp(min=LEARNING_RATE_FLOOR)
         return rate * (1 - self.momentum)
@@ -122,7 +122,7 @@ class RecordAt:
             raise RefusalError("RecordAt: at least one of `epochs` and `steps` must be given. RecordAt(epochs=[0, -1]) "
                                "looks before and after training.")
 
-    @takes(epochs=whole(0), per_epoch=whole(1))
+    @takes(epochs=a_whole(0), per_epoch=a_whole(1))
     def updates(self, epochs: int, per_epoch: int) -> list[int]:
         """The numbers of updates after which to look."""
         late = [f"epoch {e}" for e in self.epochs if e > epochs]
@@ -142,9 +142,9 @@ class Progress:
     done: int = 0                # updates
 
 
-@takes(nets=kind_of(Stack, "a Stack"), data=kind_of(Dataset, "a Dataset"), settings=kind_of(Settings, "a Settings"),
-       tick=check_function, at=optional(kind_of(RecordAt, "a RecordAt")),
-       checkpoint=optional(kind_of(Checkpoint, "a Checkpoint")))
+@takes(nets=instance_of(Stack, "a Stack"), data=instance_of(Dataset, "a Dataset"),
+       settings=instance_of(Settings, "a Settings"), tick=check_function,
+       at=optional(instance_of(RecordAt, "a RecordAt")), checkpoint=optional(instance_of(Checkpoint, "a Checkpoint")))
 def train(nets: Stack, data: Dataset, settings: Settings, tick: Callable[[float], object] = lambda _nets: None, *,
           at: RecordAt | None = None, observer: Observer | None = None,
           checkpoint: Checkpoint | None = None) -> History:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from flowstudy.arguments import real, takes
+from flowstudy.arguments import a_real, takes
 from flowstudy.measure.drawn import Drawn
 from flowstudy.measure.gradients.flow import GradientFlow
 from flowstudy.refusal import RefusalError
@@ -67,7 +67,7 @@ class Trainability(Drawn):
 
     drawn_by = "trainability"
 
-    @takes(share=real("a number"))
+    @takes(share=a_real("a number"))
     def steps_to(self, share: float | int) -> float:
         """Steps until this share of the residual is left at the best stable rate; inf where it never is."""
         if not 0 < share < 1:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from flowstudy.arguments import FLAG, check_one_of, check_whole, real, several
+from flowstudy.arguments import FLAG, a_real, check_one_of, check_whole, several
 from flowstudy.measure.gradients.flow import GradientFlow, gradient_flow
 from flowstudy.measure.gradients.losses import Loss, Objective
 from flowstudy.measure.models.context import RandomState, in_own_context
@@ -133,11 +133,7 @@ def look_at(call: str, model: nn.Module, x: Shown, y: Tensor | None, loss: str |
     """What `trainability` does, in the name of the public function that was called."""
     started = time.perf_counter()
     check_module(call, model)
-    check_choices(call, optimizer, steps, samples, trial, half)
-    check_whole(call, "batch_size", batch_size, least=1)
-    check_whole(call, "seed", seed)
-    FLAG(call, "progress", progress)
-    Objective(call, loss, output)  # it refuses what is none
+    check_choices(call, optimizer, steps, samples, trial, batch_size, seed, progress, half)
     check_sparse(call, model, optimizer)
     inputs = check_input(call, model, x)
     check_targets_given(call, inputs, y, loss)
@@ -257,14 +253,17 @@ def learnt_something(found: Trainability) -> bool:
         found.tried.best.loss <= NOTHING * found.constant_loss)
 
 
-def check_choices(call: str, optimizer: str, steps: Sequence[int], samples: int, trial: int,
-                  half: str | None) -> None:
+def check_choices(call: str, optimizer: str, steps: Sequence[int], samples: int, trial: int, batch_size: int, seed: int,
+                  progress: bool, half: str | None) -> None:
     if half is not None:
         check_one_of(call, "dtype", half, HALVES)
     check_one_of(call, "optimizer", optimizer, OPTIMIZERS)
     check_whole(call, "samples", samples, least=2)
     check_whole(call, "trial", trial)
-    several(real("positive and finite"))(call, "steps", steps)
+    check_whole(call, "batch_size", batch_size, least=1)
+    check_whole(call, "seed", seed)
+    FLAG(call, "progress", progress)
+    several(a_real("positive and finite"))(call, "steps", steps)
 
 
 def check_sparse(call: str, model: nn.Module, optimizer: str) -> None:

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from flowstudy.arguments import kind_of, optional, real, takes, whole
+from flowstudy.arguments import a_real, a_whole, instance_of, optional, takes
 from flowstudy.refusal import RefusalError
 from flowstudy.torch_arguments import check_torch_device
 
@@ -59,8 +59,9 @@ class ProductSpectrum:
     below_floor: Int[Tensor, "*batch"]
 
 
-@takes(batch_shape=kind_of((tuple, list, torch.Size), "a shape"), block=optional(whole(1)),
-       eps=real("positive and finite"), seed=whole(0), columns=optional(whole(1)), device=optional(check_torch_device))
+@takes(batch_shape=instance_of((tuple, list, torch.Size), "a shape"), block=optional(a_whole(1)),
+       eps=a_real("positive and finite"), seed=a_whole(0), columns=optional(a_whole(1)),
+       device=optional(check_torch_device))
 def product_svd(factors: Iterable[MatrixLike], *, columns: int | None = None, batch_shape: tuple[int, ...] = (),
                 device: torch.device | str | None = None, block: int | None = None, eps: float = EPS,
                 seed: int = 0) -> ProductSpectrum:

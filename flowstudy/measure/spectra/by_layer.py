@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flowstudy.arguments import kind_of, one_of, optional, takes
+from flowstudy.arguments import instance_of, one_among, optional, takes
 from flowstudy.measure.models.chain import Factor, NotProvedError, proved_jacobians
 from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.dense_jacobian import Stretch, row_and_image
@@ -26,7 +26,7 @@ from .result import JacobianSpectrum, joined_spectra
 from .routes import RESOLVED, agreement_of, dtype_name, eps_of, logs_of, spectrum_of, structural_rank
 
 
-@takes(wrt=optional(kind_of((str, int, tuple), "a key of x")))
+@takes(wrt=optional(instance_of((str, int, tuple), "a key of x")))
 @in_own_context
 @in_float64
 def layer_jacobian_spectra(model: nn.Module, x: Shown | None = None, *, samples: int = 16, seed: int = 0,
@@ -156,7 +156,7 @@ def is_resolved(found: JacobianSpectrum) -> bool:
     return bool((found.log_error <= RESOLVED).all()) and not found.below_floor.any()
 
 
-@takes(state=some_tensors, x=TENSOR, part=one_of(("all", "body")))
+@takes(state=some_tensors, x=TENSOR, part=one_among(("all", "body")))
 @in_own_context
 def stacked_jacobian_spectrum(model: nn.Module, state: dict[str, Tensor], x: Tensor, *,
                               part: str = "body") -> Float[Tensor, "net sample rank"]:

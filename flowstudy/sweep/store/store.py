@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flowstudy.arguments import FLAG, MAPPING, NAME, check_frame, check_path, kind_of, several, takes
+from flowstudy.arguments import FLAG, MAPPING, NAME, check_frame, check_path, instance_of, several, takes
 from flowstudy.refusal import RefusalError, printable
 from flowstudy.seal import parquet_is_sealed, sealed_parquet
 from flowstudy.shown import as_html
@@ -25,7 +25,7 @@ from .files import check_writable, set_aside, sweep_leftovers, write_to_store
 SCHEMA = "flowstudy-1"  # raise it when rows of an older version can no longer be read as this one's
 OPTIONAL = {"gain": "float64", "gate_bias": "float64", "train_samples": "Int64"}  # typed also where all are None
 Read = TypeVar("Read")
-of_cells = several(kind_of(Cell, "a Cell"), least=0)
+of_cells = several(instance_of(Cell, "a Cell"), least=0)
 KEPT = {"compression": "zstd", "write_page_checksum": True}
 
 
@@ -102,7 +102,7 @@ class Store:
         sweep_leftovers(self.root / table)
         self._swept.add(self.root / table)
 
-    @takes(table=NAME, cells=several(kind_of(Cell, "a Cell")), rows=check_frame, provenance=MAPPING)
+    @takes(table=NAME, cells=several(instance_of(Cell, "a Cell")), rows=check_frame, provenance=MAPPING)
     def append(self, table: str, cells: Sequence[Cell], rows: pd.DataFrame, provenance: dict[str, Any]) -> Path:
         """Store the rows of whole cells; `rows` has a column `place`, the position in `cells` of the cell that a row
         belongs to.

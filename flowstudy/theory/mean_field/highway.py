@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.special import expit
 
 from flowstudy.refusal import RefusalError
-from flowstudy.theory.checks import Values, check_layers, check_number
+from flowstudy.theory.checks import Values, check_number, depth_to_walk
 
 from .activations import Activation, activation_named
 from .gaussian import gaussian_nodes, hermite_table, power_series, series_size
@@ -74,7 +74,7 @@ def highway(activation: str, depth: Values, gate_bias: Values, weight_var: Value
                    "q0": q0, "m0": m0, "c0": c0, "bias_var": bias_var}
     for name, value in one_of_each.items():
         one_number(call, name, value)
-    depth = check_layers(call, depth)
+    depth = depth_to_walk(call, depth)
     init = Init(phi, *map(float, check_init(call, gate_bias, weight_var, gate_weight_var, bias_var)))
     if gate_bias == np.inf and not weight_var:
         raise RefusalError(f"{call}: `weight_var` must be positive where gate_bias is inf, got {weight_var!r}.")

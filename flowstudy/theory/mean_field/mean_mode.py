@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from flowstudy.theory.checks import Values, check_choice, check_layers, check_number
+from flowstudy.theory.checks import Values, check_choice, check_number, depth_to_walk
 
 from .activations import Activation, activation_named
 from .gaussian import gaussian_nodes
@@ -70,7 +70,7 @@ def mean_mode(net: str, activation: str, depth: Values, gate_bias: Values = 0.0,
                    "m0": m0, "bias_var": bias_var}
     for name, value in one_of_each.items():
         one_number(call, name, value)
-    layers = check_layers(call, depth)
+    layers = depth_to_walk(call, depth)
     bias, weights, gates, biases = map(float, check_init(call, gate_bias, weight_var, gate_weight_var, bias_var))
     body = Body(net, phi, bias, weights, gates if net == "highway" else 0.0, biases)
     steps = list(walk(body, first_state(call, q0, m0, 1.0), layers))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowstudy.arguments import check_function, check_path, kind_of, optional, real, takes, whole
+from flowstudy.arguments import a_real, a_whole, check_function, check_path, instance_of, optional, takes
 from flowstudy.data import Dataset
 from flowstudy.data.augment import INPUTS, cropped, random_crops
 from flowstudy.refusal import RefusalError
@@ -44,7 +44,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 0.001
 
-    @takes(epoch=whole(0))
+    @takes(epoch=a_whole(0))
     def rate(self, epoch: int) -> float:
         """Of the epoch that follows `epoch` passes."""
         return self.learning_rate * 0.1 ** sum(epoch >= drop for drop in self.drops)
@@ -69,8 +69,8 @@ class ConvHistory:
     diverged: int
 
 
-@takes(net=MODULE, data=kind_of(Dataset, "a Dataset"), recipe=kind_of(Recipe, "a Recipe"), seed=whole(0),
-       checkpoint=optional(check_path), seconds=real("at least 0 and finite"), tick=check_function)
+@takes(net=MODULE, data=instance_of(Dataset, "a Dataset"), recipe=instance_of(Recipe, "a Recipe"), seed=a_whole(0),
+       checkpoint=optional(check_path), seconds=a_real("at least 0 and finite"), tick=check_function)
 def train_conv(net: nn.Module, data: Dataset, recipe: Recipe, *, seed: int = 0,
                checkpoint: str | os.PathLike[str] | None = None, seconds: float = 60.0,
                tick: Callable[[], object] = lambda: None) -> ConvHistory:

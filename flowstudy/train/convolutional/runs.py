@@ -17,17 +17,18 @@ from tqdm import tqdm
 
 from flowstudy.arguments import (
     FLAG,
+    NAME,
+    a_whole,
     check_kind,
     check_path,
-    kind_of,
-    one_of,
+    instance_of,
+    one_among,
     optional,
     several,
     some_mapping,
     takes,
-    whole,
 )
-from flowstudy.data.datasets import DATASETS, Dataset, load_dataset
+from flowstudy.data.datasets import Dataset, load_dataset
 from flowstudy.nets import ConvNet, cifar_conv_net, fitnet, initialize_as_authors, mnist_conv_net
 from flowstudy.nets.convolutional import BLOCKS
 from flowstudy.progress import progress_bar
@@ -51,7 +52,7 @@ class ConvRun(NamedTuple):
     seed: int
 
 
-@takes(net=several(one_of(CONV_NETS)), block=several(one_of(BLOCKS)))
+@takes(net=several(one_among(CONV_NETS)), block=several(one_among(BLOCKS)))
 def conv_grid(net: Sequence[str], block: Sequence[str], seed: Iterable[int]) -> list[ConvRun]:
     """All combinations.
 
@@ -63,11 +64,11 @@ def conv_grid(net: Sequence[str], block: Sequence[str], seed: Iterable[int]) -> 
 
 def seeds_of(call: str, seed: Iterable[int]) -> list[int]:
     seeds = list(check_kind(call, "seed", seed, Iterable, "several seeds"))
-    several(whole(0))(call, "seed", seeds)
+    several(a_whole(0))(call, "seed", seeds)
     return seeds
 
 
-@takes(name=one_of(DATASETS), size=whole(1), channels=optional(whole(1)), train_samples=optional(whole(1)),
+@takes(name=NAME, size=a_whole(1), channels=optional(a_whole(0)), train_samples=optional(a_whole(1)),
        device=check_device_or_auto)
 def load_images(name: str, size: int, *, channels: int | None = None, train_samples: int | None = None,
                 device: str | torch.device = "auto") -> Dataset:
@@ -94,8 +95,8 @@ def load_images(name: str, size: int, *, channels: int | None = None, train_samp
     return replace(data, x_train=fitted(data.x_train), x_test=fitted(data.x_test))
 
 
-@takes(runs=several(kind_of(ConvRun, "a ConvRun")), data=kind_of(Dataset, "a Dataset"),
-       recipe=kind_of(Recipe, "a Recipe"), store=optional(check_path), progress=FLAG)
+@takes(runs=several(instance_of(ConvRun, "a ConvRun")), data=instance_of(Dataset, "a Dataset"),
+       recipe=instance_of(Recipe, "a Recipe"), store=optional(check_path), progress=FLAG)
 def train_conv_nets(runs: Sequence[ConvRun], data: Dataset, recipe: Recipe, *,
                     store: str | os.PathLike[str] | None = None, progress: bool = True) -> pd.DataFrame:
     """Train each net from the authors' initial weights, on the device of `data`.
@@ -137,9 +138,9 @@ def train_each(runs: Sequence[ConvRun], data: Dataset, recipe: Recipe, store: st
     return pd.concat(frames, ignore_index=True)
 
 
-@takes(nets=some_mapping, block=several(one_of(BLOCKS)),
-       recipes=several(kind_of(Recipe, "a Recipe")), size=whole(1), channels=optional(whole(1)),
-       train_samples=optional(whole(1)), device=check_device_or_auto, store=optional(check_path), progress=FLAG)
+@takes(nets=some_mapping, block=several(one_among(BLOCKS)),
+       recipes=several(instance_of(Recipe, "a Recipe")), size=a_whole(1), channels=optional(a_whole(1)),
+       train_samples=optional(a_whole(1)), device=check_device_or_auto, store=optional(check_path), progress=FLAG)
 def train_conv_study(nets: Mapping[str, Sequence[str]], block: Sequence[str], seed: Iterable[int],
                      recipes: Sequence[Recipe], *, size: int, channels: int | None = None,
                      train_samples: int | None = None, device: str | torch.device = "auto",

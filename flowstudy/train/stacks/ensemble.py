@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from flowstudy.arguments import kind_of, several, takes, whole
+from flowstudy.arguments import a_whole, instance_of, several, takes
 from flowstudy.nets.blocks import HOOKS
 from flowstudy.nets.fully_connected import FullyConnected
 from flowstudy.refusal import RefusalError
@@ -41,7 +41,7 @@ class Stack:
             return torch.cat([self.part(nets)(x) for _, nets in runs_of(self.activations)])
         return torch.func.vmap(functools.partial(one_net, self.template), in_dims=(0, None))(self.state, x)
 
-    @takes(nets=kind_of(slice, "a slice"))
+    @takes(nets=instance_of(slice, "a slice"))
     def part(self, nets: slice) -> "Stack":
         """Nets that follow each other; the template has their activation where all have the same."""
         state, names = {name: value[nets] for name, value in self.state.items()}, self.activations[nets]
@@ -55,7 +55,7 @@ class Stack:
         names = tuple(itertools.compress(self.activations, kept.tolist()))
         return Stack(self.template, {name: value[kept.to(value.device)] for name, value in self.state.items()}, names)
 
-    @takes(index=whole(0))
+    @takes(index=a_whole(0))
     def net(self, index: int) -> nn.Module:
         """One of the nets, as a module of its own."""
         one = self.part(slice(index, index + 1))

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from flowstudy.arguments import check_real, check_whole, real, several
+from flowstudy.arguments import a_real, check_real, check_whole, several
 from flowstudy.measure.gradients.losses import OWN, Loss, Objective, check_label_range
 from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.copies import check_module, own_copy
@@ -235,5 +235,5 @@ def check_settings(call: str, optimizer: str, steps: int, batch_size: int, secon
 
 
 def check_rates(call: str, rates: Sequence[float]) -> list[float]:
-    several(real("at least 0 and finite"))(call, "rates", rates)
+    several(a_real("at least 0 and finite"))(call, "rates", rates)
     return [float(rate) for rate in rates]
