@@ -1,5 +1,6 @@
 """The command line: readings as exit status, a table, a picture, and one readable line where the user erred."""
 
+import importlib
 import inspect
 import json
 import math
@@ -410,6 +411,21 @@ def test_a_module_that_cannot_be_imported_is_status_2(monkeypatch, code, words):
     for target in ("broken_models:net", "broken_models.py:net"):
         result = call("check", target)
         assert result.exit_code == 2 and words in result.stderr, result.output
+
+
+@pytest.mark.parametrize("name", ["json", "numpy", "colorsys"])  # imported long ago, with parts of its own, not yet
+def test_a_file_named_as_a_library_does_not_take_its_place(user, name):
+    """Whoever imports the library afterwards gets the library; the file's own classes are found where they say."""
+    before = sys.modules.get(name)
+    Path(f"{name}.py").write_text(MODELS + "\nclass Own(nn.Linear): pass\nown = Own(4, 3)\n")
+    try:
+        result = call("check", f"{name}.py:own", "--input", 4)
+        assert result.exit_code == 0, result.output
+        assert sys.modules.get(name) is before
+        assert not Path(importlib.import_module(name).__file__).is_relative_to(user)
+        assert hasattr(sys.modules[f"{name}_file"], "Own")
+    finally:
+        sys.modules.pop(f"{name}_file", None)
 
 
 @pytest.mark.usefixtures("user")

@@ -103,6 +103,14 @@ def test_digits_are_scikit_learns_in_file_order():
     assert "1500, 1, 8, 8" in repr(data) and flat.to("cpu").classes == 10
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_one_line():
+    for device in ("cuda", "cuda:3", "abacus"):
+        message = rf"^load_dataset: `device` must be a device that torch sees, got '{device}'"
+        with pytest.raises(ValueError, match=message):
+            load_dataset("digits", device=device)
+
+
 def test_subset_is_the_first_samples():
     data = load_dataset("digits")
     part = data.subset(train=7)

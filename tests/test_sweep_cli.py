@@ -1,6 +1,8 @@
 """Plans as files, `flowstudy sweep` and `flowstudy status`: they run what `run` runs, and refuse what is wrong."""
 
+import itertools
 import json
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -22,6 +24,7 @@ from flowstudy.sweep.plan import table_of
 from flowstudy.sweep.plan_file import EXAMPLE, PlainYaml, as_python, read_plan
 from flowstudy.sweep.plan_schema import plan_schema
 from flowstudy.sweep.status import busy_seconds, status
+from flowstudy.sweep.workers import code, tasks
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"width": 5, "train_samples": 20, "batch_size": 10, "epochs": 2}
@@ -144,6 +147,15 @@ WRONG = {
     "base 60 float": (PLAN.replace("1e-2, 0.1", "1:30.5, 0.1"), "the number 1:30.5 must be written without"),
     "no net": (PLAN.replace("[plain, highway]", "[]"), "grid: axis `net` must have at least one value, got none"),
     "no net to search": (PLAN.replace("n: 2, net: highway", "n: 2, net: []"), "random_search: `net` must have at"),
+    "bomb": ("a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+        f"{name}: &{name} [{', '.join([f'*{below}'] * 10)}]\n" for below, name in itertools.pairwise("abcdefghi"))
+        + "grid: {depth: *i}", "its anchors come to more than 1,000,000 entries"),
+    "anchor in itself": ("grid: &a {depth: *a}", "its anchors come to more than 1,000,000 entries"),
+    "nested": ("grid: {depth: " + "[" * 10_000 + "]" * 10_000 + "}", "`plan` must be a YAML file that can be read"),
+    "long range": ("grid: {seed: {range: 10000000000000}}", "`range` must be of at most 1,000,000 numbers"),
+    "many cells": ("grid: {seed: {range: 10000}, order_seed: {range: 10000}}", "must have at most 1,000,000 cells, got "
+                   "100,000,000"),
+    "many searched": ("random_search: {n: 10000000}", "must have at most 1,000,000 cells, got 10,000,000"),
     "list of words": (PLAN.replace("{range: 3}", "{range: abc}"), "`range` must be a whole number or two, got 'abc'"),
 }
 
@@ -253,6 +265,7 @@ def test_the_schema_takes_what_the_reader_takes():
     # what a schema cannot know: which measurement takes which option, how long training is, what YAML is
     "option", "misspelt option", "option of none", "too late", "never trained", "update too late", "no yaml",
     # nor see, since YAML keeps the last of two keys and reads 010 as 8
+    "bomb", "anchor in itself", "nested", "long range", "many cells", "many searched",
     "key twice", "section twice", "range twice", "octal", "octal in a list", "other octal", "base 60",
     "base 60 float"}))
 def test_the_schema_refuses_what_the_reader_refuses(case):
@@ -313,6 +326,37 @@ def test_time_left_is_cost_left_over_pace(tmp_path):
         Store(tmp_path).append(table, cells[start:start + 2], pd.DataFrame({"place": [0, 1]}),
                                {"seconds": 10.0, "finished": moment})
     assert status(tmp_path)["seconds_left"].iloc[0] == pytest.approx(22.5)
+
+
+def test_status_counts_the_codes_that_rows_come_from(tmp_path, monkeypatch):
+    """Two that say theirs, one of an earlier version that says none; nothing is computed again for any of them."""
+    cells = grid(seed=range(3), **TINY)
+    for number in range(3):
+        monkeypatch.setattr(tasks, "code_digest", lambda number=number: f"code {number}")
+        run(cells[:number + 1], store=tmp_path, device="cpu", progress=False)
+    table = table_of("training_loss", {})
+    earlier = Store(tmp_path).path(cells[:1], table)
+    earlier.unlink()
+    Store(tmp_path).append(table, cells[:1], pd.DataFrame({"place": [0]}), {"seconds": 1.0, "finished": "2026-01-01"})
+    monkeypatch.setitem(MEASUREMENTS, "training_loss", lambda *_: pytest.fail("computed again"))
+    run(cells, store=tmp_path, device="cpu", progress=False)
+    found = status(tmp_path)
+    assert dict(zip(found["done"], found["codes"], strict=True)) == {1: 0, 2: 1, 3: 2}
+
+
+@pytest.mark.parametrize("file, content, other", [
+    ("measure/a.py", b"x = 2\n", True), ("nets/new.py", b"", True), ("sweep/looks/table.py", b"y\n", True),
+    ("measure/a.py", b"x = 1\r\n", False), ("plots/b.py", b"z\n", False), ("sweep/engine.py", b"z\n", False)])
+def test_a_code_is_the_sources_that_numbers_come_from(tmp_path, monkeypatch, file, content, other):
+    """The same in another folder and with other line ends; another where a room that measures has changed."""
+    monkeypatch.setattr(code, "HOUSE", tmp_path)
+    (tmp_path / "measure").mkdir()
+    (tmp_path / "measure" / "a.py").write_bytes(b"x = 1\n")
+    before = code.code_digest.__wrapped__()
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_bytes(content)
+    assert (code.code_digest.__wrapped__() != before) == other
+    assert re.fullmatch("[0-9a-f]{16}", code.code_digest())
 
 
 def test_busy_seconds_is_the_length_of_the_union():

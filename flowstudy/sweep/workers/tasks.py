@@ -25,6 +25,7 @@ from flowstudy.sweep.store.store import Store
 from flowstudy.train import Checkpoint
 from flowstudy.version import VERSION
 
+from .code import code_digest
 from .memory import check_room, nets_that_fit
 
 CHECKPOINT = 2  # raise it when training cannot go on from what an older version kept; its file is then not looked for
@@ -204,7 +205,7 @@ def found_device(device: str) -> str:
 def provenance(device: torch.device, seconds: float) -> dict:
     """Where numbers come from; stored beside them."""
     return {
-        "flowstudy": VERSION, "torch": torch.__version__, "python": platform.python_version(),
+        "flowstudy": VERSION, "code": code_digest(), "torch": torch.__version__, "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "worker": f"{socket.gethostname()}:{os.getpid()}", "seconds": round(seconds, 3),
         "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
