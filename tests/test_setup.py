@@ -188,3 +188,15 @@ def test_git_holds_no_notebook_outputs():
         cells = json.loads((ROOT / name).read_text(encoding="utf-8"))["cells"]
         full = [i for i, cell in enumerate(cells) if cell.get("outputs") or cell.get("execution_count")]
         assert not full, f"{name}: cells {full} hold outputs. Run `.venv/bin/nbstripout --keep-id {name}`."
+
+
+def test_every_promise_has_its_test():
+    """docs/reliability.md names tests that are there."""
+    file, missing = "", []
+    for named in re.findall(r"`((?:\w+(?:/\w+)*\.py)?(?:::\w+)?)`", (ROOT / "docs/reliability.md").read_text("utf-8")):
+        path, _, test = named.partition("::")
+        file = path or file
+        text = (ROOT / "tests" / file).read_text(encoding="utf-8") if (ROOT / "tests" / file).is_file() else ""
+        if not text or (f"def {test}(" not in text and test):
+            missing.append(named)
+    assert file and not missing
