@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import typer
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -28,6 +29,7 @@ from flowstudy.refusal import RefusalError
 MODELS = '''
 import math
 import torch
+import typer
 from torch import nn
 
 import flowstudy as fs
@@ -529,3 +531,31 @@ def test_version_and_help_need_no_command():
     said = CliRunner().invoke(cli.app, ["--version"])
     assert (said.exit_code, said.stdout) == (0, f"flowstudy {flowstudy.__version__}\n")
     assert "Will this network train" in CliRunner().invoke(cli.app, []).output
+
+
+# --- bad values ------------------------------------------------------------------------------------------------------
+
+GOOD = {"check": ["check", "their_models.py:small"], "spectrum": ["spectrum", "their_models.py:small"],
+        "sweep": ["sweep", "plan.yaml", "--no-progress", "--device", "cpu"], "status": ["status", "results"],
+        "study": ["study", "nothing"], "figures": ["figures", "--only", "nothing"]}
+BAD = ["", "nonsense", "-1", "0", "nan", "inf", str(2**64), "[]", "{}", "None", "a b", "\x1b[2J"]
+COMMANDS = typer.main.get_command(cli.app).commands
+OPTIONS = [(name, parameter) for name in GOOD for parameter in COMMANDS[name].params
+           if not getattr(parameter, "is_flag", False)]
+
+
+def test_every_command_has_a_good_call():
+    assert set(COMMANDS) == set(GOOD)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, parameter", OPTIONS, ids=lambda of: getattr(of, "name", of))
+def test_bad_values_of_options_end_in_words(user, name, parameter):
+    """Twelve in each argument and option of each command: an exit status that is documented, and no traceback."""
+    (user / "plan.yaml").write_text("grid: {depth: 2, width: 3, train_samples: 20}")
+    for bad in BAD:
+        result = call(*([name, "--", bad] if parameter.param_type_name == "argument" else
+                        [*GOOD[name], parameter.opts[0], bad]))
+        assert result.exit_code in (0, 1, 2, 3), (bad, result.output)
+        assert isinstance(result.exception, SystemExit | None), (bad, result.exception)
+        assert "Traceback" not in result.output, (bad, result.output)
