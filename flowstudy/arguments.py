@@ -160,7 +160,7 @@ def several(rule: Rule, least: int = 1) -> Rule:
                                    "of it.")
         if len(value) < least:
             raise RefusalError(f"{call}: `{name}` must hold at least {least}, got {in_short(value)}.")
-        for place, one in enumerate(value):
+        for place, one in enumerate(value.tolist() if hasattr(value, "tolist") else value):  # an array, a tensor
             rule(call, f"{name}[{place}]", one)
 
     return check
