@@ -60,7 +60,7 @@ class ProductSpectrum:
 
 
 @takes(batch_shape=instance_of((tuple, list, torch.Size), "a shape"), block=optional(a_whole(1)),
-       eps=a_real("positive and finite"), seed=a_whole(0), columns=optional(a_whole(1)),
+       eps=a_real("a number"), seed=a_whole(0), columns=optional(a_whole(1)),
        device=optional(check_torch_device))
 def product_svd(factors: Iterable[MatrixLike], *, columns: int | None = None, batch_shape: tuple[int, ...] = (),
                 device: torch.device | str | None = None, block: int | None = None, eps: float = EPS,

@@ -91,8 +91,6 @@ def runs_of(names: Sequence[str]) -> list[tuple[str, slice]]:
 @takes(nets=several(MODULE), device=check_torch_device)
 def stack(nets: Sequence[nn.Module], device: torch.device | str = "cpu") -> Stack:
     """Stack nets of equal structure; they must hold no buffers (batch norm's running statistics)."""
-    if not nets:
-        raise RefusalError("stack: `nets` must hold at least one net, got none.")
     parameters = [dict(net.named_parameters()) for net in nets]
     shapes, parts = {name: value.shape for name, value in parameters[0].items()}, parts_of(nets[0])
     for i, net in enumerate(nets):
