@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from flowstudy.arguments import NAME, check_frame, takes
 from flowstudy.predictions.by_net import backward_slopes
 from flowstudy.predictions.gradients import with_predicted_norms, with_predicted_slopes
 
@@ -30,6 +31,7 @@ from .style import (
 THIN = {"color": "black", "lw": 0.7}
 
 
+@takes(frame=check_frame, quantity=NAME)
 def gradient_by_layer(frame: pd.DataFrame, quantity: str = "log10_error_signal_norm") -> Figure:
     """The norm of `quantity` against layer, a panel per initialiser or gate bias (and activation), a line per depth;
     dashed, what theory says of nets of the same last norm, and dotted, the band in which it has most nets; under the
@@ -74,6 +76,7 @@ def theory_in_words(frame: pd.DataFrame) -> str:
     return f"; dashed: theory ({', '.join(known['law'].unique())}){dotted}{beyond}"
 
 
+@takes(frame=check_frame)
 def slope_by_depth(frame: pd.DataFrame) -> Figure:
     """Change of ln ||error signal||^2 per layer on the way back, against depth, a line per initialiser or gate bias;
     dashed what theory says, in the legend how far the deepest nets are from it."""
@@ -99,6 +102,7 @@ def slope_by_depth(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+@takes(frame=check_frame)
 def slope_gap_by_depth(frame: pd.DataFrame) -> Figure:
     """What finite width does: mean slope less its limit of infinite width, a mark per initialiser or gate bias with
     its standard error; black lines are the exact finite-width law, with its standard error for so many nets, dashed

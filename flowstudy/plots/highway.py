@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from flowstudy.arguments import check_frame, takes
 from flowstudy.predictions import layer_gains
 from flowstudy.predictions.body import KIND, WITHOUT, predictions_of, with_predicted_moments
 from flowstudy.predictions.layers import has_mean_mode
@@ -29,6 +30,7 @@ COSINES = ("c", "gradient_correlation")
 LOWEST = -12.0  # log10 of a singular value
 
 
+@takes(frame=check_frame)
 def highway_recursion(frame: pd.DataFrame) -> Figure:
     """Moments of signals and Jacobians against layer, a colour per gate bias (plain nets grey), a panel per quantity.
 
@@ -94,6 +96,7 @@ def family_colors(rows: pd.DataFrame) -> dict[str, object]:
     return dict(zip(gated, sns.color_palette("viridis", len(gated) + 1), strict=False)) | dict.fromkeys(others, "0.45")
 
 
+@takes(spectra=check_frame, flow=check_frame)
 def highway_spectrum(spectra: pd.DataFrame, flow: pd.DataFrame) -> Figure:
     """Singular values of the body's Jacobian by rank: raw, and each Jacobian's divided by their root mean square.
 

@@ -7,6 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from flowstudy.arguments import a_whole, check_frame, several, takes
+
 from .style import STYLE
 
 ROUTING = {  # column: title, colour map
@@ -17,6 +19,7 @@ ROUTING = {  # column: title, colour map
 }
 
 
+@takes(routing=check_frame)
 def gate_routing(routing: pd.DataFrame) -> Figure:
     """Gate biases, mean and single-sample gate activity, and block outputs of one net: units across, layers down.
 
@@ -33,6 +36,7 @@ def gate_routing(routing: pd.DataFrame) -> Figure:
     return figure
 
 
+@takes(by_class=check_frame, classes=several(a_whole(0)))
 def gate_routing_by_class(by_class: pd.DataFrame, classes: tuple[int, ...] = (0, 7)) -> Figure:
     """Mean gate activity of a class less that over all classes, a panel per class: units across, layers down.
 
@@ -59,6 +63,7 @@ def unit_map(ax: Axes, table: pd.DataFrame, title: str, colors: str, low: float 
     ax.figure.colorbar(image, ax=ax, location="bottom", aspect=25, pad=0.02)
 
 
+@takes(frame=check_frame)
 def lesions(frame: pd.DataFrame) -> Figure:
     """Training error without one layer, against that layer; dashed the intact net.  A line a net.
 

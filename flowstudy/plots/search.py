@@ -10,12 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
+from flowstudy.arguments import a_real, check_frame, takes
+
 from .style import STYLE, depth_axis
 from .training import CHANCE, final_loss, gate_bias_rules
 
 Z = 1.96  # of the intervals: 95 %
 
 
+@takes(loss=check_frame, threshold=a_real("positive and finite"))
 def which_runs_train(loss: pd.DataFrame, threshold: float = 1e-3) -> Figure:
     """Share of the runs whose final loss is below `threshold` by depth, with Wilson intervals | final loss of the
     highway runs by depth and gate bias, a panel per activation, since the bias from which on they train differs, with
@@ -45,6 +48,7 @@ def which_runs_train(loss: pd.DataFrame, threshold: float = 1e-3) -> Figure:
     return figure
 
 
+@takes(loss=check_frame)
 def training_curve(loss: pd.DataFrame) -> Figure:
     """Training loss by epoch, a line a net; chance dotted."""
     with mpl.rc_context(STYLE):

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from flowstudy.arguments import a_real, check_frame, takes
 from flowstudy.predictions.shattering import with_predicted_correlations
 
 from .style import STYLE, depth_axis, depth_colors, grid_of_axes, line_styles
@@ -16,6 +17,7 @@ ERRORS = {"capsize": 2, "lw": 1.3, "ms": 4}
 DASHED = {"ls": (0, (4, 2)), "lw": 1}
 
 
+@takes(frame=check_frame, angle=a_real())
 def gradient_correlation(frame: pd.DataFrame, angle: float = 45.0) -> Figure:
     """Correlation of the input gradients ("centred" read-out) against the angle between the inputs, a panel per kind of
     net, a colour per depth; dashed theory, in the legend how far off it is at `angle` [degrees]."""
@@ -43,6 +45,7 @@ def gradient_correlation(frame: pd.DataFrame, angle: float = 45.0) -> Figure:
     return figure
 
 
+@takes(frame=check_frame, angle=a_real())
 def gradient_correlation_by_depth(frame: pd.DataFrame, angle: float = 45.0) -> Figure:
     """The same at one angle [degrees] against depth, a line per kind of net, and beside it the last hidden outputs'.
 
@@ -81,6 +84,7 @@ def lines_by_depth(gradients: Axes, hidden: Axes, kind: str, rows: pd.DataFrame,
     hidden.plot(centred["depth"], centred["predicted_hidden"], color=color, **DASHED)
 
 
+@takes(frame=check_frame)
 def gradient_around_circle(frame: pd.DataFrame) -> Figure:
     """The gradient itself along the circle, in units of its root mean square, a panel per kind and depth of net: of the
     first seed.  After Balduzzi et al. 2017, figure 1."""

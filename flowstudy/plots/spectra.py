@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flowstudy import theory
+from flowstudy.arguments import NAME, check_frame, check_one_of, optional, takes
 from flowstudy.predictions.by_net import with_predicted_conditions
 from flowstudy.predictions.spectra import STATISTICS
 
@@ -29,6 +30,7 @@ from .style import (
 )
 
 
+@takes(frame=check_frame, statistics=optional(check_frame))
 def spectrum_by_depth(frame: pd.DataFrame, statistics: pd.DataFrame | None = None) -> Figure:
     """log10 singular values of the Jacobian by rank, a panel per family, a line per depth; a rank that most nets of a
     family lack is not drawn.
@@ -88,9 +90,11 @@ def deepest_in_words(statistics: pd.DataFrame) -> str:
     return lines
 
 
+@takes(statistics=check_frame, statistic=NAME)
 def spectrum_statistic_by_depth(statistics: pd.DataFrame, statistic: str) -> Figure:
     """One number of each spectrum against depth, from `with_predicted_statistics` (logs per layer of the body), dashed
     what theory says, in the legend how far the shallowest nets are from it, whose width is largest beside depth."""
+    check_one_of("spectrum_statistic_by_depth", "statistic", statistic, list(statistics["statistic"].unique()))
     rows = with_family(statistics[(statistics["statistic"] == statistic) & (statistics["depth"] > 1)])
     per_layer = statistic in ("mean_log", "log_mean_square")
     for name in ("measured", "predicted"):
@@ -119,6 +123,7 @@ def draw_law(ax: Axes, nets: pd.DataFrame, style: dict) -> None:
     draw_prediction(ax, law["predicted"], law["valid"], color=style["color"], lw=1)
 
 
+@takes(frame=check_frame)
 def condition_by_depth(frame: pd.DataFrame) -> Figure:
     """log10 of the ratio of the largest to the smallest non-zero singular value against depth; of a frame from
     `with_predicted_spectra`, dashed, what the limit law of infinite width makes of it."""
@@ -142,6 +147,7 @@ def condition_by_depth(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+@takes(frame=check_frame)
 def spectrum_by_route(frame: pd.DataFrame) -> Figure:
     """All singular values of one net three ways: multiplied out in float32 and float64, and by the product route."""
     with mpl.rc_context(STYLE):
@@ -158,6 +164,7 @@ def spectrum_by_route(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+@takes(frame=check_frame)
 def lyapunov_exponents(frame: pd.DataFrame) -> Figure:
     """ln singular value per layer of linear Gaussian nets against rank, and Newman's exact limit of infinite depth.
 

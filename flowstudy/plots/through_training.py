@@ -7,6 +7,8 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from flowstudy.arguments import check_frame, takes
+
 from .style import STYLE
 
 ROWS = {  # statistic: label, whether the axis is logarithmic
@@ -16,6 +18,7 @@ ROWS = {  # statistic: label, whether the axis is logarithmic
 }
 
 
+@takes(statistics=check_frame)
 def spectra_through_training(statistics: pd.DataFrame) -> Figure:
     """Spread of the Jacobian's squared singular values, its condition number, and the slope of the error signal against
     the epoch: a column a depth, a colour a kind of net, a thin line a net, a thick one their median; dashed what theory
@@ -39,6 +42,7 @@ def spectra_through_training(statistics: pd.DataFrame) -> Figure:
     return figure
 
 
+@takes(loss=check_frame)
 def training_curves(loss: pd.DataFrame) -> Figure:
     """Training loss by epoch, a column a depth, a colour a kind of net, a line a net."""
     kinds = loss[["net", "init", "gate_bias"]].drop_duplicates()

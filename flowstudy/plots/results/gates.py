@@ -6,9 +6,11 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from flowstudy.arguments import check_frame, takes
 from flowstudy.plots.style import STYLE, median_and_band
 
 
+@takes(frame=check_frame)
 def gate_activity(frame: pd.DataFrame) -> Figure:
     """The median over units and the band from their 10th to their 90th percentile, of each gate; over the time steps
     where there are several, else over the layers."""
