@@ -179,7 +179,7 @@ def test_several_data_sets_and_recipes_are_one_frame(monkeypatch):
     assert frame.equals(pd.concat(parts, ignore_index=True))
     assert frame["learning_rate"].tolist() == [0.01, 0.01, 0.001, 0.001] * 2
     loaded.clear()
-    with pytest.raises(ValueError, match=r"got mnist_64"):
+    with pytest.raises(ValueError, match=r"got 'mnist_64'"):
         train_conv_study({"one": ["mnist_16"], "two": ["mnist_64"]}, ["plain"], [0], recipes, size=28)
     assert loaded == []
 
@@ -240,5 +240,5 @@ def test_figure_shows_every_run_and_the_papers_error():
 
 
 def test_unknown_nets_are_refused():
-    with pytest.raises(ValueError, match=r"conv_grid: `net` must be of mnist_16, .*, got mnist_64\."):
+    with pytest.raises(ValueError, match=r"conv_grid: `net\[0\]` must be one of mnist_16, .*, got 'mnist_64'\."):
         conv_grid(["mnist_64"], ["plain"], [0])

@@ -88,7 +88,7 @@ def test_rows_are_the_measurements_of_each_net(tmp_path):
     assert routing.groupby("cell").size().unique() == [3 * 6]
     assert frames["gate_routing_by_class"].groupby(["cell", "layer", "unit"]).size().unique() == [10]
     assert frames["lesions"].groupby("cell")["layer"].apply(list).map(tuple).unique().tolist() == [(0, 2, 3, 4)]
-    with pytest.raises(ValueError, match=r"^run: `net` must be 'highway' .* to measure lesions, got PlainNet"):
+    with pytest.raises(ValueError, match=r"^run: `net` must be 'highway' .* to measure lesions, got 'plain'"):
         run(grid(net="plain", depth=4, width=6), measure="lesions", store=tmp_path, progress=False)
 
 

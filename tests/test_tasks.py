@@ -16,11 +16,13 @@ import pytest
 import torch
 from pandas.testing import assert_frame_equal
 
+from flowstudy.data import load_dataset
+from flowstudy.kinds import KINDS
 from flowstudy.refusal import RefusalError
 from flowstudy.sweep import Cell, Store, StoreError, SweepError, engine, grid, run
 from flowstudy.sweep.looks.table import MEASUREMENTS
 from flowstudy.sweep.plan_error import PlanError
-from flowstudy.sweep.workers import local
+from flowstudy.sweep.workers import local, memory
 from flowstudy.sweep.workers.tasks import Task
 
 SMALL = {"width": 5, "train_samples": 20}
@@ -93,6 +95,35 @@ def test_a_bad_cell_fails_alone(tmp_path, call):
         call(bad_seed)
     assert all("in bad_seed" in kept["traceback"] for kept in failed_files(tmp_path))
     check_two_bad_cells(caught, tmp_path, call)
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+@pytest.mark.parametrize("bad, reason", [
+    ({"width": 200_000}, r"MemoryError: two copies of a net of depth 3 and width 200000 take"),
+    ({"depth": 10**8}, r"MemoryError: two copies of a net of depth 100000000 and width 5 take"),
+    ({"train_samples": 5000}, r"Dataset.subset: `train` must be 1..1500"),
+    ({"net": "residual", "depth": 2, "width": 5, "init": "random_walk", "activation": "sigmoid"}, r".* knows gains"),
+], ids=["wide", "deep", "more samples than there are", "a scheme that refuses its net"])
+def test_whatever_is_wrong_with_a_net_costs_its_cell_alone(tmp_path, bad, reason, epochs):
+    """In the plain measurement, whether it is found out as the data are cut, as room is counted, or as it is built."""
+    good = Cell(depth=3, width=5, train_samples=20, epochs=epochs)
+    with pytest.raises(SweepError, match="1 of 2 cells failed, the first with .*" + reason) as caught:
+        run([replace(good, **bad), good], store=tmp_path, device="cpu", progress=False)
+    assert caught.value.rows["cell"].unique().tolist() == [good.key]
+    assert [kept["key"] for kept in failed_files(tmp_path)] == [replace(good, **bad).key]
+
+
+@pytest.mark.parametrize("net", ["plain", "highway", "residual"])
+def test_the_size_of_a_net_is_told_without_building_it(monkeypatch, net):
+    """Of its weights exactly; what is free decides, and is asked for twice of it and Python's objects."""
+    cell, data = Cell(net=net, depth=7, width=9), load_dataset("digits").flat()
+    kind = KINDS[net].net(64, 9, 7, 10, "tanh")
+    needed = 2 * (sum(p.nbytes for p in kind.parameters()) + 5 * memory.OBJECTS)
+    monkeypatch.setattr(memory, "free_bytes", lambda _device: needed)
+    memory.check_room(cell, data)
+    monkeypatch.setattr(memory, "free_bytes", lambda _device: needed - 1)
+    with pytest.raises(MemoryError, match="depth 7 and width 9"):
+        memory.check_room(cell, data)
 
 
 def test_all_cells_bad(call):

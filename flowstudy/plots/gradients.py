@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from flowstudy.arguments import NAME, check_frame, takes
 from flowstudy.predictions.by_net import backward_slopes
 from flowstudy.predictions.gradients import with_predicted_norms, with_predicted_slopes
 
@@ -37,6 +38,7 @@ INFINITE = "infinite width"  # as `with_predicted_norms` calls that law
 THIN = {"color": "black", "lw": 0.9, "path_effects": halo(2.0)}
 
 
+@takes(frame=check_frame, quantity=NAME)
 def gradient_by_layer(frame: pd.DataFrame, quantity: str = ERROR) -> Figure:
     """The norm of `quantity` by place in the net: a panel per initialiser and a line per depth; of highway nets of
     several gate biases a panel per activation and a line per bias, of the deepest nets.  Dashed, what theory says of
@@ -124,6 +126,7 @@ def largest_gap(known: pd.DataFrame, quantity: str) -> str:
             f"{number(abs(worst['gap'] / worst['z']), 1)} (one standard error) where it is largest.")
 
 
+@takes(frame=check_frame)
 def slope_by_depth(frame: pd.DataFrame) -> Figure:
     """Change of ln ||error signal||^2 per layer on the way back, against depth, a line per initialiser or gate bias;
     dashed what theory says."""
@@ -183,6 +186,7 @@ def largest_slope_gap(slopes: pd.DataFrame) -> str:
             "where z is largest.")
 
 
+@takes(frame=check_frame)
 def slope_gap_by_depth(frame: pd.DataFrame) -> Figure:
     """What finite width does: mean slope less its limit of infinite width, a mark per author of initialisers (normal
     and uniform ones obey one law) or gate bias, with its standard error; black lines are the exact finite-width law,

@@ -7,6 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from flowstudy.arguments import check_frame, takes
+
 from .message import count, power_of_ten, speak
 from .style import STYLE
 
@@ -20,6 +22,7 @@ TRAINING_PANELS = {  # column: title, unit, whether the column is a logarithm al
 STEPS_DRAWN = 250  # more would be narrower than two pixels
 
 
+@takes(frame=check_frame)
 def training_heat_map(frame: pd.DataFrame) -> Figure:
     """A whole training run: layers x steps, a panel per recorded quantity.  Black is an exact 0, grey not a number."""
     steps = np.unique(frame["step"])

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from flowstudy.arguments import check_frame, takes
 from flowstudy.predictions import layer_gains
 from flowstudy.predictions.body import SPECTRAL, WITHOUT, predictions_of, with_predicted_moments
 from flowstudy.predictions.layers import has_mean_mode
@@ -38,6 +39,7 @@ COSINES = ("c", "gradient_correlation")
 LOWEST = -12.0  # log10 of a singular value
 
 
+@takes(frame=check_frame)
 def highway_recursion(frame: pd.DataFrame) -> Figure:
     """Moments of signals and Jacobians against layer, a colour per gate bias and one for plain nets, a panel per
     quantity.
@@ -131,6 +133,7 @@ def family_colors(rows: pd.DataFrame) -> dict[str, str]:
             for row in rows.drop_duplicates("family").itertuples()}
 
 
+@takes(spectra=check_frame, flow=check_frame)
 def highway_spectrum(spectra: pd.DataFrame, flow: pd.DataFrame) -> Figure:
     """Singular values of the body's Jacobian by rank: raw, and each Jacobian's divided by their root mean square.
 

@@ -8,6 +8,8 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from flowstudy.arguments import a_whole, check_frame, several, takes
+
 from .message import count, data_of, listed, number, speak
 from .style import CLASSES, REFERENCE, STYLE, WIDTH, label_end, net_color
 
@@ -21,6 +23,7 @@ DRAWN = 0.99   # share of the cells that a scale of colours reaches
 SLIGHT = 0.01  # share of the samples
 
 
+@takes(routing=check_frame)
 def gate_routing(routing: pd.DataFrame) -> Figure:
     """Gate biases, mean and single-sample gate activity, and block outputs of one net: units across, layers down.
 
@@ -46,6 +49,7 @@ def gate_routing(routing: pd.DataFrame) -> Figure:
                      f"{number(100 - 100 * DRAWN)} % of the cells.")
 
 
+@takes(by_class=check_frame, classes=several(a_whole(0)))
 def gate_routing_by_class(by_class: pd.DataFrame, classes: tuple[int, ...] = (0, 7)) -> Figure:
     """Mean gate activity of a class less that over all classes, a panel per class, units across, layers down, and
     beside them how large the differences are by layer.
@@ -88,6 +92,7 @@ def unit_map(ax: Axes, table: pd.DataFrame, title: str, colors: str, unit: str |
     return image
 
 
+@takes(frame=check_frame)
 def lesions(frame: pd.DataFrame) -> Figure:
     """Training error without one layer, against that layer; dashed the intact net.  A line a net.
 

@@ -9,6 +9,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
+from flowstudy.arguments import MAPPING, NAME, check_function, check_path, takes
 from flowstudy.whole_file import write_whole
 
 from .message import caption_of, message_of
@@ -17,12 +18,14 @@ DOTS_PER_INCH = 200  # twice what a screen shows at full width: letters stay sha
 MOST_ROWS = 100_000  # of a table that is written as text too
 
 
+@takes(frames=MAPPING, name=NAME, plot=check_function)
 def each(frames: Mapping[str, pd.DataFrame], name: str, plot: Callable[..., Figure],
          *args: object) -> dict[str, Figure]:
     """The same plot of several frames: {"<name>_<key>": figure}."""
     return {f"{name}_{key}": plot(frame, *args) for key, frame in frames.items()}
 
 
+@takes(figures=MAPPING, frames=MAPPING, folder=check_path)
 def save(figures: Mapping[str, Figure], frames: Mapping[str, pd.DataFrame], folder: str | os.PathLike[str]) -> None:
     """Write each figure as <name>.svg, <name>.pdf and <name>.png, and the data behind them as <name>.parquet, and as
     <name>.csv up to `MOST_ROWS` rows, whole or not at all.

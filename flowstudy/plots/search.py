@@ -10,6 +10,8 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from flowstudy.arguments import a_real, check_frame, takes
+
 from .message import capital, count, data_of, number, speak
 from .style import LOST, STYLE, WIDTH, depth_axis, draw_chance, halo, label_end, net_color
 from .training import CHANCE, final_loss, gate_bias_rules, how_long, runs_per_net
@@ -17,6 +19,7 @@ from .training import CHANCE, final_loss, gate_bias_rules, how_long, runs_per_ne
 Z = 1.96  # of the intervals: 95 %
 
 
+@takes(loss=check_frame, threshold=a_real("positive and finite"))
 def which_runs_train(loss: pd.DataFrame, threshold: float = 1e-3) -> Figure:
     """Share of the runs whose final loss is below `threshold` by depth, with Wilson intervals | final loss of the
     highway runs by depth and gate bias, a panel per activation, since the bias from which on they train differs, with
@@ -74,6 +77,7 @@ def shares_in_words(final: pd.DataFrame, threshold: float) -> str:
             f"{number(threshold)}; which do depends on the gate bias.")
 
 
+@takes(loss=check_frame)
 def training_curve(loss: pd.DataFrame) -> Figure:
     """Training loss by epoch, a line a net; chance dotted."""
     last = final_loss(loss)

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
+from flowstudy.arguments import a_real, check_frame, takes
 from flowstudy.predictions.shattering import with_predicted_correlations
 
 from .message import MINUS, nets_of, number, plain_words, speak
@@ -30,6 +31,7 @@ MARKERS = {"relu": "o", "tanh": "s"}  # by activation; others: a triangle
 READ_OUT = "The read-out has no component along the mean of the hidden outputs"
 
 
+@takes(frame=check_frame)
 def gradient_correlation(frame: pd.DataFrame) -> Figure:
     """Correlation of the input gradients ("centred" read-out) against the angle between the inputs, a panel per kind of
     net, a colour per depth; dashed theory."""
@@ -59,6 +61,7 @@ def gradient_correlation(frame: pd.DataFrame) -> Figure:
                      f"{farthest_in_words(found)}")
 
 
+@takes(frame=check_frame, angle=a_real())
 def gradient_correlation_by_depth(frame: pd.DataFrame, angle: float = 45.0) -> Figure:
     """The same at one angle [degrees] against depth, a line per kind of net, and beside it the last hidden outputs'.
 
@@ -106,6 +109,7 @@ def kind_style(cell: pd.Series) -> dict:
     return {"color": color, "marker": MARKERS.get(cell["activation"], "^")}
 
 
+@takes(frame=check_frame)
 def gradient_around_circle(frame: pd.DataFrame) -> Figure:
     """The gradient itself along the circle, in units of its root mean square, a panel per kind and depth of net: of the
     first seed; below them white and brown noise.  After Balduzzi et al. 2017, figure 1."""

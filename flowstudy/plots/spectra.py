@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from flowstudy import theory
+from flowstudy.arguments import NAME, check_frame, check_one_of, optional, takes
 from flowstudy.predictions.by_net import with_predicted_conditions
 from flowstudy.predictions.spectra import STATISTICS
 
@@ -40,6 +41,7 @@ ROUTE_LABELS = {"float32": ("multiplied out, float32", "s"), "float64": ("multip
                 "product": ("flowstudy", "o")}
 
 
+@takes(frame=check_frame, statistics=optional(check_frame))
 def spectrum_by_depth(frame: pd.DataFrame, statistics: pd.DataFrame | None = None) -> Figure:
     """log10 singular values of the Jacobian by rank: a panel per initialiser and a line per depth, of highway nets of
     several gate biases a panel per activation and a line per bias, of the deepest; a rank that most nets of a family
@@ -140,9 +142,11 @@ def spectra_caption(frame: pd.DataFrame, ranks: dict) -> str:
     return words
 
 
+@takes(statistics=check_frame, statistic=NAME)
 def spectrum_statistic_by_depth(statistics: pd.DataFrame, statistic: str) -> Figure:
     """One number of each spectrum against depth, from `with_predicted_statistics` (logs per layer of the body), dashed
     what theory says."""
+    check_one_of("spectrum_statistic_by_depth", "statistic", statistic, list(statistics["statistic"].unique()))
     rows = with_family(statistics[(statistics["statistic"] == statistic) & (statistics["depth"] > 1)])
     per_layer = statistic in ("mean_log", "log_mean_square")
     for name in ("measured", "predicted"):
@@ -206,6 +210,7 @@ def distance_in_words(rows: pd.DataFrame, y: str) -> str:
     return f"Mean less theory, in standard errors: median {number(z.median())} over {len(z)} points." if len(z) else ""
 
 
+@takes(frame=check_frame)
 def condition_by_depth(frame: pd.DataFrame) -> Figure:
     """The ratio of the largest to the smallest non-zero singular value against depth; of a frame from
     `with_predicted_spectra`, dashed, what the limit law of infinite width makes of it."""
@@ -229,6 +234,7 @@ def condition_by_depth(frame: pd.DataFrame) -> Figure:
                      f"{distance_in_words(spread, 'log10_condition')}")
 
 
+@takes(frame=check_frame)
 def spectrum_by_route(frame: pd.DataFrame) -> Figure:
     """All singular values of one net three ways: multiplied out in float32 and float64, and by the product route."""
     finite = frame[np.isfinite(frame["log_singular_value"])].assign(
@@ -253,6 +259,7 @@ def spectrum_by_route(frame: pd.DataFrame) -> Figure:
                      f"{cell['width']}, one seed: every mark is a singular value of its Jacobian, by three routes.")
 
 
+@takes(frame=check_frame)
 def lyapunov_exponents(frame: pd.DataFrame) -> Figure:
     """ln singular value per layer of linear Gaussian nets against rank, and Newman's exact limit of infinite depth."""
     layers = frame["depth"] - 1  # of the body

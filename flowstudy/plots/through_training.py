@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from flowstudy.arguments import check_frame, takes
+
 from .message import count, listed, nets_of, number, plain_words, speak
 from .style import LABELS, OTHER, REFERENCE, SCHEMES, STYLE, WIDTH, gate_colors
 
@@ -19,6 +21,7 @@ ROWS = {  # statistic: label, whether the axis is logarithmic
 AT_CHANCE = 0.05  # share of the loss by which a net must have come below where it started, to have learnt
 
 
+@takes(statistics=check_frame)
 def spectra_through_training(statistics: pd.DataFrame) -> Figure:
     """Spread of the Jacobian's squared singular values, its condition number, and the slope of the error signal against
     the epoch: a column a depth, a colour a kind of net, a thin line a net, a thick one their median; dashed what theory
@@ -71,6 +74,7 @@ def spread_in_words(statistics: pd.DataFrame) -> str:
             f"{', from '.join(words)}.")
 
 
+@takes(loss=check_frame)
 def training_curves(loss: pd.DataFrame) -> Figure:
     """Training loss by epoch, a column a depth, a colour a kind of net, a line a net."""
     kinds, depths = kinds_with_styles(loss), sorted(loss["depth"].unique())

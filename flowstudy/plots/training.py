@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from flowstudy import theory
+from flowstudy.arguments import NAME, a_whole, check_frame, check_one_of, one_among, takes
 from flowstudy.paper.conv_nets import PUBLISHED
 from flowstudy.paper.published import FIGURE_1
 from flowstudy.predictions import weight_var
@@ -23,6 +24,7 @@ DASHES = ("-", (0, (5, 1.5)), (0, (4, 1, 1, 1)), (0, (6, 1, 1, 1, 1, 1)))  # a d
 CHANCE = math.log(CLASSES)  # cross-entropy of a ten-class net that knows nothing [nats]
 
 
+@takes(frame=check_frame, axis=one_among(("weight_var", "gate_bias")), accuracy=NAME)
 def trainability_map(frame: pd.DataFrame, axis: str = "weight_var", accuracy: str = "test_accuracy") -> Figure:
     """Accuracy after training over depth and `axis`, and the depth that theory allows drawn over it.
 
@@ -30,6 +32,7 @@ def trainability_map(frame: pd.DataFrame, axis: str = "weight_var", accuracy: st
     2017).  Highway nets over "gate_bias": both rules of `theory.suggest_gate_bias`.  A run that diverged counts as
     chance.
     """
+    check_one_of("trainability_map", "accuracy", accuracy, list(frame.columns))
     frame = frame.assign(weight_var=frame["gain"] ** 2, right=frame[accuracy].fillna(1 / CLASSES))
     table = frame.pivot_table(index="depth", columns=axis, values="right", aggfunc="median")
     with mpl.rc_context(STYLE):
@@ -109,6 +112,7 @@ def gate_bias_rules(highway: pd.DataFrame, low: float, high: float) -> list[Curv
     return [(rate, depths, {}), (whole, depths, {"ls": "--"})]
 
 
+@takes(frame=check_frame, top=a_whole(1))
 def figure_1(frame: pd.DataFrame, top: int = 10) -> Figure:
     """The paper's figure 1: mean of the `top` settings of plain and of highway nets by depth | the best training curve
     of each depth, of plain | of highway nets.
@@ -208,6 +212,7 @@ def runs_per_net(best: pd.DataFrame, net: str) -> int:
     return int(best[best["net"] == net].groupby("depth").size().max() or 0)
 
 
+@takes(frame=check_frame)
 def conv_training(frame: pd.DataFrame) -> Figure:
     """Training loss and test error by epoch, a row of panels for each data set and learning rate: highway nets and
     their plain twins, a line for each seed, a dash for each net; the paper's highway nets after their last epoch

@@ -4,11 +4,14 @@ import math
 
 import pandas as pd
 
+from flowstudy.arguments import check_frame, takes
+
 from .by_net import backward_slopes, log_conditions
 from .layers import KIND
 from .spectra import net_statistics, with_predicted_statistics
 
 
+@takes(spectra=check_frame, flow=check_frame)
 def through_training(spectra: pd.DataFrame, flow: pd.DataFrame) -> pd.DataFrame:
     """A row per net, moment and statistic: `measured`, and `predicted` at epoch 0 where theory has it.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from flowstudy.arguments import check_path, takes
 from flowstudy.seal import sealed_zip, zip_is_sealed
 from flowstudy.whole_file import read_whole, remove, sweep_leftovers, write_whole
 
@@ -29,6 +30,7 @@ class Checkpoint:
             is raised: a file that cannot be read is not a damaged one.
     """
 
+    @takes(path=check_path)
     def __init__(self, path: str | os.PathLike[str], seconds: float = 60.0, key: str | list[str] = "",
                  write: Callable[[Path, bytes], object] = write_whole, read: Callable[[Path], bytes] = read_whole):
         self.path: Path = Path(path)
@@ -73,10 +75,11 @@ class Checkpoint:
                               stacklevel=2)
         return None
 
+    @takes(path=check_path)
     @staticmethod
     def key_of(path: Path, read: Callable[[Path], bytes] = read_whole) -> str | list[str] | None:
         """What the run of this file is, or of the one before it; None where neither can be read."""
-        for one in (path, before(path)):
+        for one in (Path(path), before(Path(path))):
             with contextlib.suppress(Exception):  # whatever a damaged file makes torch.load raise; `load` will say so
                 return contents(read(one))["key"]
         return None

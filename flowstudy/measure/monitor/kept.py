@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from flowstudy.refusal import printable
+from flowstudy.arguments import check_path
+from flowstudy.refusal import RefusalError, RefusalTypeError, printable
 from flowstudy.seal import parquet_is_sealed, sealed_parquet
 from flowstudy.whole_file import listed, read_whole, sweep_leftovers, write_whole
 
@@ -18,11 +19,11 @@ RECORDS = 64  # in a file; a file is written anew with every record
 class RecordFolder:
     def __init__(self, call: str, folder: str | os.PathLike[str]):
         if not isinstance(folder, str | os.PathLike):
-            raise TypeError(f"{call}: `store` must be the path of a folder, got {type(folder).__name__}.")
+            raise RefusalTypeError(f"{call}: `store` must be the path of a folder, got {type(folder).__name__}.")
         self.folder = Path(folder)
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise ValueError(f"{call}: `store` must be a new or empty folder, got {self.folder}, which is neither. "
-                             f"{call}.load reads an earlier run; this one needs a folder of its own.")
+            raise RefusalError(f"{call}: `store` must be a new or empty folder, got {self.folder}, which is neither. "
+                               f"{call}.load reads an earlier run; this one needs a folder of its own.")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.is_mine = False  # once the first part has been begun by this process
         self.records: list[pd.DataFrame] = []
@@ -66,11 +67,12 @@ class RecordFolder:
 
 def load_records(call: str, folder: str | os.PathLike[str]) -> pd.DataFrame:
     """The records of a folder; a part that is not what was written is left out, with a warning."""
+    check_path(call, "folder", folder)
     sweep_leftovers(Path(folder))  # of a writer that was killed
     parts = [part for path in listed(Path(folder), ".parquet") if path.name.startswith("part-")
              and (part := read_part(call, path)) is not None]
     if not parts:
-        raise ValueError(f"{call}: `folder` must hold records of a monitor, got {folder}, which has none.")
+        raise RefusalError(f"{call}: `folder` must hold records of a monitor, got {folder}, which has none.")
     return pd.concat(parts, ignore_index=True)
 
 

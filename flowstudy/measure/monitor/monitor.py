@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from flowstudy.arguments import NAME, several
 from flowstudy.measure.drawn import Drawn
-from flowstudy.refusal import did_you_mean
+from flowstudy.refusal import RefusalError, RefusalTypeError, did_you_mean
 
 from .delivery import Delivery, ScalarWriter
 from .hooks import ModelHooks
@@ -262,11 +263,12 @@ class GradientMonitor(Drawn):
         if optimizer is None:
             return None
         if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"{call}: `optimizer` must be a torch.optim.Optimizer, got {type(optimizer).__name__}. "
-                            f"For a loop of your own, leave it out and call {CALL}.step().")
+            raise RefusalTypeError(f"{call}: `optimizer` must be a torch.optim.Optimizer, got "
+                                   f"{type(optimizer).__name__}. For a loop of your own, leave it out and call "
+                                   f"{CALL}.step().")
         if not self._held_by(optimizer):
-            raise ValueError(f"{call}: `optimizer` must hold weights of `model`, got one that holds none of them. "
-                             "Was the model copied, or wrapped, after the optimizer was made?")
+            raise RefusalError(f"{call}: `optimizer` must hold weights of `model`, got one that holds none of them. "
+                               "Was the model copied, or wrapped, after the optimizer was made?")
         return optimizer
 
 
@@ -288,29 +290,30 @@ SCALER_STEP: CodeType = torch.amp.GradScaler.step.__code__
 
 def check_every(every: int) -> int:
     if isinstance(every, bool) or not isinstance(every, int):
-        raise TypeError(f"{CALL}: `every` must be a whole number of steps, got {every!r}.")
+        raise RefusalTypeError(f"{CALL}: `every` must be a whole number of steps, got {every!r}.")
     if every < 1:
-        raise ValueError(f"{CALL}: `every` must be at least 1, got {every}. every=10 records each tenth step.")
+        raise RefusalError(f"{CALL}: `every` must be at least 1, got {every}. every=10 records each tenth step.")
     return every
 
 
 def check_quantities(quantities: Iterable[str]) -> tuple[str, ...]:
     if isinstance(quantities, str):
-        raise TypeError(f"{CALL}: `quantities` must be a list of names, got the string {quantities!r}. "
-                        f"Pass [{quantities!r}].")
+        raise RefusalTypeError(f"{CALL}: `quantities` must be a list of names, got the string {quantities!r}. "
+                               f"Pass [{quantities!r}].")
+    several(NAME, least=0)(CALL, "quantities", quantities)
     chosen = tuple(dict.fromkeys(quantities))
     for name in chosen:
         if name not in QUANTITIES:
-            raise ValueError(f"{CALL}: `quantities` must be among {', '.join(QUANTITIES)}, got {name!r}."
-                             + did_you_mean(name, QUANTITIES))
+            raise RefusalError(f"{CALL}: `quantities` must be among {', '.join(QUANTITIES)}, got {name!r}."
+                               + did_you_mean(name, QUANTITIES))
     if not chosen:
-        raise ValueError(f"{CALL}: `quantities` must name at least one, got none. Leave it out for all of them.")
+        raise RefusalError(f"{CALL}: `quantities` must name at least one, got none. Leave it out for all of them.")
     return tuple(name for name in QUANTITIES if name in chosen)
 
 
 def check_scaler(scaler: torch.amp.GradScaler | None) -> torch.amp.GradScaler | None:
     if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
-        raise TypeError(f"{CALL}: `scaler` must be a torch.amp.GradScaler, got {type(scaler).__name__}.")
+        raise RefusalTypeError(f"{CALL}: `scaler` must be a torch.amp.GradScaler, got {type(scaler).__name__}.")
     return scaler
 
 

@@ -10,6 +10,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils import parametrize
 
 from flowstudy.measure.models.layers import layers_of, weights_of
+from flowstudy.refusal import RefusalError, RefusalTypeError
 
 QUANTITIES = ("log10_weight_gradient_norm", "log10_clipped_gradient_norm", "update_to_weight",
               "log10_error_signal_norm", "activation_mean_square")
@@ -52,7 +53,7 @@ class Watched:
 def watch(call: str, model: nn.Module, quantities: tuple[str, ...]) -> tuple[dict[str, nn.Module], Watched]:
     """The layers by name, and what is measured of them."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"{call}: `model` must be an nn.Module, got {type(model).__name__}.")
+        raise RefusalTypeError(f"{call}: `model` must be an nn.Module, got {type(model).__name__}.")
     model = unwrapped(model)
     layers = running(model, layers_of(call, model))
     weights = weights_of(model, layers, layers)
@@ -60,10 +61,10 @@ def watch(call: str, model: nn.Module, quantities: tuple[str, ...]) -> tuple[dic
     wanted = list(dict.fromkeys(p for names in weights.values() for p in names))
     tensors = [parameters[p] for p in wanted]
     if not any(weight.requires_grad for weight in tensors):
-        raise ValueError(f"{call}: `model` must have trainable weights, got {type(model).__name__} with none. "
-                         "Unfreeze what is to be trained first: weight.requires_grad_().")
+        raise RefusalError(f"{call}: `model` must have trainable weights, got {type(model).__name__} with none. "
+                           "Unfreeze what is to be trained first: weight.requires_grad_().")
     if any(weight.device.type == "mps" for weight in tensors):
-        raise ValueError(f"{call}: `model` must be on a device that has float64, got mps. Train on cpu or cuda.")
+        raise RefusalError(f"{call}: `model` must be on a device that has float64, got mps. Train on cpu or cuda.")
     pairs = [(layer, wanted.index(p)) for layer, name in enumerate(layers) for p in weights[name]]
     owners, owned = (np.array(column, dtype=int) for column in zip(*pairs, strict=True))
     names = [name.replace("_orig_mod.", "").removesuffix("._orig_mod") for name in layers]

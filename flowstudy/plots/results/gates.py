@@ -5,6 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from flowstudy.arguments import check_frame, takes
 from flowstudy.plots.message import count, listed, number, speak
 from flowstudy.plots.style import STYLE, median_and_band
 
@@ -13,6 +14,7 @@ from .layer_axis import MARKS
 MOST_NAMED = 3  # gates in the sentence above the picture
 
 
+@takes(frame=check_frame)
 def gate_activity(frame: pd.DataFrame) -> Figure:
     """The median over units and the band from their 10th to their 90th percentile, of each gate; over the time steps
     where there are several, else over the layers."""

@@ -15,7 +15,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flowstudy.refusal import printable
+from flowstudy.arguments import FLAG, MAPPING, NAME, check_frame, check_path, instance_of, several, takes
+from flowstudy.refusal import RefusalError, printable
 from flowstudy.seal import parquet_is_sealed, sealed_parquet
 from flowstudy.shown import as_html
 from flowstudy.sweep.cells import CELL_FIELDS, LATER, Cell, digest
@@ -35,7 +36,14 @@ SCHEMA = "flowstudy-1"  # raise it when rows of an older version can no longer b
 OPTIONAL = {"gain": "float64", "gate_bias": "float64", "train_samples": "Int64"}  # typed also where all are None
 Read = TypeVar("Read")
 READINGS = 3  # of a file that reads otherwise each time, before it is given up
+of_cells = several(instance_of(Cell, "a Cell"), least=0)
 KEPT = {"compression": "zstd", "write_page_checksum": True}
+
+
+class NotStoredError(RefusalError, KeyError):
+    """Rows were asked for that the store does not hold."""
+
+    __str__ = Exception.__str__  # KeyError's own puts the message into quotes
 
 
 class NewerError(ValueError):
@@ -53,6 +61,7 @@ class Store:
     `pandas.read_parquet(<root>/<table>)` and DuckDB read a table as it is.
     """
 
+    @takes(root=check_path, moves_damaged=FLAG)
     def __init__(self, root: str | os.PathLike[str], *, moves_damaged: bool = True):
         """With `moves_damaged` False nothing is set aside: damage is told, and read around."""
         self.root: Path = Path(root)
@@ -74,6 +83,7 @@ class Store:
                              for table, number in files.items() if number],
                             columns=["table", "files", "cells"])
 
+    @takes(table=NAME)
     def stored(self, table: str) -> dict[str, Path]:
         """Which file holds each stored cell's rows, by the cell's key."""
         found: dict[str, Path] = {}
@@ -82,18 +92,22 @@ class Store:
                 found.setdefault(key, path)
         return found
 
+    @takes(cells=of_cells, table=NAME)
     def missing(self, cells: Iterable[Cell], table: str) -> list[Cell]:
         stored = self.stored(table)
         return [cell for cell in cells if cell.key not in stored]
 
+    @takes(cells=of_cells, table=NAME)
     def holds(self, cells: Sequence[Cell], table: str) -> bool:
         """Whether exactly these cells were stored together: one file to look at, not all of them."""
         return self._footer(self.path(cells, table)) is not None
 
+    @takes(cells=of_cells, table=NAME)
     def path(self, cells: Sequence[Cell], table: str) -> Path:
         """The same cells have the same file, so that what is computed twice is stored once."""
         return self.root / table / f"{digest([SCHEMA, *(cell.key for cell in cells)])}.parquet"
 
+    @takes(table=NAME)
     def prepare(self, table: str) -> None:
         """Make the table's folder and clear it of what killed writers left; raise StoreError if it takes no files."""
         check_writable(self.root / table)
@@ -121,6 +135,7 @@ class Store:
         self.check_held()
         write_to_store(path, content)
 
+    @takes(table=NAME, cells=several(instance_of(Cell, "a Cell")), rows=check_frame, provenance=MAPPING)
     def append(self, table: str, cells: Sequence[Cell], rows: pd.DataFrame, provenance: dict[str, Any]) -> Path:
         """Store the rows of whole cells; `rows` has a column `place`, the position in `cells` of the cell that a row
         belongs to.
@@ -141,14 +156,15 @@ class Store:
         self.write(path, sealed_parquet(written.getvalue()))
         return path
 
+    @takes(cells=of_cells, table=NAME)
     def load(self, cells: Sequence[Cell], table: str) -> pd.DataFrame:
         """The rows of these cells, in the order of the plan: their keys, what was measured, every field of the cell."""
         stored = self.stored(table)
         order = {cell.key: i for i, cell in enumerate(cells)}
         absent = [key for key in order if key not in stored]
         if absent:
-            raise KeyError(f"Store.load: {len(absent)} of {len(order)} cells are not in {self.root / table}. "
-                           "Run them first.")
+            raise NotStoredError(f"Store.load: {len(absent)} of {len(order)} cells are not in {self.root / table}. "
+                                 "Run them first.")
         if not order:
             return pd.DataFrame(columns=["cell", *CELL_FIELDS])
         files = list(dict.fromkeys(stored[key] for key in order))
@@ -162,10 +178,12 @@ class Store:
         rows = rows.iloc[rows["cell"].map(order).argsort(kind="stable")].reset_index(drop=True)
         return rows[["cell", *(name for name in rows.columns if name not in ("cell", *CELL_FIELDS)), *CELL_FIELDS]]
 
+    @takes(table=NAME)
     def provenance(self, table: str) -> list[dict[str, Any]]:
         """One record a file: versions, device, seconds."""
         return [footer["provenance"] for footer in self.footers(table)]
 
+    @takes(table=NAME)
     def footers(self, table: str) -> list[dict[str, Any]]:
         """What each file that is in use says of itself: `cells` (keys) and `provenance`."""
         used = set(self.stored(table).values())

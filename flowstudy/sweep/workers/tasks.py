@@ -1,5 +1,6 @@
 """A task is one group of same-structure cells: measured as one stack, stored as one file, safe to run again."""
 
+import contextlib
 import functools
 import os
 import platform
@@ -25,7 +26,8 @@ from flowstudy.train import Checkpoint
 from flowstudy.version import VERSION
 from flowstudy.whole_file import sweep_leftovers
 
-from .memory import nets_that_fit
+from .code import code_digest
+from .memory import check_room, nets_that_fit
 
 CHECKPOINT = 2  # raise it when training cannot go on from what an older version kept; its file is then not looked for
 Load = Callable[[str, int | None, torch.device], Dataset]
@@ -86,15 +88,21 @@ def run_task(task: Task, tick: Callable[[float], object], store: Store, load: Lo
     """Compute and store the task's cells; return those that failed alone.
 
     A group that raises is halved, down to single cells: one bad cell costs its neighbours a second run, not their
-    rows.  So is a group that does not fit into memory.
+    rows.  So is a group that does not fit into memory.  Where the data set cannot be had, or not one of the nets has
+    room, all of the group's cells have failed.
 
     Raises:
-        PlanError, StoreError, or what loading the data set raises: nothing that a smaller group would change.
+        PlanError, StoreError: nothing that a smaller group would change.
     """
     device = torch.device(found_device(task.device))
-    data = load(task.cells[0].dataset, task.cells[0].train_samples, device)
+    try:
+        data = load(task.cells[0].dataset, task.cells[0].train_samples, device)
+        waiting = pieces(task, data)
+    except (PlanError, StoreError):
+        raise
+    except Exception as error:
+        return given_up(task, error, tick)
     failures: list[Failure] = []
-    waiting = pieces(task, data)
     while waiting:
         cells = waiting.pop(0)
         store.check_held()
@@ -145,9 +153,21 @@ def attempt(task: Task, cells: Sequence[Cell], data: Dataset, tick: Callable[[fl
     return failed
 
 
+def given_up(task: Task, error: Exception, tick: Callable[[float], object]) -> list[Failure]:
+    """All of the task's cells have failed, for one reason."""
+    failures = [failure(cell, error) for cell in task.cells]
+    remember(task.store, task.table, failures)
+    tick(task.work)
+    return failures
+
+
 def pieces(task: Task, data: Dataset) -> list[Sequence[Cell]]:
     """The task's cells in parts that fit into the memory of where it runs."""
-    size = nets_that_fit(task.cells, data) if task.cells[0].epochs else len(task.cells)
+    check_room(task.cells[0], data)
+    size = len(task.cells)
+    if task.cells[0].epochs:
+        with contextlib.suppress(Exception):  # whatever is wrong with one of them, it fails alone
+            size = nets_that_fit(task.cells, data)
     return [task.cells[i:i + size] for i in range(0, len(task.cells), size)]
 
 
@@ -191,7 +211,7 @@ def found_device(device: str) -> str:
 def provenance(device: torch.device, seconds: float) -> dict:
     """Where numbers come from; stored beside them."""
     return {
-        "flowstudy": VERSION, "torch": torch.__version__, "python": platform.python_version(),
+        "flowstudy": VERSION, "code": code_digest(), "torch": torch.__version__, "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "worker": f"{socket.gethostname()}:{os.getpid()}", "seconds": round(seconds, 3),
         "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
