@@ -135,3 +135,12 @@ def test_block_errors():
         PlainBlock(nn.Linear(2, 2), "rleu")
     with pytest.raises(ValueError, match=r"HighwayBlock: `gate_bias` must be a number, got nan"):
         HighwayBlock(nn.Linear(2, 4), "tanh", torch.nan)
+
+
+def test_a_blocks_gates_begin_where_the_paper_says():
+    """b_T = -1 where none is given (section 2.2 names -1 and -3), of every unit; H's half of the bias stays."""
+    torch.manual_seed(0)
+    affine = nn.Linear(WIDTH, 2 * WIDTH)
+    before = affine.bias.detach().clone()
+    assert HighwayBlock(affine).gate_bias.tolist() == [-1.0] * WIDTH
+    assert torch.equal(affine.bias[:WIDTH], before[:WIDTH])

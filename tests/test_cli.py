@@ -19,7 +19,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import flowstudy
-from flowstudy.cli import check, readings
+from flowstudy.cli import check, readings, screen
 from flowstudy.cli import commands as cli
 from flowstudy.cli.as_json import plain
 from flowstudy.cli.targets import load
@@ -448,6 +448,27 @@ def test_an_error_of_ours_is_status_70(monkeypatch, command, where, name):
     result = call(command, "their_models:small", *data)
     assert result.exit_code == 70 and "this is an error of flowstudy" in result.stderr, result.output
     assert "TypeError" in result.stderr
+
+
+@pytest.mark.parametrize("rows, length, shown", [(4, 9, [0, 1, "...", 7, 8]), (9, 9, range(9)), (4, 3, range(3))])
+def test_a_long_table_is_its_first_and_last_rows(capsys, rows, length, shown):
+    screen.show(pd.DataFrame({"number": range(length), "word": "w"}), rows)
+    printed = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[0] for line in printed] == [str(number) for number in shown]
+
+
+@pytest.mark.parametrize("target", ["their_models:stable", "their_models.py:stable", "no_such:stable"])
+def test_the_path_of_modules_is_as_it_was(user, target):
+    """Whether the target is a module, a file, or not there."""
+    before = list(sys.path)
+    assert call("spectrum", target, "--samples", 1).exit_code == (2 if target.startswith("no") else 0)
+    assert sys.path == before
+
+
+def test_as_many_samples_are_measured_as_are_asked_for(user):
+    """More than `jacobian_spectrum` draws of itself."""
+    call("spectrum", "their_models:random", "--samples", 20, "--csv", "s.csv")
+    assert pd.read_csv("s.csv")["sample"].nunique() == 20
 
 
 def test_spectrum_prints_values_and_keeps_them(user):

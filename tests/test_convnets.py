@@ -141,6 +141,14 @@ def test_another_run_does_not_take_the_file(tmp_path):
         assert history == train_conv(net(start), data(samples), how, seed=seed)
 
 
+def test_training_leaves_the_process_its_random_state():
+    """Order, crops and dropout come from the run's own seed."""
+    trained, samples = net(), data(20)
+    state = torch.random.get_rng_state()
+    train_conv(trained, samples, replace(RECIPE, epochs=1), seed=5)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
 def test_a_diverged_net_is_a_result(tmp_path):
     """It ends where its loss is not finite, and says so; again when it is asked for again."""
     recipe = replace(RECIPE, learning_rate=1e30)

@@ -5,6 +5,7 @@ import functools
 import gzip
 import hashlib
 import io
+import itertools
 import os
 import pickle
 import struct
@@ -104,11 +105,13 @@ def test_digits_are_scikit_learns_in_file_order():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_device_that_is_not_there_is_one_line():
-    for device in ("cuda", "cuda:3", "abacus"):
+def test_a_device_that_is_not_there_is_one_line(monkeypatch):
+    """Before a file is looked for, let alone fetched."""
+    monkeypatch.setattr(datasets, "_locate", lambda *_: pytest.fail("looked for files"))
+    for name, device in itertools.product(("digits", "mnist"), ("cuda", "cuda:3", "abacus")):
         message = rf"^load_dataset: `device` must be a device that torch sees, got '{device}'"
         with pytest.raises(ValueError, match=message):
-            load_dataset("digits", device=device)
+            load_dataset(name, device=device)
 
 
 def test_subset_is_the_first_samples():

@@ -212,6 +212,38 @@ def test_a_lesion_copies_every_bit():
         assert torch.equal(net.blocks[3](x=h).view(torch.int32), h.view(torch.int32))
 
 
+class InPlace(nn.Module):
+    """What follows the block works in the memory that it gets, and the block's input is used again."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = HighwayBlock(nn.Linear(FEATURES, 2 * FEATURES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.block(x).relu_()
+
+
+def test_a_lesioned_layers_copy_is_a_copy():
+    """Whoever changes the layer's output in place leaves its input alone: x + relu(x), and x as it was."""
+    x = batch()[0]
+    given, net = x.clone(), InPlace()
+    with torch.no_grad(), lesion(net, 1):
+        assert torch.equal(net(given), x + x.relu())
+    assert torch.equal(given, x)
+
+
+def test_a_forward_pass_that_fails_is_over():
+    """Layers that are called by themselves are in no order, also after a pass that ended with an error half-way."""
+    net, (x, _) = build(DEEP), batch()
+    with lesion(net, 3):
+        expected = net(x)
+        with pytest.raises(RuntimeError):
+            net(x[:, 1:])
+        h = torch.ones(2, net.width)
+        assert torch.equal(net.blocks[1](h), h) and not torch.equal(net.blocks[4](h), h)
+        assert torch.equal(net(x), expected)
+
+
 def test_every_layer_in_one_stacked_pass():
     """A net of a stack whose gate bias is -inf in one layer is the lesioned net: how all lesions run at once."""
     net, (x, _) = build(DEEP), batch()

@@ -251,6 +251,16 @@ def test_leaky_signals_keep_their_mean_square_whatever_the_slope():
     assert np.std(ratios) / math.sqrt(300) < 0.06  # weights for slope 0.01 make it 3.8
 
 
+@pytest.mark.parametrize("last, activation", [(nn.Linear(4, 4), "linear"), (nn.Conv2d(4, 4, 1), "relu")])
+def test_a_last_convolution_is_no_read_out(last, activation):
+    """A net that ends in a linear layer has no activation behind it; one that ends in a convolution has its ReLU."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), last, nn.ReLU()).double()
+    walked, unit = (initialize(copy.deepcopy(net), scheme)[2].weight.detach()
+                    for scheme in ("random_walk", "lecun_normal"))
+    ratio = (walked / unit).numpy()
+    np.testing.assert_allclose(ratio, np.full_like(ratio, theory.random_walk_gain(activation, 4)), rtol=1e-12)
+
+
 def test_bias_variance_is_that_of_every_ordinary_bias():
     """N(0, bias_var), 5 se and Kolmogorov-Smirnov; gate biases stay; weights are those without biases."""
     width, bias_var = 2000, 0.3

@@ -216,7 +216,7 @@ def test_the_definitions_are_those_of_gradient_flow(name):
         np.testing.assert_allclose(frame[column], flow[column].reindex(frame.index), rtol=ROUNDING, err_msg=column)
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e20, 0.0, math.nan, math.inf])
+@pytest.mark.parametrize("scale", [1.0, 2e-21, 1e-30, 1e20, 0.0, math.nan, math.inf])
 @pytest.mark.parametrize("shape", [(3,), (2, 5, 64, 64), (40_961,)])
 def test_norms_of_any_size_and_scale_are_those_of_float64(shape, scale):
     """One tensor, alike ones, a stack, channels last: numpy's float64 sums, beyond the range of float32 squares too.

@@ -215,15 +215,16 @@ def test_slopes_that_vary_cost_half_their_relative_variance():
         assert steps == pytest.approx(np.full(3, math.log(variance * (1 + 0.01**2) / 2) - loss / (2 * 50)), rel=1e-9)
 
 
-@pytest.mark.parametrize("activation, init", [("linear", "lecun_normal"), ("relu", "he_normal"), ("relu", "he_uniform")])
+@pytest.mark.parametrize("activation, init", [("linear", "lecun_normal"), ("relu", "he_normal"),
+                                              ("relu", "he_uniform")])
 def test_the_last_layers_error_signal_varies_as_its_read_out(activation, init):
     """ln of a chi-squared variable of n degrees of freedom: its variance is the trigamma function at n / 2; each layer
     below adds its own, and the drift's is theirs alone."""
     cell = pd.Series(KNOWN | {"activation": activation, "init": init})
     law, own = norm_law(cell, ERROR, one=True), exact_step(cell).variance
     layers = np.arange(3, -1, -1)
-    assert ((NATS * law["predicted_std"]) ** 2).to_numpy() == pytest.approx(float(polygamma(1, 25)) + layers * own, rel=1e-12)
-    assert ((NATS * law["gap_std"]) ** 2).to_numpy() == pytest.approx(layers * own, rel=1e-12)
+    for name, variance in (("predicted_std", polygamma(1, 25) + layers * own), ("gap_std", layers * own)):
+        assert ((NATS * law[name]) ** 2).to_numpy() == pytest.approx(variance, rel=1e-12)
 
 
 @pytest.mark.parametrize("activation", ["linear", "relu"])

@@ -69,6 +69,18 @@ def test_a_run_from_the_store_keeps_when_and_how_fast_its_results_came(folder, t
     assert "1 s, CPU, 2 cores" in (tmp_path / "REPLICATION.md").read_text()
 
 
+@pytest.mark.parametrize("name, same", [("device", True), ("results", True), ("figures", True), ("epochs", False)])
+def test_where_a_study_ran_is_none_of_its_parameters(folder, tmp_path, name, same):
+    """The same results read on another device or from another folder keep their record's time; with other epochs they
+    are other results."""
+    for value, seconds, computed in (("one", 99.0, True), ("other", 1.0, False)):
+        told = stamp("quick", seconds)
+        keep_record(tmp_path, told | {"parameters": told["parameters"] | {name: value}}, folder, computed=computed)
+    record = json.loads((tmp_path / "replication" / "quick" / "lesions.json").read_text())
+    assert record["seconds"] == (99.0 if same else 1.0)
+    assert (name in record["parameters"]) == (not same)
+
+
 def test_results_that_another_machine_computed_are_that_machines(folder, tmp_path, monkeypatch):
     """Device, seconds and date are what the store says of the cells and tables in the study's frames: cells of
     other studies, and other measurements of the same cells, do not count."""

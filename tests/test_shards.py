@@ -31,6 +31,13 @@ def test_shards_cost_about_the_same(parts):
     assert max(costs) <= 1.2 * sum(costs) / parts
 
 
+def test_pieces_of_many_cells_count_as_many():
+    """Seven structures of cost 40, 30 (six cells of 5), 24 (one of 24), 24, 18, 12 and 6, the idlest first, by hand."""
+    plan = grid(depth=[1, 2, 3, 4, 5], seed=range(6), **SMALL) + grid(depth=[24, 40], **SMALL)
+    shards = [shard_of(plan, which, 2) for which in (1, 2)]
+    assert [sum(map(cost, shard)) for shard in shards] == [40 + 24 + 12, 30 + 24 + 18 + 6]
+
+
 def test_more_shards_than_cells(tmp_path):
     """Some get nothing, and return no rows; none fails its array job."""
     empty = [which for which in range(1, 6) if not shard_of(PLAN[:3], which, 5)]

@@ -5,6 +5,7 @@ import itertools
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import MethodType
@@ -308,6 +309,30 @@ def test_dropped_nets_cost_nothing(monkeypatch):
     seen.clear()
     history = train(nets_of(range(2), "PlainNet-relu-L9"), data(), settings([1e6, 1e6], epochs=5))
     assert seen == [2] and history.loss[:, 1:].isnan().all()
+
+
+def test_threads_that_come_later_have_as_many_as_before():
+    """A chunk trains in one thread: what a thread of somebody else finds afterwards is what torch had been told."""
+    many, samples, found, threads = nets_of(range(2)), data(), [], torch.get_num_threads()
+    chunk = StackedFullyConnected(many.template, many.state, torch.zeros(2), samples.x_train, samples.y_train, 8)
+    try:
+        torch.set_num_threads(2)
+        assert group.in_threads(lambda _: torch.get_num_threads(), [chunk]) == [1]
+        other = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+        assert found == [torch.get_num_threads()] == [2]
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bytes_are_weights_and_velocities_and_buffers_that_grow_with_the_batch(kind):
+    """What is left at a batch of 0 is twice the parameters."""
+    many, samples = stack(nets(kind, "tanh", 50, 3, 5, torch.float32)), data()
+    four, eight = (StackedFullyConnected(many.template, many.state, torch.zeros(5), samples.x_train, samples.y_train,
+                                         size).bytes() for size in (4, 8))
+    assert 2 * four - eight == 2 * sum(value.nbytes for value in many.state.values())
 
 
 def test_denormals_are_flushed_in_training_alone():

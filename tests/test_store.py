@@ -347,6 +347,20 @@ def test_damaged_file_that_cannot_be_moved_is_ignored(tmp_path, monkeypatch):
     assert path.read_bytes() == b"damage"
 
 
+def test_damage_that_its_time_does_not_show_is_read_once_where_it_cannot_be_moved(tmp_path, monkeypatch):
+    """A footer that was read before the file was damaged, at the same time and size: the rows are missing, and the
+    store does not look for ever."""
+    store = Store(tmp_path)
+    path = store.append(TABLE, PLAN[:1], rows_of(PLAN[:1]), {})
+    assert store.missing(PLAN[:1], TABLE) == []
+    there, content = path.stat(), path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(there.st_atime_ns, there.st_mtime_ns))
+    monkeypatch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError(errno.EROFS, "read-only")))
+    with pytest.warns(UserWarning, match="ignored, as it cannot be moved"), pytest.raises(KeyError, match="Run them"):
+        store.load(PLAN[:1], TABLE)
+
+
 # --- other readers, other writers ------------------------------------------------------------------------------------
 
 

@@ -312,7 +312,7 @@ def test_status_tells_done_failed_and_missing(here, monkeypatch):
     assert "0:00:00" in call("status", "results").output
 
 
-def test_time_left_is_cost_left_over_pace(tmp_path):
+def test_time_left_is_cost_left_over_pace(tmp_path, monkeypatch):
     """Two workers of 10 s each, side by side for 5 s, did 4 cells of cost 10 in 15 s: 6 more take 22.5 s."""
     cells = grid(depth=10, seed=range(10))
     run(cells[:1], store=tmp_path, measure="gradient_flow", samples=1, device="cpu", progress=False)
@@ -322,11 +322,13 @@ def test_time_left_is_cost_left_over_pace(tmp_path):
     plan = next((tmp_path / "plans").glob("*.json"))
     plan.write_bytes(sealed_json(unsealed_json(plan.read_bytes()) | {"cells": [{"seed": c.seed} for c in cells]}))
     assert pd.isna(status(tmp_path)["seconds_left"].iloc[0])
-    for start, end in ((0, 100), (2, 105)):
+    for start, stop, end, left in ((0, 2, 100, 40), (2, 4, 105, 22.5), (4, 5, 900, 25)):
         moment = datetime.fromtimestamp(1e9 + end, UTC).isoformat(timespec="milliseconds")
-        Store(tmp_path).append(table, cells[start:start + 2], pd.DataFrame({"place": [0, 1]}),
+        Store(tmp_path).append(table, cells[start:stop], pd.DataFrame({"place": range(stop - start)}),
                                {"seconds": 10.0, "finished": moment})
-    assert status(tmp_path)["seconds_left"].iloc[0] == pytest.approx(22.5)
+        assert status(tmp_path)["seconds_left"].iloc[0] == pytest.approx(left)
+    monkeypatch.setattr(sys.modules["flowstudy.sweep.status"], "LATEST", 1)
+    assert status(tmp_path)["seconds_left"].iloc[0] == pytest.approx(50)  # 5 at 10 s each: the last file's pace alone
 
 
 @pytest.mark.parametrize("provenance", [{}, {"seconds": 10.0, "finished": "yesterday"}, {"seconds": 1.0, "finished": 3},

@@ -189,7 +189,7 @@ def test_a_checkpoint_goes_when_all_of_its_cells_are_stored(tmp_path):
     strange.write_bytes(b"no checkpoint")
     for cell, stays in zip(cells, (True, False), strict=True):
         store.append("small", [cell], pd.DataFrame({"place": [0], "x": [1.0]}), {})
-        sweep_checkpoints(store, "small")
+        sweep_checkpoints(store, ["small"])
         assert checkpoint.path.exists() == stays and strange.exists()
 
 
