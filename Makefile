@@ -39,8 +39,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT
 
 .DELETE_ON_ERROR:
-.PHONY: help figures gallery records test test-types test-slow test-integrations test-cuda-emulated test-lower-bounds lab \
-	gpu-bundle peers types lock check-lock package lint clean
+.PHONY: help figures gallery records test test-types test-slow mutants test-integrations test-cuda-emulated \
+	test-lower-bounds lab gpu-bundle peers types lock check-lock package lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -64,6 +64,9 @@ test-types: .venv/.dev ## the same tests, the shapes and types in signatures che
 
 test-slow: .venv/.dev ## the others, signatures checked: whole studies, killed runs, wide nets (PYTEST_ARGS=)
 	@$(PYTEST) -m slow $(CHECKED) $(PYTEST_ARGS)
+
+mutants: .venv/.dev ## small slips in the code, 11 a package, that no test notices: an hour (ARGS="--package nets --seed 1")
+	@$(PY) tests/mutants.py $(ARGS)
 
 test-integrations: .venv/.integrations ## Lightning, Hugging Face, Dask and Optuna: against the real packages
 	@$(PY) -m pytest tests/test_integrations.py tests/test_dask.py tests/test_dask_network.py tests/test_optuna.py \

@@ -149,6 +149,13 @@ def test_training_leaves_the_process_its_random_state():
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+def test_an_accuracy_is_of_all_samples_however_many_go_through_at_once(monkeypatch):
+    samples, trained = data(20), net()
+    right = (trained.eval()(samples.x_test).argmax(1) == samples.y_test).double().mean().item()
+    monkeypatch.setattr("flowstudy.train.convolutional.recipe.EVALUATION_BATCH", 7)
+    assert share_classified(trained, samples.x_test, samples.y_test) == right > 0
+
+
 def test_a_diverged_net_is_a_result(tmp_path):
     """It ends where its loss is not finite, and says so; again when it is asked for again."""
     recipe = replace(RECIPE, learning_rate=1e30)

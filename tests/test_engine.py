@@ -271,6 +271,14 @@ def test_cells_train_in_the_order_of_their_own_seed(call, tmp_path):
     assert ends.nunique() == 2
 
 
+@pytest.mark.parametrize("options, shown", [({}, True), ({"progress": False}, False), ({"progress": True}, True)])
+def test_a_bar_is_shown_where_nobody_says_otherwise(tmp_path, monkeypatch, options, shown):
+    asked, bar = [], engine.NetBar
+    monkeypatch.setattr(engine, "NetBar", lambda *told: (asked.append(told[-1]), bar(*told))[1])
+    run(grid(depth=2, **SMALL), store=tmp_path, device="cpu", **options)
+    assert asked == [shown]
+
+
 def test_groups_are_of_one_structure_and_size():
     """Groups partition the plan's cells, each of one structure and at most the asked size, in the plan's order."""
     plan = [*PLAN, *PLAN[:3], *grid(depth=7, seed=range(5), gate_bias=[-1.0, -2.0], net="highway")]

@@ -14,7 +14,7 @@ from flowstudy.data import Dataset
 from flowstudy.nets import PlainNet
 from flowstudy.train import History, Settings, Stack, stack, train
 from flowstudy.train.batches import batches
-from flowstudy.train.stacks import fully_connected
+from flowstudy.train.stacks import any_module, fully_connected
 from flowstudy.train.stacks.any_module import cross_entropies
 from flowstudy.train.stacks.group import Group
 
@@ -234,7 +234,10 @@ def test_loss_does_not_depend_on_the_evaluation_batch(monkeypatch):
     whole = train(nets, samples, settings([0.1, 0.1], epochs=0)).loss[:, 0]
     assert_close(whole, cross_entropies(nets(samples.x_train), samples.y_train).mean(1), rtol=1e-14, atol=0)
     monkeypatch.setattr(fully_connected, "EVALUATION_BATCH", 7)
+    monkeypatch.setattr(any_module, "EVALUATION_BATCH", 7)
     assert_close(train(nets, samples, settings([0.1, 0.1], epochs=0)).loss[:, 0], whole, rtol=1e-14, atol=0)
+    others = any_module.StackedModules(nets.template, nets.state, torch.zeros(2), samples.x_train, samples.y_train)
+    assert_close(others.loss(), whole, rtol=1e-14, atol=0)
 
 
 def test_epochs_are_counted_and_ticked():

@@ -10,6 +10,7 @@ import torch
 from flowstudy import theory
 from flowstudy.measure import gradient_flow, jacobian_spectrum
 from flowstudy.nets import PlainNet, initialize
+from flowstudy.theory.mean_field import fixed_points
 from flowstudy.theory.mean_field.activations import ACTIVATIONS, hard_tanh, rectifier
 from flowstudy.theory.mean_field.edge_of_chaos import critical_point
 from flowstudy.theory.mean_field.gaussian import gaussian_mean
@@ -358,6 +359,25 @@ def test_a_phase_diagram_is_parted_by_the_critical_line():
     net = theory.mean_field("tanh", weight_var, bias_var)
     beyond = weight_var > theory.critical_weight_var("tanh", bias_var)
     assert np.array_equal(net.phase, np.where(beyond, "chaotic", "ordered")) and np.isfinite(net.q).all()
+
+
+@pytest.mark.parametrize("activation, most", [("tanh", 4.0), ("gelu", 1.9)])
+def test_points_that_are_taken_in_parts_are_the_points(activation, most, monkeypatch):
+    """Seven points, three at a time; of tanh four are chaotic, on which a loop of its own goes."""
+    weight_var = np.linspace(.3, most, 7)
+    whole = theory.mean_field(activation, weight_var, .1)
+    monkeypatch.setattr(fixed_points, "CHUNK", 3)
+    parts = theory.mean_field(activation, weight_var, .1)
+    for name in ("q", "c", "chi_1", "xi_c"):
+        assert getattr(parts, name) == pytest.approx(getattr(whole, name), rel=1e-11)
+    assert (whole.phase == "chaotic").sum() == (4 if activation == "tanh" else 0)
+
+
+@pytest.mark.parametrize("low, high", [(0.0, 0.0), (1.0, 2.0), (-2.0, -1.0), (2.0, -2.0), (-math.inf, 1.0),
+                                       (-1.0, math.inf), (math.nan, 1.0)])
+def test_a_range_without_zero_or_without_width_is_refused(low, high):
+    with pytest.raises(ValueError, match=r"^hard_tanh: `low` and `high` must be finite numbers around 0"):
+        hard_tanh(low, high)
 
 
 ERRORS = {

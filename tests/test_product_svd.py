@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from flowstudy.measure.numerics import product_error
 from flowstudy.measure.numerics.batched_qr import by_size, cholesky_qr, householder_qr, pivoted_qr
 from flowstudy.measure.numerics.factor_pieces import Mixing, tame_pieces
-from flowstudy.measure.numerics.graded_jacobi import DEAD, graded_singular_values, rotate_meetings, round_robin
+from flowstudy.measure.numerics.graded_jacobi import DEAD, flip, graded_singular_values, rotate_meetings, round_robin
 from flowstudy.measure.numerics.product_svd import begin, partial_product_svd, product_svd, spectrum
 
 
@@ -432,6 +432,14 @@ def test_functions_and_float32_and_batch_axes_and_generators():
     assert torch.equal(single, product_svd([a.float().double() for a in factors]).log_singular_values)
 
 
+def test_rows_that_are_multiplied_in_parts_are_the_rows(monkeypatch):
+    """Eight directions, three at a time: the triangle's zeros are left out of the products and change nothing."""
+    whole = product_svd(tanh_like(8, 30))
+    monkeypatch.setattr("flowstudy.measure.numerics.graded_product.ROWS", 3)
+    parts = product_svd(tanh_like(8, 30))
+    assert_close(parts.log_singular_values, whole.log_singular_values, rtol=1e-13, atol=1e-13)
+
+
 def test_partial_products_are_the_separate_products():
     factors = [normal(3, 6, 9, seed=0), *[normal(3, 6, 6, seed=i) for i in range(1, 9)], normal(3, 2, 6, seed=9),
                normal(3, 5, 2, seed=10)]
@@ -529,6 +537,19 @@ def test_graded_jacobi_against_the_volume_and_a_known_factor(spread):
     expected = exponents * math.log(2.0)
     assert_close(got[0], expected[0].sort(descending=True).values, rtol=1e-15, atol=1e-13)
     assert got[1, -1] == -math.inf and got[1, :-1].isfinite().all()
+
+
+def test_a_zero_shift_qr_step_keeps_the_values_and_tells_how_rows_depend_on_each_other():
+    """The dependence of a row: its length over what of it is at right angles to the rows above, by projections."""
+    exponents, u = torch.tensor([[3.0, 1.0, 0.0]]).double(), normal(1, 3, 5, seed=4)
+    new, rows, dependence = flip(exponents, u)
+    graded = torch.ldexp(u[0], exponents[0, :, None].to(torch.int32))
+    again = torch.ldexp(rows[0], new[0, :, None].to(torch.int32))
+    assert_close(torch.linalg.svdvals(again), torch.linalg.svdvals(graded), rtol=1e-13, atol=0)
+    for i, row in enumerate(u[0]):
+        above = torch.linalg.qr(u[0, :i].mT).Q if i else row.new_zeros(5, 1)
+        alone = (row - above @ (above.mT @ row)).norm()
+        assert dependence[0, i].item() == pytest.approx((row.norm() / alone).item(), rel=1e-12)
 
 
 def test_rows_of_equal_size_are_not_rotated_for_ever(monkeypatch):

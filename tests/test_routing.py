@@ -28,8 +28,11 @@ def trained_like(activation: str = "tanh", depth: int = 7) -> tuple[HighwayNet, 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 @pytest.mark.parametrize("depth", [2, 7])
-def test_all_lesions_in_one_pass_are_lesions_one_by_one(activation, depth):
-    """The same errors, to the sample, and the same loss to float64's rounding, as closing one layer after the other."""
+def test_all_lesions_in_one_pass_are_lesions_one_by_one(activation, depth, monkeypatch):
+    """The same errors, to the sample, and the same loss to float64's rounding, as closing one layer after the other:
+    of samples that go through in parts of 5, the last one smaller."""
+    assert SAMPLES % 5
+    monkeypatch.setattr("flowstudy.measure.lesions.CHUNK", 5)
     net, x, y = trained_like(activation, depth)
     net, x = net.double(), x.double()
     error, loss = lesion_losses(net, x, y)
@@ -162,3 +165,11 @@ def test_gates_of_a_class_differ_from_all():
     weight = by_class["class"].map(pd.Series(y.numpy()).value_counts())
     sums = (by_class["difference"] * weight).groupby([by_class["layer"], by_class["unit"]]).sum()
     assert sums.abs().max() < 1e-10
+
+
+def test_two_layers_are_enough(tmp_path):
+    """The first is plain; the one highway layer is looked at, and closed."""
+    cells = grid(net="highway", depth=2, width=5, train_samples=30)
+    routing = run(cells, measure="gate_routing", store=tmp_path, device="cpu", progress=False)
+    closed = run(cells, measure="lesions", store=tmp_path, device="cpu", progress=False)
+    assert set(routing["layer"]) == {2} and list(closed["layer"]) == [0, 2]

@@ -155,6 +155,15 @@ def test_true_masks_do_not_halve_the_correlation_per_layer(rows):
     assert (residual[below] > plain[below]).all()
 
 
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+def test_a_circle_does_not_depend_on_the_inputs_sizes(scale):
+    """Nor does the refusal of parallel ones."""
+    a, b = torch.rand(2, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(circle(a, scale * b, 8), circle(scale * a, b, 8), rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match=r"^circle: `b` must not be parallel to `a`"):
+        circle(a, scale * a, 8)
+
+
 def test_derivative_along_the_circle_is_that_of_the_output(tmp_path):
     """Central differences of the output over a finer circle, up to scale: its rms is 1."""
     [cell] = fs.grid(net="residual", activation="tanh", init="lecun_normal", depth=3, width=20)
