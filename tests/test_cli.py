@@ -19,10 +19,11 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import flowstudy
-from flowstudy.cli import check, readings, screen
+from flowstudy.cli import check, readings, screen, studies
 from flowstudy.cli import commands as cli
 from flowstudy.cli.as_json import plain
 from flowstudy.cli.targets import load
+from flowstudy.figures import all_studies, one_study
 from flowstudy.measure import gradient_flow
 from flowstudy.refusal import RefusalError
 
@@ -546,6 +547,96 @@ def test_the_installed_command_finds_modules_in_the_folder_it_is_called_in(user)
     command = [script] if script.exists() else [sys.executable, "-m", "flowstudy"]
     run = subprocess.run([*command, "check", "their_models:vanishing"], cwd=user, capture_output=True, text=True)
     assert run.returncode == 1 and "vanishing: from layer" in run.stdout, run.stderr
+
+
+# --- every option has its effect -------------------------------------------------------------------------------------
+
+
+def noted(monkeypatch, where: object, name: str, returns: object = None) -> list[dict]:
+    """The arguments of each call of a function, by name, with its defaults; it runs where it `returns` nothing else."""
+    calls, function = [], getattr(where, name)
+
+    def noting(*args: object, **kwargs: object) -> object:
+        bound = inspect.signature(function).bind(*args, **kwargs)
+        bound.apply_defaults()
+        calls.append(bound.arguments)
+        return function(*args, **kwargs) if returns is None else returns
+
+    monkeypatch.setattr(where, name, noting)
+    return calls
+
+
+def untested(command: object, tested: set[str], elsewhere: set[str]) -> set[str]:
+    """Arguments of a command that no test of this part gives a value; those `elsewhere` have tests of their own."""
+    return inspect.signature(command).parameters.keys() - tested - elsewhere
+
+
+SPECTRUM = {"part": "body", "method": "dense", "k": 2, "start": "input", "samples": 3, "seed": 5}
+
+
+@pytest.mark.usefixtures("user")
+def test_each_option_of_spectrum_reaches_the_measurement(monkeypatch):
+    """Alone, the others being as they are without; and of several inputs and outputs the one that is meant."""
+    calls = noted(monkeypatch, cli, "jacobian_spectrum")
+    assert call("spectrum", "their_models:stable").exit_code == 0
+    without = calls[0]
+    for name, value in SPECTRUM.items():
+        assert call("spectrum", "their_models:stable", f"--{name}", value).exit_code == 0
+        told = calls[-1]
+        assert {key: told[key] for key in SPECTRUM} == {key: without[key] for key in SPECTRUM} | {name: value}
+        assert without[name] != value and len(told["x"]) == told["samples"]
+        drawn = [next(iter(one["x"].tensors.values())) for one in (without, told)]
+        assert name == "samples" or torch.equal(*drawn) == (name != "seed")
+    two = ("spectrum", "their_models:Both", "--input", "20", "--input", "3")
+    assert call(*two, "--wrt", 1, "--output", "scores").exit_code == 0
+    assert (calls[-1]["wrt"], calls[-1]["output"]) == (1, "scores")
+    elsewhere = {"target", "shapes", "inputs", "vocabulary", "picture", "csv", "device", "as_json"}
+    assert not untested(cli.spectrum, {*SPECTRUM, "wrt", "output"}, elsewhere)
+
+
+CHECK = {"trial": 3, "optimizer": "adam", "samples": 7, "seconds": 2.5, "seed": 5}
+
+
+@pytest.mark.usefixtures("user")
+def test_each_option_of_check_reaches_the_measurements(monkeypatch):
+    """Those of the trial the trial, `samples` and `seed` both readings; the mode is the one that is asked for."""
+    trials, flows = noted(monkeypatch, readings, "trainability"), noted(monkeypatch, check, "gradient_flow")
+    torch.save((torch.randn(40, 20), torch.arange(40) % 5), "b.pt")
+    for name, value in CHECK.items():
+        call("check", "their_models:small", "--data", "b.pt", f"--{name}", value)
+        default = inspect.signature(cli.check).parameters
+        assert {key: trials[-1][key] for key in CHECK} == {key: default[key].default for key in CHECK} | {name: value}
+        assert len(flows[-1]["x"]) == min(40, 7 if name == "samples" else default["samples"].default)
+    for mode in ("train", "eval"):
+        call("check", "their_models:normalised", "--data", "b.pt", f"--{mode}")
+        assert flows[-1]["model"].training == (mode == "train")
+    elsewhere = {"target", "shapes", "inputs", "classes", "data", "loss", "output", "vocabulary", "picture", "csv",
+                 "device", "as_json"}
+    assert not untested(cli.check, {*CHECK, "train"}, elsewhere)
+
+
+@pytest.mark.usefixtures("user")
+def test_each_option_of_study_and_figures_reaches_the_studies(monkeypatch):
+    """Folders absolute, parameters by what they are in YAML, the command's own before the profile's."""
+    studied, drawn = noted(monkeypatch, one_study, "run_study", True), noted(monkeypatch, all_studies, "regenerate", [])
+    here = Path.cwd()
+    assert call("study", "lesions").exit_code == 0
+    assert studied[0]["folder"] == here / "figures" / "lesions" and studied[0]["profile"] == "quick"
+    assert studied[0]["parameters"]["device"] == "auto"
+    assert studied[0]["parameters"]["results"] == str(here / "results")
+    assert call("study", "lesions", "--out", "o", "--profile", "smoke", "-p", "depth=7", "--results", "r", "--device",
+                "cpu").exit_code == 0
+    assert studied[1]["folder"] == here / "o" and studied[1]["profile"] == "smoke"
+    told = studied[1]["parameters"]
+    assert (told["depth"], told["results"], told["device"]) == (7, str(here / "r"), "cpu")
+    assert call("figures").exit_code == 0
+    assert [*drawn[0].values()][1:] == ["quick", None, "auto", here / "figures" / "quick", here / "results", None, None]
+    assert call("figures", "--profile", "smoke", "--only", "lesions", "--device", "cpu", "--out", "o", "--results", "r",
+                "--gallery", "g", "--records", "e").exit_code == 0
+    assert [*drawn[1].values()][1:] == ["smoke", "lesions", "cpu", here / "o", here / "r", here / "e", here / "g"]
+    assert not untested(studies.study, {"name", "out", "profile", "parameter", "results", "device"}, {"studies"})
+    assert not untested(studies.figures, {"profile", "only", "device", "out", "results", "gallery", "records"},
+                        {"studies"})
 
 
 def test_version_and_help_need_no_command():

@@ -1,5 +1,6 @@
 """Plans as files, `flowstudy sweep` and `flowstudy status`: they run what `run` runs, and refuse what is wrong."""
 
+import inspect
 import itertools
 import json
 import re
@@ -17,6 +18,7 @@ from pandas.testing import assert_frame_equal
 from typer.testing import CliRunner
 
 from flowstudy.cli import commands as cli
+from flowstudy.cli import sweeps
 from flowstudy.data import datasets
 from flowstudy.seal import sealed_json, unsealed_json
 from flowstudy.sweep import Cell, Store, grid, random_search, run
@@ -84,6 +86,25 @@ def test_sweep_stores_what_run_stores(here):
     expected = run(CELLS, measure="accuracy", store=here / "other", device="cpu", progress=False)
     stored = pd.read_parquet(folder).set_index("cell").loc[expected["cell"]].reset_index()
     assert_frame_equal(stored[list(expected)], expected, check_dtype=False)
+
+
+SWEEP = {"measure": ("--measure", "training_loss"), "store": ("--store", Path("elsewhere")),
+         "device": ("--device", "cpu"), "shard": ("--shard", "1/2"), "engine": ("--engine", "tcp://127.0.0.1:1"),
+         "nets_at_once": ("--nets-at-once", 3), "insecure_network": ("--insecure-network", True),
+         "progress": ("--no-progress", False)}
+
+
+@pytest.mark.parametrize("name", SWEEP)
+def test_each_option_of_sweep_reaches_run(here, monkeypatch, name):
+    """As what it is, the others being as they are without."""
+    told, frame = [], pd.DataFrame({"cell": ["a"]})
+    monkeypatch.setattr(sweeps, "run", lambda cells, **options: (told.append(options), frame)[1])
+    option, value = SWEEP[name]
+    for arguments in ((), (option,) if isinstance(value, bool) else (option, value)):
+        assert call("sweep", "plan.yaml", *arguments).exit_code == 0
+    without, given = told
+    assert given == without | {name: value} and without[name] != value
+    assert inspect.signature(sweeps.sweep).parameters.keys() - SWEEP.keys() == {"plan", "schema"}
 
 
 def test_measure_options_and_shards(here):
