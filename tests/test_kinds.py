@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,6 +16,7 @@ from flowstudy.kinds import KINDS, Kind, register, unregister
 from flowstudy.nets import ACTIVATIONS, initialize
 from flowstudy.nets.fully_connected import FullyConnected
 from flowstudy.plots.style import with_family
+from flowstudy.predictions.theories import BodyTheory
 from flowstudy.train.stacks.fully_connected import trains_by_hand
 
 
@@ -149,3 +151,15 @@ def test_predictions_have_a_number_or_say_that_they_have_none(name, measured):
     if KINDS[name].theory is not None:
         known = [rows["predicted"].notna().any() for rows in joins]
         assert known == [True, True, name != "plain", True, True]  # a plain tanh net's whole law has no closed form
+
+
+def test_a_kind_without_a_theory_has_no_predictions():
+    """Of nothing: no quantity has a number, in no layer, and no law is claimed for its spectrum."""
+    cell, none = pd.Series({"net": "plain", "depth": 4}), BodyTheory()
+    frames = [none.layers(cell, 3, 1.0, 1.0, 0.0, 0.0), none.correlations(cell, 3, 1.0, 1.0, 0.0, 0.5, 0.0)]
+    assert all(len(frame) == 3 and frame.isna().all(axis=None) for frame in frames)
+    assert list(none.moments(cell, 3, 1.0, 1.0, 0.0, 0.5, 0.0).columns) == ["layer"]
+    numbers = [none.carried(cell, 1.0, np.ones(3)), none.independent_masks(cell, 2.0), *none.exact_step(cell, 1.0),
+               none.rank(cell), none.mean_log(cell, 1.0, frames[0]), none.relative_variance(cell, frames[0])]
+    assert np.isnan(numbers).all()
+    assert not any((none.carries, none.covers_orthogonal, none.first_order, none.is_free_product(cell)))

@@ -21,6 +21,7 @@ from flowstudy.predictions.gradients import (
     with_predicted_norms,
     with_predicted_slopes,
 )
+from flowstudy.predictions.layers import mode_theory
 from flowstudy.predictions.spectra import (
     STATISTICS,
     spectrum_statistics,
@@ -326,6 +327,20 @@ def test_mean_log_of_leaky_relus_is_half_of_their_small_slope(init):
     found = statistics_law(pd.Series(KNOWN | {"activation": "leaky_relu", "init": init, "bias_var": 0.1}))
     weights = 0.0 if init == "orthogonal" else theory.sum_log_singular_values(50, 3, 2.0).mean / 50
     assert dict(zip(STATISTICS, found, strict=True))["mean_log"] == pytest.approx(weights + 3 * math.log(0.01) / 2)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_the_mean_mode_is_one_large_singular_value(activation):
+    """Of n values the bulk has E s^4 = P, in units of its mean square, and the mode, where there is one, adds P to its
+    own s^2 = n mode: the fourth moment over the mean squared, less 1; nets without a mean have the bulk's P - 1."""
+    cell = pd.Series(KNOWN | {"net": "highway", "activation": activation, "gate_bias": -1.0, "activation_mean": 0.3})
+    last, n = mode_theory(cell).iloc[-1], 50
+    mode = math.exp(last["log_mode"] - last["log_bulk"]) if activation == "relu" else 0.0
+    fourth = last["P"] + ((n * mode + last["P"]) ** 2 - last["P"] ** 2) / n
+    found = dict(zip(STATISTICS, statistics_law(cell), strict=True))
+    assert found["relative_variance"] == pytest.approx(fourth / (1 + mode) ** 2 - 1, rel=1e-9)
+    assert found["log_mean_square"] == pytest.approx(last["log_bulk"] + math.log1p(mode), rel=1e-9)
+    assert (mode > 0.01) == (activation == "relu")
 
 
 def test_statistics_of_a_known_spectrum():
