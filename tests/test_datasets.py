@@ -18,6 +18,7 @@ import tracemalloc
 import warnings
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -112,6 +113,16 @@ def test_a_device_that_is_not_there_is_one_line(monkeypatch):
         message = rf"^load_dataset: `device` must be a device that torch sees, got '{device}'"
         with pytest.raises(ValueError, match=message):
             load_dataset(name, device=device)
+
+
+def test_a_download_that_dries_up_is_given_up(monkeypatch):
+    """As many bytes as keep the pace, then one every ten seconds: however much there was."""
+    parts, clock = itertools.chain([bytes(download.PACE)], itertools.repeat(b"0")), itertools.count(0, 10)
+    monkeypatch.setattr(download, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    answer = SimpleNamespace(headers={}, raw=SimpleNamespace(read1=lambda _size: next(parts)))
+    with pytest.raises(download.WrongBytesError, match="are no progress"):
+        for _ in zip(range(100), download.body_of(answer, "a file"), strict=False):
+            pass
 
 
 def test_subset_is_the_first_samples():

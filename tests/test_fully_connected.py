@@ -5,6 +5,7 @@ import torch
 from cases import CLASSES, FEATURES, NETS, batch, build
 from torch import nn
 
+from flowstudy.arguments import MOST_LAYERS
 from flowstudy.nets import (
     HighwayBlock,
     HighwayNet,
@@ -14,6 +15,7 @@ from flowstudy.nets import (
     ResidualNet,
     initialize,
 )
+from flowstudy.nets.blocks import check_positive_integer
 
 PAPER = [(PlainNet, 10, 102_463), (PlainNet, 20, 153_583), (PlainNet, 50, 306_943), (PlainNet, 100, 562_543),
          (HighwayNet, 10, 85_660), (HighwayNet, 20, 136_660), (HighwayNet, 50, 289_660), (HighwayNet, 100, 544_660),
@@ -80,3 +82,9 @@ def test_sizes_must_be_positive_integers(kind, argument, value):
     message = f"{kind.__name__}: `{argument}` must be an integer of at least 1, got {value!r}"
     with pytest.raises(ValueError, match=message):
         kind(**{argument: value})
+
+
+def test_layers_are_bounded_by_the_time_that_they_take_and_widths_are_not():
+    check_positive_integer("PlainNet", depth=MOST_LAYERS, width=MOST_LAYERS + 1)
+    with pytest.raises(ValueError, match=r"^PlainNet: `depth` must be"):
+        check_positive_integer("PlainNet", depth=MOST_LAYERS + 1, width=1)

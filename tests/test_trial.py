@@ -14,6 +14,7 @@ from cases import CLASSES, FEATURES, Awkward, assert_same, batch, build, fingerp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowstudy.trainability.trials import learners
 from flowstudy.trainability.trials.optimizers import OPTIMIZERS
 from flowstudy.trainability.trials.race import Clock
 from flowstudy.trainability.trials.rates import USUAL_RATES
@@ -312,3 +313,13 @@ def test_refusals_say_what_to_do(change, error, text, annotations_unchecked):
 
 def test_every_optimizer_has_rates():
     assert OPTIMIZERS.keys() == USUAL_RATES.keys() == PYTORCH.keys()
+
+
+def test_what_a_step_draws_is_drawn_again_by_no_look(monkeypatch):
+    """Every step has a place of its own in the trial, and every part of a look another: no two share their draws."""
+    places, outcome = [], learners.TrialTask.outcome
+    monkeypatch.setattr(learners.TrialTask, "outcome",
+                        lambda task, net, index, place: (places.append(place), outcome(task, net, index, place))[1])
+    tried(dropout_net(), *learnable(), steps=4, rates=[0.1])
+    parts = {place for place in places if place < 0}
+    assert {place for place in places if place >= 0} == {1, 2, 3, 4} and len(parts) > 1
