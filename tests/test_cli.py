@@ -599,14 +599,15 @@ CHECK = {"trial": 3, "optimizer": "adam", "samples": 7, "seconds": 2.5, "seed": 
 
 @pytest.mark.usefixtures("user")
 def test_each_option_of_check_reaches_the_measurements(monkeypatch):
-    """Those of the trial the trial, `samples` and `seed` both readings; the mode is the one that is asked for."""
+    """Each value is another: none takes the place of its neighbour.  The mode is the one that is asked for."""
     trials, flows = noted(monkeypatch, readings, "trainability"), noted(monkeypatch, check, "gradient_flow")
     torch.save((torch.randn(40, 20), torch.arange(40) % 5), "b.pt")
-    for name, value in CHECK.items():
-        call("check", "their_models:small", "--data", "b.pt", f"--{name}", value)
-        default = inspect.signature(cli.check).parameters
-        assert {key: trials[-1][key] for key in CHECK} == {key: default[key].default for key in CHECK} | {name: value}
-        assert len(flows[-1]["x"]) == min(40, 7 if name == "samples" else default["samples"].default)
+    defaults = {name: inspect.signature(cli.check).parameters[name].default for name in CHECK}
+    for told in ({}, CHECK):
+        call("check", "their_models:small", "--data", "b.pt", *(f"--{name}={value}" for name, value in told.items()))
+        assert {name: trials[-1][name] for name in CHECK} == defaults | told
+        assert len(flows[-1]["x"]) == (7 if told else 40)
+    assert not CHECK.items() & defaults.items()
     for mode in ("train", "eval"):
         call("check", "their_models:normalised", "--data", "b.pt", f"--{mode}")
         assert flows[-1]["model"].training == (mode == "train")

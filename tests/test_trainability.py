@@ -1,8 +1,8 @@
 """Will it train: the kernel is that of a slow twin, nothing is disturbed, and the verdict is what training shows."""
-
 import copy
 import math
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -776,6 +776,19 @@ def bears(model: nn.Module, x: Tensor, y: Tensor, rate: float) -> bool:
         losses.append(loss.item())
         optimizer.step()
     return all(loss <= losses[0] for loss in losses)
+
+
+@pytest.mark.usefixtures("annotations_unchecked")   # a stand-in for the net
+def test_steps_that_stay_below_the_first_loss_do_not_raise_it():
+    """w^2 / 2 from w = 1: at rate 1 the first step ends in the minimum, and momentum 1/2 carries on to -1/2, below the
+    first loss; at rate 3 one step ends at -2, above it, at an infinite rate nowhere.  The weight is put back."""
+    w = nn.Parameter(torch.ones(1))
+    net = SimpleNamespace(parameters={"w": w}, x=None, y=None, run=lambda _x: w,
+                          objective=SimpleNamespace(value=lambda output, _y: (output**2 / 2).sum()))
+    for rate, momentum, steps, raised in ((1.0, 0.5, 2, False), (3.0, 0.0, 1, True), (math.inf, 0.0, 1, True),
+                                          (0.0, 0.0, 3, False)):
+        assert FIRST_STEPS.raises(net, rate, momentum, steps) == raised
+        assert w.item() == 1
 
 
 @pytest.mark.slow
