@@ -1,6 +1,7 @@
 """Theory beside measured frames: predictions of known nets, and the distance in standard errors."""
 
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from scipy.special import polygamma
 
 import flowstudy as fs
 from flowstudy import plots, theory
-from flowstudy.plots.message import caption_of, number
+from flowstudy.plots.message import caption_of, message_of, number
 from flowstudy.predictions import backward_slopes, layer_gains, weight_var
 from flowstudy.predictions.gradients import (
     exact_step,
@@ -368,6 +369,23 @@ def test_spectrum_figures_draw_the_prediction(spectra):
     relu = rows[(rows["init"] == "he_normal") & (rows["depth"] == 20)]
     triangle = plots.spectrum_by_depth(relu, statistics).axes[0].lines[-1]
     assert triangle.get_xdata()[0] == pytest.approx(theory.expected_rank(16, 19) / 16)
+
+
+def test_each_route_is_named_at_its_smallest_value(run):
+    figure = plots.spectrum_by_route(run(fs.grid(net="plain", activation="linear", init="lecun_normal", depth=6,
+                                                 width=8), measure="spectrum_by_route"))
+    named = {text.get_color(): text.xy[1] for text in figure.axes[0].texts}
+    assert named == {line.get_color(): line.get_ydata()[-1] for line in figure.axes[0].lines} and len(named) == 3
+
+
+def test_the_spread_that_is_told_is_that_of_the_deepest_nets(spectra):
+    """Shallower ones beside them change nothing in the sentence."""
+    statistics, rows = with_predicted_statistics(*spectra), with_predicted_spectra(*spectra)
+    highway = rows[(rows["net"] == "highway") & (rows["activation"] == "tanh")]
+    both, deep, shallow = (message_of(plots.spectrum_by_depth(some, statistics)) for some in (
+        highway, highway[highway["depth"] == 20], highway[highway["depth"] == 2]))
+    assert both == deep and "of 20 layers" in both
+    assert re.findall("within ([0-9.]+)", both) != re.findall("within ([0-9.]+)", shallow)
 
 
 # --- the trainability map --------------------------------------------------------------------------------------------

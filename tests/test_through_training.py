@@ -3,8 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 
 from flowstudy import grid, plots, run
+from flowstudy.plots.style import SCHEMES, gate_colors
+from flowstudy.plots.through_training import kinds_with_styles
 from flowstudy.predictions import through_training
 from flowstudy.train import RecordAt
 
@@ -34,3 +37,15 @@ def test_statistics_are_the_nets_own(tmp_path):
     figure = plots.spectra_through_training(found)
     assert [ax.get_title() for ax in figure.axes] == ["6 layers", "", ""]
     assert len(figure.axes[1].lines) == 2 * (2 + 1)  # of each kind a line a net and their median
+
+
+def test_kinds_of_nets_have_their_own_colours():
+    """Highway nets that of their gate bias, the more closed the darker; others that of their scheme."""
+    frame = pd.DataFrame([{"net": "plain", "init": "glorot_normal", "gate_bias": np.nan},
+                          {"net": "plain", "init": "orthogonal", "gate_bias": np.nan},
+                          *({"net": "highway", "init": "glorot_normal", "gate_bias": bias} for bias in (-1.0, -4.0))])
+    found = [style["color"] for _, style in kinds_with_styles(frame).values()]
+    gates = gate_colors(frame["gate_bias"])
+    assert found == [SCHEMES["glorot"], SCHEMES["orthogonal"], gates[-1.0], gates[-4.0]] and len(set(found)) == 4
+    light = [sum(to_rgb(color)) for color in found[2:]]
+    assert light[1] < light[0]
