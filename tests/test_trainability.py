@@ -13,9 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import flowstudy as fs
+from flowstudy.measure.gradients.losses import Objective
+from flowstudy.measure.models.context import RandomState
+from flowstudy.measure.models.inputs import Inputs
 from flowstudy.trainability.causes import collapsed
 from flowstudy.trainability.constant import constant_loss
 from flowstudy.trainability.kernel.decay import Decay
+from flowstudy.trainability.kernel.linearised import Linearised
 from flowstudy.trainability.trials.trial import run_trial
 
 TANGENT = sys.modules["flowstudy.trainability.kernel.tangent"]
@@ -776,6 +780,21 @@ def bears(model: nn.Module, x: Tensor, y: Tensor, rate: float) -> bool:
         losses.append(loss.item())
         optimizer.step()
     return all(loss <= losses[0] for loss in losses)
+
+
+def test_both_ways_to_push_are_the_transpose_of_pulling():
+    """<J u, v> = <u, J^T v>, of a net with a layer that has no part in its outputs."""
+    net = Awkward().double().eval()
+    net.register_module("spare", nn.Linear(2, 2).double())
+    x, y = batch(6)
+    one = Linearised(net, Inputs.of(x.double()), y, RandomState(x.device), Objective("try", "cross_entropy", None))
+    draws = torch.Generator().manual_seed(0)
+    u = [torch.randn(w.shape, generator=draws, dtype=w.dtype) for w in one.weights]
+    v = torch.randn(one.outputs.shape, generator=draws, dtype=torch.float64)
+    along = sum((a * b).sum() for a, b in zip(u, one.pull(v), strict=True)).item()
+    for push in (one.push_forwards, one.push_through_backward):
+        assert (push(u) * v).sum().item() == pytest.approx(along, rel=1e-12)
+    assert not any(part.any() for part in one.pull(v)[-2:])
 
 
 @pytest.mark.usefixtures("annotations_unchecked")   # a stand-in for the net
