@@ -96,4 +96,5 @@ def words(text: str) -> list[str]:
 def is_part(shown: str, printed: str) -> bool:
     """Each line that is shown, or a line that begins so, was printed, in this order, its numbers aside."""
     lines = iter([words(line) for line in printed.splitlines()])
-    return all(any(line[:len(wanted)] == wanted for line in lines) for wanted in map(words, shown.splitlines()) if wanted)
+    wanted = [words(line) for line in shown.splitlines() if words(line)]
+    return all(any(line[:len(some)] == some for line in lines) for some in wanted)
