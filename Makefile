@@ -37,7 +37,7 @@ unexport PIP_TARGET PIP_PREFIX PIP_ROOT
 
 .DELETE_ON_ERROR:
 .PHONY: help figures gallery records test test-types test-slow test-integrations test-cuda-emulated test-lower-bounds lab \
-	gpu-bundle peers types package lint clean
+	gpu-bundle peers types docs package lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -83,6 +83,11 @@ gpu-bundle: .venv/.dev ## build/flowstudy-gpu.tgz: all that `python -m benchmark
 types: .venv/.types ## every public name has its type (pyright), and the README's Python passes mypy
 	@$(PY) .ci/public_types.py
 
+docs: .venv/.docs ## the documentation's site, into build/docs/; a warning is an error
+	@rm -rf build/docs
+	@$(PY) -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo "Read build/docs/index.html"
+
 package: .venv/.package ## wheel and sdist, tried in an empty environment outside the repository
 	@$(PY) .ci/try_package.py
 
@@ -125,6 +130,11 @@ clean: ## remove .venv and caches; results and figures stay
 .venv/.types: .venv/.dev
 	@echo "Installing pyright and mypy"
 	@$(PIP) -e '.[types]'
+	@touch $@
+
+.venv/.docs: .venv/.core
+	@echo "Installing Sphinx"
+	@$(PIP) -e '.[docs]'
 	@touch $@
 
 .venv/.package: .venv/.core
