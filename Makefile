@@ -6,8 +6,11 @@
 #
 # On Linux, PyPI's torch is the CUDA build, gigabytes of it.  Without a GPU, take the small one, in .venv from then on:
 #
-#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make figures
+#   make figures TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#
+# torch alone is looked for there: an index beside PyPI for all could give any package its own under a name of PyPI's.
 
+TORCH_INDEX ?=
 PROFILE ?= quick
 DEVICE ?= auto
 ONLY ?=
@@ -37,7 +40,7 @@ unexport PIP_TARGET PIP_PREFIX PIP_ROOT
 
 .DELETE_ON_ERROR:
 .PHONY: help figures gallery records test test-types test-slow test-integrations test-cuda-emulated test-lower-bounds lab \
-	gpu-bundle peers types docs package lint clean
+	gpu-bundle peers types docs lock check-lock package lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -63,7 +66,8 @@ test-slow: .venv/.dev ## the others, signatures checked: whole studies, killed r
 	@$(PYTEST) -m slow $(CHECKED) $(PYTEST_ARGS)
 
 test-integrations: .venv/.integrations ## Lightning, Hugging Face, Dask and Optuna: against the real packages
-	@$(PY) -m pytest tests/test_integrations.py tests/test_dask.py tests/test_optuna.py $(PYTEST_ARGS)
+	@$(PY) -m pytest tests/test_integrations.py tests/test_dask.py tests/test_dask_network.py tests/test_optuna.py \
+		$(PYTEST_ARGS)
 
 test-cuda-emulated: .venv/.dev ## those for a GPU on emulated ones, signatures checked; skipped without g++
 	@if ! command -v $${CXX:-g++} >/dev/null; then \
@@ -87,6 +91,16 @@ docs: .venv/.docs ## the documentation's site, into build/docs/; a warning is an
 	@rm -rf build/docs
 	@$(PY) -m sphinx -q -W --keep-going -b html docs build/docs
 	@echo "Read build/docs/index.html"
+
+# Everything in constraints.txt but torch and what its CUDA builds bring: of those each machine takes its own.
+APART = $(shell sed -nE 's/^(torch|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==.*/--no-emit-package \1/p' constraints.txt)
+
+lock: ## lock.txt, constraints.txt with the files' hashes, after each change of it (needs uv)
+	@uv pip compile constraints.txt --universal --python-version 3.11 --no-deps --generate-hashes --no-annotate -q \
+		--custom-compile-command "make lock" $(APART) -o lock.txt
+
+check-lock: .venv/.core ## the files that pip would take today are those of lock.txt, by their hashes
+	@$(PY) -m pip install -q --dry-run --ignore-installed --require-hashes --no-deps -r lock.txt
 
 package: .venv/.package ## wheel and sdist, tried in an empty environment outside the repository
 	@$(PY) .ci/try_package.py
@@ -114,6 +128,7 @@ clean: ## remove .venv and caches; results and figures stay
 		echo "Making .venv with $(PYTHON)" && $(PYTHON) -m venv --clear .venv; }
 	@echo "Installing flowstudy and what it needs into .venv (minutes the first time, seconds later)"
 	@$(PIP) setuptools
+	@$(if $(TORCH_INDEX),$(PIP) --no-deps --index-url $(TORCH_INDEX) torch)
 	@$(PIP) -e .
 	@echo "$(CURDIR)" > $@
 

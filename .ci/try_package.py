@@ -101,7 +101,7 @@ def use(stranger: Stranger, wheel: Path) -> None:
     stranger.install(f"{wheel}[studies]")
     stranger.run("study", ["flowstudy", "study", "depth_vs_gradient", "--profile", "smoke"])
     written = {path.name for path in (stranger.home / "figures" / "depth_vs_gradient").iterdir()}
-    if not {"depth_vs_gradient.html", "slope_by_depth.png", "stamp.json"} <= written:
+    if not {"depth_vs_gradient.html", "slope_by_depth.svg", "stamp.json"} <= written:
         sys.exit(f"package: the study wrote {sorted(written)}")
 
 

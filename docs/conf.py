@@ -28,7 +28,6 @@ napoleon_custom_sections = [("Source", "notes"), ("Limits", "notes")]
 napoleon_attr_annotations = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
-maximum_signature_line_length = 100
 python_use_unqualified_type_names = True
 
 html_theme = "pydata_sphinx_theme"
@@ -41,7 +40,9 @@ html_math_renderer = "mathml"
 html_sidebars = {"index": []}
 html_theme_options = {
     "logo": {"text": "flowstudy"},
+    "navbar_persistent": ["search-button"],   # the field's words are not its name, which readers of screens stumble over
     "navbar_end": ["theme-switcher"],
+    "header_links_before_dropdown": 7,
     "secondary_sidebar_items": ["page-toc"],
     "show_prev_next": True,
     "footer_start": ["copyright"],

@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterable
 class RefusalError(ValueError):
     """The call is wrong, in one line that says what to do: no fault of what is computed, and nothing was."""
 
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))  # a value in it may have several
+
 
 class RefusalTypeError(RefusalError, TypeError):
     """An argument of a wrong kind."""

@@ -1,13 +1,18 @@
 """A file that tells whether it is still what was written: the SHA-256 of all of it travels inside.
 
 It lies where other readers do not look: in a Parquet file between the last column and the footer, in a zip (which
-torch.save writes) in the archive's comment.  A file without one, from an earlier version, has nothing to contradict.
+torch.save writes) in the archive's comment; in JSON it is an entry of its own, `sha256`, that of the others.  A file
+without one, from an earlier version, has nothing to contradict.
 """
 
 import hashlib
+import json
+from typing import Any
 
 MARK = b"flowstudy sha256"
 SIZE = len(MARK) + hashlib.sha256().digest_size
+SEAL = "sha256"
+CHANGED = "its content is not what was written: a bit has changed since"
 PARQUET_END = 8  # the footer's length in four bytes, then PAR1
 ZIP_COMMENT = 2  # the comment's length, the last bytes of an archive without one
 
@@ -42,6 +47,30 @@ def zip_is_sealed(content: bytes) -> bool:
     return check_seal(content, len(content))
 
 
+def sealed_json(entries: dict[str, Any]) -> bytes:
+    """A mapping as JSON, sealed."""
+    entries = json.loads(json.dumps(entries))  # as they will be read: keys are strings
+    return (json.dumps(entries | {SEAL: json_digest(entries)}, indent=1) + "\n").encode()
+
+
+def unsealed_json(content: bytes) -> Any:
+    """What the JSON holds, without its seal.
+
+    Raises:
+        ValueError: it is none, or its seal is not that of its content.
+    """
+    entries = json.loads(content)
+    if isinstance(entries, dict) and SEAL in entries:
+        known = entries.pop(SEAL)
+        if known != json_digest(entries):
+            raise ValueError(CHANGED)
+    return entries
+
+
+def json_digest(entries: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+
+
 def seal(content: bytes) -> bytes:
     return MARK + hashlib.sha256(content).digest()
 
@@ -54,7 +83,7 @@ def check_seal(content: bytes, end: int) -> bool:
     around = hashlib.sha256(content[:start])
     around.update(content[end:])
     if content[start:end] != MARK + around.digest():
-        raise ValueError("its content is not what was written: a bit has changed since")
+        raise ValueError(CHANGED)
     return True
 
 

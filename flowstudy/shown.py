@@ -27,5 +27,6 @@ def picture(figure: "Figure") -> str:
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=2 * PIXELS_PER_INCH)
     width = round(figure.get_figwidth() * PIXELS_PER_INCH)
-    return (f'<img alt="" style="width: {width}px; max-width: 100%; height: auto" '
+    words = html.escape(" ".join(figure.get_suptitle().split()))
+    return (f'<img alt="{words}" style="width: {width}px; max-width: 100%; height: auto" '
             f'src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">')

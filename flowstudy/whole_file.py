@@ -1,8 +1,20 @@
-"""A file that is there whole or not at all, whenever the process is killed."""
+"""A file that is there whole or not at all, whenever the process is killed; all of it is read, or an error raised."""
 
+import contextlib
+import errno
 import os
+import re
+import secrets
 import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+PAUSES = (0.05, 0.2, 0.8)  # seconds before a read that failed is tried again: a network disk may be away for a moment
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)  # of a folder, where the system has no such thing
+LEFT_BY = re.compile(rf"\.{re.escape(socket.gethostname())}\.(\d+)(\.[0-9a-f]+)?\.tmp$")
+Read = TypeVar("Read")
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -16,9 +28,100 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         unfinished.replace(path)
     finally:
-        unfinished.unlink(missing_ok=True)
+        remove(unfinished)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Keep a rename over a power cut, where the system can."""
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
 
 
 def temporary(path: Path) -> Path:
-    """Says whose it is: what a killed process left can be told from what a living one writes."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    """Says whose it is: what a killed process left can be told from what a living one writes.
+
+    Containers may share the name of a host and the number of a process, and threads do: the last part is random.
+    """
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+def sweep_leftovers(folder: Path) -> None:
+    """Remove temporary files of processes of this machine that are no more; what cannot be removed waits for the next.
+    """
+    with contextlib.suppress(OSError):
+        for path in listed(folder, ".tmp"):
+            left = LEFT_BY.search(path.name)
+            if left and int(left[1]) != os.getpid() and not process_lives(int(left[1])):
+                remove(path)
+
+
+def remove(path: Path) -> None:
+    """A file that nobody needs; where it cannot be removed it stays, and a later sweep tries again."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def process_lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def read_whole(path: Path) -> bytes:
+    """All of a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError, MemoryError: it could not be read, also after some pauses; that says nothing of what is in it.
+    """
+    return patiently(lambda: content_of(path))
+
+
+def content_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        content = file.read()
+        size = os.fstat(file.fileno()).st_size
+    if len(content) < size:
+        raise OSError(errno.EIO, f"only {len(content)} of {size} bytes could be read", str(path))
+    return content
+
+
+def listed(folder: Path, ending: str) -> list[Path]:
+    """The files of a folder whose names end so, by name; none where there is no folder.
+
+    `Path.glob` takes a folder that cannot be read for an empty one.
+
+    Raises:
+        OSError: it could not be read, also after some pauses.
+    """
+    try:
+        names = patiently(lambda: [path.name for path in folder.iterdir()])
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [folder / name for name in sorted(names) if name.endswith(ending)]
+
+
+def patiently(read: Callable[[], Read]) -> Read:
+    """What `read` returns; where it fails it is tried again, more and more slowly."""
+    for pause in PAUSES:
+        try:
+            return read()
+        except (FileNotFoundError, NotADirectoryError):
+            raise
+        except (OSError, MemoryError):
+            time.sleep(pause)
+    return read()

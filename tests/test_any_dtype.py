@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map
 from flowstudy import HighwayNet, compare, gradient_flow, jacobian_spectrum, layer_jacobian_spectra, trainability
 from flowstudy.measure import gate_activity
 from flowstudy.measure.models.precision.float64_mode import Float64Mode
+from flowstudy.refusal import RefusalError
 
 
 def square(output: Tensor, _y: object) -> Tensor:
@@ -342,13 +343,14 @@ def test_other_threads_keep_their_dtypes():
 
 
 def test_a_model_that_fails_raises_what_it_raises_alone():
-    """Not the last of three attempts at a cast, nor a line of ours."""
+    """Not the last of three attempts at a cast: its words are in the refusal, and it is the refusal's cause."""
     model = between(lambda h: h @ torch.zeros(5, 5))
     with pytest.raises(RuntimeError) as alone:
         model(torch.randn(3, 4))
-    with pytest.raises(RuntimeError) as measured:
+    with pytest.raises(RefusalError) as measured:
         gradient_flow(model, torch.randn(3, 4))
-    assert str(measured.value) == str(alone.value)
+    assert str(alone.value) in str(measured.value)
+    assert type(measured.value.__cause__) is RuntimeError and str(measured.value.__cause__) == str(alone.value)
 
 
 def test_a_tensor_that_is_written_to_is_not_replaced():

@@ -17,6 +17,7 @@ import flowstudy as fs
 from flowstudy import plots, theory
 from flowstudy.measure.body_moments import body_moments, two_inputs
 from flowstudy.nets import HighwayBlock, PlainBlock
+from flowstudy.plots.message import caption_of, number
 from flowstudy.predictions.body import with_predicted_moments
 from flowstudy.threads import one_thread
 
@@ -280,14 +281,16 @@ def test_predictions_of_known_nets(tmp_path):
 
 
 def test_recursion_figure_draws_theory_and_what_was_measured(measured):
-    """Lines are predictions, dots means; the legend has the largest gap."""
+    """Lines are predictions, dots means; the caption has the largest gap."""
     figure = plots.highway_recursion(measured[(measured["activation"] == "tanh")])
     rows = with_predicted_moments(measured[measured["activation"] == "tanh"])
     chi = rows[(rows["quantity"] == "chi") & (rows["gate_bias"] == -1)]
     ax = next(ax for ax in figure.axes if "gain" in ax.get_title())
     assert list(ax.lines[0].get_ydata()[[0, 3, 7]]) == list(chi["predicted"])
     assert list(ax.lines[1].get_ydata()) == list(chi["measured"])
-    assert "gap ≤" in figure.legends[0].get_texts()[0].get_text()
+    cosines = rows[rows["quantity"].isin(["c", "gradient_correlation"]) & rows["valid"]]
+    largest = (cosines["measured"] - cosines["predicted"]).abs().max()
+    assert f"off their lines by {number(largest)} at most in cosines" in caption_of(figure)
 
 
 def test_spectrum_figure_divides_by_the_root_mean_square(tmp_path):

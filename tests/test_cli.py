@@ -1,5 +1,6 @@
 """The command line: readings as exit status, a table, a picture, and one readable line where the user erred."""
 
+import importlib
 import inspect
 import json
 import math
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import typer
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -27,6 +29,7 @@ from flowstudy.refusal import RefusalError
 MODELS = '''
 import math
 import torch
+import typer
 from torch import nn
 
 import flowstudy as fs
@@ -412,6 +415,21 @@ def test_a_module_that_cannot_be_imported_is_status_2(monkeypatch, code, words):
         assert result.exit_code == 2 and words in result.stderr, result.output
 
 
+@pytest.mark.parametrize("name", ["json", "numpy", "colorsys"])  # imported long ago, with parts of its own, not yet
+def test_a_file_named_as_a_library_does_not_take_its_place(user, name):
+    """Whoever imports the library afterwards gets the library; the file's own classes are found where they say."""
+    before = sys.modules.get(name)
+    Path(f"{name}.py").write_text(MODELS + "\nclass Own(nn.Linear): pass\nown = Own(4, 3)\n")
+    try:
+        result = call("check", f"{name}.py:own", "--input", 4)
+        assert result.exit_code == 0, result.output
+        assert sys.modules.get(name) is before
+        assert not Path(importlib.import_module(name).__file__).is_relative_to(user)
+        assert hasattr(sys.modules[f"{name}_file"], "Own")
+    finally:
+        sys.modules.pop(f"{name}_file", None)
+
+
 @pytest.mark.usefixtures("user")
 def test_inputs_that_do_not_fit_are_the_users_mistake():
     """What the model raises of itself, in its own dtype, no error of measuring."""
@@ -513,3 +531,31 @@ def test_version_and_help_need_no_command():
     said = CliRunner().invoke(cli.app, ["--version"])
     assert (said.exit_code, said.stdout) == (0, f"flowstudy {flowstudy.__version__}\n")
     assert "Will this network train" in CliRunner().invoke(cli.app, []).output
+
+
+# --- bad values ------------------------------------------------------------------------------------------------------
+
+GOOD = {"check": ["check", "their_models.py:small"], "spectrum": ["spectrum", "their_models.py:small"],
+        "sweep": ["sweep", "plan.yaml", "--no-progress", "--device", "cpu"], "status": ["status", "results"],
+        "study": ["study", "nothing"], "figures": ["figures", "--only", "nothing"]}
+BAD = ["", "nonsense", "-1", "0", "nan", "inf", str(2**64), "[]", "{}", "None", "a b", "\x1b[2J"]
+COMMANDS = typer.main.get_command(cli.app).commands
+OPTIONS = [(name, parameter) for name in GOOD for parameter in COMMANDS[name].params
+           if not getattr(parameter, "is_flag", False)]
+
+
+def test_every_command_has_a_good_call():
+    assert set(COMMANDS) == set(GOOD)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, parameter", OPTIONS, ids=lambda of: getattr(of, "name", of))
+def test_bad_values_of_options_end_in_words(user, name, parameter):
+    """Twelve in each argument and option of each command: an exit status that is documented, and no traceback."""
+    (user / "plan.yaml").write_text("grid: {depth: 2, width: 3, train_samples: 20}")
+    for bad in BAD:
+        result = call(*([name, "--", bad] if parameter.param_type_name == "argument" else
+                        [*GOOD[name], parameter.opts[0], bad]))
+        assert result.exit_code in (0, 1, 2, 3), (bad, result.output)
+        assert isinstance(result.exception, SystemExit | None), (bad, result.exception)
+        assert "Traceback" not in result.output, (bad, result.output)

@@ -1,6 +1,7 @@
 """Training by the authors' recipes: schedules, runs that survive kills, nets that diverge."""
 
 import math
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from flowstudy.data.augment import INPUTS
 from flowstudy.nets import ConvNet, initialize_as_authors, mnist_conv_net
 from flowstudy.paper.conv_nets import CIFAR_RATE, MNIST_RATE, PUBLISHED, conv_table
 from flowstudy.plots import conv_training
+from flowstudy.plots.style import NETS
 from flowstudy.train import (
     CIFAR_RECIPE,
     MNIST_RECIPE,
@@ -113,6 +115,19 @@ def test_a_killed_run_ends_with_the_same_bits(after, device, tmp_path):
     assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
+def test_a_finished_run_leaves_its_result_alone(tmp_path):
+    """Neither the state before it, nor what a killed writer left: also where it was killed after its last write."""
+    def kept() -> set[str]:
+        return {path.name for path in tmp_path.iterdir()}
+
+    history = train_conv(net(), data(), RECIPE, seed=5, checkpoint=tmp_path / "run.pt", seconds=0.0)
+    assert kept() == {"run.pt"}
+    (tmp_path / "run.pt.before").write_bytes(b"earlier")
+    (tmp_path / f".run.pt.{socket.gethostname()}.{2**22 + 1}.0123abcd.tmp").write_bytes(b"half")
+    assert train_conv(net(), data(), RECIPE, seed=5, checkpoint=tmp_path / "run.pt") == history
+    assert kept() == {"run.pt"}
+
+
 def test_another_run_does_not_take_the_file(tmp_path):
     """Another seed, recipe or start is another run: its checkpoint is set aside, with a warning."""
     recipe = replace(RECIPE, epochs=1)
@@ -164,7 +179,7 @@ def test_several_data_sets_and_recipes_are_one_frame(monkeypatch):
     assert frame.equals(pd.concat(parts, ignore_index=True))
     assert frame["learning_rate"].tolist() == [0.01, 0.01, 0.001, 0.001] * 2
     loaded.clear()
-    with pytest.raises(ValueError, match=r"got mnist_64"):
+    with pytest.raises(ValueError, match=r"got 'mnist_64'"):
         train_conv_study({"one": ["mnist_16"], "two": ["mnist_64"]}, ["plain"], [0], recipes, size=28)
     assert loaded == []
 
@@ -214,15 +229,16 @@ def test_table_has_the_last_epoch_beside_the_paper():
 
 
 def test_figure_shows_every_run_and_the_papers_error():
-    """Solid and dashed by block, and the published error of that net as a line."""
+    """A colour for each block, and the published error of that net as a line."""
     loss, error = conv_training(results()).axes
-    assert [line.get_linestyle() for line in loss.lines[:3]] == ["-", "-", "--"]
+    highway, plain = NETS["highway"], NETS["plain"]
+    assert [line.get_color() for line in loss.lines[:3]] == [highway, highway, plain]
     assert 100 - PUBLISHED["table 1", "mnist", "mnist_16"] in [line.get_ydata()[0] for line in error.lines]
-    assert len(conv_training(results("digits")).axes[1].lines) == 3
+    assert len(conv_training(results("digits")).axes[1].lines) == 4
     both = conv_training(pd.concat([results(), results("digits")]))
-    assert [len(ax.lines) for ax in both.axes] == [4, 4, 4, 3] and "digits" in both.axes[3].get_title()
+    assert [len(ax.lines) for ax in both.axes] == [4, 5, 4, 4] and "digits" in both.axes[3].get_title()
 
 
 def test_unknown_nets_are_refused():
-    with pytest.raises(ValueError, match=r"conv_grid: `net` must be of mnist_16, .*, got mnist_64\."):
+    with pytest.raises(ValueError, match=r"conv_grid: `net\[0\]` must be one of mnist_16, .*, got 'mnist_64'\."):
         conv_grid(["mnist_64"], ["plain"], [0])

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -34,6 +35,17 @@ def test_addresses_that_others_reach_are_refused(tmp_path, address, private):
         with pytest.raises(ValueError, match=r"^run: `engine` must be on this machine or encrypted, .*insecure_"):
             run(grid(), store=tmp_path / "none", engine=address)
         assert not (tmp_path / "none").exists()
+
+
+def test_a_scheduler_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
+    """With Dask's own words; distributed stands in here, so that nothing is waited for."""
+    def unreachable(address: str, **_: object) -> None:
+        raise OSError(f"Timed out trying to connect to {address} after 30 s")
+
+    monkeypatch.setitem(sys.modules, "distributed", SimpleNamespace(Client=unreachable, KilledWorker=RuntimeError))
+    with pytest.raises(ValueError, match=r"^run: `engine` must be a scheduler that answers, .*9': Timed out") as caught:
+        run(grid(depth=2, width=3, train_samples=20), store=tmp_path, engine="tcp://127.0.0.1:9", progress=False)
+    assert "\n" not in str(caught.value)
 
 
 def lines_of(word: str) -> list[str]:
@@ -65,7 +77,7 @@ def started(lines: list[str], folder: Path, ports: dict[str, int]) -> Iterator[t
         exports = dict(word.split("=") for line in lines if line.startswith("export ") for word in line.split()[1:])
         (sweep,) = [shlex.split(line) for line in lines if line.startswith("flowstudy ")]
         yield running, ["env", *(f"{name}={value}" for name, value in exports.items()),
-                        sys.executable, "-m", "flowstudy.cli", *sweep[1:], "--no-progress"]
+                        sys.executable, "-m", "flowstudy", *sweep[1:], "--no-progress"]
     finally:
         for process in reversed(running):
             process.terminate()
@@ -84,7 +96,7 @@ def listening(running: list) -> dict[int, str]:
 def swept(command: list[str], folder: Path) -> None:
     (folder / "plan.yaml").write_text(PLAN)
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0 and done.stdout.startswith("1 cells"), done.stdout + done.stderr
+    assert done.returncode == 0 and ": 1 cells" in done.stdout, done.stdout + done.stderr
 
 
 def wait_for(port: int) -> None:

@@ -1,5 +1,6 @@
 """Data sets: the real ones have their published statistics; damaged or hostile files and bad mirrors are refused."""
 
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -11,6 +12,8 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
+import tracemalloc
 import warnings
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,7 +24,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowstudy.data import datasets, read_files
+from flowstudy.data import datasets, download, read_files
 from flowstudy.data.datasets import load_dataset, read_mnist
 
 DATA = os.environ.get("FLOWSTUDY_DATA")
@@ -100,6 +103,14 @@ def test_digits_are_scikit_learns_in_file_order():
     assert "1500, 1, 8, 8" in repr(data) and flat.to("cpu").classes == 10
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_one_line():
+    for device in ("cuda", "cuda:3", "abacus"):
+        message = rf"^load_dataset: `device` must be a device that torch sees, got '{device}'"
+        with pytest.raises(ValueError, match=message):
+            load_dataset("digits", device=device)
+
+
 def test_subset_is_the_first_samples():
     data = load_dataset("digits")
     part = data.subset(train=7)
@@ -172,6 +183,21 @@ def test_damaged_idx_file_is_named(tmp_path, file, damage, rule):
 
 
 # Local folders
+
+
+@pytest.mark.parametrize("shape, rule", [((6, 28, 28), "hold 4704 bytes"), ((2**20, 2**20, 1), "say of at most")])
+def test_a_small_gzip_file_does_not_become_a_large_array(tmp_path, shape, rule):
+    """Zeros beyond what the header says are not unpacked, and a header that says of terabytes is not believed."""
+    small_mnist(tmp_path)
+    header = struct.pack(">4B3I", 0, 0, 8, 3, *shape)
+    (tmp_path / TRAIN_IMAGES).write_bytes(gzip.compress(header + bytes(2**27), 1))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=rf"read_mnist: .*{TRAIN_IMAGES} must {rule}.*{REMEDY}"):
+            read_mnist(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_order_of_places(monkeypatch, tmp_path):
@@ -253,6 +279,14 @@ class Mirrors(SimpleHTTPRequestHandler):
             self.send_error(404)
             return
         whole = Path(self.directory, file).read_bytes()
+        if mirror in ("endless", "slow"):
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):  # the other side has had enough
+                for _ in range(100):
+                    self.wfile.write(b"x" * (2**14 if mirror == "endless" else 1))
+                    time.sleep(0 if mirror == "endless" else 0.05)
+            return
         body = b"<html>moved</html>" if mirror == "page" else whole
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
@@ -318,6 +352,35 @@ def test_when_every_mirror_fails_each_has_its_reason(mirrors, monkeypatch, tmp_p
     assert f"Put the file into {tmp_path / 'cache/mnist'}, or set FLOWSTUDY_DATA (now {tmp_path / 'mistyped'}" in said
     assert "\n" not in said
     assert files_under(tmp_path / "cache") == []
+
+
+def test_a_mirror_that_never_ends_or_hardly_moves_is_left(mirrors, monkeypatch, tmp_path):
+    """More bytes than any official file has, and bytes that come one by one; of both nothing stays."""
+    host, _ = mirrors
+    monkeypatch.setattr(download, "MOST_BYTES", 2**17)
+    monkeypatch.setattr(download, "PATIENCE", 0.3)
+    monkeypatch.setitem(datasets.MIRRORS, "mnist", tuple(f"{host}/{mirror}/" for mirror in ("endless", "slow", "good")))
+    said = []
+    fetched = datasets.download
+    monkeypatch.setattr(datasets, "download", lambda *given: said.append(fetched(*given)) or said[-1])
+    assert load_dataset("mnist").x_train.shape == (6, 1, 28, 28)
+    assert said[:3] == [said[0], said[1], None] and "more than 131,072 bytes" in said[0] and "no progress" in said[1]
+    assert files_under(tmp_path / "cache") == sorted(IDX_FILES)
+
+
+def test_what_killed_downloads_left_is_swept(mirrors, monkeypatch, tmp_path):
+    """Of this version and of earlier ones, which pooch fetched for; what still grows is left alone."""
+    host, _ = mirrors
+    monkeypatch.setitem(datasets.MIRRORS, "mnist", (f"{host}/good/",))
+    cache = tmp_path / "cache/mnist"
+    cache.mkdir(parents=True)
+    old, growing = [cache / f".{TRAIN_IMAGES}.host.1.tmp", cache / "tmpab12cd34"], cache / f".{TRAIN_IMAGES}.host.2.tmp"
+    for file in (*old, growing):
+        file.write_bytes(b"half")
+    for file in old:
+        os.utime(file, (time.time() - 2 * download.ABANDONED,) * 2)
+    load_dataset("mnist")
+    assert files_under(tmp_path / "cache") == sorted([*IDX_FILES, growing.name])
 
 
 # CIFAR

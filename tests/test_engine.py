@@ -16,6 +16,7 @@ from flowstudy.nets import HighwayNet, PlainNet, initialize
 from flowstudy.sweep import Cell, cells_to_nets, engine, grid, run
 from flowstudy.sweep.cells import CELL_FIELDS
 from flowstudy.sweep.looks import table as measurements
+from flowstudy.train import RecordAt
 
 SAMPLES = 40
 SMALL = {"width": 5, "train_samples": SAMPLES, "batch_size": 16}
@@ -206,6 +207,20 @@ WRONG = {
     "option": (TypeError, [Cell()], {"samples": 3}, r"training_loss takes precision, got `samples`"),
     "options": (TypeError, [Cell()], {"measure": "jacobian_spectrum", "sample": 3}, r".* takes .*, got `sample`"),
     "samples": (ValueError, [Cell()], {"measure": "gradient_flow", "samples": 0}, r"`samples` must be between 1 and"),
+    "more samples": (ValueError, [Cell(), Cell(train_samples=50)], {"measure": "gradient_flow"},
+                     r"`samples` must be between 1 and the training set's size, 50, got 100"),
+    "part": (ValueError, [Cell()], {"measure": "jacobian_spectrum", "part": "bdy"},
+             r"`part` must be one of all, body, got 'bdy'\. Did you mean 'body'"),
+    "lesions of a plain net": (ValueError, [Cell(net="highway"), Cell()], {"measure": "lesions"},
+                               r"`net` must be 'highway' with depth of at least 2 .*, got 'plain' of depth 10"),
+    "gates of one layer": (ValueError, [Cell(net="highway", depth=1)], {"measure": ["accuracy", "gate_routing"]},
+                           r"`net` must be 'highway' with depth of at least 2 .*, got 'highway' of depth 1"),
+    "sample": (ValueError, [Cell(net="highway")], {"measure": "gate_routing", "sample": 1500},
+               r"`sample` must be an integer from 0 to 1499, got 1500"),
+    "precision": (ValueError, [Cell()], {"precision": "tf33"}, r"`precision` must be one of float32, tf32, got 'tf33'"),
+    "two inputs": (ValueError, [Cell()], {"measure": "body_moments", "m0": "a"}, r"`m0` must be a finite number, got"),
+    "at": (ValueError, [Cell(epochs=2)], {"measure": "accuracy", "at": RecordAt(epochs=(3,))},
+           r"`at` must lie within every cell's training, got epoch 3 for one with `epochs` 2"),
     "device": (ValueError, [Cell()], {"device": "abacus"}, r"`device` must be 'auto' or a device that torch sees"),
     "no such gpu": (ValueError, [Cell()], {"device": "cuda:99"}, r"`device` must be 'auto' or .*got 'cuda:99'"),
 }
@@ -213,12 +228,12 @@ WRONG = {
 
 @pytest.mark.parametrize("case", WRONG)
 @pytest.mark.usefixtures("annotations_unchecked")
-def test_wrong_plans_are_refused_before_work_starts(call, tmp_path, monkeypatch, case):
+def test_wrong_plans_are_refused_before_work_starts(tmp_path, monkeypatch, case):
     """One readable line; no net is built or trained, and no folder made."""
     kind, cells, options, message = WRONG[case]
     monkeypatch.setattr(cells_to_nets, "nets_of", lambda *_: pytest.fail("a net was built"))
     with pytest.raises(kind, match=f"^run: {message}") as caught:
-        call(cells, **options)
+        run(cells, **({"store": tmp_path / "results", "device": "cpu", "progress": False} | options))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "results").exists()
 

@@ -57,7 +57,7 @@ def test_stacking_leaves_the_nets_where_they_are(device):
 
 
 @pytest.mark.parametrize("nets, message", [
-    (list, r"`nets` must hold at least one net, got none"),
+    (list, r"`nets` must hold at least 1, got"),
     (lambda: [build("PlainNet-relu-L2"), build("PlainNet-relu-L9")], r"nets\[1\] has another"),
     (lambda: [PlainNet(FEATURES, 7, 2, CLASSES), PlainNet(FEATURES, 8, 2, CLASSES)], r"nets\[1\] has another"),
     (lambda: [build("PlainNet-relu-L2"), build("PlainNet-tanh-L2")], r"nets\[1\] has another"),

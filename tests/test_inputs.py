@@ -652,3 +652,38 @@ def test_samples_of_a_graph_of_the_batch_are_not_picked():
                  lambda: fs.jacobian_spectrum(Links(), x, samples=2)):
         with pytest.raises(ValueError, match=r"`x` must have samples that can be picked, got x\[1\] of shape \(6, 6\)"):
             call()
+
+
+# --- what does not fit -----------------------------------------------------------------------------------------------
+
+TAKES_FOUR = nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+MEASURED = {"gradient_flow": lambda x, y: fs.gradient_flow(TAKES_FOUR, x, y),
+            "trainability": lambda x, y: fs.trainability(TAKES_FOUR, x, y),
+            "jacobian_spectrum": lambda x, _: fs.jacobian_spectrum(TAKES_FOUR, x)}
+
+
+@pytest.mark.parametrize("call", MEASURED)
+@pytest.mark.parametrize("x", [torch.ones(6, 7), torch.ones(6, 4, dtype=torch.uint8)], ids=["other width", "bytes"])
+def test_a_batch_that_the_model_does_not_take_is_one_line(call, x):
+    """The model's own error is in it, and is its cause; for images of bytes it says how they become numbers."""
+    with pytest.raises(ValueError, match=rf"^{call}: `x` must be ") as caught:
+        MEASURED[call](x, torch.arange(6) % 3)
+    said = str(caught.value)
+    assert "\n" not in said and ("x.float() / 255" in said) == (x.dtype == torch.uint8 and call != "jacobian_spectrum")
+    assert caught.value.__cause__ is None or isinstance(caught.value.__cause__, RuntimeError)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_labels_are_integers_of_any_size(dtype):
+    """The numbers are those of int64 labels."""
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    one, other = (MEASURED["gradient_flow"](x, labels).frame for labels in (y.to(dtype), y))
+    pd.testing.assert_frame_equal(one, other)
+    assert MEASURED["trainability"](x, y.to(dtype)).loss == MEASURED["trainability"](x, y).loss
+
+
+def test_labels_are_no_real_numbers():
+    """Of that shape they would be probabilities."""
+    for call in ("gradient_flow", "trainability"):
+        with pytest.raises(ValueError, match=rf"^{call}: `y` must be probabilities of shape .* Labels are integers"):
+            MEASURED[call](torch.randn(6, 4), (torch.arange(6) % 3).float())

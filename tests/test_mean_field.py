@@ -438,3 +438,13 @@ def test_measured_jacobians_agree(init):
         x = two_inputs(width, .5, seed)[:1]
         measured.append(jacobian_spectrum(net, x, part=(0, depth), method="dense").mean_squared.item())
     assert z_score(np.array(measured), predicted, depth / width) < 4.5
+
+
+@pytest.mark.parametrize("walk", [
+    lambda depth: theory.plain("tanh", depth, 1.0), lambda depth: theory.residual_net("tanh", depth, 1.0),
+    lambda depth: theory.highway("tanh", depth, -1.0, 1.0), lambda depth: theory.mean_mode("highway", "relu", depth)])
+@pytest.mark.parametrize("depth", [10**7 + 1, 10**9, 1e18])
+def test_depths_that_nobody_waits_for_are_refused(walk, depth):
+    """Layer by layer 10^9 of them take hours."""
+    with pytest.raises(ValueError, match=r"^\w+: `depth` must be at most 10,000,000"):
+        walk(depth)

@@ -4,12 +4,14 @@ import contextlib
 import copy
 import errno
 import io
+import itertools
 import math
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
@@ -26,7 +28,9 @@ from flowstudy import GradientMonitor, gradient_flow, plots
 from flowstudy.measure.monitor.kept import RecordFolder, load_records
 from flowstudy.measure.monitor.norms import Norms, norms, norms_of_rows
 from flowstudy.measure.monitor.norms import norm as measured_norm
+from flowstudy.measure.monitor.optimizers import STEPS
 from flowstudy.measure.monitor.watched import QUANTITIES
+from flowstudy.seal import MARK
 
 GRADIENT, CLIPPED, UPDATE, ERROR, ACTIVATION = QUANTITIES
 ROUNDING = 1e-10  # float64 against float64 in another order
@@ -350,6 +354,88 @@ def test_the_chosen_optimizer_alone_counts():
     frame = monitor.frame.set_index(["step", "module"])
     assert monitor.records == 2 and frame[UPDATE].notna().groupby("module").all()["enter"]
     assert frame[UPDATE].isna().groupby("module").all()["leave"]
+
+
+def phases(model: nn.Module, begin: list[Callable[[], list[torch.optim.Optimizer]]], each: int = 3,
+           **options: object) -> pd.DataFrame:
+    """The record of a training whose phases have optimizers of their own, which step in turn."""
+    data = iter(batches(each * len(begin)))
+    with GradientMonitor(model, **options) as monitor:
+        for make in begin:
+            optimizers = make()
+            for x, y in itertools.islice(data, each):
+                model.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                for optimizer in optimizers:
+                    optimizer.step()
+    return monitor.frame
+
+
+def test_an_optimizer_of_a_later_phase_loses_no_step():
+    """Every step is one, and what its record says of it is what one optimizer's of all phases does."""
+    def parts(model: nn.Module) -> list[torch.optim.Optimizer]:
+        return [torch.optim.SGD(part.parameters(), lr=0.1) for part in (model.enter, nn.ModuleList([
+            model.twice, model.leave, model.unused]))]
+
+    def whole(model: nn.Module) -> list[torch.optim.Optimizer]:
+        return [torch.optim.SGD(model.parameters(), lr=0.1)]
+
+    def head(model: nn.Module) -> list[torch.optim.Optimizer]:
+        model.enter.requires_grad_(False)
+        model.twice.requires_grad_(False)
+        return [torch.optim.SGD([*model.leave.parameters(), *model.unused.parameters()], lr=0.1)]
+
+    name = "residual, shared, unused"
+    twin = model_of(name)
+    optimizer = whole(twin)
+    expected = phases(twin, [lambda: optimizer] * 3)
+    for makers in ((whole, whole, whole), (parts, parts, parts), (whole, parts, whole), (parts, whole, parts)):
+        model = model_of(name)
+        frame = phases(model, [lambda make=make, model=model: make(model) for make in makers])
+        pd.testing.assert_frame_equal(frame, expected, rtol=1e-12)
+    model = model_of(name)
+    frame = phases(model, [lambda: whole(model), lambda: head(model)], every=2).set_index("module")[UPDATE]
+    assert (~frame.isna()).groupby("module").sum().to_dict() == {"enter": 2, "twice": 2, "leave": 3, "unused": 3}
+
+
+@pytest.mark.parametrize("quantities", [QUANTITIES, [GRADIENT, UPDATE], [UPDATE]])
+def test_weights_that_are_replaced_are_followed(quantities):
+    """load_state_dict(assign=True) puts other tensors into the model: the record is that of values copied in.
+
+    Where no layer is hooked, the first gradient of a new weight comes before anybody sees it: nan, not an old one."""
+    frames = []
+    for assign in (False, True):
+        model = model_of("plain")
+        start = {name: value.clone() for name, value in model.state_dict().items()}
+
+        def again(model=model, start=start, assign=assign) -> list[torch.optim.Optimizer]:
+            if assign:
+                model.load_state_dict({name: value.clone() for name, value in start.items()}, assign=True)
+            else:
+                model.load_state_dict(start)
+            return [sgd(model)]
+
+        frames.append(phases(model, [lambda model=model: [sgd(model)], again, again], quantities=quantities))
+    copied, assigned = frames
+    if quantities == [GRADIENT, UPDATE]:
+        first = copied["step"].isin([3, 6])
+        assert assigned.loc[first, GRADIENT].isna().all()
+        copied.loc[first, GRADIENT] = math.nan
+    pd.testing.assert_frame_equal(assigned, copied, check_exact=True)
+
+
+def test_attaching_while_an_optimizer_steps_ends_no_step():
+    """As a thread may at any moment: here another monitor comes and goes within the first one's step."""
+    model, other = model_of("plain"), model_of("plain")
+
+    class Attaches:
+        def add_scalar(self, *_arguments: object) -> None:
+            GradientMonitor(other).attach().detach()
+            GradientMonitor(other).attach()
+
+    step_by_step(GradientMonitor(model, writer=Attaches()), model, 4, {})
+    for listener in STEPS.listeners:
+        STEPS.tell_no_more(listener)
 
 
 def test_a_closure_is_seen_from_inside():
@@ -713,6 +799,57 @@ def test_a_disk_that_fails_never_ends_the_training(tmp_path, monkeypatch, error,
     assert recovers == (len(kept) == len(monitor.frame)) and kept["step"].max() >= 1
     pd.testing.assert_frame_equal(kept, monitor.frame.iloc[:len(kept)])
     assert not list((tmp_path / "store").glob(".*"))
+
+
+def test_two_monitors_in_one_folder_do_not_mix(tmp_path):
+    """The folder has all records of the one that was first to write; the other is told once, and its frame has all."""
+    first, second = model_of("plain"), model_of("conv")
+    monitors = [GradientMonitor(model, store=tmp_path / "store") for model in (first, second)]
+    step_by_step(monitors[0], first, 70, {})
+    with pytest.warns(UserWarning, match="got FileExistsError.*another monitor writes there") as told:
+        step_by_step(monitors[1], second, 5, {})
+    assert len(told) == 1 and monitors[1].records == 5
+    pd.testing.assert_frame_equal(GradientMonitor.load(tmp_path / "store"), monitors[0].frame)
+    with pytest.raises(ValueError, match="`store` must be a new or empty folder"):
+        GradientMonitor(first, store=tmp_path / "store")
+
+
+def test_a_damaged_part_leaves_the_others(tmp_path):
+    """One bit anywhere, or half of it missing: that part is left out, said, and nothing in the folder changes."""
+    model = model_of("plain")
+    monitor = GradientMonitor(model, store=tmp_path / "store")
+    step_by_step(monitor, model, 130, {})
+    paths = sorted((tmp_path / "store").iterdir())
+    assert len(paths) == 3
+    whole, others = paths[1].read_bytes(), monitor.frame[~monitor.frame["step"].between(64, 127)]
+    words = range(whole.index(MARK), whole.index(MARK) + len(MARK))  # without them the part is of an earlier version
+    places = [place for place in range(0, len(whole), 331) if place not in words]
+    for damaged in [whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1:] for i in places] + [whole[:100], b"damage"]:
+        paths[1].write_bytes(damaged)
+        with pytest.warns(UserWarning, match=r"GradientMonitor\.load: .*part-000001\.parquet is left out"):
+            kept = GradientMonitor.load(tmp_path / "store")
+        pd.testing.assert_frame_equal(kept, others.reset_index(drop=True))
+        assert paths[1].read_bytes() == damaged and len(list((tmp_path / "store").iterdir())) == 3
+
+
+def test_a_folder_is_read_while_it_is_written(tmp_path):
+    """Each reading has whole records, from the first one on, though the part that grows is replaced all the time."""
+    folder, done = RecordFolder("test", tmp_path / "store"), threading.Event()
+    rows = pd.DataFrame({"step": [0] * 5, "norm": np.arange(5.0)})
+
+    def write() -> None:
+        for step in range(100):
+            folder.append(rows.assign(step=step))
+        done.set()
+
+    folder.append(rows.assign(step=-1))
+    writer = threading.Thread(target=write)
+    writer.start()
+    while not done.is_set():
+        steps = load_records("test", tmp_path / "store")["step"].to_numpy().reshape(-1, 5)
+        assert (steps == np.arange(-1, len(steps) - 1)[:, None]).all()
+    writer.join()
+    assert len(load_records("test", tmp_path / "store")) == 101 * 5
 
 
 def test_a_folder_that_is_gone_never_ends_the_training(tmp_path):

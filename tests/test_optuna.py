@@ -1,5 +1,13 @@
 """Optuna asks and is told: every trial's value is its cell's own, a group at a time, diverged nets as failed."""
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
 import pytest
 
 from flowstudy.sweep import Cell, grid, run
@@ -7,7 +15,7 @@ from flowstudy.sweep.looks.table import MEASUREMENTS, training_loss
 
 optuna = pytest.importorskip("optuna", reason="Optuna is not installed: `make test-integrations` installs it")
 
-from flowstudy.sweep.optuna_search import optuna_search  # noqa: E402
+from flowstudy.sweep.optuna_search import WORKER, optuna_search  # noqa: E402
 
 SETTINGS = {"net": "plain", "activation": "linear", "depth": 3, "width": 5, "train_samples": 20, "batch_size": 10,
             "epochs": 2}
@@ -63,3 +71,43 @@ def test_equal_trials_and_failed_cells(tmp_path, study, monkeypatch):
     told = {(trial.params["seed"], trial.state, trial.value) for trial in study.trials}
     value = run(grid(**SETTINGS, seed=8), store=tmp_path, **OPTIONS)["loss"].iloc[-1]
     assert told == {(7, STATE.FAIL, None), (8, STATE.COMPLETE, value)}
+
+
+def test_trials_of_processes_that_are_no_more_are_failed(tmp_path, study):
+    """Those of living processes, of other machines, and of other programs stay as they are."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    here = socket.gethostname()
+    asked = [study.ask() for _ in range(4)]
+    for trial, worker in zip(asked, ([here, gone.pid], [here, os.getppid()], [f"not-{here}", gone.pid]), strict=False):
+        trial.set_user_attr(WORKER, worker)
+    optuna_search(study, space, trials=2, group=2, store=tmp_path, **OPTIONS)
+    assert [trial.state for trial in study.trials[:4]] == [STATE.FAIL] + [STATE.RUNNING] * 3
+    assert all(trial.state.is_finished() for trial in study.trials[4:])
+
+
+KILLED = textwrap.dedent("""
+    import os, signal, sys
+    sys.path.insert(0, sys.argv[2])
+    from test_optuna import OPTIONS, optuna, optuna_search, space
+    def killed(trial):
+        if trial.number == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return space(trial)
+    study = optuna.create_study(storage=sys.argv[1], study_name="one")
+    optuna_search(study, killed, trials=6, group=3, store=sys.argv[1].removeprefix("sqlite:///") + ".store", **OPTIONS)
+""")
+
+
+@pytest.mark.slow
+def test_a_search_that_was_killed_leaves_no_trial_running(tmp_path):
+    """A process that is killed between asking and telling: the next search tells its group as failed, and goes on."""
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", KILLED, storage, str(Path(__file__).parent)],
+                          timeout=600)
+    assert done.returncode == -signal.SIGKILL
+    study = optuna.load_study(storage=storage, study_name="one")
+    assert [trial.state for trial in study.trials[3:]] == [STATE.RUNNING] * 3
+    optuna_search(study, space, trials=3, group=3, store=tmp_path / "store", **OPTIONS)
+    assert [trial.state for trial in study.trials[3:6]] == [STATE.FAIL] * 3
+    assert all(trial.state.is_finished() for trial in study.trials)

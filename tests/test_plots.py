@@ -9,6 +9,7 @@ import torch
 from matplotlib.figure import Figure
 
 from flowstudy import HighwayNet, gradient_flow, plots
+from flowstudy.plots.message import caption_of, message_of
 from flowstudy.predictions import backward_slopes
 
 
@@ -49,15 +50,17 @@ def loss_frame(losses: dict[str, list[float]], net: str = "plain") -> pd.DataFra
 
 
 def test_figure_1_draws_the_run_with_the_lowest_final_loss():
-    """Not the one that was lowest on the way, and not one that diverged; what was searched stands over it."""
+    """Not the one that was lowest on the way, and not one that diverged; what was searched stands below it."""
     plain = loss_frame({"early": [2.3, 0.01, 1.0], "best": [2.3, 1.0, 0.5], "diverged": [2.3, 0.1, math.nan]})
     figure = plots.figure_1(pd.concat([plain, loss_frame({"h": [2.3, 0.4, 0.2]}, "highway")]), top=2)
-    assert list(figure.axes[0].lines[0].get_ydata()) == [2.3, 1.0, 0.5]
-    assert figure.get_suptitle() == ("plain: 3 settings a depth, learning rates 0.1 to 0.3; "
-                                     "highway: 1 settings a depth, learning rates 0.1 to 0.1")
-    assert list(figure.axes[2].lines[0].get_ydata()) == [0.75]  # mean of the best two
+    assert list(figure.axes[1].lines[0].get_ydata()) == [2.3, 1.0, 0.5]
+    searched = "plain: 3 runs a depth, learning rates 0.1 to 0.3; highway: 1 runs a depth, learning rates 0.1 to 0.1"
+    assert searched in caption_of(figure)
+    assert list(figure.axes[0].lines[0].get_ydata()) == [0.75]  # mean of the best two
+    assert message_of(figure) == ("At 10 layers the best highway nets reach a training loss of 0.2, the best plain "
+                                  "nets one that is 3.8 times as large.")
     figure = plots.figure_1(pd.concat([plain, loss_frame({"h": [2.3, 0.4, 0.2]}, "highway")]), top=3)
-    assert figure.axes[2].lines[0].get_ydata() == pytest.approx([(0.5 + 1.0 + math.log(10)) / 3])  # diverged: chance
+    assert figure.axes[0].lines[0].get_ydata() == pytest.approx([(0.5 + 1.0 + math.log(10)) / 3])  # diverged: chance
 
 
 def test_saved_files_are_whole_and_the_same_every_time(tmp_path):
@@ -67,5 +70,5 @@ def test_saved_files_are_whole_and_the_same_every_time(tmp_path):
         assert isinstance(figure, Figure)
         plots.save({"figure": figure}, {"data": loss_frame({"a": [2.3, 1.0]})}, tmp_path / folder)
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert names == ["data.parquet", "figure.pdf", "figure.png"]
+    assert names == ["data.csv", "data.parquet", "figure.pdf", "figure.png", "figure.svg"]
     assert all((tmp_path / "one" / n).read_bytes() == (tmp_path / "two" / n).read_bytes() for n in names)

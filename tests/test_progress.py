@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd
@@ -15,7 +16,7 @@ from flowstudy.progress import NetBar, is_watched
 from flowstudy.sweep import engine
 from flowstudy.sweep.workers import forecast
 from flowstudy.sweep.workers.tasks import VERSION, Task, load
-from flowstudy.train import conv_grid
+from flowstudy.train import MNIST_RECIPE, conv_grid
 from flowstudy.train.convolutional import runs
 
 SMALL = {"width": 3, "train_samples": 40, "batch_size": 10}
@@ -112,6 +113,6 @@ def test_a_study_of_several_recipes_has_one_bar(monkeypatch):
     monkeypatch.setattr(runs, "load_images", lambda *_args, **_options: None)
     monkeypatch.setattr(runs, "train_each", lambda grid, _data, recipe, _store, _bar: pd.DataFrame(
         {"n": [len(grid) * recipe.epochs]}))
-    recipes = [SimpleNamespace(epochs=3), SimpleNamespace(epochs=5)]
+    recipes = [replace(MNIST_RECIPE, epochs=epochs) for epochs in (3, 5)]
     done = runs.train_conv_study({"digits": ["A"], "mnist": ["A", "B"]}, ["plain"], range(2), recipes, size=32)
     assert lengths == [done["n"].sum()] == [(len(conv_grid(["A"], ["plain"], range(2))) * 3) * 8]

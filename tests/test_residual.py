@@ -55,7 +55,7 @@ def test_weights_are_drawn_as_the_plain_nets():
 
 
 def test_an_unknown_activation_is_refused():
-    with pytest.raises(ValueError, match=r"^ResidualBlock: `activation` must be one of relu, .*, got 'rleu'\.$"):
+    with pytest.raises(ValueError, match=r"^ResidualBlock: `activation` must be one of relu, .*, got 'rleu'\."):
         ResidualBlock(nn.Linear(2, 2), "rleu")
 
 

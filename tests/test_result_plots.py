@@ -1,13 +1,12 @@
 """Pictures of one result: every layer has its mark, parts of the model their names, and no text lies on other text."""
 
-import itertools
 import math
 
 import pytest
 import torch
+from drawn import texts_that_overlap
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import nn
 
 import flowstudy as fs
@@ -45,22 +44,6 @@ class Branches(nn.Module):
         for block in self.blocks:
             h = h + block(h)
         return self.readout(h)
-
-
-def texts_that_overlap(figure) -> list[tuple[str, str]]:
-    """Pairs of words that share more than a pixel, of all that is written: titles, labels, ticks, legends."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    legends = [*figure.legends, *(ax.get_legend() for ax in figure.axes if ax.get_legend())]
-    written = [figure._suptitle, *(t for legend in legends for t in legend.get_texts())]
-    for ax in figure.axes:
-        written += [ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts]
-        for place, axis in enumerate((ax.xaxis, ax.yaxis) if ax.axison else ()):
-            low, high = sorted(axis.get_view_interval())   # beyond it there are labels that are not drawn
-            written += [t for t in axis.get_ticklabels() if low <= t.get_position()[place] <= high]
-    shown = [t for t in written if t is not None and t.get_visible() and t.get_text().strip() and not t.get_rotation()]
-    boxes = [(t.get_text(), t.get_window_extent(canvas.get_renderer()).padded(-1)) for t in shown]
-    return [(one, other) for (one, a), (other, b) in itertools.combinations(boxes, 2) if a.overlaps(b)]
 
 
 @pytest.mark.parametrize("blocks", [2, 12, 70])

@@ -203,7 +203,7 @@ REFUSED = {
     "part": ((LINEAR, X), {"part": "head"}, ValueError, "`part` must be 'all', 'body' or (start, stop)"),
     "part order": ((LINEAR, X), {"part": (1, 0)}, ValueError, "0 <= start < stop <= 1"),
     "method": ((LINEAR, X), {"method": "svd"}, ValueError, "`method` must be one of"),
-    "mode": ((LINEAR, X), {"mode": "test"}, ValueError, "`mode` must be 'eval' or 'train'"),
+    "mode": ((LINEAR, X), {"mode": "test"}, ValueError, "`mode` must be one of eval, train"),
     "samples": ((LINEAR, X), {"samples": 0}, ValueError, "`samples` must be"),
     "constant output": ((Constant(), X), {}, ValueError, "depends on x"),
     "integer output": ((Integer(), X), {}, TypeError, "real output"),

@@ -88,14 +88,15 @@ def test_rows_are_the_measurements_of_each_net(tmp_path):
     assert routing.groupby("cell").size().unique() == [3 * 6]
     assert frames["gate_routing_by_class"].groupby(["cell", "layer", "unit"]).size().unique() == [10]
     assert frames["lesions"].groupby("cell")["layer"].apply(list).map(tuple).unique().tolist() == [(0, 2, 3, 4)]
-    with pytest.raises(ValueError, match=r"^run: `net` must be 'highway' .* to measure lesions, got PlainNet"):
+    with pytest.raises(ValueError, match=r"^run: `net` must be 'highway' .* to measure lesions, got 'plain'"):
         run(grid(net="plain", depth=4, width=6), measure="lesions", store=tmp_path, progress=False)
 
 
 def routing_frame(layers: int = 20, units: int = 4) -> pd.DataFrame:
     places = pd.MultiIndex.from_product([range(2, layers + 2), range(units)], names=["layer", "unit"])
     rows = places.to_frame(index=False)
-    return rows.assign(cell="a", gate_bias=-2.0, trained_gate_bias=-2.0 - 0.1 * rows["layer"], activity=0.3,
+    return rows.assign(cell="a", depth=layers + 1, activation="tanh", dataset="digits", epochs=1, gate_bias=-2.0,
+                       trained_gate_bias=-2.0 - 0.1 * rows["layer"], activity=0.3,
                        single_activity=np.where(rows["unit"] == 0, 0.9, 0.1),
                        single_output=np.minimum(rows["layer"], 6))
 
@@ -143,12 +144,12 @@ def test_lesion_and_class_claims():
 def test_pictures_show_every_layer_and_unit():
     routing = routing_frame()
     figure = plots.gate_routing(routing)
-    assert [ax.get_title() for ax in figure.axes[:4]] == [title for title, _ in plots.routing.ROUTING.values()]
+    assert [ax.get_title() for ax in figure.axes[:4]] == [title for title, *_ in plots.routing.ROUTING.values()]
     drawn = figure.axes[0].collections[0].get_array()
     assert_close(torch.tensor(np.asarray(drawn)), torch.tensor(routing.pivot(
         index="layer", columns="unit", values="trained_gate_bias").to_numpy()))
     frame = pd.DataFrame({"cell": "a", "depth": 4, "activation": "tanh", "gate_bias": -2.0, "layer": [0, 2, 3, 4],
-                          "error": [0.1, 0.5, 0.2, 0.1]})
+                          "error": [0.1, 0.5, 0.2, 0.1], "dataset": "digits"})
     line, intact = plots.lesions(frame).axes[0].lines
     assert line.get_xdata().tolist() == [2, 3, 4] and line.get_ydata().tolist() == pytest.approx([50, 20, 10])
     assert intact.get_ydata()[0] == pytest.approx(10)

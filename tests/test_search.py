@@ -50,7 +50,7 @@ def test_best_of_a_sweep_is_the_minimum_of_its_final_losses(tmp_path):
 @pytest.mark.parametrize("frame, options, message", [
     (TOY, {"of": "accuracy"}, "`frame` must have a column `accuracy`, got cell, net"),
     (TOY, {"by": ["depht"]}, "`frame` must have a column `depht`"),
-    (TOY, {"k": 0}, "`k` must be at least 1, got 0"),
+    (TOY, {"k": 0}, "`k` must be an integer of at least 1, got 0"),
     (TOY.drop(columns="epoch"), {}, "`of` must have one value a cell and epoch or step, got several of 'loss'"),
 ])
 def test_frames_that_cannot_be_ranked(frame, options, message):

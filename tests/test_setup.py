@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -55,6 +56,25 @@ def required() -> Iterator[tuple[str, Requirement]]:
             extras = {"", *requirement.extras}
             if line.marker is None or any(line.marker.evaluate({"extra": extra}) for extra in extras):
                 todo.append((requirement.name, line))
+
+
+def test_the_lock_has_the_files_of_the_pinned_versions():
+    """lock.txt: every line of constraints.txt but torch's own, as it is, with at least one SHA-256 each."""
+    pinned = [line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+              if not re.match(r"#|(torch|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==", line)]
+    text = (ROOT / "lock.txt").read_text(encoding="utf-8").replace("\\\n", "")
+    locked = [line.split(" --hash=") for line in text.splitlines() if not line.startswith("#")]
+    assert [line.strip() for line, *_ in locked] == pinned
+    assert all(hashes and all(re.fullmatch(r"sha256:[0-9a-f]{64}\s*", one) for one in hashes) for _, *hashes in locked)
+
+
+def test_no_example_names_an_extra_index():
+    """A package that is looked for in two indexes comes from the one that claims the higher version."""
+    said = [path for pattern in ("*.md", "Makefile", "*.yml", "docs/**/*", "benchmarks/*", ".ci/*", ".github/**/*.yml",
+                                 "studies/*") for path in ROOT.glob(pattern) if path.is_file()]
+    assert len(said) > 20
+    wrong = re.compile(rb"extra.index.url", re.IGNORECASE)
+    assert not [str(path.relative_to(ROOT)) for path in said if wrong.search(path.read_bytes())]
 
 
 def test_every_requirement_is_pinned_to_a_version_that_satisfies_it():

@@ -13,6 +13,7 @@ import flowstudy as fs
 from flowstudy import plots
 from flowstudy.measure.shattering import READOUTS, circle, cosine_by_lag, input_gradients
 from flowstudy.nets import HighwayNet, PlainNet, ResidualNet, initialize
+from flowstudy.plots.message import caption_of, number
 from flowstudy.predictions.shattering import with_predicted_correlations
 
 
@@ -179,14 +180,15 @@ def test_nonsense_is_refused(tmp_path, options, message):
 
 
 def test_figures_draw_measurement_and_prediction(rows, tmp_path):
-    """Dashed lines go through the predicted values; the gap stands in the legend; independent masks are dotted."""
+    """Dashed lines go through the predicted values; the caption has the largest gap; independent masks are dotted."""
     found = with_predicted_correlations(rows)
     plain = found[(found["net"] == "plain") & (found["activation"] == "relu") & (found["readout"] == "centred")]
     figure = plots.gradient_correlation(rows)
     dashed = [line.get_ydata() for line in figure.axes[0].lines if line.get_linestyle() == "--"]
     assert len(dashed) == 3
     assert list(dashed[2]) == pytest.approx(plain.loc[plain["depth"] == 8, "predicted"].tolist())
-    assert "±" in figure.axes[0].get_legend().get_texts()[0].get_text()
+    largest = found.loc[found["readout"] == "centred", "gap"].abs().max()
+    assert f"Measured less theory: {number(largest)} at most." in caption_of(figure)
     dotted = [line.get_ydata() for line in plots.gradient_correlation_by_depth(rows).axes[0].lines
               if line.get_linestyle() == ":"]
     assert any(list(y) == pytest.approx([0.5, 0.25, 2.0**-8]) for y in dotted)

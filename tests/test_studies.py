@@ -87,7 +87,7 @@ def assert_made_once(studies: list[str], checkout: Path, *arguments: str) -> Non
         assert {"parameters", "versions", "device", "commit", "seconds"} <= set(stamp)
     targets = assert_links_lead_somewhere(figures)
     for study in studies:
-        pictures = {f"{study}/{path.name}" for path in (figures / study).glob("*.png")}
+        pictures = {f"{study}/{path.name}" for path in (figures / study).glob("*.svg")}
         assert pictures and pictures <= set(targets)
     written = {path: path.stat().st_mtime_ns for path in (checkout / "results").rglob("*.parquet")}
     assert written
@@ -175,6 +175,19 @@ def test_one_study_by_name_in_any_folder(tmp_path):
     stamp = json.loads((tmp_path / "figures" / "jacobian_spectra" / "stamp.json").read_text())
     assert TINY.items() <= stamp["parameters"].items()
     assert {path.name for path in tmp_path.iterdir()} == {"figures", "results"}
+
+
+@pytest.mark.slow
+def test_a_long_name_of_the_folder_for_temporary_files(tmp_path):
+    """The address of a kernel's socket has 107 bytes at most; the folder may have more, and no port is opened."""
+    long = tmp_path / ("x" * 110)
+    long.mkdir()
+    done = subprocess.run([sys.executable, "-m", "flowstudy", "study", "jacobian_spectra", "--profile", "smoke",
+                           *(f"--parameter={name}={json.dumps(value)}" for name, value in TINY.items())],
+                          cwd=tmp_path, capture_output=True, text=True, env=ONE_THREAD | {"TMPDIR": str(long)},
+                          timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "figures" / "jacobian_spectra" / "stamp.json").exists()
 
 
 @pytest.mark.parametrize("asked, said", [

@@ -1,6 +1,8 @@
 """Plans as files, `flowstudy sweep` and `flowstudy status`: they run what `run` runs, and refuse what is wrong."""
 
+import itertools
 import json
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -16,12 +18,14 @@ from typer.testing import CliRunner
 
 from flowstudy.cli import commands as cli
 from flowstudy.data import datasets
+from flowstudy.seal import sealed_json, unsealed_json
 from flowstudy.sweep import Cell, Store, grid, random_search, run
 from flowstudy.sweep.looks.table import MEASUREMENTS, training_loss
 from flowstudy.sweep.plan import table_of
 from flowstudy.sweep.plan_file import EXAMPLE, PlainYaml, as_python, read_plan
 from flowstudy.sweep.plan_schema import plan_schema
 from flowstudy.sweep.status import busy_seconds, status
+from flowstudy.sweep.workers import code, tasks
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"width": 5, "train_samples": 20, "batch_size": 10, "epochs": 2}
@@ -68,7 +72,7 @@ def test_a_plan_file_is_the_same_plan(here):
     """The cells are those of `grid` and `random_search` called with the same arguments, 1e-2 being a number."""
     plan = read_plan(here / "plan.yaml")
     assert plan.cells == CELLS and plan.measure == "accuracy" and plan.options == {}
-    assert read_plan(here / "plan.yaml", "gradient_flow").measure == "gradient_flow"
+    assert read_plan(here / "plan.yaml", "jacobian_spectrum").measure == "jacobian_spectrum"
 
 
 def test_sweep_stores_what_run_stores(here):
@@ -144,6 +148,15 @@ WRONG = {
     "base 60 float": (PLAN.replace("1e-2, 0.1", "1:30.5, 0.1"), "the number 1:30.5 must be written without"),
     "no net": (PLAN.replace("[plain, highway]", "[]"), "grid: axis `net` must have at least one value, got none"),
     "no net to search": (PLAN.replace("n: 2, net: highway", "n: 2, net: []"), "random_search: `net` must have at"),
+    "bomb": ("a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+        f"{name}: &{name} [{', '.join([f'*{below}'] * 10)}]\n" for below, name in itertools.pairwise("abcdefghi"))
+        + "grid: {depth: *i}", "its anchors come to more than 1,000,000 entries"),
+    "anchor in itself": ("grid: &a {depth: *a}", "its anchors come to more than 1,000,000 entries"),
+    "nested": ("grid: {depth: " + "[" * 10_000 + "]" * 10_000 + "}", "`plan` must be a YAML file that can be read"),
+    "long range": ("grid: {seed: {range: 10000000000000}}", "`range` must be of at most 1,000,000 numbers"),
+    "many cells": ("grid: {seed: {range: 10000}, order_seed: {range: 10000}}", "must have at most 1,000,000 cells, got "
+                   "100,000,000"),
+    "many searched": ("random_search: {n: 10000000}", "must have at most 1,000,000 cells, got 10,000,000"),
     "list of words": (PLAN.replace("{range: 3}", "{range: abc}"), "`range` must be a whole number or two, got 'abc'"),
 }
 
@@ -210,17 +223,19 @@ def test_several_measurements_are_one_training(here):
     assert plan.measure == ["accuracy", "gradient_flow"]
 
 
-def test_a_data_set_that_cannot_be_had_is_one_line_before_anything_trains(here, monkeypatch):
-    """The plan's other data set is there, and not trained on either."""
+def test_a_data_set_that_cannot_be_had_costs_its_own_cells(here, monkeypatch):
+    """The plan's other data set is trained on; where there is no other, it is a mistake of the call."""
     monkeypatch.setenv("FLOWSTUDY_CACHE", str(here / "cache"))
     monkeypatch.delenv("FLOWSTUDY_DATA", raising=False)
     monkeypatch.setitem(datasets.MIRRORS, "mnist", ("http://127.0.0.1:1/",))
-    (here / "plan.yaml").write_text("grid: {dataset: [digits, mnist], width: 4, depth: 2, epochs: 1}")
+    (here / "plan.yaml").write_text("grid: {dataset: [mnist, digits], width: 4, depth: 2, epochs: 1}")
     result = sweep()
     said = [line for line in result.output.splitlines() if not line.startswith("Downloading data from")]
-    assert result.exit_code == 2 and len(said) == 1, result.output
+    assert result.exit_code == 1 and len(said) == 1 and "1 of 2 cells failed" in said[0], result.output
     assert "'mnist' must come from a mirror" in said[0] and "set FLOWSTUDY_DATA" in said[0]
-    assert not list((here / "results").rglob("*.parquet"))
+    assert [len(list((here / "results").glob(kept))) for kept in ("*/*.parquet", "failed/*/*.json")] == [1, 1]
+    with pytest.raises(FileNotFoundError, match=r"^load_dataset: 'mnist' must come from a mirror"):
+        run(grid(dataset="mnist", width=4, depth=2), store=here / "results", device="cpu", progress=False)
 
 
 # --- the example, and the schema --------------------------------------------------------------------------------------
@@ -251,6 +266,7 @@ def test_the_schema_takes_what_the_reader_takes():
     # what a schema cannot know: which measurement takes which option, how long training is, what YAML is
     "option", "misspelt option", "option of none", "too late", "never trained", "update too late", "no yaml",
     # nor see, since YAML keeps the last of two keys and reads 010 as 8
+    "bomb", "anchor in itself", "nested", "long range", "many cells", "many searched",
     "key twice", "section twice", "range twice", "octal", "octal in a list", "other octal", "base 60",
     "base 60 float"}))
 def test_the_schema_refuses_what_the_reader_refuses(case):
@@ -304,13 +320,59 @@ def test_time_left_is_cost_left_over_pace(tmp_path):
     for path in (tmp_path / table).glob("*.parquet"):
         path.unlink()
     plan = next((tmp_path / "plans").glob("*.json"))
-    plan.write_text(json.dumps(json.loads(plan.read_text()) | {"cells": [{"seed": cell.seed} for cell in cells]}))
+    plan.write_bytes(sealed_json(unsealed_json(plan.read_bytes()) | {"cells": [{"seed": c.seed} for c in cells]}))
     assert pd.isna(status(tmp_path)["seconds_left"].iloc[0])
     for start, end in ((0, 100), (2, 105)):
         moment = datetime.fromtimestamp(1e9 + end, UTC).isoformat(timespec="milliseconds")
         Store(tmp_path).append(table, cells[start:start + 2], pd.DataFrame({"place": [0, 1]}),
                                {"seconds": 10.0, "finished": moment})
     assert status(tmp_path)["seconds_left"].iloc[0] == pytest.approx(22.5)
+
+
+@pytest.mark.parametrize("provenance", [{}, {"seconds": 10.0, "finished": "yesterday"}, {"seconds": 1.0, "finished": 3},
+                                        {"seconds": "long", "finished": "2026-11-26T12:00:00+00:00"}])
+def test_a_file_that_does_not_say_when_it_was_made_tells_no_pace(tmp_path, provenance):
+    """The cells that it holds are done all the same, and the others tell how long the rest takes."""
+    cells = grid(depth=10, seed=range(4))
+    run(cells[:1], store=tmp_path, measure="gradient_flow", samples=1, device="cpu", progress=False)
+    plan = next((tmp_path / "plans").glob("*.json"))
+    plan.write_bytes(sealed_json(unsealed_json(plan.read_bytes()) | {"cells": [{"seed": c.seed} for c in cells]}))
+    table = table_of("gradient_flow", {"samples": 1})
+    Store(tmp_path).append(table, cells[1:2], pd.DataFrame({"place": [0]}), provenance)
+    assert status(tmp_path)[["done", "missing"]].to_numpy().tolist() == [[2, 2]]
+    assert status(tmp_path)["seconds_left"].iloc[0] >= 0
+    assert call("status", tmp_path).exit_code == 0
+
+
+def test_status_counts_the_codes_that_rows_come_from(tmp_path, monkeypatch):
+    """Two that say theirs, one of an earlier version that says none; nothing is computed again for any of them."""
+    cells = grid(seed=range(3), **TINY)
+    for number in range(3):
+        monkeypatch.setattr(tasks, "code_digest", lambda number=number: f"code {number}")
+        run(cells[:number + 1], store=tmp_path, device="cpu", progress=False)
+    table = table_of("training_loss", {})
+    earlier = Store(tmp_path).path(cells[:1], table)
+    earlier.unlink()
+    Store(tmp_path).append(table, cells[:1], pd.DataFrame({"place": [0]}), {"seconds": 1.0, "finished": "2026-01-01"})
+    monkeypatch.setitem(MEASUREMENTS, "training_loss", lambda *_: pytest.fail("computed again"))
+    run(cells, store=tmp_path, device="cpu", progress=False)
+    found = status(tmp_path)
+    assert dict(zip(found["done"], found["codes"], strict=True)) == {1: 0, 2: 1, 3: 2}
+
+
+@pytest.mark.parametrize("file, content, other", [
+    ("measure/a.py", b"x = 2\n", True), ("nets/new.py", b"", True), ("sweep/looks/table.py", b"y\n", True),
+    ("measure/a.py", b"x = 1\r\n", False), ("plots/b.py", b"z\n", False), ("sweep/engine.py", b"z\n", False)])
+def test_a_code_is_the_sources_that_numbers_come_from(tmp_path, monkeypatch, file, content, other):
+    """The same in another folder and with other line ends; another where a room that measures has changed."""
+    monkeypatch.setattr(code, "HOUSE", tmp_path)
+    (tmp_path / "measure").mkdir()
+    (tmp_path / "measure" / "a.py").write_bytes(b"x = 1\n")
+    before = code.code_digest.__wrapped__()
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_bytes(content)
+    assert (code.code_digest.__wrapped__() != before) == other
+    assert re.fullmatch("[0-9a-f]{16}", code.code_digest())
 
 
 def test_busy_seconds_is_the_length_of_the_union():

@@ -3,19 +3,26 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 from pandas.testing import assert_frame_equal
 
+from flowstudy.data import load_dataset
+from flowstudy.kinds import KINDS
 from flowstudy.refusal import RefusalError
 from flowstudy.sweep import Cell, Store, StoreError, SweepError, engine, grid, run
 from flowstudy.sweep.looks.table import MEASUREMENTS
 from flowstudy.sweep.plan_error import PlanError
-from flowstudy.sweep.workers import local
+from flowstudy.sweep.workers import local, memory
 from flowstudy.sweep.workers.tasks import Task
 
 SMALL = {"width": 5, "train_samples": 20}
@@ -88,6 +95,35 @@ def test_a_bad_cell_fails_alone(tmp_path, call):
         call(bad_seed)
     assert all("in bad_seed" in kept["traceback"] for kept in failed_files(tmp_path))
     check_two_bad_cells(caught, tmp_path, call)
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+@pytest.mark.parametrize("bad, reason", [
+    ({"width": 200_000}, r"MemoryError: two copies of a net of depth 3 and width 200000 take"),
+    ({"depth": 10**8}, r"MemoryError: two copies of a net of depth 100000000 and width 5 take"),
+    ({"train_samples": 5000}, r"Dataset.subset: `train` must be 1..1500"),
+    ({"net": "residual", "depth": 2, "width": 5, "init": "random_walk", "activation": "sigmoid"}, r".* knows gains"),
+], ids=["wide", "deep", "more samples than there are", "a scheme that refuses its net"])
+def test_whatever_is_wrong_with_a_net_costs_its_cell_alone(tmp_path, bad, reason, epochs):
+    """In the plain measurement, whether it is found out as the data are cut, as room is counted, or as it is built."""
+    good = Cell(depth=3, width=5, train_samples=20, epochs=epochs)
+    with pytest.raises(SweepError, match="1 of 2 cells failed, the first with .*" + reason) as caught:
+        run([replace(good, **bad), good], store=tmp_path, device="cpu", progress=False)
+    assert caught.value.rows["cell"].unique().tolist() == [good.key]
+    assert [kept["key"] for kept in failed_files(tmp_path)] == [replace(good, **bad).key]
+
+
+@pytest.mark.parametrize("net", ["plain", "highway", "residual"])
+def test_the_size_of_a_net_is_told_without_building_it(monkeypatch, net):
+    """Of its weights exactly; what is free decides, and is asked for twice of it and Python's objects."""
+    cell, data = Cell(net=net, depth=7, width=9), load_dataset("digits").flat()
+    kind = KINDS[net].net(64, 9, 7, 10, "tanh")
+    needed = 2 * (sum(p.nbytes for p in kind.parameters()) + 5 * memory.OBJECTS)
+    monkeypatch.setattr(memory, "free_bytes", lambda _device: needed)
+    memory.check_room(cell, data)
+    monkeypatch.setattr(memory, "free_bytes", lambda _device: needed - 1)
+    with pytest.raises(MemoryError, match="depth 7 and width 9"):
+        memory.check_room(cell, data)
 
 
 def test_all_cells_bad(call):
@@ -186,7 +222,7 @@ def test_full_disk_stops_the_run(tmp_path, call, monkeypatch):
 
     def full_at_second(file):
         written.append(file)
-        if len(written) > 2:  # the plan, the first group
+        if len(written) > 4:  # the plan, the first group, and the folder of each
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("flowstudy.sweep.store.files.os.fsync", full_at_second)
@@ -240,9 +276,59 @@ def test_a_refusal_comes_through_from_a_process(call):
         call(refused)
 
 
+PARENT = textwrap.dedent("""
+    import sys
+    sys.path.insert(0, sys.argv[1])
+    if __name__ == "__main__":
+        from test_tasks import PLAN, Store, Task, local, slow_seeds
+        from flowstudy.version import VERSION
+        store = Store(sys.argv[2])
+        store.prepare("table")
+        tasks = [Task(tuple(part), store.root, (("table", slow_seeds, {}),), "auto", VERSION)
+                 for part in (PLAN[:6], PLAN[6:])]
+        for done in local.run_in_processes(tasks, ["cpu", "cpu"], store):
+            pass
+""")
+
+
+def slow_seeds(moment, data):
+    (Path(os.environ["STARTED"]) / str(os.getpid())).touch()
+    time.sleep(600)
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    """They are in the middle of a group, with nobody to tell: within seconds they are no more."""
+    started, script = tmp_path / "started", tmp_path / "script.py"
+    started.mkdir()
+    script.write_text(PARENT)
+    parent = subprocess.Popen([sys.executable, "-W", "ignore", script, str(Path(__file__).parent), tmp_path / "store"],
+                              env=os.environ | {"STARTED": str(started), "PYTHONPATH": os.pathsep.join(sys.path)})
+    wait_until(lambda: len(list(started.iterdir())) == 2, 120)
+    workers = [int(path.name) for path in started.iterdir()]
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: not any(map(runs, workers)), 20)
+
+
+def wait_until(come: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not come():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.05)
+
+
+def runs(process: int) -> bool:
+    """Nobody may be there to collect a process that has ended: it is then a zombie."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
 def test_a_worker_that_cannot_start_is_an_error(tmp_path, monkeypatch):
     """And not a failure of every cell: scripts without a main guard end here."""
     monkeypatch.setattr(local, "serve", time.sleep)  # which a connection is no argument of: the process dies
     task = Task((Cell(),), tmp_path, (("table", seeds, {}),), "auto", "0.1.0")
     with pytest.raises(RuntimeError, match=r"worker processes could not start.*__main__"):
-        next(local.run_in_processes([task], ["cpu"]))
+        next(local.run_in_processes([task], ["cpu"], Store(tmp_path)))

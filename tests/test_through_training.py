@@ -32,5 +32,5 @@ def test_statistics_are_the_nets_own(tmp_path):
     predicted = found.query("statistic == 'log_mean_square'").groupby("epoch")["predicted"].count()
     assert predicted.to_dict() == {0: 4, 2: 0}
     figure = plots.spectra_through_training(found)
-    assert [ax.get_title() for ax in figure.axes] == ["depth 6", "", ""]
+    assert [ax.get_title() for ax in figure.axes] == ["6 layers", "", ""]
     assert len(figure.axes[1].lines) == 2 * (2 + 1)  # of each kind a line a net and their median

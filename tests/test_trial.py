@@ -296,9 +296,9 @@ def test_frozen_weights_stay_and_inference_mode_does_not_matter():
     ({"optimizer": "rmsprop"}, ValueError, "try: `optimizer` must be one of sgd, momentum, adam, adamw, got 'rmsprop'"),
     ({"y": torch.zeros(3, dtype=torch.int64)}, ValueError, "`y` must have one target per sample, got (3,) for 100"),
     ({"y": torch.full((SAMPLES,), 7)}, ValueError, "`y` must hold labels from 0 to 4"),
-    ({"steps": 0}, ValueError, "`steps` must be a whole number of at least 1, got 0."),
-    ({"seconds": -1.0}, ValueError, "`seconds` must be at least 0, or None for no limit, got -1.0."),
-    ({"rates": [0.1, math.nan]}, ValueError, "`rates` must be one or more finite learning rates"),
+    ({"steps": 0}, ValueError, "`steps` must be an integer of at least 1, got 0."),
+    ({"seconds": -1.0}, ValueError, "`seconds` must be at least 0, got -1.0. None is no limit."),
+    ({"rates": [0.1, math.nan]}, ValueError, "`rates[1]` must be at least 0 and finite, got nan"),
     ({"loss": lambda output, _y: output.mean(1)}, ValueError, "`loss` must return a tensor of shape (), got (16,)"),
     ({"model": small_net().requires_grad_(False)}, ValueError, "`model` must have a parameter that requires"),
 ])

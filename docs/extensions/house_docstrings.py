@@ -1,5 +1,6 @@
 """Docstrings as the house writes them, as reStructuredText: plain text that happens to hold no markup but `code`."""
 
+import inspect
 import re
 
 from sphinx.application import Sphinx
@@ -22,7 +23,18 @@ def is_a_field(app: Sphinx, what: str, name: str, thing: object, skip: bool, opt
 
 
 def to_rst(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
-    lines[:] = lists(code(tables(notes([plain(line) for line in lines]))))
+    lines[:] = [*lists(code(tables(notes([plain(line) for line in lines])))), *shapes(thing)]
+
+
+def shapes(thing: object) -> list[str]:
+    """The shapes that a function's signature states."""
+    if not inspect.isfunction(thing):
+        return []
+    signature = inspect.signature(thing)
+    known = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    said = [f"`{name}` {kind.__name__.partition('[')[0]} ({kind.dim_str})"
+            for name, kind in {**known, "returned": signature.return_annotation}.items() if hasattr(kind, "dim_str")]
+    return ["", f"**Shapes:** {', '.join(said)}.", ""] if said else []
 
 
 def plain(line: str) -> str:

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 from sphinx.application import Sphinx
 
@@ -62,25 +63,32 @@ def entry(room: str, name: str, thing: object) -> str:
 
 
 def gallery(_: str, page: str) -> str:
-    return "\n\n".join(study(folder, page) for folder in sorted(GALLERY.iterdir()) if folder.is_dir())
+    """In the order of the gallery's own page."""
+    order = re.findall(r'<section id="([^"]+)"', (GALLERY / "index.html").read_text(encoding="utf-8"))
+    folders = sorted((folder for folder in GALLERY.iterdir() if folder.is_dir()),
+                     key=lambda folder: (order.index(folder.name) if folder.name in order else len(order), folder.name))
+    return "\n\n".join(study(folder, page) for folder in folders)
 
 
 def study(folder: Path, page: str) -> str:
-    """Question and message are the study's own first cell; the pictures are those that git holds."""
+    """The question and its explanation are the study's own first cell, the pictures those that git holds."""
     cells = json.loads((ROOT / "studies" / f"{folder.name}.ipynb").read_text(encoding="utf-8"))["cells"]
-    title, _, words = "".join(cells[0]["source"]).partition("\n")
-    here = "../" * (page.count("/") + 1) + f"figures/gallery/{folder.name}"
-    pictures = {path.stem: path for path in sorted(folder.iterdir(), key=lambda path: PICTURES[::-1].index(path.suffix)
-                                                   if path.suffix in PICTURES else -1) if path.suffix in PICTURES}
-    shown = [f"![{name.replace('_', ' ')}]({here}/{path.name})\n\n{message(folder, name)}"
-             for name, path in sorted(pictures.items())]
-    return "\n\n".join([f"## {title.lstrip('# ')}", words.strip(),
-                        f"Study `{folder.name}`: `make figures ONLY={folder.name}`.", *shown])
+    title, _, text = "".join(cells[0]["source"]).partition("\n")
+    here = os.path.relpath(folder, ROOT / "docs" / Path(page).parent)
+    pictures = [picture(path, f"{here}/{path.name}") for path in sorted(folder.iterdir()) if path.suffix in PICTURES]
+    return "\n\n".join([f"## {title.lstrip('# ')}", text.strip(), *pictures,
+                        f"Made by `make figures ONLY={folder.name}`."])
 
 
-def message(folder: Path, name: str) -> str:
-    """A picture's message, where the gallery has one; else its name in words."""
-    return f"*{name.replace('_', ' ').capitalize()}*"
+def picture(path: Path, address: str) -> str:
+    """With the message and the description that an SVG holds; of another picture, its name in words."""
+    message, about = path.stem.replace("_", " "), ""
+    if path.suffix == ".svg":
+        root = ElementTree.parse(path).getroot()
+        message = root.findtext("{*}title") or message
+        about = root.findtext(".//{http://purl.org/dc/elements/1.1/}description") or ""
+    alt = message.replace("[", "(").replace("]", ")")
+    return f"![{alt}]({address})\n\n**{message}** {about}".rstrip()
 
 
 # --- files of the repository -----------------------------------------------------------------------------------------

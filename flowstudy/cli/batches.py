@@ -9,6 +9,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
+from flowstudy.arguments import LARGEST
 from flowstudy.measure.gradients.losses import LOSSES, OWN, Objective
 from flowstudy.measure.models.inputs import Inputs, check_batch
 from flowstudy.measure.models.layers import input_features
@@ -22,8 +23,11 @@ Input = Annotated[list[str] | None, typer.Option("--input", help="shape of one s
 File = Annotated[Path | None, typer.Option("--inputs", help="inputs that torch.save wrote: a tensor, a tuple of what "
                                            "the model takes, or a dict of it by name")]
 Output = Annotated[str | None, typer.Option(help="entry of the model's output that is meant, by key or by place")]
-Vocabulary = Annotated[int | None, typer.Option(help="the model takes token ids below this number", min=1)]
-Seed = Annotated[int, typer.Option(help="of the weights that the builder draws, and of inputs and labels")]
+Vocabulary = Annotated[int | None, typer.Option(help="the model takes token ids below this number", min=1,
+                                                max=LARGEST)]
+Seed = Annotated[int, typer.Option(help="of the weights that the builder draws, and of inputs and labels",
+                                   min=-LARGEST, max=LARGEST - 1)]
+MOST_NUMBERS = 2**31  # in drawn inputs: 8 GiB of float32
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,9 @@ def draw_inputs(call: str, model: nn.Module, asked: Asked) -> Inputs:
     draws = generator(asked.seed)
 
     def drawn(sizes: list[int]) -> Tensor:
+        if asked.samples * math.prod(sizes) > MOST_NUMBERS:
+            stop(f"{call}: `--input` and `--samples` must come to at most {MOST_NUMBERS:,} numbers, got "
+                 f"{asked.samples} samples of {'x'.join(map(str, sizes))}.")
         if asked.vocabulary is not None:
             return torch.randint(asked.vocabulary, (asked.samples, *sizes), generator=draws).to(device)
         return torch.randn(asked.samples, *sizes, generator=draws).to(device, dtype)

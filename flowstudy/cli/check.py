@@ -8,6 +8,7 @@ import torch
 import typer
 from torch import nn
 
+from flowstudy.arguments import LARGEST
 from flowstudy.measure import GradientFlow, gradient_flow
 from flowstudy.measure.gradients.losses import LOSSES, OWN
 from flowstudy.refusal import did_you_mean
@@ -40,7 +41,8 @@ COLUMNS = {"layer": "layer", "module": "module", "log10_error_signal_norm": "|dL
            "activation_correlation": "cosine"}
 
 Classes = Annotated[int | None, typer.Option(help="of the random labels; without, the model's outputs where they are "
-                                             "(sample, class), else a random linear read-out is the loss", min=2)]
+                                             "(sample, class), else a random linear read-out is the loss", min=2,
+                                             max=LARGEST)]
 LossOption = Annotated[str | None, typer.Option("--loss", help=f"{', '.join((*LOSSES, OWN))} (the model returns it)")]
 Data = Annotated[Path | None, typer.Option(help="a tuple (x, y), or a dict with x and y, that torch.save wrote")]
 Trial = Annotated[int, typer.Option(help="train copies for so many steps at the usual eight learning rates", min=0)]

@@ -29,6 +29,8 @@ def endings(call: str) -> Iterator[None]:
     except (typer.Exit, typer.Abort):
         raise
     except RefusalError as error:
+        if error.__cause__ is not None and is_users(error.__cause__):  # their model raised it as it was measured
+            crashed(call, error.__cause__)
         stop(str(error))
     except SystemExit as error:  # nothing of ours ends the program so
         crashed(call, error)

@@ -68,7 +68,8 @@ Exit status: 0 all done, 1 some cells failed, 2 refused. A plan, whole:
 def status(store: Annotated[Path, typer.Argument(help="folder of the results")] = Path("results"),
            as_json: AsJson = False) -> None:
     """Done, failed and missing cells of every plan, and the time left at the latest pace."""
-    plans = status_of(store)
+    with one_line():
+        plans = status_of(store)
     if plans.empty:
         typer.echo(f"status: no plan has been run in {store}.", err=True)
         raise typer.Exit(2)

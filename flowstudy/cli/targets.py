@@ -56,9 +56,10 @@ def import_module(call: str, name: str) -> object:
 def import_file(call: str, path: Path) -> object:
     if not path.is_file():
         stop(f"{call}: `target` must name a file that exists, got {str(path)!r}.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = own_name(path.stem)
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    sys.modules[name] = module  # where pickle and dataclasses look for it
     sys.path.insert(0, str(path.resolve().parent))  # as where Python runs it: it may import what lies beside it
     try:
         with users_code(call):
@@ -68,11 +69,17 @@ def import_file(call: str, path: Path) -> object:
     return module
 
 
+def own_name(stem: str) -> str:
+    """A file's name as a module's, or one beside it where a module is called so: json.py must not be others' json."""
+    taken = stem in sys.modules or stem in sys.stdlib_module_names or importlib.util.find_spec(stem) is not None
+    return f"{stem}_file" if taken else stem
+
+
 def outputs_of(call: str, model: nn.Module, x: Inputs) -> object:
     """What a copy of the model makes of the inputs, in its own dtype: what is raised here is no fault of measuring."""
     copied = own_copy(call, model)
     with users_code(call), torch.random.fork_rng(), torch.no_grad():
-        return x.call(copied)
+        return x.call_model(copied)
 
 
 def has_batch_statistics(model: nn.Module) -> bool:

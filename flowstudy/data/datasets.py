@@ -5,19 +5,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from flowstudy.arguments import is_whole
 from flowstudy.refusal import RefusalError, did_you_mean
+from flowstudy.torch_arguments import check_torch_device
 
+from .download import download, package
 from .read_files import (
     CHECKSUMS,
     IDX,
     Batch,
+    MissingDataError,
     check_files,
     check_labels,
     checksum,
@@ -29,10 +32,6 @@ from .read_files import (
 )
 
 __all__ = ["DATASETS", "Dataset", "load_dataset", "read_mnist"]
-
-
-class MissingDataError(RefusalError, FileNotFoundError):
-    """The files of a set are neither on this machine nor to be had; what each mirror said is in its notes."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -65,13 +64,14 @@ class Dataset:
 
     def to(self, device: str | torch.device) -> "Dataset":
         """The same set on another device."""
+        check_torch_device("Dataset.to", "device", device)
         tensors = {key: getattr(self, key).to(device) for key in ("x_train", "y_train", "x_test", "y_test")}
         return replace(self, **tensors)
 
     def subset(self, train: int) -> "Dataset":
         """The first `train` training samples in the order of the files, and the whole test set."""
-        if not 1 <= train <= len(self.x_train):
-            raise ValueError(
+        if not is_whole(train) or not 1 <= train <= len(self.x_train):
+            raise RefusalError(
                 f"Dataset.subset: `train` must be 1..{len(self.x_train)}, the samples of {self.name!r}, got {train}. "
                 f"Ask for fewer, or for at least one."
             )
@@ -115,9 +115,9 @@ def load_dataset(
         that is damaged; FileNotFoundError for files that are neither here nor to be had, with each mirror's reason as
         a note.
     """
-    if name not in DATASETS:
+    if not isinstance(name, str) or name not in DATASETS:
         raise RefusalError(_unknown(name))
-    torch.empty(0, device=device)  # a device that is not there fails now, not after a download
+    check_torch_device("load_dataset", "device", device)  # not there, it fails now and not after a download
     if name == "digits":
         return _as_tensors(name, _digits(), classes=10, largest=16, device=device)
     form, files = _locate(name, folder, download)
@@ -237,18 +237,7 @@ def _find(name: str, folder: Path) -> tuple[Form, list[Path]] | None:
 def _cache_folder() -> Path:
     if given := os.environ.get("FLOWSTUDY_CACHE"):
         return Path(given).expanduser()
-    return Path(_pooch().os_cache("flowstudy"))
-
-
-def _pooch() -> ModuleType:
-    try:
-        import pooch
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "load_dataset: the package pooch must be installed to download data sets, got none. Install it, "
-            "or set FLOWSTUDY_DATA to a folder that has the set."
-        ) from error
-    return pooch
+    return Path(package("pooch").os_cache("flowstudy"))
 
 
 # Downloads
@@ -270,7 +259,7 @@ def _fetch_file(name: str, file: str, folder: Path) -> None:
                 return
     failures = []
     for mirror in MIRRORS[name]:
-        if (failure := _download(mirror + file, known, target)) is None:
+        if (failure := download(mirror + file, known, target)) is None:
             return
         failures.append(f"{mirror}{file}: {failure}")
     here = f"{SOURCES[name].folders[0]}/{file}"
@@ -283,25 +272,6 @@ def _fetch_file(name: str, file: str, folder: Path) -> None:
     for failure in failures:
         error.add_note(failure)
     raise error
-
-
-def _download(url: str, known: str, target: Path) -> str | None:
-    """Fetch one file, which appears at `target` only whole and right. Returns why it failed, None if it did not."""
-    pooch = _pooch()
-    import requests  # pooch brings it
-
-    # identity: a server that compresses on the way would have the .gz unpacked in transit, and its progress miscounted
-    get = pooch.HTTPDownloader(progressbar=True, chunk_size=2**16, timeout=30, headers={"Accept-Encoding": "identity"})
-    try:
-        pooch.retrieve(url, known_hash=known, fname=target.name, path=target.parent, downloader=get)
-    except (requests.RequestException, ValueError) as error:  # unreachable, error page, truncated, wrong bytes
-        return " ".join(str(error).split())
-    except OSError as error:
-        raise OSError(
-            f"load_dataset: the cache {target.parent} must take {target.name}, got {type(error).__name__}: {error}. "
-            f"Make room or permission, or set FLOWSTUDY_CACHE to another folder."
-        ) from error
-    return None
 
 
 # Into tensors

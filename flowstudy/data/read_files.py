@@ -17,6 +17,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from flowstudy.arguments import check_path, takes
+from flowstudy.refusal import RefusalError
+
 Batch = tuple[UInt8[np.ndarray, "_sample channel height width"], Int64[np.ndarray, "_sample"]]  # _: varies in a set
 
 # CIFAR-100's train.bin and test.bin have no published sum: their size is checked, and the sum of their archive
@@ -69,12 +72,17 @@ CIFAR_SAMPLES = {  # records in each member of the two CIFAR archives
 }  # fmt: skip
 IDX = tuple(f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))
 IDX_UINT8 = 8  # the type code of unsigned bytes in an idx header
+MOST_PIXELS = 2**31  # of an idx file: the largest official one has 47 million
 CIFAR_PIXELS = 3 * 32 * 32
 
 
-def wrong_file(file: str | Path, rule: str, got: object, call: str = "load_dataset") -> ValueError:
+class MissingDataError(RefusalError, FileNotFoundError):
+    """The files of a set are neither on this machine nor to be had; what each mirror said is in its notes."""
+
+
+def wrong_file(file: str | Path, rule: str, got: object, call: str = "load_dataset") -> RefusalError:
     """The one error for a file that is there and is not what it should be."""
-    return ValueError(
+    return RefusalError(
         f"{call}: {file} must {rule}, got {got}. Replace it with a good copy, "
         f"or remove the set's files there and let load_dataset download the official ones."
     )
@@ -110,6 +118,7 @@ def check_labels(
 # idx files: MNIST and Fashion-MNIST
 
 
+@takes(folder=check_path)
 def read_mnist(
     folder: str | Path,
 ) -> tuple[
@@ -153,29 +162,41 @@ def read_idx_files(files: Sequence[Path]) -> list[Batch]:
 
 def read_idx(file: Path, axes: int) -> UInt8[np.ndarray, "..."]:
     """One idx file of unsigned bytes, plain or gzipped (told by its content, browsers unpack without renaming)."""
-    raw = file.read_bytes()
-    if raw[:2] == b"\x1f\x8b":
-        try:
-            raw = gzip.decompress(raw)
-        except (OSError, EOFError, zlib.error) as error:
-            got = f"{len(raw)} bytes ({error})"
-            raise wrong_file(file, "be a whole gzip file", got, "read_mnist") from error
     start, header = bytes([0, 0, IDX_UINT8, axes]), 4 + 4 * axes
-    if len(raw) < header or raw[:4] != start:
-        got = f"{raw[:4].hex(' ') or 'nothing'} in {len(raw)} bytes"
-        raise wrong_file(file, f"begin with an idx header, {start.hex(' ')} and {axes} sizes", got, "read_mnist")
-    shape = tuple(np.frombuffer(raw, ">u4", axes, offset=4).tolist())
-    if 0 in shape or len(raw) - header != math.prod(shape):
+    with file.open("rb") as stream:
+        zipped = stream.read(2) == b"\x1f\x8b"
+        stream.seek(0)
+        raw = unzipped(file, stream, header) if zipped else stream.read(header)
+        if len(raw) < header or raw[:4] != start:
+            got = f"{raw[:4].hex(' ') or 'nothing'} in {file.stat().st_size} bytes"
+            raise wrong_file(file, f"begin with an idx header, {start.hex(' ')} and {axes} sizes", got, "read_mnist")
+        shape = tuple(np.frombuffer(raw, ">u4", axes, offset=4).tolist())
+        whole = header + math.prod(shape)  # and no byte more is unpacked than that and one
+        if math.prod(shape) > MOST_PIXELS:
+            raise wrong_file(file, f"say of at most {MOST_PIXELS:,} bytes in its header", shape, "read_mnist")
+        stream.seek(0)
+        raw = unzipped(file, stream, whole + 1) if zipped else stream.read(whole + 1)
+    if 0 in shape or len(raw) != whole:
         rule = f"hold {math.prod(shape)} bytes and at least one, as its header {shape} says"
         raise wrong_file(file, rule, len(raw) - header, "read_mnist")
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy()  # writable
+
+
+def unzipped(file: Path, stream: io.BufferedIOBase, most: int) -> bytes:
+    """The first bytes of a gzip file's content."""
+    try:
+        with gzip.GzipFile(fileobj=stream) as content:
+            return content.read(most)
+    except (OSError, EOFError, zlib.error) as error:
+        got = f"{file.stat().st_size} bytes ({error})"
+        raise wrong_file(file, "be a whole gzip file", got, "read_mnist") from error
 
 
 def _gz_or_plain(folder: Path, stem: str) -> Path:
     for file in (folder / f"{stem}.gz", folder / stem):
         if file.is_file():
             return file
-    raise FileNotFoundError(
+    raise MissingDataError(
         f"read_mnist: `folder` must hold {stem}.gz or {stem}, got {folder} without. "
         f"Put it there, or pass another folder."
     )

@@ -3,16 +3,21 @@
 Results are kept in the store, so a run that was killed goes on where it stopped.
 """
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
 
-from flowstudy.refusal import RefusalError
+from flowstudy.refusal import RefusalError, printable
+from flowstudy.sweep import StoreError
 
 from .gallery import keep_gallery, write_page
 from .one_study import run_study
 from .plan import Studies, check_study, gallery_order
 from .replication import write_report
+from .stamp import read_stamp
 
 
 def regenerate(studies: Studies, profile: str, only: str | None, device: str, out: Path, results: Path,
@@ -37,10 +42,37 @@ def regenerate(studies: Studies, profile: str, only: str | None, device: str, ou
         bar.set_postfix_str(study)
         if not run_study(studies.notebook(study), profile, plan[study] | common, out / study, records):
             failed.append(study)
-    made = [study for study in gallery_order(plan) if (out / study / "stamp.json").exists()]
-    write_page(out, made)
+    made = [study for study in gallery_order(plan) if is_made(out / study)]
+    with told("--out", out):
+        write_page(out, made)
     if gallery is not None and not failed:
-        keep_gallery(out, gallery, made)
+        with told("--gallery", gallery):
+            keep_gallery(out, gallery, made)
     if records is not None:
-        write_report(records)
+        with told("--records", records):
+            write_report(records)
     return failed
+
+
+def is_made(folder: Path) -> bool:
+    """Whether the study of this folder was run to its end; a stamp that cannot be read leaves it out, and is told."""
+    try:
+        read_stamp(folder)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        tqdm.write(f"{folder.name}: left out of the page: {folder / 'stamp.json'} cannot be used ({printable(error)}). "
+                   "Run the study again.", file=sys.stderr)
+        return False
+    return True
+
+
+@contextmanager
+def told(option: str, folder: Path) -> Iterator[None]:
+    """A disk that is full or away, in the user's words."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(error.errno, f"figures: `{option}` must be a folder that takes the figures, got {folder} "
+                                      f"({error.strerror}). Those that were there before are kept: make room, and run "
+                                      "again.") from error

@@ -1,16 +1,18 @@
 """One page that shows every figure with its question and parameters: of a run, and the gallery that git keeps."""
 
 import html
-import json
-import shutil
+import io
 from pathlib import Path
 from urllib.parse import quote
+from xml.etree import ElementTree
 
 import nbformat
 import pandas as pd
 
 from flowstudy.sweep.cells import CELL_FIELDS
-from flowstudy.whole_file import write_whole
+from flowstudy.whole_file import listed, read_whole, remove, write_whole
+
+from .stamp import read_stamp
 
 # The table that a study's figures are drawn from, where it does not bear the study's name.
 TABLES = {"depth_vs_gradient": "slopes", "highway_theory": "body_moments", "jacobian_spectra": "statistics",
@@ -19,51 +21,90 @@ SETTINGS = (*CELL_FIELDS, "block", "parameters")  # of a net, by which the rows 
 PLACES = ("layer", "unit", "class", "epoch", "step", "sample", "rank", "statistic", "readout", "lag", "angle")
 LONG = 1000
 
+QUESTIONS = {  # at the gallery's top: the studies that answer it; what is in none comes last
+    "Does it train at this depth?": ("loss_vs_depth", "trainability_map", "mnist_conv", "cifar_conv"),
+    "What does depth do to gradients?": ("depth_vs_gradient", "shattered_gradients"),
+    "What does depth do to the Jacobian's singular values?": ("jacobian_spectra", "highway_theory",
+                                                              "spectra_through_training"),
+    "What do the gates of a trained net do?": ("gate_routing", "lesions"),
+}
+
 STYLE = """
-:root { color-scheme: light; --ink: #1b1f24; --quiet: #59636e; --line: #d8dee4; --link: #0550ae; }
+:root { color-scheme: light dark; --ink: #1b1f24; --quiet: #59636e; --line: #d8dee4; --link: #0550ae; --page: #fff; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6edf3; --quiet: #a5adb6; --line: #3d444d; --link: #79b8ff; --page: #0d1117; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 72rem; padding: 1.5rem 1rem 4rem; color: var(--ink); background: #fff;
-       font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
+body { margin: 0 auto; max-width: 64rem; padding: 1.5rem 1rem 4rem; color: var(--ink); background: var(--page);
+       font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; overflow-wrap: break-word; }
 h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { font-size: 1.3rem; margin: 0 0 .4rem; }
+nav h2 { font-size: 1rem; margin: 1rem 0 .2rem; } nav ul { margin: 0; padding-left: 1.2rem; } nav li { margin: .15rem 0; }
 p { max-width: 46rem; margin: .4rem 0; } a { color: var(--link); }
-nav { margin: 1rem 0 0; display: flex; flex-wrap: wrap; gap: .4rem 1.2rem; }
 section { border-top: 1px solid var(--line); margin-top: 2.2rem; padding-top: 1.4rem; }
-.figures { display: grid; gap: 1.2rem; margin: 1rem 0; }
-@media (min-width: 60rem) { .figures { grid-template-columns: 1fr 1fr; } figure:first-child { grid-column: 1 / -1; } }
-figure { margin: 0; border: 1px solid var(--line); border-radius: 6px; padding: .6rem; text-align: center; }
-img { max-width: 100%; height: auto; }
-@media (max-width: 40rem) { figure { overflow-x: auto; } img { max-width: none; width: 42rem; } } /* scrolls in place */
-figcaption { color: var(--quiet); font-size: .9rem; }
+figure { margin: 1.2rem 0; }
+figure img { display: block; width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
+             border-radius: 6px; padding: .5rem; }
+figcaption { color: var(--quiet); font-size: .9rem; margin-top: .3rem; }
+.words { display: none; color: var(--ink); }
+@media (max-width: 40rem) { .words { display: block; } } /* where the picture's own words are too small to read */
 details { margin: .4rem 0; } summary { cursor: pointer; }
-table { border-collapse: collapse; font-size: .88rem; margin: .4rem 0; }
-td { border-bottom: 1px solid var(--line); padding: .2rem .8rem .2rem 0; vertical-align: top; overflow-wrap: anywhere; }
+table { border-collapse: collapse; font-size: .88rem; margin: .4rem 0; width: 100%; }
+th, td { border-bottom: 1px solid var(--line); padding: .2rem .8rem .2rem 0; vertical-align: top; text-align: left;
+         font-weight: normal; overflow-wrap: anywhere; }
 .quiet { color: var(--quiet); font-size: .9rem; overflow-wrap: anywhere; }
 """
 
 
 def write_page(out: Path, studies: list[str]) -> None:
     """Write out/index.html for the studies of a run: their figures, tables and executed notebooks lie beside it."""
-    stamps = {study: json.loads((out / study / "stamp.json").read_text()) for study in studies}
-    write_index(out, {study: section(study, out / study / f"{study}.ipynb", stamp, of_a_run(study, stamp), pdf=True)
-                      for study, stamp in stamps.items()})
+    shown, sections = {}, {}
+    for study in studies:
+        stamp = read_stamp(out / study)
+        shown[study] = {name: words_of(out / study / f"{name}.svg") for name in pictures(stamp)}
+        sections[study] = section(study, out / study / f"{study}.ipynb", stamp, shown[study], of_a_run(study, stamp),
+                                  kinds=("png", "pdf"))
+    write_index(out, shown, sections)
 
 
 def keep_gallery(runs: Path, gallery: Path, studies: list[str]) -> None:
-    """Copy what git keeps of the runs' figures, and write gallery/index.html: pictures, and one small table a study."""
-    sections = {}
+    """Copy what git keeps of the runs' figures, and write gallery/index.html: pictures, and one small table a study.
+
+    What a study no longer draws goes last: a disk that is full on the way leaves each file as it was or as it is now.
+    """
+    shown, sections, kept = {}, {}, {}
     for study in studies:
-        stamp = json.loads((runs / study / "stamp.json").read_text())
+        stamp = read_stamp(runs / study)
         table = f"{study}.csv"
-        shutil.rmtree(gallery / study, ignore_errors=True)  # pictures that a study no longer draws
-        for name in pictures(stamp):
-            write_whole(gallery / study / f"{name}.png", (runs / study / f"{name}.png").read_bytes())
-        frame = pd.read_parquet(runs / study / f"{TABLES.get(study, study)}.parquet")
+        shown[study] = {name: words_of(runs / study / f"{name}.svg") for name in pictures(stamp)}
+        kept[study] = {table, *(f"{name}.svg" for name in shown[study])}
+        for name in shown[study]:
+            write_whole(gallery / study / f"{name}.svg", read_whole(runs / study / f"{name}.svg"))
+        frame = pd.read_parquet(io.BytesIO(read_whole(runs / study / f"{TABLES.get(study, study)}.parquet")))
         write_whole(gallery / study / table, small_table(frame).to_csv(index=False, float_format="%.4g").encode())
         here = address(study)
         links = (f'Notebook: <a href="../../studies/{here}.ipynb">{text(study)}.ipynb</a>. '
                  f'Data, medians over seeds: <a href="{here}/{address(table)}">{text(table)}</a>.')
-        sections[study] = section(study, runs / study / f"{study}.ipynb", stamp, links, pdf=False)
-    write_index(gallery, sections)
+        sections[study] = section(study, runs / study / f"{study}.ipynb", stamp, shown[study], links)
+    write_index(gallery, shown, sections)
+    for study, names in kept.items():
+        for path in listed(gallery / study, ""):
+            if path.name not in names:
+                remove(path)
+
+
+Words = tuple[str, str]  # a picture's message and its caption
+
+
+def words_of(picture: Path) -> Words:
+    """The message and the caption that `plots.save` has put into a picture; the file's name where it holds none."""
+    found = {"title": "", "description": ""}
+    if picture.exists():
+        for _, element in ElementTree.iterparse(io.BytesIO(read_whole(picture))):
+            name = element.tag.rpartition("}")[2]
+            if found.get(name) == "":
+                found[name] = element.text or ""
+            if name == "metadata":  # both stand before the drawing
+                break
+    return found["title"] or picture.stem.replace("_", " "), found["description"]
 
 
 def small_table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -84,37 +125,60 @@ def small_table(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.drop(columns="cell", errors="ignore").loc[:, lambda rows: rows.nunique(dropna=False) > 1]
 
 
-def write_index(folder: Path, sections: dict[str, str]) -> None:
-    links = "".join(f'<a href="#{address(study)}">{text(study)}</a>' for study in sections)
+def write_index(folder: Path, shown: dict[str, dict[str, Words]], sections: dict[str, str]) -> None:
     page = ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>flowstudy: figures</title><style>{STYLE}</style></head><body>\n"
+            f"<title>flowstudy: figures</title><style>{STYLE}</style></head><body><main>\n"
             "<h1>flowstudy</h1><p>Will this network train at this depth, and if not, why? Every figure below was "
-            f"made by <code>flowstudy figures</code>.</p><nav>{links}</nav>\n{''.join(sections.values())}</body></html>\n")
+            f"made by <code>flowstudy figures</code>.</p>\n{by_question(shown)}\n"
+            f"{''.join(sections.values())}</main></body></html>\n")
     write_whole(folder / "index.html", page.encode())
 
 
-def section(study: str, executed: Path, stamp: dict, links: str, *, pdf: bool) -> str:
+def by_question(shown: dict[str, dict[str, Words]]) -> str:
+    """Every figure's message under the question that it answers, each a link to the figure."""
+    asked = {study for studies in QUESTIONS.values() for study in studies}
+    answers = QUESTIONS | {"Other studies": tuple(study for study in shown if study not in asked)}
+    parts = ""
+    for asking, studies in answers.items():
+        items = "".join(f'<li><a href="#{anchor(study, name)}">{text(message)}</a></li>'
+                        for study in studies for name, (message, _) in shown.get(study, {}).items())
+        parts += f"<h2>{asking}</h2><ul>{items}</ul>" if items else ""
+    return f'<nav aria-label="Figures by question">{parts}</nav>'
+
+
+def section(study: str, executed: Path, stamp: dict, shown: dict[str, Words], links: str,
+            kinds: tuple[str, ...] = ()) -> str:
     """A study's part of the page: question, figures, `links` to the rest, parameters, and where it all comes from.
 
     What the stamp and the notebook hold is text here, never a tag.
+
+    Args:
+        shown: the study's pictures, each with its message and its caption.
+        kinds: of file that each picture is there in besides SVG.
     """
     title, paragraphs = question(executed)
     words = "".join(f"<p>{text(paragraph)}</p>" for paragraph in paragraphs)
-    figures = "".join(figure(f"{address(study)}/{address(name)}", name, pdf=pdf) for name in pictures(stamp))
-    rows = "".join(f"<tr><td>{text(name)}</td><td>{text(value)}</td></tr>"
+    figures = "".join(figure(study, name, *said, kinds) for name, said in shown.items())
+    rows = "".join(f'<tr><th scope="row">{text(name)}</th><td>{text(value)}</td></tr>'
                    for name, value in stamp["parameters"].items() if name not in ("results", "figures"))
     versions = ", ".join(f"{name} {number}" for name, number in stamp["versions"].items())
-    return (f'<section id="{text(study)}"><h2>{text(title)}</h2>{words}<div class="figures">{figures}</div>'
+    return (f'<section id="{address(study)}"><h2>{text(title)}</h2>{words}{figures}'
             f"<p>{links}</p><details><summary>Parameters ({text(stamp['profile'])} profile)</summary><table>{rows}"
             f"</table></details><p class='quiet'>{text(stamp['seconds'])} s on {text(stamp['device'])}, "
             f"{text(stamp['finished'])}, commit {text(stamp['commit'])}; {text(versions)}</p></section>\n")
 
 
-def figure(link: str, name: str, *, pdf: bool) -> str:
-    words = text(name.replace("_", " "))
-    return (f'<figure><a href="{link}.png"><img src="{link}.png" alt="{words}" loading="lazy"></a>'
-            f"<figcaption>{words}" + (f' · <a href="{link}.pdf">pdf</a>' if pdf else "") + "</figcaption></figure>")
+def figure(study: str, name: str, message: str, caption: str, kinds: tuple[str, ...]) -> str:
+    link = f"{address(study)}/{address(name)}"
+    others = "".join(f' · <a href="{link}.{kind}">{kind}</a>' for kind in kinds)
+    return (f'<figure id="{anchor(study, name)}"><a href="{link}.svg"><img src="{link}.svg" alt="{text(message)}" '
+            f'loading="lazy"></a><figcaption><span class="words">{text(message)} {text(caption)}</span>'
+            f"{text(name.replace('_', ' '))}{others}</figcaption></figure>")
+
+
+def anchor(study: str, name: str) -> str:
+    return address(f"{study}-{name}")
 
 
 def text(value: object) -> str:
@@ -129,16 +193,16 @@ def address(name: str) -> str:
 def of_a_run(study: str, stamp: dict) -> str:
     here = address(study)
     data = " · ".join(f'<a href="{here}/{address(name)}">{text(name)}</a>'
-                      for name in stamp["files"] if name.endswith(".parquet"))
+                      for name in stamp["files"] if name.endswith((".parquet", ".csv")))
     return (f'Executed notebook: <a href="{here}/{here}.html">page</a>, <a href="{here}/{here}.ipynb">ipynb</a>. '
             f"Data: {data}.")
 
 
 def pictures(stamp: dict) -> list[str]:
-    return [name.removesuffix(".png") for name in stamp["files"] if name.endswith(".png")]
+    return [name.removesuffix(".svg") for name in stamp["files"] if name.endswith(".svg")]
 
 
 def question(notebook: Path) -> tuple[str, list[str]]:
     """Title and paragraphs of the study's first cell."""
-    lines = nbformat.read(notebook, as_version=4)["cells"][0]["source"].split("\n\n")
+    lines = nbformat.reads(read_whole(notebook).decode(), as_version=4)["cells"][0]["source"].split("\n\n")
     return lines[0].lstrip("# "), [line.replace("\n", " ") for line in lines[1:]]

@@ -1,6 +1,5 @@
 """One study: its notebook run with the given parameters, kept with its page, its figures and a stamp."""
 
-import json
 import logging
 import os
 import sys
@@ -13,10 +12,13 @@ from nbconvert import HTMLExporter
 from tqdm import tqdm
 from traitlets.config import Config
 
+from flowstudy.seal import sealed_json
 from flowstudy.whole_file import write_whole
 
 from .replication import keep_record
 from .stamp import is_unchanged, stamp_of
+
+SOCKET_ADDRESS = 103  # bytes of a path that a socket may have on macOS; on Linux it is 107
 
 
 def run_study(notebook: Path, profile: str, parameters: dict, folder: Path, records: Path | None = None) -> bool:
@@ -32,24 +34,24 @@ def run_study(notebook: Path, profile: str, parameters: dict, folder: Path, reco
     if is_unchanged(notebook, parameters, folder):
         tqdm.write(f"{study}: unchanged, skipped")
         return True
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "stamp.json").unlink(missing_ok=True)
     executed = folder / notebook.name
     started, began = time.perf_counter(), time.time()
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "stamp.json").unlink(missing_ok=True)
         run_notebook(notebook, executed, parameters)
-    except Exception as error:  # whatever a study dies of, the others still run
+        seconds = time.perf_counter() - started
+        page, _ = HTMLExporter(template_name="lab").from_filename(str(executed))
+        write_whole(executed.with_suffix(".html"), page.encode())
+        stamp = stamp_of(notebook, profile, parameters, folder) | {
+            "seconds": round(seconds, 1), "finished": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())}
+        write_whole(folder / "stamp.json", sealed_json(stamp))
+        if records is not None:
+            keep_record(records, stamp, folder, computed=is_newer(Path(parameters["results"]), began))
+    except Exception as error:  # whatever a study dies of, a full disk too, the others still run
         tqdm.write(f"{study}: FAILED: {error}\n(the notebook as far as it came: {executed})", file=sys.stderr)
         return False
-    seconds = time.perf_counter() - started
-    page, _ = HTMLExporter(template_name="lab").from_filename(str(executed))
-    write_whole(executed.with_suffix(".html"), page.encode())
-    stamp = stamp_of(notebook, profile, parameters, folder) | {
-        "seconds": round(seconds, 1), "finished": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())}
-    write_whole(folder / "stamp.json", json.dumps(stamp, indent=1).encode())
-    if records is not None:
-        keep_record(records, stamp, folder, computed=is_newer(Path(parameters["results"]), began))
-    tqdm.write(f"{study}: {seconds:.0f} s, {len(list(folder.glob('*.png')))} figures")
+    tqdm.write(f"{study}: {seconds:.0f} s, {len(list(folder.glob('*.svg')))} figures")
     return True
 
 
@@ -60,20 +62,28 @@ def is_newer(store: Path, began: float) -> bool:
 
 def run_notebook(notebook: Path, executed: Path, parameters: dict) -> None:
     """Run the notebook in a scratch folder (two runs may be under way), and keep it as far as it came."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory(dir=short_folder()) as sockets:
         running = Path(scratch) / executed.name
         try:
             papermill.execute_notebook(str(notebook), str(running), parameters, kernel_name="python3",
                                        cwd=str(Path.cwd()), progress_bar=False, log_output=True,
-                                       config=kernels(scratch), shutdown_kernel="immediate")
+                                       config=kernels(sockets), shutdown_kernel="immediate")
         finally:
             if running.exists():
                 write_whole(executed, running.read_bytes())
 
 
-def kernels(scratch: str) -> Config:
-    """How to talk to the kernel: through sockets in the scratch folder, where no other run's are; no port is opened."""
-    return Config({"KernelManager": {} if os.name == "nt" else {"transport": "ipc", "ip": f"{scratch}/kernel"}})
+def kernels(sockets: str) -> Config:
+    """How to talk to the kernel: through sockets in a folder of this run's own; no port is opened."""
+    return Config({"KernelManager": {} if os.name == "nt" else {"transport": "ipc", "ip": f"{sockets}/kernel"}})
+
+
+def short_folder() -> str | None:
+    """Where a private folder for sockets may be made: the address of a socket is shorter than paths may be."""
+    places = (tempfile.gettempdir(), "/tmp", os.environ.get("XDG_RUNTIME_DIR", ""))
+    short = (place for place in places if place and os.access(place, os.W_OK | os.X_OK)
+             and len(os.fsencode(place)) + len("/tmp12345678/kernel-5") <= SOCKET_ADDRESS)
+    return next(short, None)
 
 
 def quieten() -> None:

@@ -1,5 +1,6 @@
 """Which studies there are, and the parameters that each has in a profile: checked before anything runs."""
 
+from flowstudy.arguments import in_short
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import papermill
 import yaml
 
-from flowstudy.refusal import RefusalError, did_you_mean
+from flowstudy.refusal import RefusalError, did_you_mean, printable
 
 HOUSE = Path(__file__).resolve().parents[1]
 ORDER = ("loss_vs_depth", "depth_vs_gradient", "jacobian_spectra")  # of the gallery; others follow by name
@@ -24,7 +25,7 @@ class Studies:
 
     def parameters(self, call: str, profile: str) -> dict[str, dict]:
         """Parameters of each study in a profile, in the gallery's order."""
-        profiles = yaml.safe_load((self.folder / "profiles.yaml").read_text(encoding="utf-8"))
+        profiles = self.profiles(call)
         if profile not in profiles:
             raise RefusalError(f"{call}: `--profile` must be one of {', '.join(profiles)}, got {profile!r}."
                                + did_you_mean(profile, profiles))
@@ -35,6 +36,17 @@ class Studies:
                                    f"{self.notebook(study)} does not exist.")
             self.check_parameters(f"{call}: profiles.yaml, {profile}, {study}", study, parameters)
         return {study: plan[study] for study in gallery_order(plan)}
+
+    def profiles(self, call: str) -> dict[str, dict]:
+        """By name, as profiles.yaml has them."""
+        try:
+            found = yaml.safe_load((self.folder / "profiles.yaml").read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            found = " ".join(str(error).split())
+        if not isinstance(found, dict) or not all(isinstance(profile, dict) for profile in found.values()):
+            raise RefusalError(f"{call}: `--studies` must be a folder of notebooks with a profiles.yaml, a mapping of "
+                               f"profiles to studies, got {printable(self.folder)}: {in_short(found)}.")
+        return found
 
     def check_parameters(self, where: str, study: str, parameters: Iterable[str]) -> None:
         """papermill itself only warns of a parameter that the notebook does not have, and runs without it."""

@@ -18,6 +18,8 @@ import yaml
 from flowstudy.sweep.store.store import Store
 from flowstudy.whole_file import write_whole
 
+from .gallery import words_of
+
 PARTS = {  # of the report, the nearest to the paper first: title, profiles
     "At the paper's scale": ("paper",),
     "Near the paper's scale: its data, fewer runs or epochs": ("gpu10", "gpu", "laptop"),
@@ -151,8 +153,8 @@ def item_section(root: Path, profile: str, item: str, records: dict) -> Iterable
     judged = digits and item.startswith("figure")  # notes there are verdicts on what the paper says of other data
     table = [f"| {row['quantity']} | {'' if digits else shown(row['paper']) + ' | '}{shown(row['ours'])} | {had} | "
              f"{'' if judged else row['note']} |" for row in rows]
-    pictures = [f"![{item}]({path.relative_to(root).as_posix()})"
-                for path in sorted((root / "replication" / profile).glob(f"{study}*.png"))]
+    pictures = [f"![{words_of(path)[0]}]({path.relative_to(root).as_posix()})"
+                for path in sorted((root / "replication" / profile).glob(f"{study}*.svg"))]
     return [f"### {item.capitalize()}, {profile}: {title}", "", f"Study: `{study}`. {deviation}".strip(), "", *head,
             *table, "", *pictures, *[""] * bool(pictures),
             f"Run {record['finished']}, torch {record['versions']['torch']}, with {settings}.", ""]

@@ -11,14 +11,33 @@ import nbformat
 import papermill
 import torch
 
+from flowstudy.seal import unsealed_json
+from flowstudy.whole_file import read_whole
+
 from .plan import HOUSE
 
 VERSIONS = ("flowstudy", "torch", "numpy", "pandas", "matplotlib")
 
 
+SAYS = ("profile", "parameters", "seconds", "device", "finished", "commit", "versions", "files")
+
+
+def read_stamp(folder: Path) -> dict:
+    """The stamp of a study's folder.
+
+    Raises:
+        FileNotFoundError, OSError: there is none, or it cannot be read.
+        ValueError: it is not what was written, or not a stamp.
+    """
+    stamp = unsealed_json(read_whole(folder / "stamp.json"))
+    if not isinstance(stamp, dict) or not stamp.keys() >= set(SAYS):
+        raise ValueError(f"it does not say all of {', '.join(SAYS)}")
+    return stamp
+
+
 def is_unchanged(notebook: Path, parameters: dict, folder: Path) -> bool:
     try:
-        stamp = json.loads((folder / "stamp.json").read_text())
+        stamp = read_stamp(folder)
         return (stamp["key"] == what_it_depends_on(notebook, parameters)
                 and all(short_hash((folder / name).read_bytes()) == known for name, known in stamp["files"].items()))
     except (OSError, ValueError, KeyError):  # no stamp, or not one of ours: run

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from flowstudy import names
+from flowstudy.arguments import instance_of, one_among, takes
 from flowstudy.measure.models import layer_rules
 from flowstudy.nets.fully_connected import FullyConnected
 from flowstudy.nets.initialize import FORWARDS
 from flowstudy.predictions import theories
+from flowstudy.refusal import RefusalError
 from flowstudy.train.stacks import fully_connected
 
 
@@ -47,10 +49,11 @@ class Kind:
 KINDS: dict[str, Kind] = {}  # by name
 
 
+@takes(kind=instance_of(Kind, "a Kind"))
 def register(kind: Kind) -> None:
     """Each room below takes what it can use of the kind."""
     if kind.name in KINDS:
-        raise ValueError(f"register: `name` must be that of no other kind, got {kind.name!r}.")
+        raise RefusalError(f"register: `name` must be that of no other kind, got {kind.name!r}.")
     KINDS[kind.name] = kind
     names.LABELS[kind.name] = kind.label
     FORWARDS.add(kind.block.forward)
@@ -62,6 +65,7 @@ def register(kind: Kind) -> None:
     theories.THEORIES[kind.name] = kind.theory or theories.BodyTheory()
 
 
+@takes(name=one_among(KINDS))
 def unregister(name: str) -> None:
     kind = KINDS.pop(name)
     del names.LABELS[name], theories.THEORIES[name]

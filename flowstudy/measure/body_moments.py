@@ -12,6 +12,7 @@ from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.copies import float64_copy, own_tensor
 from flowstudy.measure.models.dense_jacobian import jacobian_of_pass, start_and_output
 from flowstudy.measure.models.layer_rules import layer_rule
+from flowstudy.refusal import RefusalError
 from flowstudy.threads import one_thread
 
 Blocks = nn.Sequential | Sequence[nn.Module]
@@ -116,12 +117,12 @@ def two_inputs(width: int, q: float = 1.0, m: float = 0.0, c: float = 0.5, *,
     """
     call, spread = "two_inputs", q - m**2
     if width < 3:
-        raise ValueError(f"{call}: `width` must be at least 3, got {width}.")
+        raise RefusalError(f"{call}: `width` must be at least 3, got {width}.")
     if not 0 < spread < np.inf:
-        raise ValueError(f"{call}: `q` must be finite and above m^2 = {m**2:.6g}, got {q!r}.")
+        raise RefusalError(f"{call}: `q` must be finite and above m^2 = {m**2:.6g}, got {q!r}.")
     shared = (q * c - m**2) / spread
     if not -1 <= shared <= 1 or c > 1:
-        raise ValueError(f"{call}: `c` must be between 2 m^2 / q - 1 = {2 * m**2 / q - 1:.6g} and 1, got {c!r}.")
+        raise RefusalError(f"{call}: `c` must be between 2 m^2 / q - 1 = {2 * m**2 / q - 1:.6g} and 1, got {c!r}.")
     noise = np.random.default_rng(seed).standard_normal((width, 2))
     _, one, other = np.linalg.qr(np.column_stack([np.ones(width), noise]))[0].T * width**0.5
     return torch.from_numpy(m + spread**0.5 * np.stack([one, shared * one + (1 - shared**2)**0.5 * other]))
@@ -130,9 +131,9 @@ def two_inputs(width: int, q: float = 1.0, m: float = 0.0, c: float = 0.5, *,
 def check_blocks(call: str, blocks: Blocks, **integers: int) -> None:
     for name, value in integers.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{call}: `{name}` must be an integer of at least 1, got {value!r}.")
+            raise RefusalError(f"{call}: `{name}` must be an integer of at least 1, got {value!r}.")
     if not len(blocks):
-        raise ValueError(f"{call}: `blocks` must hold at least one layer, got none. A net has some from depth 2 on.")
+        raise RefusalError(f"{call}: `blocks` must hold at least one layer, got none. A net has some from depth 2 on.")
 
 
 def outputs_and_jacobians(call: str, block: nn.Module, h: Float64[Tensor, "2 width"], state: RandomState,

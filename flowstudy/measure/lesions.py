@@ -8,10 +8,13 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor, nn
 
+from flowstudy.arguments import takes
 from flowstudy.measure.gated_layers import layers_and_gates
 from flowstudy.nets import HighwayBlock, HighwayNet
 from flowstudy.nets.blocks import ACTIVATIONS, runs_as
 from flowstudy.nets.fully_connected import FullyConnected
+from flowstudy.refusal import RefusalError, RefusalTypeError
+from flowstudy.torch_arguments import TENSOR
 
 CHUNK = 500  # samples: what goes through at once, times the number of layers, stays small
 
@@ -45,10 +48,10 @@ def lesion(model: nn.Module, layers: int | Iterable[int]) -> Iterator[None]:
     """
     call = "lesion"
     if not isinstance(model, nn.Module):
-        raise TypeError(f"{call}: `model` must be an nn.Module, got {type(model).__name__}.")
+        raise RefusalTypeError(f"{call}: `model` must be an nn.Module, got {type(model).__name__}.")
     if any(hasattr(module, "_orig_mod") for module in model.modules()):
-        raise ValueError(f"{call}: `model` must not be compiled, got torch.compile's wrapper, which ignores lesions. "
-                         "Lesion and run the module that was compiled.")
+        raise RefusalError(f"{call}: `model` must not be compiled, got torch.compile's wrapper, which ignores lesions. "
+                           "Lesion and run the module that was compiled.")
     order, gates = layers_and_gates(call, model)
     closed = check_layers(call, layers, order, set(gates.values()))
     with ExitStack() as stack:
@@ -80,8 +83,8 @@ def watch_order(call: str, model: nn.Module, layers: list[nn.Module], stack: Exi
             return
         place += 1
         if place != number:
-            raise ValueError(f"{call}: `model` must run its layers in the order in which it holds them, once each, got "
-                             f"layer {number} in place {place}. Let it hold them in the order in which they run.")
+            raise RefusalError(f"{call}: `model` must run its layers in the order in which it holds them, once each, "
+                               f"got layer {number} in place {place}. Let it hold them in the order in which they run.")
 
     stack.callback(model.register_forward_pre_hook(begin).remove)
     for number, layer in enumerate(layers, 1):
@@ -93,11 +96,12 @@ def check_layers(call: str, layers: int | Iterable[int], order: list[nn.Module],
     try:
         wanted = {operator.index(n) for n in (layers if isinstance(layers, Iterable) else [layers])}
     except TypeError as error:
-        raise TypeError(f"{call}: `layers` must be a layer's number or a list of them, got {layers!r}.") from error
+        raise RefusalTypeError(f"{call}: `layers` must be a layer's number or a list of them, got {layers!r}."
+                               ) from error
     for number in sorted(wanted - with_gates):
         what = f", a {type(order[number - 1]).__name__}, which has no gate" if 1 <= number <= len(order) else ""
-        raise ValueError(f"{call}: `layers` must be numbers of highway layers, got {number}{what}. "
-                         f"This model's are {numbers_in_words(sorted(with_gates))}.")
+        raise RefusalError(f"{call}: `layers` must be numbers of highway layers, got {number}{what}. "
+                           f"This model's are {numbers_in_words(sorted(with_gates))}.")
     return wanted
 
 
@@ -114,6 +118,7 @@ def numbers_in_words(numbers: list[int]) -> str:
 # --- every layer in turn ---------------------------------------------------------------------------------------------
 
 
+@takes(x=TENSOR, y=TENSOR)
 @torch.no_grad()
 def lesion_losses(net: HighwayNet, x: Tensor, y: Int[Tensor, " sample"]
                   ) -> tuple[Float64[Tensor, " lesion"], Float64[Tensor, " lesion"]]:
@@ -161,5 +166,5 @@ def variants(net: HighwayNet, x: Tensor) -> Tensor:
 def check_highway_net(net: nn.Module) -> None:
     known = isinstance(net, HighwayNet) and type(net).forward is FullyConnected.forward and runs_as(net, type(net))
     if not known or not all(runs_as(b, HighwayBlock) and runs_as(b.affine, nn.Linear) for b in net.blocks):
-        raise ValueError(f"lesion_losses: `net` must be a HighwayNet of HighwayBlocks with nn.Linear, without hooks, "
-                         f"got {type(net).__name__} with a part of its own. Use `lesion`, one layer at a time.")
+        raise RefusalError(f"lesion_losses: `net` must be a HighwayNet of HighwayBlocks with nn.Linear, without hooks, "
+                           f"got {type(net).__name__} with a part of its own. Use `lesion`, one layer at a time.")

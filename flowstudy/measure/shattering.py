@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from flowstudy.measure.models.copies import float64_copy
 from flowstudy.nets.fully_connected import FullyConnected
+from flowstudy.refusal import RefusalError
 
 READOUTS = ("output", "centred")
 
@@ -20,7 +21,7 @@ def circle(a: Float[Tensor, " feature"], b: Float[Tensor, " feature"], points: i
     first = nn.functional.normalize(a.double(), dim=0)
     other = b.double() - (first @ b.double()) * first
     if not other.norm() > 1e-6 * b.double().norm():
-        raise ValueError("circle: `b` must not be parallel to `a`: they span no plane. Give two different inputs.")
+        raise RefusalError("circle: `b` must not be parallel to `a`: they span no plane. Give two different inputs.")
     axes = torch.stack([first, nn.functional.normalize(other, dim=0)])
     angle = 2 * math.pi * torch.arange(points, dtype=torch.float64, device=a.device) / points
     return math.sqrt(len(a)) * torch.stack([angle.cos(), angle.sin()], 1) @ axes

@@ -7,7 +7,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowstudy.arguments import LARGEST, MOST_LAYERS, check_one_of, check_real, check_whole, takes
 from flowstudy.names import ActivationName
+from flowstudy.refusal import RefusalError
+from flowstudy.torch_arguments import MODULE, TENSOR
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
@@ -30,6 +33,7 @@ class PlainBlock(nn.Module):
 
     def __init__(self, affine: nn.Module, activation: ActivationName = "relu"):
         super().__init__()
+        MODULE("PlainBlock", "affine", affine)
         self.affine = affine
         self.activation: ActivationName = check_activation("PlainBlock", activation)
 
@@ -56,6 +60,7 @@ class HighwayBlock(nn.Module):
 
     def __init__(self, affine: nn.Module, activation: ActivationName = "tanh", gate_bias: float = -1.0):
         super().__init__()
+        MODULE("HighwayBlock", "affine", affine)
         self.affine = affine
         self.activation: ActivationName = check_activation("HighwayBlock", activation)
         self.channel_axis: int = 1 - affine.weight.ndim  # -1 for Linear, -3 for Conv2d: from the end, so vmap is safe
@@ -65,6 +70,7 @@ class HighwayBlock(nn.Module):
         h, t = self.affine(x).chunk(2, self.channel_axis)
         return torch.lerp(x, ACTIVATIONS[self.activation](h), torch.sigmoid(t))  # x + T (H - x)
 
+    @takes(x=TENSOR)
     def transform_gate(self, x: Tensor) -> Tensor:
         """T(x) in [0, 1], of x's shape."""
         return torch.sigmoid(self.affine(x).chunk(2, self.channel_axis)[1])
@@ -77,8 +83,11 @@ class HighwayBlock(nn.Module):
     @torch.no_grad()
     def set_gate_bias(self, value: float | Tensor) -> None:
         """Set b_T of every unit; `-inf` closes the layer, which then copies its input."""
-        if torch.as_tensor(value).isnan().any():
-            raise ValueError("HighwayBlock: `gate_bias` must be a number, got nan. Give a negative bias, such as -2.0.")
+        if not isinstance(value, Tensor):
+            value = check_real("HighwayBlock", "gate_bias", value, "a number", " Give a negative bias, such as -2.0.")
+        elif value.isnan().any() or value.shape not in ((), self.gate_bias.shape):
+            raise RefusalError("HighwayBlock: `gate_bias` must be a number for each unit, got "
+                               f"{'nan' if value.isnan().any() else tuple(value.shape)}.")
         self.gate_bias.copy_(torch.as_tensor(value))
 
     def extra_repr(self) -> str:
@@ -96,12 +105,9 @@ def runs_as(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def check_activation(call: str, name: str) -> str:
-    if name not in ACTIVATIONS:
-        raise ValueError(f"{call}: `activation` must be one of {', '.join(ACTIVATIONS)}, got {name!r}.")
-    return name
+    return check_one_of(call, "activation", name, ACTIVATIONS)
 
 
 def check_positive_integer(call: str, **arguments: int) -> None:
     for name, value in arguments.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{call}: `{name}` must be an integer of at least 1, got {value!r}.")
+        check_whole(call, name, value, least=1, most=MOST_LAYERS if name == "depth" else LARGEST)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from flowstudy.arguments import a_real, a_whole, check_one_of, instance_of, one_among, optional, several, takes
+
 from .blocks import HighwayBlock, PlainBlock, check_positive_integer
 from .initialize import initialize
 
@@ -50,6 +52,9 @@ class ConvNet(nn.Module):
     body: nn.Sequential
     readout: nn.Linear
 
+    @takes(plan=several(instance_of((Conv, Dense, nn.Module), "a Conv, a Dense or an nn.Module"), least=0),
+           in_shape=several(a_whole(1)), classes=a_whole(1), block=one_among(BLOCKS), gate_bias=a_real("a number"),
+           readout_std=optional(a_real("at least 0 and finite")), first_std=optional(a_real("at least 0 and finite")))
     def __init__(self, plan: Sequence[Step], in_shape: Shape, classes: int, block: str,
                  gate_bias: float, readout_std: float | None, first_std: float | None = None):
         super().__init__()
@@ -143,8 +148,7 @@ def fitnet(name: str, block: str = "highway", classes: int = 10) -> ConvNet:
     >>> [sum(p.numel() for p in fitnet(name).parameters()) for name in "ABC"]  # paper: 236K, 2.3M, 1.25M
     [236328, 2312438, 1251798]
     """
-    if name not in FITNETS:
-        raise ValueError(f"fitnet: `name` must be one of {', '.join(FITNETS)}, got {name!r}.")
+    check_one_of("fitnet", "name", name, FITNETS)
     check_positive_integer("fitnet", classes=classes)
     stages, kernels, head, gate_bias = FITNETS[name]
     plan: list[Step] = []
@@ -155,6 +159,7 @@ def fitnet(name: str, block: str = "highway", classes: int = 10) -> ConvNet:
                  readout_std=0.05)
 
 
+@takes(net=instance_of(ConvNet, "a ConvNet"))
 def initialize_as_authors(net: ConvNet, seed: int = 0) -> ConvNet:
     """He-normal weights, H's and T's alike, and biases 0 as the authors'; b_T stays; the nets' exceptions.
 
@@ -173,8 +178,7 @@ def initialize_as_authors(net: ConvNet, seed: int = 0) -> ConvNet:
 
 def build(call: str, plan: list[Step], in_shape: Shape, classes: int, block: str, gate_bias: float,
           readout_std: float | None, first_std: float | None = None) -> ConvNet:
-    if block not in BLOCKS:
-        raise ValueError(f"{call}: `block` must be one of {', '.join(BLOCKS)}, got {block!r}.")
+    check_one_of(call, "block", block, BLOCKS)
     if block == "plain":
         plan = plain_twin(plan, in_shape, classes)
     return ConvNet(plan, in_shape, classes, block, gate_bias, readout_std, first_std)

@@ -11,8 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flowstudy import names, theory
+from flowstudy.arguments import check_one_of
 from flowstudy.names import ActivationName, SchemeName
-from flowstudy.refusal import did_you_mean
+from flowstudy.refusal import RefusalError
+from flowstudy.torch_arguments import MODULE
 
 from .activation_modules import Nonlinearity, activation_between
 from .blocks import HighwayBlock, PlainBlock
@@ -135,19 +137,18 @@ def initialize(model: nn.Module, scheme: SchemeName, *, seed: int = 0, gain: flo
             weights, or a scheme that does not know the activation: several slopes, or modules with options that
             `theory` does not have. The model is then unchanged.
     """
-    if scheme not in SCHEMES:
-        raise ValueError(f"initialize: `scheme` must be one of {', '.join(SCHEMES)}, got {scheme!r}."
-                         + did_you_mean(scheme, SCHEMES))
+    MODULE("initialize", "model", model)
+    check_one_of("initialize", "scheme", scheme, SCHEMES)
     if not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"initialize: `seed` must be a non-negative integer, got {seed!r}.")
+        raise RefusalError(f"initialize: `seed` must be a non-negative integer, got {seed!r}.")
     if gain is not None and not (isinstance(gain, int | float | np.number) and gain > 0 and math.isfinite(gain)):
-        raise ValueError(f"initialize: `gain` must be positive and finite, got {gain!r}.")
+        raise RefusalError(f"initialize: `gain` must be positive and finite, got {gain!r}.")
     if not (isinstance(bias_var, int | float | np.number) and 0 <= bias_var < math.inf):
-        raise ValueError(f"initialize: `bias_var` must be non-negative and finite, got {bias_var!r}.")
+        raise RefusalError(f"initialize: `bias_var` must be non-negative and finite, got {bias_var!r}.")
     matrices = list(weight_matrices(model, activation, float(bias_var)))
     if not matrices:
-        raise ValueError(f"initialize: `model` must have linear or convolutional layers, got {type(model).__name__} "
-                         "without any. Initialise its parameters by hand.")
+        raise RefusalError(f"initialize: `model` must have linear or convolutional layers, got {type(model).__name__} "
+                           "without any. Initialise its parameters by hand.")
     draws = [SCHEMES[scheme](m, gain, generator(int(seed), place)) for place, m in enumerate(matrices)]
     with torch.no_grad():
         for place, (m, draw) in enumerate(zip(matrices, draws, strict=True)):
@@ -173,9 +174,9 @@ def weight_matrices(model: nn.Module, activation: str | None, bias_var: float) -
     layers = [layer for layer in model.modules() if isinstance(layer, WEIGHT_LAYERS)]
     for layer in layers:
         if isinstance(layer, nn.modules.lazy.LazyModuleMixin) or layer._parameters.get("weight") is None:
-            raise ValueError("initialize: every weight must be an ordinary parameter, got another in a "
-                             f"{type(layer).__name__}. Remove its parametrization (or run one forward pass), "
-                             "initialise, then put it back.")
+            raise RefusalError("initialize: every weight must be an ordinary parameter, got another in a "
+                               f"{type(layer).__name__}. Remove its parametrization (or run one forward pass), "
+                               "initialise, then put it back.")
         follows = known.get(layer, Nonlinearity("linear") if is_readout(layer, layers) else hidden)
         weights, biases = (layer.weight,), (layer.bias,)
         if layer in gated:
@@ -194,9 +195,9 @@ def is_readout(layer: nn.Module, layers: list[nn.Module]) -> bool:
 def random_walk_gain_of(activation: Nonlinearity | None, fan_in: int, exact: bool = False) -> float:
     known, name = ("linear", "relu") if exact else ("linear", "relu", "tanh"), activation and activation.name
     if name not in known:
-        raise ValueError(f"initialize: {'random_walk_exact' if exact else 'random_walk'!r} knows gains for "
-                         f"{', '.join(known[:-1])} and {known[-1]}, got activation {name!r}. "
-                         "Pass `activation=` if the model's is one of these, else `gain=`.")
+        raise RefusalError(f"initialize: {'random_walk_exact' if exact else 'random_walk'!r} knows gains for "
+                           f"{', '.join(known[:-1])} and {known[-1]}, got activation {name!r}. "
+                           "Pass `activation=` if the model's is one of these, else `gain=`.")
     return float(theory.random_walk_gain(name, fan_in, exact))
 
 
@@ -205,12 +206,12 @@ def critical_gain(activation: Nonlinearity | None, bias_var: float) -> float:
     if activation == Nonlinearity("linear"):
         return 1.0
     if activation is None or not activation.is_known:
-        raise ValueError(f"initialize: 'critical' must know the activation, got {activation and activation.name}. "
-                         "Pass `activation=`, or `gain=`.")
+        raise RefusalError(f"initialize: 'critical' must know the activation, got {activation and activation.name}. "
+                           "Pass `activation=`, or `gain=`.")
     try:
         return math.sqrt(theory.critical_weight_var(activation.in_theory, bias_var))
     except ValueError as error:
-        raise ValueError(f"initialize: 'critical' with bias_var {bias_var!r}: {error}") from None
+        raise RefusalError(f"initialize: 'critical' with bias_var {bias_var!r}: {error}") from None
 
 
 def matrix_shape(m: Matrix) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from flowstudy.names import ActivationName
+from flowstudy.torch_arguments import MODULE
 
 from .blocks import ACTIVATIONS, check_activation
 from .fully_connected import FullyConnected
@@ -23,6 +24,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, affine: nn.Module, activation: ActivationName = "relu"):
         super().__init__()
+        MODULE("ResidualBlock", "affine", affine)
         self.affine = affine
         self.activation: ActivationName = check_activation("ResidualBlock", activation)
 

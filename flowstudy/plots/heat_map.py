@@ -7,6 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from flowstudy.arguments import check_frame, takes
+
+from .message import count, power_of_ten, speak
 from .style import STYLE
 
 TRAINING_PANELS = {  # column: title, unit, whether the column is a logarithm already
@@ -19,13 +22,14 @@ TRAINING_PANELS = {  # column: title, unit, whether the column is a logarithm al
 STEPS_DRAWN = 250  # more would be narrower than two pixels
 
 
+@takes(frame=check_frame)
 def training_heat_map(frame: pd.DataFrame) -> Figure:
     """A whole training run: layers x steps, a panel per recorded quantity.  Black is an exact 0, grey not a number."""
     steps = np.unique(frame["step"])
     drawn = steps[np.unique(np.linspace(0, len(steps) - 1, STEPS_DRAWN).round().astype(int))] if len(steps) else steps
     panels = [name for name in TRAINING_PANELS if name in frame.columns]
     with mpl.rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure(figsize=(7.2, 1.55 * len(panels) + 0.5), layout="constrained")
+        figure = Figure(figsize=(7.2, 1.45 * len(panels) + 0.4), layout="constrained")
         axes = figure.subplots(len(panels), sharex=True, sharey=True, squeeze=False)[:, 0]
         for ax, name in zip(axes, panels, strict=True):
             table = frame[frame["step"].isin(drawn)].pivot(index="layer", columns="step", values=name)
@@ -35,13 +39,28 @@ def training_heat_map(frame: pd.DataFrame) -> Figure:
                 heat_map(ax, table if is_log else log10(table), unit)
         axes[-1].set_xlabel("step (updates before it)")
         figure.supylabel("layer (1 is the first)", fontsize=10)
-    return figure
+        return speak(figure, last_step_in_words(frame, panels), f"{count(len(steps), 'recorded step')}"
+                     f"{f', {len(drawn)} of them drawn' if len(drawn) < len(steps) else ''}, "
+                     f"{count(frame['layer'].nunique(), 'layer')} of one model. Black: exactly 0; grey: not a number. "
+                     "Colours leave out half a percent of the values at either end.")
+
+
+def last_step_in_words(frame: pd.DataFrame, panels: list[str]) -> str:
+    """Of the first quantity drawn: between which layers it lies furthest apart at the last recorded step."""
+    last = frame[frame["step"] == frame["step"].max()].set_index("layer") if len(frame) else frame
+    logs = [name for name in panels if TRAINING_PANELS[name][2]]
+    known = last[logs[0]][np.isfinite(last[logs[0]])] if logs and len(last) else []
+    if not len(known):
+        return "A training run by layer and step."
+    ends = [f"{power_of_ten(known[layer])} (layer {layer})" for layer in (known.idxmin(), known.idxmax())]
+    return (f"At step {frame['step'].max()} the norm of the {TRAINING_PANELS[logs[0]][0].partition(',')[0]} lies "
+            f"between {ends[0]} and {ends[1]}.")
 
 
 def heat_map(ax: Axes, table: pd.DataFrame, unit: str) -> None:
     finite = table.to_numpy()[np.isfinite(table)]
     low, high = np.quantile(finite, [0.005, 0.995]) if len(finite) else (0.0, 1.0)
-    colors = mpl.colormaps["viridis"].resampled(64).with_extremes(under="black", bad="0.8")  # 64: a smaller file
+    colors = mpl.colormaps["viridis"].resampled(48).with_extremes(under="black", bad="0.8")  # 48: a smaller file
     zero = table.to_numpy() == -np.inf
     values = np.where(zero, low - 1, np.clip(table, low, high))  # below the range: black
     image = ax.pcolormesh(edges(table.columns), edges(table.index), values, cmap=colors, vmin=low,

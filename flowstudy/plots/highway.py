@@ -5,23 +5,33 @@ import math
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from flowstudy.arguments import check_frame, takes
 from flowstudy.predictions import layer_gains
-from flowstudy.predictions.body import KIND, WITHOUT, predictions_of, with_predicted_moments
+from flowstudy.predictions.body import SPECTRAL, WITHOUT, predictions_of, with_predicted_moments
 from flowstudy.predictions.layers import has_mean_mode
 
-from .style import LABELS, STYLE, draw_prediction, median_and_band, with_family
+from .message import capital, kinds_of, listed, nets_of, number, plain_words, power_of_ten, speak
+from .style import (
+    LABELS,
+    STYLE,
+    WIDTH,
+    draw_prediction,
+    gate_colors,
+    median_and_band,
+    net_color,
+    with_family,
+)
 
 PANELS = {  # quantity: title, what is added before drawing, y scale
     "q": ("signal: mean square  $q$", 0.0, "log"),
     "c": ("cosine of two signals  $c$", 0.0, "linear"),
     "gradient_correlation": ("cosine of two gradients", 0.0, "linear"),
-    "chi": ("a layer's mean squared gain  $χ$", 0.0, "linear"),
+    "chi": ("mean squared gain of a layer  $χ$", 0.0, "linear"),
     "mean_squared": ("mean squared singular value  $m_1$", 0.0, "log"),
     "P": ("their relative variance  $P - 1$", -1.0, "log"),
 }
@@ -29,34 +39,60 @@ COSINES = ("c", "gradient_correlation")
 LOWEST = -12.0  # log10 of a singular value
 
 
+@takes(frame=check_frame)
 def highway_recursion(frame: pd.DataFrame) -> Figure:
-    """Moments of signals and Jacobians against layer, a colour per gate bias (plain nets grey), a panel per quantity.
+    """Moments of signals and Jacobians against layer, a colour per gate bias and one for plain nets, a panel per
+    quantity.
 
     Dots are means over nets with their standard errors, lines are theory at infinite width, thin and dotted where it
     does not cover the nets. Where activations have a mean, theory leaves out the largest singular value: full dots of
-    m_1 and P - 1 are without it, hollow ones with it. The legend has the largest gap between full dots and valid lines
-    over layers and panels, and the median |z|.
+    m_1 and P - 1 are without it, hollow ones with it.
     """
     rows, lines = named(with_predicted_moments(frame)), named(predictions_of(frame))
     colors = family_colors(rows)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 6.4), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 5.4), layout="constrained")
         for ax, (quantity, (title, shift, scale)) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
             for family, color in colors.items():
                 draw_theory(ax, lines[lines["family"] == family], quantity, shift, color)
                 draw_measured(ax, rows[rows["family"] == family], quantity, shift, color)
             ax.set(title=title, yscale=scale)
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        entries = {f"{family}: {deviation(rows[rows['family'] == family])}": color for family, color in colors.items()}
-        marks = [Line2D([], [], color=color, marker="o", ms=4) for color in entries.values()]
-        figure.legend(marks, entries.keys(), loc="outside lower center", ncols=2, frameon=False)
+        marks = [Line2D([], [], color=color, marker="o", ms=4) for color in colors.values()]
+        figure.legend(marks, colors, loc="outside right center", frameon=False)
         for ax in figure.axes[3:]:
             ax.set_xlabel("layer of the body")
-        cell = frame.iloc[0]
-        figure.suptitle(f"{cell['activation']}, {LABELS['init'].get(cell['init'], cell['init'])}, width "
-                        f"{cell['width']}, {rows.groupby(KIND, dropna=False).ngroups} kinds of net, "
-                        f"{frame['seed'].nunique()} nets each: measured (dots) and theory (lines)")
-    return figure
+        return speak(figure, kept_in_words(rows),
+                     f"{capital(kinds_of(frame))} on {nets_of(frame)} of each kind, {schemes_of(frame)} weights, "
+                     "before training; two inputs of mean square 1 and cosine 0.5. Dots: means over nets, bars: one "
+                     "standard error. Lines: theory at infinite width, thin and dotted where it does not cover the "
+                     f"nets.{hollow_in_words(rows)} {deviation(rows)}")
+
+
+def schemes_of(frame: pd.DataFrame) -> str:
+    return listed(LABELS["init"].get(name, name) for name in frame["init"].unique())
+
+
+def kept_in_words(rows: pd.DataFrame) -> str:
+    """At the last layer: the relative variance of squared singular values of each kind, theory's part of it."""
+    last = rows[rows["layer"] == rows["layer"].max()]
+    words = []
+    for family, part in last.groupby("family", sort=False):
+        variances = part[part["quantity"].isin(["P", "P" + WITHOUT])].set_index("quantity")
+        covered = variances[variances["predicted"].notna()]
+        if len(covered):
+            words.append(f"{number(covered['measured'].iloc[0] - 1)} ({plain_words(family)})")
+    if not words:
+        return "Moments of signals and Jacobians by layer; theory has no number for these nets."
+    return (f"After {rows['layer'].max()} layers the squared singular values of {rows['activation'].iloc[0]} nets "
+            f"spread, relative to their mean, by a variance of {', '.join(words)}.")
+
+
+def hollow_in_words(rows: pd.DataFrame) -> str:
+    if not rows.loc[rows["quantity"].isin([name + WITHOUT for name in SPECTRAL]), "predicted"].notna().any():
+        return ""
+    return (" Hollow dots: with the largest singular value, the mean mode, which grows faster than all others and "
+            "which theory leaves out; full dots are without it.")
 
 
 def draw_theory(ax: Axes, lines: pd.DataFrame, quantity: str, shift: float, color: object) -> None:
@@ -71,16 +107,19 @@ def draw_measured(ax: Axes, rows: pd.DataFrame, quantity: str, shift: float, col
         meant = part["predicted"].notna().any()
         if meant or name == quantity:
             ax.errorbar(part["layer"], part["measured"] + shift, part["standard_error"], color=color, ls="", marker="o",
-                        ms=4, mfc=color if meant else "none", elinewidth=1)
+                        ms=4, mfc=color if meant else "white", elinewidth=1)
 
 
-def deviation(part: pd.DataFrame) -> str:
-    """The largest gap, relative (of P, of P - 1; of cosines absolute), and the median |z|."""
-    name = part["quantity"].str.removesuffix(WITHOUT)
-    part = part[name.isin(PANELS) & part["valid"]].assign(name=name)
+def deviation(rows: pd.DataFrame) -> str:
+    """The largest gaps of full dots from valid lines: absolute of cosines, of the others relative (of P, of P - 1)."""
+    name = rows["quantity"].str.removesuffix(WITHOUT)
+    part = rows[name.isin(PANELS) & rows["valid"]].assign(name=name)
     size = part["predicted"] + part["name"].map({key: shift for key, (_, shift, _) in PANELS.items()})
-    gap = (part["measured"] - part["predicted"]) / size.where(~part["name"].isin(COSINES), 1.0)
-    return f"gap ≤ {100 * gap.abs().max():.2g} %, median |z| {part['z'].abs().median():.1f}"
+    gap = (part["measured"] - part["predicted"]).abs()
+    cosine = part["name"].isin(COSINES)
+    relative = (gap / size.abs())[~cosine].replace(math.inf, math.nan).max()
+    return (f"Full dots are off their lines by {number(gap[cosine].max())} at most in cosines, by "
+            f"{number(100 * relative)} % of the value in the others.")
 
 
 def named(rows: pd.DataFrame) -> pd.DataFrame:
@@ -88,40 +127,73 @@ def named(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(family=rows["family"].where(rows["gate_bias"].notna(), rows["net"] + ", " + rows["family"]))
 
 
-def family_colors(rows: pd.DataFrame) -> dict[str, object]:
-    gated = rows.loc[rows["gate_bias"].notna(), "family"].unique()
-    others = rows.loc[rows["gate_bias"].isna(), "family"].unique()
-    return dict(zip(gated, sns.color_palette("viridis", len(gated) + 1), strict=False)) | dict.fromkeys(others, "0.45")
+def family_colors(rows: pd.DataFrame) -> dict[str, str]:
+    gates = gate_colors(rows["gate_bias"])
+    return {row.family: gates[row.gate_bias] if pd.notna(row.gate_bias) else net_color(row.net)
+            for row in rows.drop_duplicates("family").itertuples()}
 
 
+@takes(spectra=check_frame, flow=check_frame)
 def highway_spectrum(spectra: pd.DataFrame, flow: pd.DataFrame) -> Figure:
     """Singular values of the body's Jacobian by rank: raw, and each Jacobian's divided by their root mean square.
 
     Dashed is the root mean square that theory predicts, from the measured mean square of the first layer (`flow`: the
-    same nets' gradient flow); the legend compares it with the measured one. Where activations have a mean, both leave
-    out the largest singular value. The axes end at `LOWEST`: plain nets go far beyond, or to 0.
+    same nets' gradient flow). Where activations have a mean, it leaves out the largest singular value. The axes end at
+    `LOWEST`: plain nets go far beyond, or to 0.
     """
     rows = named(with_relative(spectra))
-    colors = family_colors(rows)
+    colors, sizes = family_colors(rows), []
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
         raw, relative = figure.subplots(1, 2, sharey=True)
         for family, color in colors.items():
             part = rows[rows["family"] == family]
             predicted = predicted_log10_rms(flow[flow["cell"].isin(part["cell"])])
             mean = (10 ** (2 * part["log10_rms"])).mean() ** 0.5
-            median_and_band(raw, part, "quantile", "log10_s", color=color,
-                            label=f"{family}: rms {mean:.2g}, theory {10**predicted:.2g}")
+            sizes.append(f"{number(mean)} and {number(10**predicted)} ({plain_words(family)})")
+            median_and_band(raw, part, "quantile", "log10_s", color=color)
             raw.axhline(predicted, color=color, ls="--", lw=1)
             median_and_band(relative, part, "quantile", "log10_relative", color=color)
-        cell = spectra.iloc[0]
-        raw.set(title="raw", ylabel="log$_{10}$ singular value", ylim=(max(raw.get_ylim()[0], LOWEST), None))
-        relative.set(title="divided by their root mean square")
+        low = raw.get_ylim()[0]
+        raw.set(title="raw: highway nets lie lower" if lower(rows) else "raw", ylabel="log$_{10}$ singular value",
+                ylim=(max(low, LOWEST), None))
+        relative.set(title="divided by their root mean square: shape alone")
         for ax in (raw, relative):
-            ax.set_xlabel("rank / width (largest first)")
-        figure.legend(loc="outside lower center", ncols=2, frameon=False)
-        figure.suptitle(f"{cell['activation']}, {cell['depth'] - 1} layers of width {cell['width']}, at initialisation")
-    return figure
+            ax.set(xlabel="rank / width (largest first)", xlim=(0, 1))
+        handles = [Line2D([], [], color=color, lw=2) for color in colors.values()]
+        figure.legend(handles, colors, loc="outside right center", frameon=False)
+        stands_out = spectra.drop_duplicates("net").apply(has_mean_mode, axis=1).any()
+        mode = (" The value at rank 1 of highway nets that stands out is the mean mode, the direction that all units "
+                "share; the root mean squares leave it out." if stands_out else "")
+        cut = f" The axis is cut at {power_of_ten(LOWEST)}; curves go on below." if low < LOWEST else ""
+        return speak(figure, flatness_in_words(rows),
+                     f"{capital(kinds_of(spectra))}, {spectra['depth'].iloc[0] - 1} layers, on {nets_of(spectra)} of "
+                     "each kind, before training. Lines: medians over seeds and inputs; shaded: 10 to 90 %. Dashed: "
+                     "the root mean square that theory predicts; measured and predicted: "
+                     f"{'; '.join(sizes)}.{mode}{cut}")
+
+
+def lower(rows: pd.DataFrame) -> bool:
+    """Whether all highway nets have a smaller root mean square than all others."""
+    gated = rows["gate_bias"].notna()
+    return bool(rows.loc[gated, "log10_rms"].max() < rows.loc[~gated, "log10_rms"].min())
+
+
+def flatness_in_words(rows: pd.DataFrame) -> str:
+    """Over how many decades the half of the singular values in the middle spread, by kind of net."""
+    words, lost = [], []
+    for family, part in rows.groupby("family", sort=False):
+        middle = part.groupby("quantile")["log10_s"].median()
+        ends = middle.iloc[[len(middle) // 4, -1 - len(middle) // 4]]
+        if np.isfinite(ends).all():
+            words.append(f"{number(ends.iloc[0] - ends.iloc[1])} ({plain_words(family)})")
+        else:
+            lost.append(plain_words(family))
+    nets = f"{rows['activation'].iloc[0]} nets"
+    spans = f"The middle half of the singular values of {nets} spans, in decades, {', '.join(words)}" if words else ""
+    gone = f"half or more of those of {listed(lost)} are exactly 0 or lost" if lost else ""
+    sentence = "; ".join(filter(None, (spans, gone))) + "."
+    return capital(sentence)
 
 
 def with_relative(spectra: pd.DataFrame) -> pd.DataFrame:

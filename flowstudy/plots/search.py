@@ -5,17 +5,21 @@ import math
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from .style import STYLE, depth_axis
-from .training import CHANCE, final_loss, gate_bias_rules
+from flowstudy.arguments import a_real, check_frame, takes
+
+from .message import capital, count, data_of, number, speak
+from .style import LOST, STYLE, WIDTH, depth_axis, draw_chance, halo, label_end, net_color
+from .training import CHANCE, final_loss, gate_bias_rules, how_long, runs_per_net
 
 Z = 1.96  # of the intervals: 95 %
 
 
+@takes(loss=check_frame, threshold=a_real("positive and finite"))
 def which_runs_train(loss: pd.DataFrame, threshold: float = 1e-3) -> Figure:
     """Share of the runs whose final loss is below `threshold` by depth, with Wilson intervals | final loss of the
     highway runs by depth and gate bias, a panel per activation, since the bias from which on they train differs, with
@@ -24,40 +28,90 @@ def which_runs_train(loss: pd.DataFrame, threshold: float = 1e-3) -> Figure:
     highway = final[final["net"] == "highway"]
     activations = sorted(highway["activation"].unique())
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.6 + 4.4 * len(activations), 3.9), layout="constrained")
-        share, *panels = figure.subplots(1, 1 + len(activations))
-        for net, offset in (("plain", 0.97), ("highway", 1.03)):
-            trains = final[final["net"] == net].groupby("depth")["final"].agg([lambda x: (x < threshold).sum(), "size"])
-            low, high = wilson(*trains.to_numpy(dtype=float).T)
-            middle = (trains.iloc[:, 0] / trains.iloc[:, 1]).to_numpy()
-            share.errorbar(trains.index * offset, middle, [middle - low, high - middle], marker="o", ms=4, capsize=2,
-                           label=f"{net}, {trains.iloc[:, 1].min()} runs each",
-                           color=sns.color_palette("colorblind")[net == "plain"])
+        figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+        share, *panels = figure.subplots(1, 1 + len(activations), width_ratios=[0.9] + [1.0] * len(activations))
+        for net, place in (("plain", 0.97), ("highway", 1.03)):
+            draw_share(share, final[final["net"] == net], net, threshold, place)
         depth_axis(share, final["depth"])
-        share.set(title=f"share of runs that train: final loss below {threshold:g}", ylim=(-0.03, 1.2),
-                  yticks=np.linspace(0, 1, 6), xlabel="depth (hidden layers)")
-        share.legend(loc="upper center", ncols=2, fontsize=8)  # above all intervals
+        share.set(title=f"share of runs with a loss below {threshold:g}", xlabel="depth (hidden layers)",
+                  ylim=(-0.03, 1.03), yticks=np.linspace(0, 1, 6))
         lowest = highway["final"].min()
         for ax, activation in zip(panels, activations, strict=True):
             dots = loss_by_gate_bias(ax, highway[highway["activation"] == activation], lowest)
+        for ax in panels[1:]:
+            ax.sharey(panels[0])
+            ax.tick_params(labelleft=False)
         if panels:
+            panels[0].set_ylabel("gate bias $b_T$ at the start")
             figure.colorbar(dots, ax=panels, label="log$_{10}$ final training loss")
-    return figure
+        return speak(figure, shares_in_words(final, threshold),
+                     f"{count(runs_per_net(final, 'plain'), 'run')} of each net and depth on {data_of(loss)}, "
+                     f"{how_long(final)}, settings drawn at random; bars: 95 % Wilson intervals "
+                     "of the share. Right: a dot is a highway run, side by side where they share depth and bias, dark "
+                     "where the loss is low; cross: diverged. Lines: the bias at which the squared gradient loses a "
+                     "factor e, solid -ln(2 L - 1), the late layers' rate, dashed over the whole net; below them "
+                     "gates are closed enough.")
 
 
+def draw_share(ax: Axes, final: pd.DataFrame, net: str, threshold: float, place: float) -> None:
+    """By depth, at `place` times the depth, so that two kinds of net stand side by side."""
+    counted = trained(final, threshold)
+    low, high = wilson(*counted.to_numpy(dtype=float).T)
+    middle = (counted["trained"] / counted["runs"]).to_numpy()
+    ax.errorbar(counted.index * place, middle, [middle - low, high - middle], marker="o" if net == "plain" else "s",
+                ms=4, capsize=2, color=net_color(net))
+    label_end(ax, middle[-1], net, net_color(net))
+
+
+def trained(final: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """By depth: how many runs end below the threshold, and how many there are."""
+    return final.groupby("depth")["final"].agg(trained=lambda x: int((x < threshold).sum()), runs="size")
+
+
+def shares_in_words(final: pd.DataFrame, threshold: float) -> str:
+    """How many of the deepest runs of both kinds train."""
+    depth = final["depth"].max()
+    found = [trained(final[final["net"] == net], threshold).loc[depth] for net in ("highway", "plain")]
+    highway, plain = (f"{row['trained']} of {row['runs']}" for row in found)
+    return (f"At {depth} layers {highway} highway runs and {plain} plain runs end below a training loss of "
+            f"{number(threshold)}; which do depends on the gate bias.")
+
+
+@takes(loss=check_frame)
 def training_curve(loss: pd.DataFrame) -> Figure:
     """Training loss by epoch, a line a net; chance dotted."""
+    last = final_loss(loss)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
         ax = figure.subplots()
         for _, rows in loss.groupby("cell", sort=False):
             cell = rows.iloc[0]
-            ax.plot(rows["epoch"], rows["loss"], marker=".", label=f"{cell['net']}, depth {cell['depth']}, "
-                    f"$b_T$ = {cell['gate_bias']:g}, learning rate {cell['learning_rate']:g}")
-        ax.axhline(CHANCE, color="0.4", lw=0.8, ls=":")
-        ax.set(xlabel="epoch", ylabel="mean training cross-entropy  [nats]", yscale="log")
-        ax.legend(loc="best")
-    return figure
+            ax.plot(rows["epoch"], rows["loss"], marker="o" if cell["net"] == "plain" else "s", ms=4,
+                    color=net_color(cell["net"]))
+            rate = f", rate {cell['learning_rate']:g}" if (last["net"] == cell["net"]).sum() > 1 else ""
+            label_end(ax, rows["loss"].iloc[-1], f"{cell['net']}{rate}", net_color(cell["net"]))
+        draw_chance(ax, CHANCE)
+        ax.set(xlabel="epoch", ylabel="training loss  [nats per sample]", yscale="log", xlim=(0, loss["epoch"].max()))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        return speak(figure, ends_in_words(last), "Every line is one net, one seed, trained on "
+                     f"{data_of(loss)}: {'; '.join(map(run_in_words, last.itertuples()))}. Dotted: chance, "
+                     f"{number(CHANCE)} nats.")
+
+
+def ends_in_words(last: pd.DataFrame) -> str:
+    """Where the best run of each kind of net ends."""
+    words = []
+    for net, runs in last.groupby("net", sort=False):
+        runs_of = f", the best of {len(runs)}," if len(runs) > 1 else ""
+        ends = "diverges" if runs["final"].isna().all() else f"ends at a loss of {number(runs['final'].min())}"
+        words.append(f"a {net} net of {count(runs['depth'].max(), 'layer')}{runs_of} {ends}")
+    sentence = f"{'; '.join(words)}; chance is {number(CHANCE)}."
+    return capital(sentence)
+
+
+def run_in_words(run: object) -> str:
+    gates = "" if pd.isna(run.gate_bias) else f", gate bias {number(run.gate_bias)}"
+    return f"{run.net} {run.activation}, width {run.width}{gates}, learning rate {run.learning_rate:g}"
 
 
 def loss_by_gate_bias(ax: Axes, highway: pd.DataFrame, lowest: float) -> PathCollection:
@@ -68,16 +122,14 @@ def loss_by_gate_bias(ax: Axes, highway: pd.DataFrame, lowest: float) -> PathCol
     most = rows.groupby(["depth", "gate_bias"]).size().max()
     x, died = rows["depth"] * (1.5 ** (place / max(most, 7))), rows["final"].isna()
     dots = ax.scatter(x[~died], rows["gate_bias"][~died], c=np.log10(rows["final"][~died].astype(float)),
-                      cmap="viridis_r", vmin=math.log10(lowest), vmax=math.log10(CHANCE), s=36, edgecolors="0.3",
-                      linewidths=0.4, zorder=3)
-    ax.scatter(x[died], rows["gate_bias"][died], marker="x", color="crimson", s=30, label="diverged", zorder=3)
+                      cmap="viridis", vmin=math.log10(lowest), vmax=math.log10(CHANCE), s=36, edgecolors="0.3",
+                      linewidths=0.6, zorder=3)
+    ax.scatter(x[died], rows["gate_bias"][died], marker="x", color=LOST, s=30, zorder=3)
     low, high = rows["depth"].min(), rows["depth"].max()
     for bias, depths, style in gate_bias_rules(rows, float(max(2, low * 0.8)), float(high * 1.2)):
-        ax.plot(depths, bias, color="black", lw=1.2, **style)
+        ax.plot(depths, bias, **{"color": "black", "lw": 1.2, "path_effects": halo(2.4)} | style)
     depth_axis(ax, rows["depth"])
-    ax.set(title=f"highway runs, {rows['activation'].iloc[0]}", xlabel="depth (hidden layers)",
-           ylabel="gate bias $b_T$ at the start")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=8, frameon=False)
+    ax.set(title=f"highway runs, {rows['activation'].iloc[0]}", xlabel="depth (hidden layers)")
     return dots
 
 

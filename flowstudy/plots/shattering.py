@@ -5,44 +5,63 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
+from flowstudy.arguments import a_real, check_frame, takes
 from flowstudy.predictions.shattering import with_predicted_correlations
 
-from .style import STYLE, depth_axis, depth_colors, grid_of_axes, line_styles
+from .message import MINUS, nets_of, number, plain_words, speak
+from .style import (
+    GATES,
+    NETS,
+    OTHER,
+    REFERENCE,
+    STYLE,
+    WIDTH,
+    depth_axis,
+    depth_colors,
+    grid_of_axes,
+    label_end,
+)
 
-FLOOR = 2e-3  # of the logarithmic axis: some standard errors of twenty nets
 ERRORS = {"capsize": 2, "lw": 1.3, "ms": 4}
 DASHED = {"ls": (0, (4, 2)), "lw": 1}
+MARKERS = {"relu": "o", "tanh": "s"}  # by activation; others: a triangle
+READ_OUT = "The read-out has no component along the mean of the hidden outputs"
 
 
-def gradient_correlation(frame: pd.DataFrame, angle: float = 45.0) -> Figure:
+@takes(frame=check_frame)
+def gradient_correlation(frame: pd.DataFrame) -> Figure:
     """Correlation of the input gradients ("centred" read-out) against the angle between the inputs, a panel per kind of
-    net, a colour per depth; dashed theory, in the legend how far off it is at `angle` [degrees]."""
+    net, a colour per depth; dashed theory."""
     found = with_predicted_correlations(frame[frame["readout"] == "centred"]).assign(kind=kind_in_words)
     colors, kinds = depth_colors(found), found["kind"].unique()
     with mpl.rc_context(STYLE):
-        figure, axes = grid_of_axes(len(kinds), 3, height=2.9, width=3.4)
-        for ax, kind in zip(axes, kinds, strict=False):
+        figure, axes = grid_of_axes(len(kinds), 3, height=2.6)
+        for ax, kind in zip(axes, kinds, strict=True):
             for depth, rows in found[found["kind"] == kind].groupby("depth"):
                 degrees = np.degrees(rows["angle"])
-                at = rows.iloc[(degrees - angle).abs().argmin()]
                 ax.errorbar(degrees, rows["measured"], rows["standard_error"].fillna(0), color=colors[depth], fmt="o",
-                            label=f"L = {depth}{gap_of_row(at)}", **ERRORS)
+                            **ERRORS)
                 ax.plot(degrees, rows["predicted"], color=colors[depth], **DASHED)
-            ax.set(title=kind, xscale="log", ylim=(-0.6, 1.05), yticks=[0, 0.25, 0.5, 0.75, 1])
+            lowest = min(0.0, *(found["measured"] - 2 * found["standard_error"].fillna(0)))
+            ax.set(title=kind, xscale="log", ylim=(lowest - 0.03, 1.05), yticks=[0, 0.25, 0.5, 0.75, 1],
+                   xlabel="angle between the inputs" if kind in kinds[-3:] else "")
             ax.set_xticks([3, 10, 30, 90, 180], ["3°", "10°", "30°", "90°", "180°"])
             ax.xaxis.set_minor_locator(NullLocator())
-            ax.legend(loc="lower center", ncols=2, fontsize=6.5, frameon=False, handletextpad=0.0, columnspacing=0.5)
-        for ax in axes[len(kinds):]:
-            ax.set_axis_off()
-        figure.supxlabel("angle between the inputs", fontsize=10)
-        figure.supylabel("correlation of the input gradients", fontsize=10)
-        figure.suptitle("dashed: theory, infinite width; in brackets: measured less theory ± s.e. "
-                        f"at {angle:g}°", fontsize=9)
-    return figure
+            ax.axhline(0, color="0.5", lw=0.8)
+        for ax in axes[::3]:
+            ax.set_ylabel("correlation of gradients")
+        handles = [Line2D([], [], ls="", marker="o", color=color) for color in colors.values()]
+        figure.legend(handles, colors.keys(), title="depth", loc="outside right center", frameon=False)
+        return speak(figure, alike_in_words(found, float(np.degrees(found["angle"].min())), ends=True),
+                     f"Input gradients before training, {nets_of(frame)} a point. Marks: means over seeds; bars: one "
+                     f"standard error. Dashed: theory at infinite width. {READ_OUT}. "
+                     f"{farthest_in_words(found)}")
 
 
+@takes(frame=check_frame, angle=a_real())
 def gradient_correlation_by_depth(frame: pd.DataFrame, angle: float = 45.0) -> Figure:
     """The same at one angle [degrees] against depth, a line per kind of net, and beside it the last hidden outputs'.
 
@@ -52,56 +71,103 @@ def gradient_correlation_by_depth(frame: pd.DataFrame, angle: float = 45.0) -> F
     nearest = found["lag"].loc[(np.degrees(found["angle"]) - angle).abs().idxmin()]
     found = found[found["lag"] == nearest]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(11.0, 4.4), layout="constrained")
-        gradients, hidden = figure.subplots(1, 2)
-        for (kind, rows), style in zip(found.groupby("kind", sort=False), line_styles(), strict=False):
-            lines_by_depth(gradients, hidden, kind, rows, style)
+        figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
+        gradients, hidden = figure.subplots(1, 2, sharey=True)
+        for kind, rows in found.groupby("kind", sort=False):
+            lines_of_kind(gradients, hidden, kind, rows, kind_style(rows.iloc[0]))
         for ax, title in ((gradients, "input gradients"), (hidden, "last hidden outputs")):
             depth_axis(ax, found["depth"])
             ax.set(title=title, xlabel="depth (hidden layers)")
-        gradients.set(yscale="log", ylim=(FLOOR, 1.1), ylabel=f"correlation at {angle:g}°")
-        hidden.set(ylim=(min(0.5, *found["hidden"]), 1.02))
-        figure.legend(*hidden.get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False,
-                      title="gradients of the deepest nets:\nmeasured less theory ± s.e.", title_fontsize=8)
-        figure.suptitle("dashed: theory, infinite width; dotted: were masks independent; hollow: read-out not centred",
-                        fontsize=9)
-    return figure
+        low = min(0.0, *found["measured"] - found["standard_error"].fillna(0), *found["hidden"])
+        gradients.set(ylim=(low - 0.03, 1.03), ylabel=f"correlation at {angle:g}°")
+        return speak(figure, alike_in_words(found[found["readout"] == "centred"], angle),
+                     f"Two inputs {angle:g}° apart, before training, {nets_of(frame)} a point. Full marks: means over "
+                     "seeds of a read-out without its component along the mean of the hidden outputs; hollow: of the "
+                     "read-out as it is; bars: one standard error. Dashed: theory at infinite width; dotted: what "
+                     f"independent masks would give (Balduzzi et al. 2017). {farthest_in_words(found)}")
 
 
-def lines_by_depth(gradients: Axes, hidden: Axes, kind: str, rows: pd.DataFrame, style: dict) -> None:
+def lines_of_kind(gradients: Axes, hidden: Axes, kind: str, rows: pd.DataFrame, style: dict) -> None:
     color, centred = style["color"], rows[rows["readout"] == "centred"]
     for readout, part in rows.groupby("readout"):
-        filled = color if readout == "centred" else "none"
+        filled = color if readout == "centred" else "white"
         gradients.errorbar(part["depth"], part["measured"], part["standard_error"].fillna(0), color=color,
                            fmt=style["marker"], mfc=filled, **ERRORS)
     gradients.plot(centred["depth"], centred["predicted"], color=color, **DASHED)
     gradients.plot(centred["depth"], centred["independent"], color=color, ls=":", lw=1.2)
-    label = kind + gap_of_row(centred.loc[centred["depth"].idxmax()])
-    hidden.plot(centred["depth"], centred["hidden"], color=color, ls="none", marker=style["marker"], ms=4, label=label)
+    hidden.plot(centred["depth"], centred["hidden"], color=color, ls="none", marker=style["marker"], ms=4)
     hidden.plot(centred["depth"], centred["predicted_hidden"], color=color, **DASHED)
+    deepest = centred.loc[centred["depth"].idxmax()]
+    label_end(gradients, deepest["measured"], kind, color)
+    label_end(hidden, deepest["hidden"], kind, color)
 
 
+def kind_style(cell: pd.Series) -> dict:
+    """The colour of the kind of net, of highway nets the darker the more closed; a marker for its activation."""
+    gated = pd.notna(cell["gate_bias"])
+    color = GATES(min(-float(cell["gate_bias"]), 6.0) / 6.0) if gated else NETS.get(cell["net"], OTHER)
+    return {"color": color, "marker": MARKERS.get(cell["activation"], "^")}
+
+
+@takes(frame=check_frame)
 def gradient_around_circle(frame: pd.DataFrame) -> Figure:
     """The gradient itself along the circle, in units of its root mean square, a panel per kind and depth of net: of the
-    first seed.  After Balduzzi et al. 2017, figure 1."""
+    first seed; below them white and brown noise.  After Balduzzi et al. 2017, figure 1."""
     one = frame[frame["seed"] == frame["seed"].min()].assign(kind=kind_in_words)
-    nets = one.groupby(["kind", "depth"], sort=False)
+    curves = {f"{kind}, depth {depth}": (rows["angle"].to_numpy(), rows["gradient"].to_numpy(),
+                                         kind_style(rows.iloc[0])["color"])
+              for (kind, depth), rows in one.groupby(["kind", "depth"], sort=False)}
+    angle = next(iter(curves.values()))[0]
+    curves |= {f"for comparison: {name} noise": (angle, drawn, REFERENCE)
+               for name, drawn in noises(len(angle)).items()}
     with mpl.rc_context(STYLE):
-        figure, axes = grid_of_axes(nets.ngroups, 2, height=1.5, width=4.4)
-        for ax, ((kind, depth), rows) in zip(axes, nets, strict=False):
-            ax.plot(np.degrees(rows["angle"]), rows["gradient"], color="0.2", lw=0.9)
-            ax.set(title=f"{kind}, depth {depth}", xlim=(0, 360))
+        figure, axes = grid_of_axes(len(curves), 2, height=1.4)
+        for ax, (title, (place, gradient, color)) in zip(axes, curves.items(), strict=True):
+            ax.plot(np.degrees(place), gradient, color=color, lw=1.0)
+            ax.set(title=title, xlim=(0, 360))
             ax.set_xticks(range(0, 361, 90), [f"{d}°" for d in range(0, 361, 90)])
-        for ax in axes[nets.ngroups:]:
-            ax.set_axis_off()
-        figure.supxlabel("place on a circle of inputs", fontsize=10)
-        figure.supylabel("gradient along the circle / its rms", fontsize=10)
-    return figure
+        for ax in axes[-2:]:
+            ax.set_xlabel("place on a circle of inputs")
+        for ax in axes[::2]:
+            ax.set_ylabel("gradient / rms")
+        alike = {name: neighbours(gradient) for name, (_, gradient, _) in curves.items()}
+        words = [f"{alike[name]:.2f} ({plain_words(name)})" for name in list(alike)[:-2]]
+        step = 360 / len(angle)
+        return speak(figure, f"Gradients at inputs {number(step)}° apart correlate by {', '.join(words)}.",
+                     f"The gradient along a circle of inputs through two images, one net a panel, {nets_of(one)}, "
+                     "before training, in units of its root mean square. Neighbouring points of white noise correlate "
+                     f"by {alike[list(alike)[-2]]:.2f}, those of a random walk (brown noise) by "
+                     f"{alike[list(alike)[-1]]:.2f}.")
 
 
-def gap_of_row(row: pd.Series) -> str:
-    known = np.isfinite([row["gap"], row["standard_error"]]).all()
-    return f"  ({row['gap']:+.3f} ± {row['standard_error']:.3f})" if known else ""
+def noises(points: int) -> dict[str, np.ndarray]:
+    """White noise and, closed to a circle, its running sum, each of mean 0 and mean square 1."""
+    white = np.random.default_rng(0).standard_normal(points)
+    walk = np.cumsum(white - white.mean())
+    return {name: (x - x.mean()) / x.std() for name, x in (("white", white), ("brown", walk))}
+
+
+def neighbours(gradient: np.ndarray) -> float:
+    """The correlation of a curve round the circle with itself one point on."""
+    centred = gradient - gradient.mean()
+    return float(centred @ np.roll(centred, 1) / (centred @ centred))
+
+
+def alike_in_words(found: pd.DataFrame, angle: float, *, ends: bool = False) -> str:
+    """What correlation the deepest nets of each kind keep at the angle, from the least on; or the two `ends` alone."""
+    at = found[found["lag"] == found["lag"].loc[(np.degrees(found["angle"]) - angle).abs().idxmin()]]
+    deepest = at[at["depth"] == at["depth"].max()].set_index("kind")["measured"].dropna().sort_values()
+    words = [f"{round(value, 2) + 0.0:.2f} ({plain_words(kind)})".replace("-", MINUS)
+             for kind, value in deepest.items()]
+    between = f"{words[0]} to {words[-1]}" if ends else ", ".join(words)
+    degrees = number(float(np.degrees(at["angle"].iloc[0])))
+    return f"At {at['depth'].max()} layers the gradients of two inputs {degrees}° apart correlate by {between}."
+
+
+def farthest_in_words(found: pd.DataFrame) -> str:
+    """How far theory is off at most, over kinds and depths, of the centred read-out."""
+    gaps = found.loc[found["readout"] == "centred", "gap"].abs().replace(np.inf, np.nan).dropna()
+    return f"Measured less theory: {number(gaps.max())} at most." if len(gaps) else ""
 
 
 def kind_in_words(rows: pd.DataFrame) -> pd.Series:

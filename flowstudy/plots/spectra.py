@@ -1,42 +1,55 @@
 """Spectra of many nets: by rank, by route, condition numbers, Lyapunov exponents."""
 
 import math
+import textwrap
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from flowstudy import theory
+from flowstudy.arguments import NAME, check_frame, check_one_of, optional, takes
 from flowstudy.predictions.by_net import with_predicted_conditions
 from flowstudy.predictions.spectra import STATISTICS
 
+from .message import capital, count, kinds_of, nets_of, number, plain_words, power_of_ten, speak
 from .style import (
+    BAND,
+    REFERENCE,
+    ROUTES,
     STYLE,
+    WIDTH,
     depth_axis,
     depth_colors,
     draw_prediction,
+    family_styles,
     finish,
-    gap_in_words,
     grid_of_axes,
-    legend,
-    legend_below,
-    line_styles,
+    halo,
+    label_end,
     median_and_band,
     title_of,
     with_family,
 )
 
+BY_DEPTH = "Lines: medians over seeds and inputs; shaded: 10 to 90 %."
+ROUTE_LABELS = {"float32": ("multiplied out, float32", "s"), "float64": ("multiplied out, float64", "D"),
+                "product": ("flowstudy", "o")}
 
+
+@takes(frame=check_frame, statistics=optional(check_frame))
 def spectrum_by_depth(frame: pd.DataFrame, statistics: pd.DataFrame | None = None) -> Figure:
-    """log10 singular values of the Jacobian by rank, a panel per family, a line per depth; a rank that most nets of a
-    family lack is not drawn.
+    """log10 singular values of the Jacobian by rank: a panel per initialiser and a line per depth, of highway nets of
+    several gate biases a panel per activation and a line per bias, of the deepest; a rank that most nets of a family
+    lack is not drawn.
 
-    Of a frame from `with_predicted_spectra`, dashed, the limit law of infinite width where it is known, thin and dotted
-    where it is not quite that of such nets.  Given
-    `statistics` from `with_predicted_statistics`: triangles, the exact mean rank of ReLU nets, and under the title how
-    far the deepest nets are from theory.
+    Of a frame from `with_predicted_spectra`, dashed, the limit law of infinite width where it is known, dotted where it
+    is not quite that of such nets.  Given `statistics` from `with_predicted_statistics`: triangles, the exact mean rank
+    of ReLU nets.
     """
     frame = with_family(frame)
     frame = frame.assign(
@@ -45,145 +58,239 @@ def spectrum_by_depth(frame: pd.DataFrame, statistics: pd.DataFrame | None = Non
         predicted=frame.get("predicted", np.nan) / math.log(10),
         valid=frame.get("valid", False),
     )
-    statistics = None if statistics is None else with_family(statistics)
-    panels = frame[["panel", "family"]].drop_duplicates()
-    columns = 4 if frame["panel"].nunique() == 1 else frame["family"].nunique()
+    gated = frame["gate_bias"].nunique() > 1
+    shown = frame[frame["depth"] == frame["depth"].max()] if gated else frame
+    panels = frame[["panel"] if gated else ["panel", "family"]].drop_duplicates()
+    colors = ({family: style["color"] for family, style in family_styles(frame).items()} if gated
+              else depth_colors(frame))
+    ranks = exact_ranks(statistics)
     with mpl.rc_context(STYLE):
-        figure, axes = grid_of_axes(len(panels), columns, height=2.3 if statistics is None else 2.5)
-        colors = depth_colors(frame)
-        for ax, (_, (panel, family)) in zip(axes, panels.iterrows(), strict=False):
-            rows = frame[(frame["panel"] == panel) & (frame["family"] == family)]
-            for depth, part in rows.groupby("depth"):
-                median_and_band(ax, part, "quantile", "log10_s", color=colors[depth])
-                law = part.groupby("quantile")[["predicted", "valid"]].first()
-                draw_prediction(ax, law["predicted"], law["valid"], color="black", ls=(0, (2, 2)), lw=0.7)
-            words = ""
-            if statistics is not None:
-                of_panel = statistics[(statistics["panel"] == panel) & (statistics["family"] == family)]
-                mark_ranks(ax, of_panel, colors)
-                words = deepest_in_words(of_panel)
-            ax.set_title(f"{title_of(panels, panel, family)}{words}", fontsize=9)
-        known = "; dashed: theory, infinite width" if frame["predicted"].notna().any() else ""
-        beyond = frame["predicted"].notna() & ~frame["valid"].astype(bool)
-        known += " (dotted: gates or slopes vary too much for it)" if beyond.any() else ""
-        finish(figure, axes, len(panels), f"rank / width (largest first){known}", "log$_{10}$ singular value")
-        legend(figure, {f"{depth}": color for depth, color in colors.items()}, frame)
-    return figure
+        figure, axes = grid_of_axes(len(panels), 2, height=3.0 if gated else 2.6)
+        for ax, (_, panel) in zip(axes, panels.iterrows(), strict=True):
+            rows = shown[(shown[panel.index] == panel).all(axis=1)]
+            for line, part in rows.groupby("family" if gated else "depth", sort=False):
+                draw_spectrum(ax, part, colors[line], ranks)
+            ax.xaxis.set_major_locator(MaxNLocator(4))
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+            ax.set_xlim(0, widest(frame, ranks))
+            ax.set_title(panel["panel"] if gated else title_of(panels, panel["panel"], panel["family"]))
+        finish(axes, "rank / width (largest first)", "log$_{10}$ singular value")
+        lines = [Line2D([], [], color=color, lw=2) for color in colors.values()]
+        figure.legend(lines, colors.keys(), title="" if gated else "depth", loc="outside right center", frameon=False)
+        return speak(figure, spectra_in_words(frame), spectra_caption(shown, ranks))
 
 
-def mark_ranks(ax: Axes, statistics: pd.DataFrame, colors: dict[int, tuple]) -> None:
-    ranks = statistics[(statistics["statistic"] == "rank") & statistics["predicted"].notna()]
-    for depth, part in ranks[ranks["depth"].isin(colors)].groupby("depth"):
-        ax.plot(part["predicted"].iloc[0] / part["width"].iloc[0], 0.04, "^", ms=5, color=colors[depth],
-                transform=ax.get_xaxis_transform())
+def widest(frame: pd.DataFrame, ranks: dict) -> float:
+    """Where the axis ends: at the last rank that most nets of a kind have, or theory's mean rank."""
+    kinds = [frame[name] for name in ("panel", "family", "depth", "quantile")]
+    kept = np.isfinite(frame["log10_s"]).groupby(kinds).mean()
+    most = kept[kept > 1 - BAND[0]].index.get_level_values("quantile").max()
+    exact = max(ranks.values(), default=0.0) / frame["width"].max() if len(kept[kept <= 0.5]) else 0.0
+    return min(1.0, 1.05 * max(most, exact)) if max(most, exact) > 0 else 1.0
 
 
-def deepest_in_words(statistics: pd.DataFrame) -> str:
-    """Of the deepest nets: rank (where some singular values are 0) or mean ln s, measured less predicted."""
-    deepest = statistics[statistics["depth"] == statistics["depth"].max()]
-    lines = ""
-    for statistic, name in (("rank", "▲ rank"), ("mean_log", "mean ln s")):
-        words = gap_in_words(deepest[deepest["statistic"] == statistic], "measured")
-        lines += f"\n{name}{words}" if words else ""
-    return lines
+def draw_spectrum(ax: Axes, nets: pd.DataFrame, color: str, ranks: dict) -> None:
+    median_and_band(ax, nets, "quantile", "log10_s", color=color)
+    law = nets.groupby("quantile")[["predicted", "valid"]].first()
+    draw_prediction(ax, law["predicted"], law["valid"], color="black", ls=(0, (3, 2)), lw=0.9)
+    one = nets.iloc[0]
+    rank = ranks.get((one["panel"], one["family"], one["depth"]))
+    if rank is not None:
+        ax.plot(rank / one["width"], 0.04, "^", ms=6, color=color, transform=ax.get_xaxis_transform())
 
 
+def exact_ranks(statistics: pd.DataFrame | None) -> dict[tuple, float]:
+    """The mean rank that theory has of each kind of net, by panel, family and depth."""
+    if statistics is None:
+        return {}
+    rows = with_family(statistics[(statistics["statistic"] == "rank") & statistics["predicted"].notna()])
+    return rows.groupby(["panel", "family", "depth"])["predicted"].first().to_dict()
+
+
+def spectra_in_words(frame: pd.DataFrame) -> str:
+    """Over how many decades the middle eight tenths of the ranks of the deepest nets spread: the least and the most."""
+    deepest = frame[frame["depth"] == frame["depth"].max()]
+    spreads = {}
+    for (_, family), rows in deepest.groupby(["panel", "family"], sort=False):
+        middle = rows.groupby("quantile")["log10_s"].median()
+        kept = middle[np.isfinite(middle)]
+        if len(kept) > 1:
+            spreads[f"{family}, {rows['activation'].iloc[0]}" if deepest["panel"].nunique() > 1 else family] = np.ptp(
+                np.interp([0.1, 0.9], kept.index, kept)) if len(kept) == len(middle) else math.inf
+    where = f"of {kinds_of(frame)} of {deepest['depth'].max()} layers"
+    known = {name: spread for name, spread in spreads.items() if math.isfinite(spread)}
+    lost = f"; {count(len(spreads) - len(known), 'kind')} lose rank" if len(known) < len(spreads) else ""
+    if not known:
+        kept = np.isfinite(deepest["log10_s"]).mean()
+        return f"Only {number(100 * kept)} % of the singular values {where} are not exactly 0."
+    least, most = min(known, key=known.get), max(known, key=known.get)
+    words = [f"{number(known[name])} ({plain_words(name)})" for name in dict.fromkeys([least, most])]
+    return f"Eight tenths of the singular values {where} lie within {' to '.join(words)} decades{lost}."
+
+
+def spectra_caption(frame: pd.DataFrame, ranks: dict) -> str:
+    words = f"Jacobian of the body of {kinds_of(frame)} on {nets_of(frame)}, before training. {BY_DEPTH}"
+    if frame["gate_bias"].nunique() > 1:
+        words += f" All nets have {frame['depth'].max()} layers."
+    known = frame["predicted"].notna()
+    if known.any():
+        words += (" Dashed black: theory at infinite width, of all but the largest value of ReLU nets, the mean mode, "
+                  "which stands out")
+        words += "; dotted: gates or slopes vary too much for it." if not frame.loc[known, "valid"].all() else "."
+    if any(kind[:2] in set(zip(frame["panel"], frame["family"], strict=True)) for kind in ranks):
+        words += " Triangles: the exact mean rank; curves end where most nets have no singular value left."
+    return words
+
+
+@takes(statistics=check_frame, statistic=NAME)
 def spectrum_statistic_by_depth(statistics: pd.DataFrame, statistic: str) -> Figure:
     """One number of each spectrum against depth, from `with_predicted_statistics` (logs per layer of the body), dashed
-    what theory says, in the legend how far the shallowest nets are from it, whose width is largest beside depth."""
+    what theory says."""
+    check_one_of("spectrum_statistic_by_depth", "statistic", statistic, list(statistics["statistic"].unique()))
     rows = with_family(statistics[(statistics["statistic"] == statistic) & (statistics["depth"] > 1)])
     per_layer = statistic in ("mean_log", "log_mean_square")
     for name in ("measured", "predicted"):
         rows[name] = rows[name] / (rows["depth"] - 1 if per_layer else 1)
     rows = rows[rows.groupby("panel")["measured"].transform("count") > 0]
-    panels = rows["panel"].unique()
+    variance = statistic == "relative_variance"
     with mpl.rc_context(STYLE):
-        figure, axes = grid_of_axes(len(panels), min(len(panels), 2), height=3.6, width=4.6)
-        for ax, panel in zip(axes, panels, strict=False):
-            of_panel = rows[rows["panel"] == panel]
-            for (family, part), style in zip(of_panel.groupby("family", sort=False), line_styles(), strict=False):
-                label = f"{family}{gap_in_words(part[part['depth'] == part['depth'].min()], 'measured')}"
-                median_and_band(ax, part, "depth", "measured", label=label, **style)
-                draw_law(ax, part, style)
-            ax.set(title=panel, yscale="log" if statistic == "relative_variance" else "linear")
-            depth_axis(ax, of_panel["depth"])
-            legend_below(ax)
-        finish(figure, axes, len(panels), "depth (hidden layers)", STATISTICS[statistic] + ", per layer" * per_layer)
-        figure.suptitle("dashed: theory, dotted where it does not cover the nets\nin brackets: mean less theory ± s.e. "
-                        "and z at the smallest depth", fontsize=9)
-    return figure
+        name = STATISTICS[statistic].partition(",")[0]
+        label = textwrap.fill(name, 24) + "\nper layer" * per_layer
+        figure, axes = lines_by_depth(rows, "measured", label, log=variance)
+        for ax in axes if variance else ():
+            most = rows["width"].max() - 1
+            ax.axhline(most, color=REFERENCE, lw=1, ls=":")
+            label_end(ax, most, f"most: width - 1 = {most}", REFERENCE)
+        rank = " ReLU nets that lose rank have no mean of ln s, and no panel." if statistic == "mean_log" else ""
+        narrow = (" Of plain nets theory is of infinite width; at this width the typical net lies below it."
+                  if statistic == "log_mean_square" and (rows["net"] == "plain").any() else "")
+        most_of = " Where depth nears the width the variance saturates." if variance else ""
+        return speak(figure, statistic_in_words(rows, "measured", name + " per layer" * per_layer),
+                     f"{capital(kinds_of(rows))} on {nets_of(rows)}, before training; s: singular values of the body's "
+                     f"Jacobian. {BY_DEPTH} Dashed: theory, dotted on where it does not cover the nets."
+                     f"{rank}{narrow}{most_of} "
+                     f"{distance_in_words(rows, 'measured')}")
 
 
-def draw_law(ax: Axes, nets: pd.DataFrame, style: dict) -> None:
-    law = nets.groupby("depth")[["predicted", "valid"]].first()
-    draw_prediction(ax, law["predicted"], law["valid"], color=style["color"], lw=1)
+def lines_by_depth(rows: pd.DataFrame, y: str, label: str, *, log: bool = False,
+                   share_y: bool | str = True) -> tuple[Figure, list[Axes]]:
+    """A panel per kind of net, a line per initialiser or gate bias, named at its end."""
+    panels, styles = rows["panel"].unique(), family_styles(rows)
+    figure, axes = grid_of_axes(len(panels), 3 if len(panels) == 3 else 2, height=2.9, share_y=share_y)
+    for ax, panel in zip(axes, panels, strict=True):
+        of_panel = rows[rows["panel"] == panel]
+        for family, part in of_panel.groupby("family", sort=False):
+            median_and_band(ax, part, "depth", y, **styles[family])
+            law = part.groupby("depth")[["predicted", "valid"]].first()
+            draw_prediction(ax, law["predicted"], law["valid"], color=styles[family]["color"], lw=1)
+            middle = part.groupby("depth")[y].median().dropna()
+            if len(middle):
+                label_end(ax, middle.iloc[-1], family, styles[family]["color"])
+        ax.set(title=panel, yscale="log" if log else "linear")
+        depth_axis(ax, of_panel["depth"])
+    finish(axes, "depth (hidden layers)", label)
+    return figure, axes
 
 
+def statistic_in_words(rows: pd.DataFrame, y: str, name: str) -> str:
+    """Of the deepest nets: the least and the most."""
+    deepest = rows[rows["depth"] == rows["depth"].max()]
+    middle = deepest.groupby(["panel", "family"])[y].median().replace([math.inf, -math.inf], np.nan).dropna()
+    if middle.empty:
+        return f"No net has a finite {plain_words(name)}."
+    ends = [f"{number(middle[kind])} ({plain_words(kind[1])}, {kind[0]})"
+            for kind in (middle.idxmin(), middle.idxmax())]
+    return f"At {deepest['depth'].max()} layers the {plain_words(name)} is {ends[0]} at least and {ends[1]} at most."
+
+
+def distance_in_words(rows: pd.DataFrame, y: str) -> str:
+    """The median distance from theory over the kinds of net that it covers, in standard errors."""
+    covered = rows[rows["valid"].astype(bool) & rows["predicted"].notna()]
+    z = covered.groupby(["panel", "family", "depth"])["z"].first().replace([math.inf, -math.inf], np.nan).dropna().abs()
+    return f"Mean less theory, in standard errors: median {number(z.median())} over {len(z)} points." if len(z) else ""
+
+
+@takes(frame=check_frame)
 def condition_by_depth(frame: pd.DataFrame) -> Figure:
-    """log10 of the ratio of the largest to the smallest non-zero singular value against depth; of a frame from
+    """The ratio of the largest to the smallest non-zero singular value against depth; of a frame from
     `with_predicted_spectra`, dashed, what the limit law of infinite width makes of it."""
     spread = with_family(with_predicted_conditions(frame))
-    panels = spread["panel"].unique()
     with mpl.rc_context(STYLE):
-        figure, axes = grid_of_axes(len(panels), min(len(panels), 2), height=3.4, width=4.6)
-        for ax, panel in zip(axes, panels, strict=False):
-            rows = spread[spread["panel"] == panel]
-            for (family, part), style in zip(rows.groupby("family", sort=False), line_styles(), strict=False):
-                label = f"{family}{gap_in_words(part[part['depth'] == part['depth'].max()], 'log10_condition')}"
-                median_and_band(ax, part, "depth", "log10_condition", label=label, **style)
-                draw_law(ax, part, style)
-            ax.set(title=panel, yscale="log")
-            depth_axis(ax, rows["depth"])
-            legend_below(ax)
-        finish(figure, axes, len(panels), "depth (hidden layers)", "log$_{10}$ condition number (non-zero part)")
-        if spread["predicted"].notna().any():
-            figure.suptitle("dashed: theory at infinite width, where known; in brackets: mean less theory ± s.e. and z "
-                            "at the largest depth", fontsize=9)
-    return figure
+        figure, axes = lines_by_depth(spread, "log10_condition", "condition number", share_y=False)
+        for ax in axes:
+            ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda power, _: f"$10^{{{power:.0f}}}$"))
+            ax.set_ylim(bottom=0)
+        deepest = spread[spread["depth"] == spread["depth"].max()]
+        middle = deepest.groupby(["panel", "family"])["log10_condition"].median().dropna()
+        ends = [f"{power_of_ten(middle[kind])} ({plain_words(kind[1])}, {kind[0]})"
+                for kind in ((middle.idxmin(), middle.idxmax()) if len(middle) else ())]
+        known = (" Dashed: the limit law of infinite width where it is known: highway nets and orthogonal ones."
+                 if spread["predicted"].notna().any() else "")
+        return speak(figure, f"At {spread['depth'].max()} layers the condition number is {' to '.join(ends)}.",
+                     f"{capital(kinds_of(spread))} on {nets_of(spread)}, before training. Largest over smallest "
+                     "singular value of the body's Jacobian that is not 0 (ReLU nets lose rank, and with it the "
+                     f"smallest). Every panel has an axis of its own. {BY_DEPTH}{known} "
+                     f"{distance_in_words(spread, 'log10_condition')}")
 
 
+@takes(frame=check_frame)
 def spectrum_by_route(frame: pd.DataFrame) -> Figure:
     """All singular values of one net three ways: multiplied out in float32 and float64, and by the product route."""
+    finite = frame[np.isfinite(frame["log_singular_value"])].assign(
+        log10_s=lambda rows: rows["log_singular_value"] / math.log(10))
+    cell, ends = frame.iloc[0], finite.groupby("route")["log10_s"].min()
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
         ax = figure.subplots()
-        labels = {"float32": "multiplied out, float32", "float64": "multiplied out, float64", "product": "flowstudy"}
-        for (route, label), style in zip(labels.items(), line_styles(), strict=False):
-            rows = frame[(frame["route"] == route) & np.isfinite(frame["log_singular_value"])]
-            ax.plot(rows["rank"], rows["log_singular_value"] / math.log(10), label=label, lw=1.2, **style)
-        cell = frame.iloc[0]
-        ax.set(title=f"{cell['net']} {cell['activation']}, depth {cell['depth']}, width {cell['width']}",
-               xlabel="rank (1 is the largest)", ylabel="log$_{10}$ singular value")
-        ax.legend()
-    return figure
+        for route, (words, marker) in ROUTE_LABELS.items():
+            rows, color = finite[finite["route"] == route], ROUTES[route]
+            ax.plot(rows["rank"], rows["log10_s"], lw=1.2, color=color, marker=marker, ms=4)
+            if len(rows):
+                label_end(ax, rows["log10_s"].iloc[-1],
+                          words + ("" if route == "product" else "\n(flat: rounding noise)"), color)
+        ax.set(xlabel="rank (1 is the largest)", ylabel="log$_{10}$ singular value", xlim=(1, frame["rank"].max()))
+        return speak(figure, f"Multiplying {count(cell['depth'], 'layer')} out loses what lies below rounding: the "
+                             "smallest "
+                     f"singular value is {power_of_ten(ends.get('product', math.nan))}, and float64 says "
+                     f"{power_of_ten(ends.get('float64', math.nan))}, float32 "
+                     f"{power_of_ten(ends.get('float32', math.nan))}.",
+                     f"One {cell['net']} {cell['activation']} net of {count(cell['depth'], 'layer')}, width "
+                     f"{cell['width']}, one seed: every mark is a singular value of its Jacobian, by three routes.")
 
 
+@takes(frame=check_frame)
 def lyapunov_exponents(frame: pd.DataFrame) -> Figure:
-    """ln singular value per layer of linear Gaussian nets against rank, and Newman's exact limit of infinite depth.
-
-    At finite depth the exponents have a bias, which the gap shows; their sum has none, and its z is the distance of
-    the mean over nets from the exact value in exact standard errors.
-    """
+    """ln singular value per layer of linear Gaussian nets against rank, and Newman's exact limit of infinite depth."""
     layers = frame["depth"] - 1  # of the body
     frame = frame.assign(exponent=frame["log_singular_value"] / layers)
-    width = int(frame["width"].iloc[0])
+    width, deepest = int(frame["width"].iloc[0]), int(frame["depth"].max())
     limit = theory.lyapunov_exponents(width)
+    gaps = frame.groupby(["depth", "rank"])["exponent"].mean().unstack() - limit
+    rms = np.sqrt((gaps**2).mean(axis=1))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
         ax = figure.subplots()
         for depth, color in depth_colors(frame).items():
             rows = frame[frame["depth"] == depth]
-            gap = rows.groupby("rank")["exponent"].mean().to_numpy() - limit
-            label = f"depth {depth}: rms gap {np.sqrt((gap**2).mean()):.2g}, sum z = {volume_z(rows, depth - 1):+.1f}"
-            median_and_band(ax, rows, "rank", "exponent", color=color, label=label)
-        error = np.sqrt(theory.lyapunov_variance(width) / (frame["depth"].max() - 1))
-        ax.fill_between(range(1, width + 1), limit - error, limit + error, color="0.3", alpha=0.25, lw=0, zorder=3,
-                        label=f"one net's exact standard deviation, depth {frame['depth'].max()}")
-        ax.plot(range(1, width + 1), limit, color="black", ls="--", lw=1, label="Newman 1986, infinite depth")
-        ax.set(title=f"linear Gaussian nets, width {width}", xlabel="rank (1 is the largest)",
-               ylabel="ln singular value per layer  [nats]")
-        ax.legend(fontsize=8)
-    return figure
+            median_and_band(ax, rows, "rank", "exponent", color=color)
+        error = np.sqrt(theory.lyapunov_variance(width) / (deepest - 1))
+        ax.fill_between(range(1, width + 1), limit - error, limit + error, color="0.3", alpha=0.25, lw=0, zorder=3)
+        ax.plot(range(1, width + 1), limit, color="black", ls="--", lw=1.2, path_effects=halo(2.4))
+        ax.set(xlabel="rank (1 is the largest)", ylabel="ln singular value per layer  [nats]", xlim=(1, width))
+        colors = depth_colors(frame)
+        figure.legend([Line2D([], [], color=color, lw=2) for color in colors.values()], colors, title="depth",
+                      loc="outside right center", frameon=False)
+        sums = "; ".join(f"{number(volume_z(rows, depth - 1))} at {depth}" for depth, rows in frame.groupby("depth"))
+        return speak(figure, "The growth rates of linear Gaussian nets near their exact limit as depth grows: the rms "
+                             "gap "
+                     f"falls from {number(rms.iloc[0])} at {rms.index[0]} layers to {number(rms.iloc[-1])} at "
+                     f"{deepest}.",
+                     f"Linear nets of width {width}, Gaussian weights, {count(frame['seed'].nunique(), 'seed')} a "
+                     "depth. Lines: medians over seeds; coloured bands: 10 to 90 %. Dashed black: the limit of "
+                     f"infinite depth (Newman 1986); grey: one net's exact standard deviation at {deepest} layers. "
+                     "The rates' sum has no bias; its mean less the exact value, in exact standard errors, by depth: "
+                     f"{sums}.")
 
 
 def volume_z(rows: pd.DataFrame, layers: int) -> float:

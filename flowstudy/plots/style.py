@@ -1,14 +1,15 @@
-"""What the figures share: colours, axes, legends, labels, medians and bands."""
+"""What the figures share: the palette, axes, labels at the ends of lines, medians and bands."""
 
 import math
-from collections.abc import Mapping
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 
 from flowstudy import names
 
@@ -16,6 +17,7 @@ STYLE = sns.axes_style("whitegrid") | {
     "axes.titlesize": 10, "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9,
     "legend.title_fontsize": 9, "figure.titlesize": 12, "grid.color": "0.9", "axes.edgecolor": "0.6",
 }
+WIDTH = 9.6  # of a figure, in inches: a notebook's width
 BAND = (0.1, 0.9)  # quantiles over seeds
 TEN_TO_NINETY = 1.2816  # half that band of a normal law, in standard deviations
 LABELS = {
@@ -26,6 +28,19 @@ LABELS = {
              "lecun_uniform": "LeCun uniform", "orthogonal": "orthogonal",
              "random_walk": "random walk"},
 }
+
+# The palette: one colour has one meaning in all figures, and each has a contrast of 3:1 or more on white.
+NETS = {"plain": "#c4500a", "highway": "#0b62a8", "residual": "#2e7d32"}  # kinds of net; others: OTHER
+GATES = LinearSegmentedColormap.from_list("gates", ["#3f93cf", "#0b62a8", "#04193a"])  # open to closed
+DEPTHS = mpl.colormaps["magma"]  # between the two places of DEPTH_RANGE: shallow to deep
+DEPTH_RANGE = (0.66, 0.1)
+SCHEMES = {"glorot": "#00808a", "he": "#8a6d00", "lecun": "#9b2d6f", "orthogonal": "#111111", "random": "#6e6e6e"}
+OTHER = "#7a4b2a"
+MARKERS = {"normal": "o", "uniform": "s", "orthogonal": "D", "walk": "^"}  # by the end of a scheme's name
+CLASSES = ("#6a4c93", "#00695c", "#ad1457", "#5d4037")  # of a data set, or one trained net beside another
+ROUTES = {"float32": "#7b1fa2", "float64": "#3c5a73", "product": "#000000"}  # to one net's singular values
+REFERENCE = "0.35"  # chance, and what else is not a result
+LOST = "#b00020"    # a run that diverged
 
 
 def with_family(frame: pd.DataFrame) -> pd.DataFrame:
@@ -43,61 +58,135 @@ def with_family(frame: pd.DataFrame) -> pd.DataFrame:
         panel=lambda rows: rows["net"].map(names.LABELS) + " " + rows["activation"])
 
 
-def median_and_band(ax: Axes, rows: pd.DataFrame, x: str, y: str, **style: object) -> None:
-    """The median over nets (and samples), and the band between the quantiles of `BAND`."""
+# --- colours and marks -----------------------------------------------------------------------------------------------
+
+
+def net_color(net: str) -> str:
+    return NETS.get(net, OTHER)
+
+
+def gate_colors(biases: pd.Series) -> dict[float, str]:
+    """Of highway nets by gate bias: the more closed, the darker."""
+    known = sorted(biases.dropna().unique(), reverse=True)
+    return {bias: to_hex(GATES(i / max(len(known) - 1, 1))) for i, bias in enumerate(known)}
+
+
+def depth_colors(frame: pd.DataFrame) -> dict[int, str]:
+    """The deeper, the darker."""
+    depths = sorted(frame["depth"].unique().tolist())
+    places = np.linspace(*DEPTH_RANGE, len(depths)) if len(depths) > 1 else [DEPTH_RANGE[1]]
+    return {depth: to_hex(DEPTHS(place)) for depth, place in zip(depths, places, strict=True)}
+
+
+def family_styles(rows: pd.DataFrame) -> dict[str, dict]:
+    """Colour and marker of each `family`: of highway nets by gate bias, of others by initialiser, a marker for each
+    where colour fails."""
+    gates = gate_colors(rows["gate_bias"])
+    styles = {}
+    for row in rows.drop_duplicates("family").itertuples():
+        scheme, gated = row.init.split("_"), pd.notna(row.gate_bias)
+        color = gates[row.gate_bias] if gated else SCHEMES.get(scheme[0], OTHER)
+        marker = "osD^vP*X"[list(gates).index(row.gate_bias) % 8] if gated else MARKERS.get(scheme[-1], "v")
+        styles[row.family] = {"color": color, "marker": marker, "ms": 4}
+    return styles
+
+
+def halo(width: float) -> list:
+    """A white edge, so that a line or a word shows on what it crosses."""
+    return [withStroke(linewidth=width, foreground="white")]
+
+
+# --- lines -----------------------------------------------------------------------------------------------------------
+
+
+def median_and_band(ax: Axes, rows: pd.DataFrame, x: str, y: str, *, band: bool = True, **style: object) -> None:
+    """The median over nets (and samples), and the `band` between the quantiles of `BAND`."""
     grouped = rows.groupby(x)[y]
     middle, low, high = grouped.median(), grouped.quantile(BAND[0]), grouped.quantile(BAND[1])
     shown = np.isfinite(middle)
-    ax.plot(middle.index[shown], middle[shown], lw=1.5, **style)
+    ax.plot(middle.index[shown], middle[shown], **{"lw": 1.5} | style)
     # Where some nets have lost the rank (-inf), the band opens downwards: off the axes, which the medians set.
-    ax.fill_between(middle.index[shown], low[shown], high[shown], color=style["color"], alpha=0.2, lw=0)
-
-
-def gap_in_words(nets: pd.DataFrame, measured: str) -> str:
-    """Mean of `measured` less `predicted` over nets of one kind, the standard error that `z` has, and z."""
-    gap, z = (nets[measured] - nets["predicted"]).mean(), nets["z"].iloc[0]
-    return f" ({gap:+.2g} ± {abs(gap / z):.1g}, z {z:+.1f})" if np.isfinite([gap, z]).all() and z else ""
+    if band:
+        ax.fill_between(middle.index[shown], low[shown], high[shown], color=style["color"], alpha=0.2, lw=0)
 
 
 def draw_prediction(ax: Axes, predicted: pd.Series, valid: pd.Series, **style: object) -> None:
     """Against the index: dashed where theory covers the nets, thin and dotted on where it has a number but does not."""
     ax.plot(predicted.index, predicted.where(valid.astype(bool)), **{"ls": "--"} | style)
     if (predicted.notna() & ~valid.astype(bool)).any():
-        ax.plot(predicted.index, predicted, **style | {"ls": ":", "lw": 0.7})
+        ax.plot(predicted.index, predicted, **style | {"ls": ":", "lw": 0.9})
+
+
+def draw_chance(ax: Axes, loss: float) -> None:
+    """The loss of a net that knows nothing, dotted and named, on a logarithmic axis."""
+    ax.set_yscale("log")
+    ax.axhline(loss, color=REFERENCE, lw=1.0, ls=":")
+    label_end(ax, loss, "chance", REFERENCE)
+
+
+def label_end(ax: Axes, y: float, words: str, color: str) -> None:
+    """`words` right of the axes at the height of a line's last point; `keep_apart` moves them where they would meet."""
+    if np.isfinite(y):
+        ax.annotate(words, (1, y), xycoords=("axes fraction", "data"), xytext=(5, 0), textcoords="offset points",
+                    va="center", color=color, fontsize=8.5, annotation_clip=False, gid="end")
+
+
+def keep_apart(figure: Figure) -> None:
+    """Move the labels at the ends of lines up and down, as little as possible, until none meets another."""
+    ends = [[text for text in ax.texts if text.get_gid() == "end"] for ax in figure.axes]
+    if not any(ends):
+        return
+    figure.draw_without_rendering()
+    for labels in ends:
+        boxes = [label.get_window_extent() for label in labels]
+        if boxes:
+            middles = np.array([(box.y0 + box.y1) / 2 for box in boxes])
+            moved = spread(middles, max(box.height for box in boxes))
+            for label, shift in zip(labels, (moved - middles) * 72 / figure.dpi, strict=True):
+                label.set_position((5, shift))
+
+
+def spread(places: np.ndarray, gap: float) -> np.ndarray:
+    """The nearest places, in least squares, of the same order and at least `gap` apart."""
+    order = np.argsort(places, kind="stable")
+    pools: list[list[float]] = []  # of neighbours that touch: sum of places less their own gaps, how many
+    for place in places[order] - gap * np.arange(len(places)):
+        pools.append([place, 1])
+        while len(pools) > 1 and pools[-2][0] / pools[-2][1] >= pools[-1][0] / pools[-1][1]:
+            total, count = pools.pop()
+            pools[-1][0], pools[-1][1] = pools[-1][0] + total, pools[-1][1] + count
+    found = np.empty(len(places))
+    found[order] = np.concatenate([np.full(int(n), total / n) for total, n in pools]) + gap * np.arange(len(places))
+    return found
+
+
+# --- axes ------------------------------------------------------------------------------------------------------------
 
 
 def title_of(panels: pd.DataFrame, panel: str, family: str) -> str:
     return family if panels["panel"].nunique() == 1 else f"{family}, {panel}"
 
 
-def depth_colors(frame: pd.DataFrame) -> dict[int, tuple]:
-    depths = sorted(frame["depth"].unique().tolist())
-    return dict(zip(depths, sns.color_palette("viridis", len(depths) + 1)[:-1][::-1], strict=True))  # dark is deep
-
-
-def line_styles() -> list[dict]:
-    """Told apart by colour, and by marker where colour fails."""
-    return [{"color": color, "marker": marker, "ms": 4}
-            for color, marker in zip(sns.color_palette("colorblind"), "osD^vP*X<>", strict=False)]
-
-
-def grid_of_axes(panels: int, columns: int, height: float = 2.3, width: float = 2.7, *,
+def grid_of_axes(panels: int, columns: int, height: float = 2.3, *,
                  share_y: bool | str = True) -> tuple[Figure, list[Axes]]:
+    """A figure as wide as a notebook, with `panels` axes row by row; places without one are left out."""
     columns = min(columns, panels)
     rows = math.ceil(panels / columns)
-    figure = Figure(figsize=(max(columns * width, 5.4), rows * height + 0.5), layout="constrained")
-    return figure, list(figure.subplots(rows, columns, sharex=True, sharey=share_y, squeeze=False).flat)
+    figure = Figure(figsize=(WIDTH, rows * height), layout="constrained")
+    axes = list(figure.subplots(rows, columns, sharex=True, sharey=share_y, squeeze=False).flat)
+    for ax in axes[panels:]:
+        ax.remove()
+    return figure, axes[:panels]
 
 
-def finish(figure: Figure, axes: list[Axes], used: int, x_label: str, y_label: str) -> None:
-    for ax in axes[used:]:
-        ax.set_axis_off()
+def finish(axes: list[Axes], x_label: str, y_label: str) -> None:
+    """Labels at the left and lower edges of the grid."""
     columns = axes[0].get_gridspec().ncols
-    for i, ax in enumerate(axes[:used]):
-        ax.tick_params(labelbottom=i + columns >= used, labelleft=i % columns == 0)
+    for i, ax in enumerate(axes):
+        lowest = i + columns >= len(axes)
+        ax.tick_params(labelbottom=lowest)
         ax.margins(x=0.02)
-    figure.supxlabel(x_label, fontsize=10)
-    figure.supylabel(y_label, fontsize=10)
+        ax.set(xlabel=x_label if lowest else "", ylabel=y_label if i % columns == 0 else "")
 
 
 def depth_axis(ax: Axes, depths: pd.Series) -> None:
@@ -105,21 +194,6 @@ def depth_axis(ax: Axes, depths: pd.Series) -> None:
     ax.set_xscale("log")
     ax.set_xticks(ticks, [f"{d}" for d in ticks])
     ax.minorticks_off()
-
-
-def legend(figure: Figure, colors: Mapping[str, tuple], frame: pd.DataFrame) -> None:
-    """Depths beside the figure, and above it the kind of net where all panels share one."""
-    lines = [Line2D([], [], color=color, lw=2) for color in colors.values()]
-    figure.legend(lines, colors.keys(), title="depth", loc="outside right center", frameon=False)
-    if frame["panel"].nunique() == 1:
-        figure.suptitle(frame["panel"].iloc[0])
-
-
-def legend_below(ax: Axes) -> None:
-    """Two columns under the axes, one where labels tell gaps: they are long."""
-    labels = ax.get_legend_handles_labels()[1]
-    columns = 1 if max(map(len, labels), default=0) > 30 else 2
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=columns, fontsize=7, frameon=False)
 
 
 def widen(ax: Axes, decades: float) -> None:

@@ -5,22 +5,26 @@ import math
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from flowstudy import theory
+from flowstudy.arguments import NAME, a_whole, check_frame, check_one_of, one_among, takes
 from flowstudy.paper.conv_nets import PUBLISHED
 from flowstudy.paper.published import FIGURE_1
 from flowstudy.predictions import weight_var
 
-from .style import STYLE, depth_axis, depth_colors
+from .message import count, data_of, listed, number, speak
+from .style import STYLE, WIDTH, depth_axis, depth_colors, draw_chance, halo, label_end, net_color
 
 CLASSES = 10
+TRAINS = 0.5  # test accuracy above which a net of the map counts as trained
+DASHES = ("-", (0, (5, 1.5)), (0, (4, 1, 1, 1)), (0, (6, 1, 1, 1, 1, 1)))  # a depth or a net where colour fails
 CHANCE = math.log(CLASSES)  # cross-entropy of a ten-class net that knows nothing [nats]
 
 
+@takes(frame=check_frame, axis=one_among(("weight_var", "gate_bias")), accuracy=NAME)
 def trainability_map(frame: pd.DataFrame, axis: str = "weight_var", accuracy: str = "test_accuracy") -> Figure:
     """Accuracy after training over depth and `axis`, and the depth that theory allows drawn over it.
 
@@ -28,27 +32,60 @@ def trainability_map(frame: pd.DataFrame, axis: str = "weight_var", accuracy: st
     2017).  Highway nets over "gate_bias": both rules of `theory.suggest_gate_bias`.  A run that diverged counts as
     chance.
     """
+    check_one_of("trainability_map", "accuracy", accuracy, list(frame.columns))
     frame = frame.assign(weight_var=frame["gain"] ** 2, right=frame[accuracy].fillna(1 / CLASSES))
     table = frame.pivot_table(index="depth", columns=axis, values="right", aggfunc="median")
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
         ax = figure.subplots()
         picture = ax.pcolormesh(table.columns, table.index, table, shading="nearest", cmap="viridis", vmin=0, vmax=1)
-        figure.colorbar(picture, label=f"{accuracy.replace('_', ' ')}, median over seeds")
+        figure.colorbar(picture, label=accuracy.replace("_", " "))
         for x, depth, style in allowed_depths(frame, axis):
-            ax.plot(x, depth, color="white", lw=3.0)
-            ax.plot(x, depth, **style | {"color": "crimson", "lw": 1.6})
+            ax.plot(x, depth, **{"color": "black", "lw": 1.6, "path_effects": halo(3.6)} | style)
         edges = ax.get_xlim(), (table.index.min() * 0.8, table.index.max() * 1.25)
         ax.set(xlim=edges[0], ylim=edges[1], yscale="log", ylabel="depth (hidden layers)",
                xlabel={"weight_var": r"weight variance $\sigma_w^2$", "gate_bias": "gate bias $b_T$"}[axis])
         ax.set_yticks(table.index, [f"{d}" for d in table.index])
         ax.minorticks_off()
         ax.grid(visible=False)
+        ax.text(0.02, 0.03, RULES[axis][0], transform=ax.transAxes, fontsize=9, path_effects=halo(3.0))
         cell = frame.iloc[0]
-        ax.set_title(f"{cell['net']} {cell['activation']}, width {cell['width']}, {cell['dataset']}, "
-                     f"{cell['epochs']} epochs")
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=8, frameon=False)
-    return figure
+        seeds = count(frame["seed"].nunique(), "net") + (", the median shown" if frame["seed"].nunique() > 1 else "")
+        return speak(figure, map_in_words(frame, axis),
+                     f"Test accuracy after {count(cell['epochs'], 'epoch')} of {cell['net']} {cell['activation']} nets "
+                     f"on {data_of(frame)}, width {cell['width']}, {seeds} a point; a run that diverged counts as "
+                     f"chance. {RULES[axis][1]}")
+
+
+RULES = {  # axis: where nets are predicted to train, what the lines are
+    "gate_bias": ("left of the lines: predicted to train",
+                  "Lines: the gate bias at which the squared gradient loses a factor e in L highway layers, solid by "
+                  "the late layers' rate, -ln(2 L - 1), dashed over the whole net, by the recursion."),
+    "weight_var": ("below the line: predicted to train",
+                   "Line: six depth scales of the correlation of two inputs, 6 ξ_c (Schoenholz et al. 2017), which "
+                   "ends where it has no value. It says what initialisation lets pass, not how many epochs that "
+                   "takes."),
+}
+
+
+def map_in_words(frame: pd.DataFrame, axis: str) -> str:
+    """How many nets on either side of the rule get more than half of the test set right."""
+    if axis == "gate_bias":
+        rule = {depth: theory.suggest_gate_bias(max(int(depth) - 1, 1)) for depth in frame["depth"].unique()}
+        inside = frame["gate_bias"] <= frame["depth"].map(rule)
+    else:
+        cell = frame.iloc[0]
+        field = theory.mean_field(cell["activation"], frame["weight_var"].to_numpy(), cell["bias_var"])
+        inside = frame["depth"] <= 6 * field.xi_c
+    trains = frame["right"] > TRAINS
+    kind = f"{frame['net'].iloc[0]} {frame['activation'].iloc[0]} net"
+    words = [f"{int(trains[side].sum())} of the {count(int(side.sum()), kind)} {where}"
+             for side, where in ((inside, "that the rule expects to train"), (~inside, "that it does not"))
+             if side.any()]
+    deepest = frame.loc[trains, "depth"].max()
+    limit = (f"; none deeper than {deepest} layers does in {count(frame['epochs'].iloc[0], 'epoch')}"
+             if trains.any() and deepest < frame["depth"].max() else "")
+    return f"More than {number(100 * TRAINS)} % of the test set is right for {' and '.join(words)}{limit}."
 
 
 Curve = tuple[np.ndarray, np.ndarray, dict[str, object]]  # x, y, and how it is drawn
@@ -60,7 +97,7 @@ def allowed_depths(frame: pd.DataFrame, axis: str) -> list[Curve]:
         return gate_bias_rules(frame, float(max(2, frame["depth"].min())), float(frame["depth"].max()))
     variance = np.linspace(frame["weight_var"].min(), frame["weight_var"].max(), 200)
     field = theory.mean_field(frame["activation"].iloc[0], variance, frame["bias_var"].iloc[0])
-    return [(variance, 6 * field.xi_c, {"label": "six depth scales, $6 \\xi_c$"})]
+    return [(variance, 6 * field.xi_c, {})]
 
 
 def gate_bias_rules(highway: pd.DataFrame, low: float, high: float) -> list[Curve]:
@@ -72,58 +109,97 @@ def gate_bias_rules(highway: pd.DataFrame, low: float, high: float) -> list[Curv
     rate = theory.suggest_gate_bias(depths - 1)
     whole = theory.suggest_gate_bias(depths - 1, "whole net", activation=cell["activation"], weight_var=variance,
                                      gate_weight_var=variance)
-    return [(rate, depths, {"label": "a factor e at the late layers' rate, $-\\ln(2 L - 1)$"}),
-            (whole, depths, {"label": "a factor e over the whole net, by the recursion", "ls": "--"})]
+    return [(rate, depths, {}), (whole, depths, {"ls": "--"})]
 
 
+@takes(frame=check_frame, top=a_whole(1))
 def figure_1(frame: pd.DataFrame, top: int = 10) -> Figure:
-    """The paper's figure 1: best training curves of plain | highway nets by depth | mean of the `top` settings.
+    """The paper's figure 1: mean of the `top` settings of plain and of highway nets by depth | the best training curve
+    of each depth, of plain | of highway nets.
 
-    In the mean, a run that diverged counts as chance.  On MNIST the means over the best 10 of 100 settings in the
-    authors' search tables stand beside ours, hollow.  Over the panels: what each kind of net was searched in.
+    In the mean, a run that diverged counts as chance; small dots are its runs.  On MNIST the means over the best 10 of
+    100 settings in the authors' search tables stand beside ours, hollow.
 
     Source: Srivastava et al. 2015, figure 1.
     """
     best = final_loss(frame)
+    published = (frame["dataset"] == "mnist").all()
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10.5, 3.6), layout="constrained")
-        plain, highway, summary = figure.subplots(1, 3)
+        figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+        summary, plain, highway = figure.subplots(1, 3, width_ratios=[1.25, 1, 1])
         highway.sharey(plain)
-        colors = depth_colors(frame)
+        for net in ("plain", "highway"):
+            draw_best(summary, best[best["net"] == net], net, top, published=published)
         for ax, net in ((plain, "plain"), (highway, "highway")):
-            for depth, runs in best[best["net"] == net].groupby("depth"):
-                if runs["final"].notna().any():
-                    curve = frame[frame["cell"] == runs.loc[runs["final"].idxmin(), "cell"]]
-                    ax.plot(curve["epoch"], curve["loss"], color=colors[depth], lw=1.6, label=f"depth {depth}")
-            ax.set(title=f"best of {runs_per_net(best, net)} runs, {net}", xlabel="epoch", yscale="log")
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-            ax.legend(loc="best")
-        for net, marker in (("plain", "o"), ("highway", "s")):
-            rows = best[best["net"] == net].fillna({"final": CHANCE})
-            mean = rows.groupby("depth")["final"].apply(lambda losses: losses.nsmallest(top).mean())
-            color = sns.color_palette("colorblind")[net == "plain"]
-            summary.plot(mean.index, mean, marker=marker, label=net, color=color)
-            if (frame["dataset"] == "mnist").all():
-                paper = FIGURE_1[FIGURE_1["net"] == net]
-                summary.plot(paper["depth"], paper["best_10"], marker=marker, mfc="white", ls=":", color=color,
-                             label=f"{net}, authors' tables (10 of 100)")
+            draw_curves(ax, frame, best[best["net"] == net], net)
         depth_axis(summary, frame["depth"])
-        summary.set(title=f"mean of the best {top} settings", xlabel="depth (hidden layers)", yscale="log")
+        summary.set(title=f"mean of the best {top} runs", xlabel="depth (hidden layers)", yscale="log",
+                    ylabel="training loss  [nats per sample]")
         for ax in (plain, highway, summary):
-            ax.axhline(CHANCE, color="0.4", lw=0.8, ls=":")
-        summary.annotate("chance", (1, CHANCE), xycoords=("axes fraction", "data"), xytext=(-4, -3),
-                         textcoords="offset points", ha="right", va="top", color="0.35", fontsize=9)
-        summary.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=7.5, frameon=False)
-        plain.set_ylabel("mean training cross-entropy  [nats]")
-        searches = [search_in_words(rows, net) for net, rows in best.groupby("net", sort=False)]
-        figure.suptitle("; ".join(searches), fontsize=9)
-    return figure
+            draw_chance(ax, CHANCE)
+        tables = ("; hollow, dotted: the authors' tables, mean of the best 10 of 100 runs of 400 epochs" if published
+                  else "")
+        return speak(figure, depth_in_words(best, top),
+                     f"Cross-entropy of training on {data_of(frame)} after {how_long(best)}. "
+                     f"Left: lines are means of the {top} best of all runs, small dots those runs{tables}. Middle and "
+                     "right: the best run of each depth. "
+                     f"{'; '.join(search_in_words(best, net) for net in NETS_HERE)}; a run that diverged counts as "
+                     "chance.")
+
+
+NETS_HERE = ("plain", "highway")  # of the paper's figure 1
+MARKS = {"plain": "o", "highway": "s"}
+
+
+def depth_in_words(best: pd.DataFrame, top: int) -> str:
+    """What the deepest nets reach, and what that is beside the shallowest plain nets."""
+    depth = best["depth"].max()
+    plain, highway = (mean_of_best(best[(best["net"] == net) & (best["depth"] == depth)]["final"], top)
+                      for net in NETS_HERE)
+    return (f"At {depth} layers the best highway nets reach a training loss of {number(highway)}, the best plain nets "
+            f"one that is {number(plain / highway)} times as large.")
+
+
+def mean_of_best(final: pd.Series, top: int) -> float:
+    return float(final.fillna(CHANCE).nsmallest(top).mean())
+
+
+def draw_best(ax: Axes, runs: pd.DataFrame, net: str, top: int, *, published: bool) -> None:
+    mean = runs.groupby("depth")["final"].apply(mean_of_best, top)
+    ax.plot(mean.index, mean, marker=MARKS[net], color=net_color(net))
+    for depth, finals in runs.groupby("depth")["final"]:
+        some = finals.fillna(CHANCE).nsmallest(top)
+        ax.plot([depth] * len(some), some, ls="", marker=".", ms=4, color=net_color(net), alpha=0.6)
+    if len(mean):
+        label_end(ax, mean.iloc[-1], net, net_color(net))
+    if published:
+        paper = FIGURE_1[FIGURE_1["net"] == net]
+        ax.plot(paper["depth"], paper["best_10"], marker=MARKS[net], mfc="white", ls=":", color=net_color(net))
+        label_end(ax, paper["best_10"].iloc[-1], f"authors' {net}", net_color(net))
+
+
+def draw_curves(ax: Axes, frame: pd.DataFrame, runs: pd.DataFrame, net: str) -> None:
+    for (depth, of_depth), dashes in zip(runs.groupby("depth"), DASHES * len(runs), strict=False):
+        if of_depth["final"].notna().any():
+            curve = frame[frame["cell"] == of_depth.loc[of_depth["final"].idxmin(), "cell"]]
+            color = depth_colors(frame)[depth]
+            ax.plot(curve["epoch"], curve["loss"], color=color, lw=1.6, ls=dashes)
+            label_end(ax, curve["loss"].iloc[-1], f"{depth} layers", color)
+    ax.set(title=f"best run of each depth, {net}", xlabel="epoch", yscale="log", xlim=(0, frame["epoch"].max()))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+
+
+def how_long(runs: pd.DataFrame) -> str:
+    """20 epochs, or 4 to 20 epochs where kinds of net were trained for different times."""
+    last = runs.groupby(["net", "depth"])["epoch"].max()
+    least, most = last.min(), last.max()
+    return count(most, "epoch") if least == most else f"{least} to {count(most, 'epoch')}"
 
 
 def search_in_words(runs: pd.DataFrame, net: str) -> str:
     """How many settings a kind of net had, and the learning rates they were drawn from, as far as they reach."""
-    rates = runs["learning_rate"]
-    return f"{net}: {runs_per_net(runs, net)} settings a depth, learning rates {rates.min():.2g} to {rates.max():.2g}"
+    rates = runs.loc[runs["net"] == net, "learning_rate"]
+    return f"{net}: {runs_per_net(runs, net)} runs a depth, learning rates {rates.min():.2g} to {rates.max():.2g}"
 
 
 def final_loss(frame: pd.DataFrame) -> pd.DataFrame:
@@ -136,44 +212,65 @@ def runs_per_net(best: pd.DataFrame, net: str) -> int:
     return int(best[best["net"] == net].groupby("depth").size().max() or 0)
 
 
+@takes(frame=check_frame)
 def conv_training(frame: pd.DataFrame) -> Figure:
-    """Training loss and test error by epoch, a row of panels for each data set and learning rate: highway nets solid,
-    their plain twins dashed, a line for each seed; the paper's highway nets after their last epoch dotted, where the
-    data set is theirs.
+    """Training loss and test error by epoch, a row of panels for each data set and learning rate: highway nets and
+    their plain twins, a line for each seed, a dash for each net; the paper's highway nets after their last epoch
+    dotted, where the data set is theirs.
 
     Source: Srivastava et al. 2015, tables 1 to 3.
     """
-    colors = dict(zip(frame["net"].unique(), sns.color_palette("colorblind"), strict=False))
+    dashes = dict(zip(frame["net"].unique(), DASHES * frame["net"].nunique(), strict=False))
     settings = frame.groupby(["dataset", "learning_rate"], sort=False)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.0, 3.6 * len(settings)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.1 * len(settings)), layout="constrained")
         panels = figure.subplots(len(settings), 2, squeeze=False, sharey="col")
         for (setting, rows), axes in zip(settings, panels, strict=True):
-            draw_setting(*axes, *setting, rows, colors)
-    return figure
+            draw_setting(*axes, *setting, rows, dashes)
+        seeds = frame["seed"].nunique()
+        nets = f" Nets: {listed(frame['net'].unique())}, told apart by dashes." if len(dashes) > 1 else ""
+        return speak(figure, twins_in_words(frame),
+                     f"Convolutional net{'s' * (len(dashes) > 1)} {listed(frame['net'].unique())} on {data_of(frame)}, "
+                     f"{count(frame['epoch'].max(), 'epoch')}; every line is one net, {count(seeds, 'seed')} of each"
+                     f"{', so nothing is said of their spread' if seeds == 1 else ''}. The loss is that of training, "
+                     "with dropout; dotted: chance, and the paper's highway nets where the data set is theirs. A plain "
+                     f"twin is as deep and has as many parameters.{nets}")
 
 
-def draw_setting(loss: Axes, error: Axes, dataset: str, rate: float, frame: pd.DataFrame, colors: dict) -> None:
+def twins_in_words(frame: pd.DataFrame) -> str:
+    """The test error of highway nets and of their plain twins after the last epoch, by learning rate."""
+    last = frame[frame["epoch"] == frame["epoch"].max()].assign(error=lambda rows: 100 * (1 - rows["test_accuracy"]))
+    errors = last.groupby(["learning_rate", "block"], sort=False)["error"].mean().unstack()
+    errors = errors.reindex(columns=["highway", "plain"]).dropna()
+    words = [f"{number(row['highway'])} % with gates and {number(row['plain'])} % without"
+             + (f" at learning rate {rate:g}" if len(errors) > 1 else "") for rate, row in errors.iterrows()]
+    nets = f"{listed(frame['net'].unique())} on {data_of(frame)}"
+    return f"Test error of {nets} after training: {'; '.join(words)}." if words else f"Test error of {nets} by epoch."
+
+
+def draw_setting(loss: Axes, error: Axes, dataset: str, rate: float, frame: pd.DataFrame, dashes: dict) -> None:
     for (net, block, seed), rows in frame.groupby(["net", "block", "seed"], sort=False):
-        label = f"{net}, {block}" if seed == frame["seed"].min() else None
-        style = {"color": colors[net], "ls": "-" if block == "highway" else "--", "lw": 1.4}
-        loss.plot(rows["epoch"], rows["loss"], label=label, **style)
-        error.plot(rows["epoch"], 100 * (1 - rows["test_accuracy"]), **style)
+        style = {"color": net_color(block), "ls": dashes[net], "lw": 1.5}
+        wrong = 100 * (1 - rows["test_accuracy"])
+        loss.plot(rows["epoch"], rows["loss"], **style)
+        error.plot(rows["epoch"], wrong, **style)
+        if seed == frame["seed"].min():
+            words = block if len(dashes) == 1 else f"{block}, {net}"
+            label_end(loss, rows["loss"].iloc[-1], words, net_color(block))
+            label_end(error, wrong.iloc[-1], words, net_color(block))
     for (_, published_on, net), accuracy in PUBLISHED.items():
-        if net in set(frame["net"]) and published_on == dataset:
-            error.axhline(100 - accuracy, color=colors[net], ls=":", lw=1.2)
+        if net in dashes and published_on == dataset:
+            error.axhline(100 - accuracy, color=net_color("highway"), ls=":", lw=1.2)
             error.annotate("paper", (1, 100 - accuracy), xycoords=("axes fraction", "data"), xytext=(-4, 2),
-                           textcoords="offset points", ha="right", color=colors[net], fontsize=9)
+                           textcoords="offset points", ha="right", color=net_color("highway"), fontsize=9)
     if dataset != "cifar100":  # ten classes
-        loss.axhline(CHANCE, color="0.4", lw=0.8, ls=":")
-        loss.annotate("chance", (1, CHANCE), xycoords=("axes fraction", "data"), xytext=(-4, -3),
-                      textcoords="offset points", ha="right", va="top", color="0.35", fontsize=9)
+        draw_chance(loss, CHANCE)
+        draw_chance(error, 100 * (1 - 1 / CLASSES))
     for ax in (loss, error):
-        ax.set(xlabel="epoch", yscale="log")
+        ax.set(xlabel="epoch", yscale="log", xlim=(1, frame["epoch"].max()))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         ax.yaxis.set_minor_locator(NullLocator())
-    loss.set(title=f"training, with dropout, learning rate {rate:g}", ylabel="mean cross-entropy  [nats]")
-    error.set(title=f"test set of {dataset}", ylabel="test error  [%]")
-    loss.legend(loc="best")
+    loss.set(title=f"training, learning rate {rate:g}", ylabel="loss  [nats per sample]")
+    error.set(title=f"test set of {dataset}, learning rate {rate:g}", ylabel="test error  [%]")

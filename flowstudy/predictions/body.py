@@ -4,6 +4,8 @@ import math
 
 import pandas as pd
 
+from flowstudy.arguments import check_frame, takes
+
 from . import layers as by_layer
 from .layers import cell_weight_var, has_mean_mode, is_gaussian
 from .theories import theory_of
@@ -15,6 +17,7 @@ QUANTITIES = ["q", "m", "c", "chi", "gradient_correlation", *SPECTRAL, *(name + 
 SMALL_SHARE = 0.1  # of the mean square, up to which the mean mode does not show in two gradients' cosine
 
 
+@takes(rows=check_frame)
 def with_predicted_moments(rows: pd.DataFrame) -> pd.DataFrame:
     """A row per kind of net, layer and quantity of `body_moments`, from a frame of many nets.
 

@@ -5,9 +5,12 @@ import math
 import numpy as np
 import pandas as pd
 
+from flowstudy.arguments import check_frame, takes
+
 from .gradients import KIND, z_of
 
 
+@takes(flow=check_frame)
 def backward_slopes(flow: pd.DataFrame) -> pd.DataFrame:
     """A row per net, `slope` the least-squares slope of ln ||error signal||^2 over the layers, towards the input.
 

@@ -18,6 +18,8 @@ import pandas as pd
 from scipy.special import expit
 
 from flowstudy import theory
+from flowstudy.arguments import NAME, check_frame, takes
+from flowstudy.refusal import RefusalError
 
 from .layers import KIND, cell_weight_var, has_mean_mode, is_gaussian, layer_theory, mode_theory
 from .theories import NOT_KNOWN, theory_of
@@ -31,6 +33,7 @@ SMALL_SHARE = 0.1         # of the mean mode, up to which all units' error signa
 # --- slopes over the layers ------------------------------------------------------------------------------------------
 
 
+@takes(slopes=check_frame, flow=check_frame)
 def with_predicted_slopes(slopes: pd.DataFrame, flow: pd.DataFrame) -> pd.DataFrame:
     """Theory beside the measured `slope` of ln ||error signal||^2 per layer towards the input, a row per net.
 
@@ -77,6 +80,7 @@ def slope_weights(depth: int) -> np.ndarray:
 # --- norms by layer --------------------------------------------------------------------------------------------------
 
 
+@takes(flow=check_frame, quantity=NAME)
 def with_predicted_norms(flow: pd.DataFrame, quantity: str = "log10_error_signal_norm") -> pd.DataFrame:
     """Theory beside the norms by layer of `quantity`, a row per net and layer: from the net's own norm at the last.
 
@@ -124,8 +128,8 @@ def norm_law(cell: pd.Series, quantity: str, one: bool) -> pd.DataFrame:
         variance = np.full(len(layers), np.nan)
         spread = np.full(len(layers), len(layers) * step.variance)  # x_(l-1) and h_l share no weights
     else:
-        raise ValueError("with_predicted_norms: `quantity` must be log10_error_signal_norm or "
-                         f"log10_weight_gradient_norm, got {quantity!r}.")
+        raise RefusalError("with_predicted_norms: `quantity` must be log10_error_signal_norm or "
+                           f"log10_weight_gradient_norm, got {quantity!r}.")
     if cell["init"] == "orthogonal":  # of first layer and read-out, which are not square
         spread = np.full(len(layers), np.nan)
     law = law_in_words(cell, one, quantity)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from flowstudy import theory
+from flowstudy.arguments import NAME, ROW, a_whole, instance_of, optional, takes
 
 from .theories import theory_of
 
@@ -29,6 +30,7 @@ def is_gaussian(cell: pd.Series) -> bool:
     return theory_of(cell).covers_orthogonal or cell["init"] != "orthogonal"
 
 
+@takes(init=NAME, gain=optional(instance_of((int, float, np.number), "a number")), activation=NAME, width=a_whole(1))
 def weight_var(init: str, gain: float | None, activation: str, width: int | np.integer) -> float:
     """Variance of a body weight times width, as the scheme draws it; of orthogonal weights, the squared scale."""
     if gain is not None and not math.isnan(gain):
@@ -44,6 +46,7 @@ def cell_weight_var(cell: pd.Series) -> float:
     return weight_var(cell["init"], cell["gain"], cell["activation"], cell["width"])
 
 
+@takes(cell=ROW)
 def layer_theory(cell: pd.Series) -> pd.DataFrame:
     """Layers 2..depth at infinite width, from the measured mean square and mean of layer 1's output: a row per layer,
     `q` and `chi` as `theory.plain` has them; nan where not known."""
@@ -65,6 +68,7 @@ def mode_theory(cell: pd.Series) -> pd.DataFrame:
     return rows.assign(**{name: rows[name] - math.log(cell["width"]) for name in ("log_mode", "log_mode_back")})
 
 
+@takes(cell=ROW)
 def layer_gains(cell: pd.Series) -> np.ndarray:
     """chi of layers 2..depth; nan where not known."""
     return layer_theory(cell)["chi"].to_numpy()

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from flowstudy import theory
+from flowstudy.arguments import check_frame, takes
 
 from .layers import KIND, cell_weight_var
 from .theories import theory_of
@@ -14,6 +15,7 @@ FAN_IN = ("he_normal", "lecun_normal")  # Gaussian, and of one weight_var in the
 ROUNDING = 1e-12  # what is left of a gap that is exactly 0
 
 
+@takes(rows=check_frame)
 def with_predicted_correlations(rows: pd.DataFrame) -> pd.DataFrame:
     """A row per kind of net, `readout` and `lag` of `gradient_correlation`, from a frame of many nets.
 

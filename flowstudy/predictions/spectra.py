@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import logsumexp
 
+from flowstudy.arguments import check_frame, takes
 from flowstudy.theory.random_matrix.free_product import product_log_singular_values
 
 from .gradients import carried, kinds_of, z_of
@@ -23,6 +24,7 @@ BESIDE_WIDTH = 1 / 4  # of n singular values: how large E s^4 / (E s^2)^2 may be
 SAME_LAW = 0.1        # relative distance of the relative variances, up to which a free law stands for the spectrum's
 
 
+@takes(spectra=check_frame, flow=check_frame)
 def with_predicted_statistics(spectra: pd.DataFrame, flow: pd.DataFrame) -> pd.DataFrame:
     """Theory beside what each net's spectra amount to, a row per net and statistic.
 
@@ -133,6 +135,7 @@ def predicted_spectrum(cell: pd.Series) -> tuple[np.ndarray, bool]:
     return np.where((quantiles > 1 - 1 / width) & has_mean_mode(cell), math.nan, law), bool(valid)
 
 
+@takes(spectra=check_frame, flow=check_frame)
 def with_predicted_spectra(spectra: pd.DataFrame, flow: pd.DataFrame) -> pd.DataFrame:
     """`predicted` beside each `log_singular_value`, `valid` (see `predicted_spectrum`), and `z`: mean over nets of one
     kind and rank, less `predicted`, in standard errors of that mean.  `flow` as in `with_predicted_statistics`."""

@@ -4,11 +4,14 @@ import math
 
 import pandas as pd
 
+from flowstudy.arguments import check_frame, takes
+
 from .by_net import backward_slopes, log_conditions
 from .layers import KIND
 from .spectra import net_statistics, with_predicted_statistics
 
 
+@takes(spectra=check_frame, flow=check_frame)
 def through_training(spectra: pd.DataFrame, flow: pd.DataFrame) -> pd.DataFrame:
     """A row per net, moment and statistic: `measured`, and `predicted` at epoch 0 where theory has it.
 
@@ -24,8 +27,9 @@ def through_training(spectra: pd.DataFrame, flow: pd.DataFrame) -> pd.DataFrame:
         of_flow = flow[flow["epoch"] == epoch]
         statistics = with_predicted_statistics(rows, of_flow) if epoch == 0 else net_statistics(rows)
         frames += [statistics, conditions(rows), slopes(of_flow)]
-    found = pd.concat([frame.drop(columns="z", errors="ignore") for frame in frames], ignore_index=True)
-    return found[["cell", *KIND, "epoch", "statistic", "measured", "predicted"]]
+    found = pd.concat([frame.drop(columns=["z", "dataset", "seed"], errors="ignore") for frame in frames])
+    found = found.merge(spectra[["cell", "dataset", "seed"]].drop_duplicates("cell"), on="cell")
+    return found[["cell", *KIND, "dataset", "seed", "epoch", "statistic", "measured", "predicted"]]
 
 
 def conditions(spectra: pd.DataFrame) -> pd.DataFrame:

@@ -4,13 +4,15 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
-from flowstudy.data.datasets import DATASETS
+from flowstudy.arguments import MAPPING, check_kind, check_one_of, check_real, check_whole
+from flowstudy.data.datasets import DATASETS, TRAIN_SAMPLES
 from flowstudy.kinds import KINDS
 from flowstudy.names import ActivationName, DatasetName, NetName, SchemeName
 from flowstudy.nets import ACTIVATIONS, SCHEMES
@@ -32,6 +34,7 @@ DECAY_LAWS = {  # of the decay between its ends, by one uniform number u in [0, 
 }
 
 
+MOST_CELLS = 10**6  # of a plan: more take minutes to write down and gigabytes to hold
 LATER = {"bias_var": 0.0}  # fields that older stores do not know: their keys stay what they were
 
 
@@ -81,17 +84,12 @@ class Cell:
         for name in ("depth", "width", "seed", "epochs", "batch_size", "order_seed", "train_samples"):
             value = getattr(self, name)
             least = 0 if name in ("seed", "epochs", "order_seed") else 1
-            whole = is_whole(value) and value >= least
-            left_out = value is None and name == "train_samples"
-            require(whole or left_out, name, f"an integer of at least {least}", value)
-            if whole:
-                fill(self, name, int(value))  # a numpy integer would not survive the trip to JSON
+            if value is not None or name != "train_samples":  # a numpy integer would not survive the trip to JSON
+                fill(self, name, check_whole("Cell", name, value, least))
         for name in ("gain", "gate_bias", "learning_rate", "momentum", "decay", "bias_var"):
             value = getattr(self, name)
             if value is not None or name not in ("gain", "gate_bias"):
-                number = is_whole(value) or isinstance(value, float | np.floating)
-                require(number and not np.isnan(value), name, "a number", value)
-                fill(self, name, float(value) + 0.0)  # -0.0 is 0.0: equal cells have equal keys
+                fill(self, name, check_real("Cell", name, value, "a number") + 0.0)  # no -0.0: equal cells, equal keys
         require(kind.gate_bias is not None or self.gate_bias is None, "gate_bias", f"left out of {self.net} nets",
                 self.gate_bias)
         require(self.gain is None or 0 < self.gain < np.inf, "gain", "positive and finite", self.gain)
@@ -116,6 +114,12 @@ class Cell:
 CELL_FIELDS = tuple(field.name for field in fields(Cell))
 
 
+def samples_of(cell: Cell) -> int:
+    """Of its training set: what it asks for, or as many as there are."""
+    there = TRAIN_SAMPLES[cell.dataset]
+    return min(cell.train_samples or there, there)
+
+
 def grid(**axes: object) -> list[Cell]:
     """Every combination of the given values, the last axis fastest; a single value is a constant.
 
@@ -127,6 +131,7 @@ def grid(**axes: object) -> list[Cell]:
     for name, column in zip(axes, columns, strict=True):
         if not column:
             raise PlanError(f"grid: axis `{name}` must have at least one value, got none.")
+    check_size("grid", math.prod(map(len, columns)))
     return [make_cell("grid", dict(zip(axes, row, strict=True))) for row in itertools.product(*columns)]
 
 
@@ -153,17 +158,18 @@ def random_search(n: int, *, net: NetName | Sequence[NetName] = "plain", depth: 
     Source: Srivastava et al. 2015, section 3.1.  Ranges and laws are those of the authors' search tables: over their
         800 runs a uniform decay has p < 1e-22, the log-uniform law p = .13 and .23 (Kolmogorov & Smirnov).
     """
-    for name, value, least in (("n", n, 1), ("seed", seed, 0)):
-        if not is_whole(value) or value < least:
-            raise PlanError(f"random_search: `{name}` must be an integer of at least {least}, got {value!r}.")
+    check_whole("random_search", "n", n, least=1)
+    check_whole("random_search", "seed", seed)
     for name, axis in (("net", net), ("depth", depth)):
         if not values(axis):
             raise PlanError(f"random_search: `{name}` must have at least one value, got none.")
-    if decay_law not in DECAY_LAWS:
-        raise PlanError(f"random_search: `decay_law` must be one of {', '.join(DECAY_LAWS)}, got {decay_law!r}.")
+    check_one_of("random_search", "decay_law", decay_law, DECAY_LAWS)
+    if ranges is not None:
+        MAPPING("random_search", "ranges", ranges)
     ranges = PAPER_RANGES | check_ranges(ranges or {})
     check_axes("random_search", fixed)
     check_schemes(init, values(fixed.get("activation", ranges["activation"])))
+    check_size("random_search", n * len(values(net)) * len(values(depth)))
     cells = []
     for kind, layers in itertools.product(values(net), values(depth)):
         make_cell("random_search", {"net": kind, "depth": layers} | fixed)  # an error must not reach the generator
@@ -177,7 +183,14 @@ def random_search(n: int, *, net: NetName | Sequence[NetName] = "plain", depth: 
     return cells
 
 
+def check_size(call: str, cells: int) -> None:
+    if cells > MOST_CELLS:
+        raise PlanError(f"{call}: a plan must have at most {MOST_CELLS:,} cells, got {cells:,}. Make several plans of "
+                        "it.")
+
+
 def check_schemes(init: str | Mapping[str, str], activations: Sequence[str]) -> None:
+    check_kind("random_search", "init", init, (str, Mapping), "a scheme, or a mapping of activations to schemes")
     missing = [] if isinstance(init, str) else [name for name in activations if name not in init]
     if missing:
         raise PlanError("random_search: `init` must be a scheme, or hold one for each activation that is drawn, got "
@@ -229,19 +242,16 @@ def make_cell(call: str, settings: dict) -> Cell:
 
 
 def values(axis: object) -> list:
-    return [axis] if isinstance(axis, str) or not isinstance(axis, Iterable) else list(axis)
+    if isinstance(axis, str) or not isinstance(axis, Iterable):
+        return [axis]
+    found = list(itertools.islice(axis, MOST_CELLS + 1))
+    check_size("grid", len(found))
+    return found
 
 
 def one_of(**choices: tuple[object, Iterable]) -> None:
     for name, (value, known) in choices.items():
-        if value not in tuple(known):
-            raise PlanError(f"Cell: `{name}` must be one of {', '.join(known)}, got {value!r}."
-                            + did_you_mean(value, known))
-
-
-def is_whole(value: object) -> bool:
-    """An integer; numpy counts spans of time among its own."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
+        check_one_of("Cell", name, value, known)
 
 
 def require(holds: bool, name: str, rule: str, value: object) -> None:

@@ -8,19 +8,22 @@ from typing import overload
 import pandas as pd
 import torch
 
+from flowstudy.arguments import a_whole, check_path, check_real, optional
 from flowstudy.data.datasets import fetch_dataset
 from flowstudy.names import MeasureName
 from flowstudy.progress import NetBar
+from flowstudy.refusal import RefusalError
 from flowstudy.sweep.looks.table import MEASUREMENTS
-from flowstudy.sweep.store.failures import Failure, raise_for
+from flowstudy.sweep.store.failures import Failure, failure, raise_for, remember
 from flowstudy.sweep.store.plans import remember_plan
 from flowstudy.sweep.store.store import Store
 from flowstudy.sweep.workers.dask_engine import check_engine, run_on_dask
 from flowstudy.sweep.workers.local import Done, run_here, run_in_processes
 from flowstudy.sweep.workers.tasks import VERSION, Task, sweep_checkpoints, work
+from flowstudy.torch_arguments import check_device_or_auto
 
 from .cells import Cell
-from .plan import Shard, check_device, check_measures, check_plan, check_shard, cost, groups, shard_of, table_of
+from .plan import Shard, check_measures, check_plan, check_shard, cost, groups, shard_of, table_of
 
 NETS_AT_ONCE = {"as they start": 20, "trained here": 200, "trained by workers": 50}
 
@@ -78,41 +81,69 @@ def run(cells: Sequence[Cell], *, measure: MeasureName | Sequence[MeasureName] =
         A tidy frame: the cell's key `cell`, what was measured, every field of the cell; in the order of the plan.
 
     Raises:
-        ValueError, TypeError: what was asked for, or a data set, cannot be used or had; nothing is computed.
-        StoreError: the store's folder is full or cannot be written to.
+        ValueError, TypeError: what was asked for cannot be used, or not one of the data sets be had; nothing is
+            computed.
+        StoreError: the store's folder is full, cannot be written to or read, or was moved in the meantime; what it
+            holds is as it was.
         SweepError: some cells failed; its `failures` say how, its `rows` are those of all others.
     """
     cells = check_plan(cells)
     wanted = {name: (table_of(name, own), own) for name, own in check_measures(measure, options, cells).items()}
     check_engine(engine, insecure_network)
+    check_path("run", "store", store)
+    optional(a_whole(1))("run", "nets_at_once", nets_at_once)
+    check_real("run", "checkpoint_every", checkpoint_every, "at least 0")
     mine = cells if shard is None else shard_of(cells, *check_shard(shard))
     if engine == "local":
-        check_device(device)
+        check_device_or_auto("run", "device", device)
     results, tables = Store(store), [table for table, _ in wanted.values()]
     missing = {cell for table in tables for cell in results.missing(mine, table)}
     failures: list[Failure] = []
     if missing:
-        if engine == "local":  # workers elsewhere have files of their own
-            for dataset in dict.fromkeys(cell.dataset for cell in mine if cell in missing):
-                fetch_dataset(dataset)
+        absent = fetch_datasets([cell for cell in mine if cell in missing], engine)
         for name, (table, own) in wanted.items():
             results.prepare(table)
-            remember_plan(results.root, name, own, table, cells)
+            remember_plan(results, name, own, table, cells)
+        failures += without_data(results, tables[0], missing, absent)
+        missing -= {cell for cell in missing if cell.dataset in absent}
         measurements = tuple((table, MEASUREMENTS[name], own) for name, (table, own) in wanted.items())
-        size = nets_at_once or default_size(cells, engine)
-        todo = [Task(tuple(cell for cell in group if cell in missing), Path(store).absolute(), measurements, device,
-                     VERSION, checkpoint_every)
-                for group in groups(mine, size) if not missing.isdisjoint(group)]
+        size, mark = nets_at_once or default_size(cells, engine), results.hold()
+        parts = [tuple(cell for cell in group if cell in missing) for group in groups(mine, size)]
+        todo = [Task(part, Path(store).absolute(), measurements, device, VERSION, checkpoint_every, mark)
+                for part in parts if part]
         with NetBar(", ".join(wanted), len(missing), sum(map(cost_of, todo)), progress) as bar:
             for _task, failed in execute(todo, engine, results, bar):
                 failures += failed
-        sweep_checkpoints(results, tables[0])
+        results.check_held()
+    sweep_checkpoints(results, tables)
     failed = {failure.key for failure in failures}
     rows = {name: results.load([cell for cell in mine if cell.key not in failed], table)
             for name, (table, _) in wanted.items()}
     answer = rows[measure] if isinstance(measure, str) else rows
     raise_for(failures, len(set(mine)), results.root, tables[0], answer)
     return answer
+
+
+def fetch_datasets(cells: Sequence[Cell], engine: object) -> dict[str, Exception]:
+    """Those of the cells' data sets that cannot be had, with the reason; where none can, that is raised."""
+    if engine != "local":  # workers elsewhere have files of their own
+        return {}
+    wanted, absent = list(dict.fromkeys(cell.dataset for cell in cells)), {}
+    for dataset in wanted:
+        try:
+            fetch_dataset(dataset)
+        except (RefusalError, OSError) as error:
+            absent[dataset] = error
+    if len(absent) == len(wanted):
+        raise absent[wanted[0]]
+    return absent
+
+
+def without_data(store: Store, table: str, cells: set[Cell], absent: dict[str, Exception]) -> list[Failure]:
+    """The failures of cells whose data sets are absent, kept in the store."""
+    failures = [failure(cell, absent[cell.dataset]) for cell in cells if cell.dataset in absent]
+    remember(store, table, failures)
+    return failures
 
 
 def default_size(cells: Sequence[Cell], engine: object) -> int:
@@ -129,7 +160,7 @@ def execute(tasks: Sequence[Task], engine: object, store: Store, bar: NetBar) ->
     if engine != "local":
         yield from counted(run_on_dask(tasks, engine, store), tick)
     elif len(devices := local_devices(tasks[0].device)) > 1:
-        yield from counted(run_in_processes(tasks, devices), tick)
+        yield from counted(run_in_processes(tasks, devices, store), tick)
     else:
         yield from run_here(tasks, store, tick, lambda words: bar.say(f"{bar.nets} nets: {words}"))
 

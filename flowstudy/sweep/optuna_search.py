@@ -8,16 +8,22 @@
 >>> optuna_search(study, space, trials=40, group=20, store="results")  # doctest: +SKIP
 """
 
+import os
+import socket
 from collections.abc import Callable
 
 import numpy as np
 import optuna
+from optuna.trial import TrialState
 
 from flowstudy.sweep.store.failures import SweepError
+from flowstudy.whole_file import process_lives
 
 from .cells import Cell
 from .engine import run
 from .ranking import last_rows
+
+WORKER = "flowstudy worker"  # of a trial: the machine and the process that asked for it
 
 
 def optuna_search(study: optuna.Study, space: Callable[[optuna.Trial], dict], *, trials: int, group: int = 20,
@@ -31,9 +37,12 @@ def optuna_search(study: optuna.Study, space: Callable[[optuna.Trial], dict], *,
         of: the column of `run`'s frame whose last value a trial is told; a net that diverged or failed is told as
             failed.
         options: of `run`: `measure`, `store`, `device`, ....
+
+    Trials that a process of this machine asked for, which was killed before it told them, are told as failed first.
     """
+    fail_abandoned(study)
     for start in range(0, trials, group):
-        asked = [study.ask() for _ in range(min(group, trials - start))]
+        asked = [ask(study) for _ in range(min(group, trials - start))]
         cells = [Cell(**space(trial)) for trial in asked]
         try:
             rows = run(cells, nets_at_once=group, **options)
@@ -45,4 +54,18 @@ def optuna_search(study: optuna.Study, space: Callable[[optuna.Trial], dict], *,
             if np.isfinite(value):
                 study.tell(trial, float(value))
             else:
-                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                study.tell(trial, state=TrialState.FAIL)
+
+
+def ask(study: optuna.Study) -> optuna.Trial:
+    trial = study.ask()
+    trial.set_user_attr(WORKER, [socket.gethostname(), os.getpid()])
+    return trial
+
+
+def fail_abandoned(study: optuna.Study) -> None:
+    """Trials of processes that are no more: they would count as running for ever."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        host, process = trial.user_attrs.get(WORKER, (None, 0))
+        if host == socket.gethostname() and not process_lives(process):
+            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)

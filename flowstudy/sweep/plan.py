@@ -5,15 +5,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
-import torch
 
-from flowstudy.data.datasets import TRAIN_SAMPLES
+from flowstudy.arguments import NAME, in_short, is_whole, several
 from flowstudy.refusal import did_you_mean
+from flowstudy.sweep.looks.checks import check_looks
 from flowstudy.sweep.looks.in_training import as_record_at
 from flowstudy.sweep.looks.table import AS_THEY_START, MEASUREMENTS, OF_TRAINING, options_of
 from flowstudy.sweep.workers.tasks import work
 
-from .cells import Cell, digest, is_whole
+from .cells import Cell, digest, samples_of
 from .plan_error import PlanError, PlanTypeError
 
 Shard = str | tuple[int, int] | None
@@ -22,6 +22,8 @@ Shard = str | tuple[int, int] | None
 def check_plan(cells: Sequence[Cell]) -> list[Cell]:
     if isinstance(cells, Cell):
         raise PlanTypeError("run: `cells` must be a sequence of Cell, got one Cell. Pass [cell].")
+    if not isinstance(cells, Iterable):
+        raise PlanTypeError(f"run: `cells` must be a sequence of Cell, got {in_short(cells)}.")
     cells = list(cells)
     if not cells:
         raise PlanError("run: `cells` must hold at least one Cell, got none. Make a plan with flowstudy.grid(...).")
@@ -36,7 +38,7 @@ def check_options(measure: str, options: Mapping[str, object]) -> dict[str, obje
 
     What every measurement in training can be told came later: left out at its defaults, older tables keep their names.
     """
-    if measure not in MEASUREMENTS:
+    if not isinstance(measure, str) or measure not in MEASUREMENTS:
         raise PlanError(f"run: `measure` must be one of {', '.join(MEASUREMENTS)}, got {measure!r}."
                         + did_you_mean(measure, MEASUREMENTS))
     known = options_of(measure)
@@ -44,13 +46,11 @@ def check_options(measure: str, options: Mapping[str, object]) -> dict[str, obje
         if name not in known:
             raise PlanTypeError(f"run: {measure} takes {', '.join(known) or 'no options'}, got `{name}`."
                                 + did_you_mean(name, known))
-    samples = options.get("samples", 1)  # the one option that needs no data set to be found wrong
-    if not is_whole(samples) or samples < 1:
-        raise PlanError(f"run: `samples` must be between 1 and the training set's size, got {samples!r}.")
     full = known | dict(options)
     if full.get("at") is not None:
         full["at"] = asdict(as_record_at(full["at"]))  # plain data: it goes into files
-    return {name: value for name, value in full.items() if name not in OF_TRAINING or value != OF_TRAINING[name]}
+    return {name: value for name, value in full.items() if name not in OF_TRAINING
+            or not isinstance(value, str | None) or value != OF_TRAINING[name]}
 
 
 def check_measures(measure: str | Sequence[str], options: Mapping[str, object],
@@ -59,12 +59,14 @@ def check_measures(measure: str | Sequence[str], options: Mapping[str, object],
     if isinstance(measure, str):
         wanted = {measure: check_options(measure, options)}
     else:
+        several(NAME, least=0)("run", "measure", measure)
         wanted = check_several(list(measure), options)
     trained = [cell.epochs for cell in cells if cell.epochs]
-    for name in wanted:
+    for name, own in wanted.items():
         if name in AS_THEY_START and trained:
             raise PlanError(f"run: `epochs` must be 0 to measure {AS_THEY_START[name]}, got {trained[0]}. "
                             "Leave it out.")
+        check_looks(name, own, cells)
     check_moments(wanted, cells)
     return wanted
 
@@ -73,7 +75,7 @@ def check_moments(wanted: Mapping[str, Mapping[str, object]], cells: Sequence[Ce
     """Nets are looked at while they train, not later: told before any of them does."""
     moments = [as_record_at(options["at"]) for options in wanted.values() if options.get("at") is not None]
     for cell in dict.fromkeys(cells) if moments else ():
-        per_epoch = math.ceil(min(cell.train_samples or math.inf, TRAIN_SAMPLES[cell.dataset]) / cell.batch_size)
+        per_epoch = -(-samples_of(cell) // cell.batch_size)
         for moment in moments:
             late = [f"epoch {epoch}" for epoch in moment.epochs if epoch > cell.epochs]
             late += [f"update {step}" for step in moment.steps if step > cell.epochs * per_epoch]
@@ -102,16 +104,6 @@ def check_several(names: Sequence[str], options: Mapping[str, object]) -> dict[s
 def table_of(measure: str, options: Mapping[str, object]) -> str:
     """The store's table of these results: the same measurement with other options is another one."""
     return f"{measure}-{digest(check_options(measure, options))}"
-
-
-def check_device(device: str) -> str:
-    if device != "auto":
-        try:
-            torch.empty(0, device=torch.device(device))
-        except (RuntimeError, AssertionError) as error:
-            raise PlanError(f"run: `device` must be 'auto' or a device that torch sees, got {device!r}: "
-                            f"{str(error).splitlines()[0]}") from None
-    return device
 
 
 def groups(cells: Sequence[Cell], size: int) -> list[list[Cell]]:

@@ -10,7 +10,7 @@ import yaml
 
 from flowstudy.refusal import did_you_mean
 
-from .cells import CELL_FIELDS, Cell, grid, random_search
+from .cells import CELL_FIELDS, MOST_CELLS, Cell, grid, random_search
 from .plan import check_measures
 from .plan_error import PlanError
 
@@ -54,7 +54,8 @@ def read_plan(path: Path, measure: str | list[str] | None = None) -> PlanFile:
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=PlainYaml)  # a SafeLoader
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        check_entries(content)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, EntriesError) as error:
         raise PlanError(f"sweep: `plan` must be a YAML file that can be read, got {path}: "
                         f"{' '.join(str(error).split())}") from None
     check_mapping(path, content, KNOWN)
@@ -69,6 +70,21 @@ def read_plan(path: Path, measure: str | list[str] | None = None) -> PlanFile:
     options = arguments(f"{path}: options", content.get("options") or {}, None)
     check_measures(measure, options, cells)
     return PlanFile(list(dict.fromkeys(cells)), measure, options)
+
+
+class EntriesError(ValueError):
+    """What a file says is out of all proportion to the file."""
+
+
+def check_entries(content: object) -> None:
+    """Anchors let a line stand for many, and those for more: what they come to is counted before it is written out."""
+    waiting, count = [content], 0
+    while waiting:
+        value = waiting.pop()
+        count += 1
+        if count > MOST_CELLS:
+            raise EntriesError(f"its anchors come to more than {MOST_CELLS:,} entries")
+        waiting += value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else []
 
 
 class PlainYaml(yaml.SafeLoader):
@@ -112,6 +128,8 @@ def as_python(value: object) -> object:
         ends = as_list(value["range"])
         if not (1 <= len(ends) <= 2 and all(isinstance(end, int) for end in ends)):
             raise PlanError(f"sweep: `range` must be a whole number or two, got {value['range']!r}.")
+        if len(range(*ends)) > MOST_CELLS:
+            raise PlanError(f"sweep: `range` must be of at most {MOST_CELLS:,} numbers, got {value['range']!r}.")
         return list(range(*ends))
     if isinstance(value, Mapping):
         return {name: as_python(one) for name, one in value.items()}

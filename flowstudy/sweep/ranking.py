@@ -5,11 +5,21 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from flowstudy.arguments import FLAG, NAME, a_whole, check_frame, several, takes
+from flowstudy.refusal import RefusalError
+
 from .cells import CELL_FIELDS
+
+
+def names(call: str, name: str, value: object) -> None:
+    """One, or several."""
+    several(NAME)(call, name, [value] if isinstance(value, str) else value)
+
 
 TIMES = ("epoch", "step")  # a column of these orders a cell's rows
 
 
+@takes(frame=check_frame, by=names, of=NAME, largest=FLAG)
 def best(frame: pd.DataFrame, by: Sequence[str] = ("net", "depth"), of: str = "loss",
          largest: bool = False) -> pd.DataFrame:
     """The best cell for each combination of the fields `by`; see `top`.
@@ -21,6 +31,7 @@ def best(frame: pd.DataFrame, by: Sequence[str] = ("net", "depth"), of: str = "l
     return top(frame, 1, by, of, largest)
 
 
+@takes(frame=check_frame, k=a_whole(1), by=names, of=NAME, largest=FLAG)
 def top(frame: pd.DataFrame, k: int, by: Sequence[str] = ("net", "depth"), of: str = "loss",
         largest: bool = False) -> pd.DataFrame:
     """The `k` best cells for each combination of the fields `by`, by their last value of `of`.
@@ -38,12 +49,10 @@ def top(frame: pd.DataFrame, k: int, by: Sequence[str] = ("net", "depth"), of: s
     Raises:
         ValueError: an unknown column, or several values of `of` at a cell's last time.
     """
-    if k < 1:
-        raise ValueError(f"top: `k` must be at least 1, got {k}.")
     by = [by] if isinstance(by, str) else list(by)
     for column in ("cell", of, *by):
         if column not in frame:
-            raise ValueError(f"top: `frame` must have a column `{column}`, got {', '.join(map(str, frame.columns))}.")
+            raise RefusalError(f"top: `frame` must have a column `{column}`, got {', '.join(map(str, frame.columns))}.")
     last = last_rows(frame, of)
     value = last[of].astype(float)
     worth = np.where(np.isfinite(value), -value if largest else value, np.inf)
@@ -59,6 +68,6 @@ def last_rows(frame: pd.DataFrame, of: str) -> pd.DataFrame:
     for name in times:
         frame = frame[frame[name] == frame.groupby("cell", sort=False)[name].transform("max")]
     if frame["cell"].duplicated().any():
-        raise ValueError(f"top: `of` must have one value a cell and {' or '.join(TIMES)}, got several of {of!r}. "
-                         "Reduce them first, as by frame.groupby('cell').")
+        raise RefusalError(f"top: `of` must have one value a cell and {' or '.join(TIMES)}, got several of {of!r}. "
+                           "Reduce them first, as by frame.groupby('cell').")
     return frame

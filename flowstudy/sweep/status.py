@@ -22,7 +22,8 @@ def status(store: str | os.PathLike[str]) -> pd.DataFrame:
     Returns:
         A row per plan: `plan`, `measure`, `options`, `cells`, `done`, `failed` (a later run tries these again),
         `missing` (the rest), `seconds_left` at the pace of the latest files (0 when all are done, nan before the
-        first), `asked`, and `table`, whose rows are in the folder <store>/<table>.
+        first), `codes` (how many versions of the measuring code the rows come from, as far as their files say: told,
+        and nothing is computed again for it), `asked`, and `table`, whose rows are in the folder <store>/<table>.
     """
     results, rows = Store(store, moves_damaged=False), []
     for name, plan in remembered_plans(results.root).items():
@@ -34,10 +35,17 @@ def status(store: str | os.PathLike[str]) -> pd.DataFrame:
         rows.append({"plan": name, "measure": plan.measure,
                      "options": ", ".join(f"{name}={value}" for name, value in plan.options.items()),
                      "cells": len(plan.cells), "done": len(done), "failed": broken, "missing": len(left) - broken,
-                     "seconds_left": seconds_left(results, plan.table, done, left), "asked": plan.asked,
-                     "table": plan.table})
+                     "seconds_left": seconds_left(results, plan.table, done, left),
+                     "codes": codes_of(results, plan.table, done), "asked": plan.asked, "table": plan.table})
     return pd.DataFrame(rows, columns=["plan", "measure", "options", "cells", "done", "failed", "missing",
-                                       "seconds_left", "asked", "table"])
+                                       "seconds_left", "codes", "asked", "table"])
+
+
+def codes_of(store: Store, table: str, done: Sequence[Cell]) -> int:
+    """Of the files that hold these cells' rows; those of earlier versions do not say."""
+    keys = {cell.key for cell in done}
+    records = [footer["provenance"] for footer in store.footers(table) if not keys.isdisjoint(footer["cells"])]
+    return len({record["code"] for record in records if isinstance(record.get("code"), str)})
 
 
 def seconds_left(store: Store, table: str, done: Sequence[Cell], left: Sequence[Cell]) -> float:
@@ -45,12 +53,20 @@ def seconds_left(store: Store, table: str, done: Sequence[Cell], left: Sequence[
     if not left:
         return 0.0
     costs = {cell.key: cost(cell) for cell in done}
-    files = sorted((footer["provenance"]["finished"], footer["provenance"]["seconds"],
-                    sum(costs.get(key, 0) for key in footer["cells"])) for footer in store.footers(table))[-LATEST:]
-    files = [(datetime.fromisoformat(finished).timestamp(), seconds, paid) for finished, seconds, paid in files if paid]
+    files = [(*when, sum(costs.get(key, 0) for key in footer["cells"])) for footer in store.footers(table)
+             if (when := end_and_seconds(footer.get("provenance"))) is not None]
+    files = [file for file in sorted(files)[-LATEST:] if file[2]]
     paid = sum(paid for *_, paid in files)
     busy = busy_seconds([(end - seconds, end) for end, seconds, _ in files])
     return busy / paid * sum(map(cost, left)) if paid else float("nan")
+
+
+def end_and_seconds(provenance: object) -> tuple[float, float] | None:
+    """When a file's rows were done and how long they took; None where what it says of that cannot be read."""
+    try:
+        return datetime.fromisoformat(provenance["finished"]).timestamp(), float(provenance["seconds"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def busy_seconds(spans: Sequence[tuple[float, float]]) -> float:

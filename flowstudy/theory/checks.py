@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flowstudy.arguments import MOST_LAYERS, check_one_of, in_short
+from flowstudy.refusal import RefusalError
+
 # Numbers, arrays, or (nested) sequences of numbers; arrays broadcast against each other.
 Values = int | float | np.number | np.ndarray | Sequence[Any]
 Result = float | np.floating | np.ndarray  # float64, of the arguments' common shape
@@ -22,6 +25,7 @@ RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "non-negative and finite": lambda v: (v >= 0) & (v < np.inf),
     "between 0 and 1": lambda v: (v >= 0) & (v <= 1),
     "a number": lambda v: ~np.isnan(v),
+    "numbers": lambda v: np.ones(v.shape, bool),
 }
 
 
@@ -30,18 +34,26 @@ def check_integer(call: str, name: str, value: Values, least: int = 1) -> np.nda
     array = np.asarray(value)
     if not (array.dtype.kind in "iuf" and array.size
             and np.all((array >= least) & (array < np.inf) & (array == np.floor(array)))):
-        raise ValueError(f"{call}: `{name}` must be an integer of at least {least}, got {value!r}.")
+        raise RefusalError(f"{call}: `{name}` must be an integer of at least {least}, got {value!r}.")
     return array.astype(np.float64)
 
 
 def check_number(call: str, name: str, value: Values, rule: str = "positive and finite") -> np.ndarray:
     array = np.asarray(value)
     if not (array.dtype.kind in "iuf" and array.size and np.all(RULES[rule](array.astype(np.float64)))):
-        raise ValueError(f"{call}: `{name}` must be {rule}, got {value!r}.")
+        raise RefusalError(f"{call}: `{name}` must be {rule}, got {value!r}.")
     return array.astype(np.float64)
 
 
+def depth_to_walk(call: str, depth: Values) -> int:
+    """Layers that are walked one by one."""
+    if np.ndim(depth):
+        raise RefusalError(f"{call}: `depth` must be one number, got {in_short(depth)}. Call it once per net.")
+    if check_integer(call, "depth", depth) > MOST_LAYERS:
+        raise RefusalError(f"{call}: `depth` must be at most {MOST_LAYERS:,}, layers being walked one by one, got "
+                           f"{in_short(depth)}.")
+    return int(np.asarray(depth))
+
+
 def check_choice(call: str, name: str, value: str, known: Collection[str], way_out: str = "") -> str:
-    if value not in known:
-        raise ValueError(f"{call}: `{name}` must be one of {', '.join(known)}, got {value!r}.{way_out}")
-    return value
+    return check_one_of(call, name, value, known, way_out)

@@ -29,7 +29,7 @@ class Batches(NamedTuple):
 
 def batches(samples: int, batch_size: int, order_seed: int, epoch: int) -> Batches:
     """Every sample once, in an order that depends on the seed and the epoch alone, on every device."""
-    generator = torch.Generator().manual_seed(order_seed * 1_000_003 + epoch)
+    generator = torch.Generator().manual_seed((order_seed * 1_000_003 + epoch) % 2**63)
     return in_batches(torch.randperm(samples, generator=generator), batch_size)
 
 

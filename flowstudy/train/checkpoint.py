@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from flowstudy.arguments import check_path, takes
 from flowstudy.seal import sealed_zip, zip_is_sealed
-from flowstudy.whole_file import write_whole
+from flowstudy.whole_file import read_whole, remove, sweep_leftovers, write_whole
 
 
 class Checkpoint:
@@ -25,15 +26,18 @@ class Checkpoint:
         path: of the file; its folder is made when there is something to write.
         seconds: the least time between two writes; 0 writes whenever asked.
         key: what the run is, a string or a list of them. A file of another run is set aside, never loaded.
-        write: (path, content) into a file that appears whole or not at all.
+        write, read: (path, content) into a file that appears whole or not at all, and all of it back.  What they raise
+            is raised: a file that cannot be read is not a damaged one.
     """
 
+    @takes(path=check_path)
     def __init__(self, path: str | os.PathLike[str], seconds: float = 60.0, key: str | list[str] = "",
-                 write: Callable[[Path, bytes], object] = write_whole):
+                 write: Callable[[Path, bytes], object] = write_whole, read: Callable[[Path], bytes] = read_whole):
         self.path: Path = Path(path)
         self.seconds: float = seconds
         self.key: str | list[str] = key
         self.write: Callable[[Path, bytes], object] = write
+        self.read: Callable[[Path], bytes] = read
         self.written: float = time.monotonic()
 
     def due(self) -> bool:
@@ -52,40 +56,50 @@ class Checkpoint:
         """What was saved last, on the CPU, or before it where that is damaged; None where nothing can be used."""
         for path, otherwise in ((self.path, "its run goes on from the one before, or starts again"),
                                 (before(self.path), "its run starts again")):
-            if not path.exists():
+            try:
+                content = self.read(path)
+            except FileNotFoundError:
                 continue
             try:
-                saved = contents(path)
+                saved = contents(content)
                 if saved["key"] != self.key:
                     raise ValueError("it belongs to another run")
                 return saved["state"]
+            except MemoryError:
+                raise
             except Exception as error:  # whatever a damaged file makes torch.load raise
                 aside = path.with_name(path.name + ".unreadable")
-                path.replace(aside)
+                with contextlib.suppress(OSError):  # in a folder that takes no files, which `save` will say
+                    path.replace(aside)
                 warnings.warn(f"Checkpoint: {path} cannot be used ({error}); set aside as {aside.name}, {otherwise}.",
                               stacklevel=2)
         return None
 
+    @takes(path=check_path)
     @staticmethod
-    def key_of(path: Path) -> str | list[str] | None:
+    def key_of(path: Path, read: Callable[[Path], bytes] = read_whole) -> str | list[str] | None:
         """What the run of this file is, or of the one before it; None where neither can be read."""
-        for one in (path, before(path)):
+        for one in (Path(path), before(Path(path))):
             with contextlib.suppress(Exception):  # whatever a damaged file makes torch.load raise; `load` will say so
-                return torch.load(one, map_location="cpu", weights_only=True, mmap=True)["key"]
+                return contents(read(one))["key"]
         return None
 
+    def finish(self) -> None:
+        """What was saved last is the result: it stays, and nothing is left beside it."""
+        remove(before(self.path))
+        sweep_leftovers(self.path.parent)
+
     def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
-        before(self.path).unlink(missing_ok=True)
+        remove(self.path)
+        remove(before(self.path))
 
 
 def before(path: Path) -> Path:
     return path.with_name(path.name + ".before")
 
 
-def contents(path: Path) -> dict[str, Any]:
+def contents(content: bytes) -> dict[str, Any]:
     """What the file holds, after its digest; without one, from an earlier version, after the archive's checksums."""
-    content = path.read_bytes()
     if not zip_is_sealed(content) and (name := zipfile.ZipFile(io.BytesIO(content)).testzip()) is not None:
         raise ValueError(f"{name} in it is not what was written")
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

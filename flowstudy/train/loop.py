@@ -1,7 +1,7 @@
 """The training loop: a stack of nets, SGD with momentum, each net with its own settings."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from flowstudy.arguments import LARGEST, a_whole, check_function, in_short, instance_of, is_whole, optional, takes
 from flowstudy.data import Dataset
 from flowstudy.refusal import RefusalError
 from flowstudy.train.stacks.ensemble import Stack
@@ -45,6 +46,7 @@ class Settings:
     order_seed: int = 0
     precision: str = "float32"
 
+    @takes(epoch=a_whole(0))
     def step_size(self, epoch: int) -> Float[Tensor, " net"]:
         rate = (self.learning_rate * self.decay**epoch).clamp(min=LEARNING_RATE_FLOOR)
         return rate * (1 - self.momentum)
@@ -112,14 +114,15 @@ class RecordAt:
         for name in ("epochs", "steps"):
             values = getattr(self, name)
             least = -1 if name == "epochs" else 0
-            values = [values] if isinstance(values, int) else list(values)
-            if not all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in values):
-                raise RefusalError(f"RecordAt: `{name}` must be integers of at least {least}, got {values}.")
-            object.__setattr__(self, name, tuple(sorted(set(values))))
+            values = [values] if is_whole(values) or not isinstance(values, Iterable) else list(values)
+            if not all(is_whole(v) and least <= v <= LARGEST for v in values):
+                raise RefusalError(f"RecordAt: `{name}` must be integers of at least {least}, got {in_short(values)}.")
+            object.__setattr__(self, name, tuple(sorted(set(map(int, values)))))
         if not self.epochs and not self.steps:
             raise RefusalError("RecordAt: at least one of `epochs` and `steps` must be given. RecordAt(epochs=[0, -1]) "
-                             "looks before and after training.")
+                               "looks before and after training.")
 
+    @takes(epochs=a_whole(0), per_epoch=a_whole(1))
     def updates(self, epochs: int, per_epoch: int) -> list[int]:
         """The numbers of updates after which to look."""
         late = [f"epoch {e}" for e in self.epochs if e > epochs]
@@ -139,6 +142,9 @@ class Progress:
     done: int = 0                # updates
 
 
+@takes(nets=instance_of(Stack, "a Stack"), data=instance_of(Dataset, "a Dataset"),
+       settings=instance_of(Settings, "a Settings"), tick=check_function,
+       at=optional(instance_of(RecordAt, "a RecordAt")), checkpoint=optional(instance_of(Checkpoint, "a Checkpoint")))
 def train(nets: Stack, data: Dataset, settings: Settings, tick: Callable[[float], object] = lambda _nets: None, *,
           at: RecordAt | None = None, observer: Observer | None = None,
           checkpoint: Checkpoint | None = None) -> History:
@@ -188,19 +194,19 @@ def seconds_per_update(nets: Stack, data: Dataset, settings: Settings) -> float:
 
 def check_nets(template: nn.Module) -> None:
     if any(module._backward_hooks or module._backward_pre_hooks for module in template.modules()):
-        raise ValueError(f"train: `nets` must have no backward hooks, got {type(template).__name__} with some, which "
-                         "torch.func.vmap does not call. Remove them, or train it in a loop of your own.")
+        raise RefusalError(f"train: `nets` must have no backward hooks, got {type(template).__name__} with some, which "
+                           "torch.func.vmap does not call. Remove them, or train it in a loop of your own.")
     frozen = [name for name, weight in template.named_parameters() if not weight.requires_grad]
     if frozen:
-        raise ValueError(f"train: `nets` must have no frozen weights, got {frozen[0]!r}, which does not require a "
-                         "gradient. Train it in a loop of your own.")
+        raise RefusalError(f"train: `nets` must have no frozen weights, got {frozen[0]!r}, which does not require a "
+                           "gradient. Train it in a loop of your own.")
 
 
 def check_device_of(nets: Stack, data: Dataset) -> None:
     there = next(iter(nets.state.values())).device
     if data.x_train.device != there:
-        raise ValueError(f"train: `data` must be on the nets' device {there}, got {data.x_train.device}. Move "
-                         f"it there: data.to({str(there)!r}).")
+        raise RefusalError(f"train: `data` must be on the nets' device {there}, got {data.x_train.device}. Move "
+                           f"it there: data.to({str(there)!r}).")
 
 
 def mean_loss(nets: Stack, data: Dataset) -> Float[Tensor, " net"]:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch.backends import cuda, cudnn, mkldnn
 
+from flowstudy.refusal import RefusalError
+
 PRECISIONS = {"float32": "ieee", "tf32": "tf32"}  # in the words of torch's newer switches
 OLDER = {"float32": "highest", "tf32": "high"}
 
@@ -18,9 +20,9 @@ def matrix_precision(precision: str, device: torch.device) -> Iterator[None]:
     an older one that a newer one contradicts, so both are set alike here, and both are put back.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"train: `precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
+        raise RefusalError(f"train: `precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
     if precision == "tf32" and device.type != "cuda":
-        raise ValueError(f"train: `precision` must be 'float32' on {device.type}, got 'tf32', which only CUDA has.")
+        raise RefusalError(f"train: `precision` must be 'float32' on {device.type}, got 'tf32', which only CUDA has.")
     parts = cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul
     newer = [part.fp32_precision for part in parts]
     set_newer(parts, ["ieee"] * len(parts))

@@ -63,7 +63,7 @@ def half_gradients(call: str, model: nn.Module, net: Linearised,
     weights = {name: p.requires_grad_() for name, p in copied.named_parameters() if name in net.parameters}
     try:
         with callers_modes_aside(), net.state.replayed():
-            output = objective.taken(x.call(copied), y)
+            output = objective.taken(x.call_model(copied), y)
             value = objective.value(output.float(), y)   # the loss in float32, as in automatic mixed precision
             torch.autograd.grad(value, list(weights.values()), retain_graph=True, allow_unused=True)
     except RuntimeError as error:

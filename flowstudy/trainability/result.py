@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from flowstudy.arguments import a_real, takes
 from flowstudy.measure.drawn import Drawn
 from flowstudy.measure.gradients.flow import GradientFlow
+from flowstudy.refusal import RefusalError
 
 from .half import Survival
 from .kernel.tangent import Kernel
@@ -65,10 +67,11 @@ class Trainability(Drawn):
 
     drawn_by = "trainability"
 
+    @takes(share=a_real("a number"))
     def steps_to(self, share: float | int) -> float:
         """Steps until this share of the residual is left at the best stable rate; inf where it never is."""
         if not 0 < share < 1:
-            raise ValueError(f"steps_to: `share` must be between 0 and 1, got {share!r}.")
+            raise RefusalError(f"steps_to: `share` must be between 0 and 1, got {share!r}.")
         return self.kernel.decay.steps_to(share)
 
     @property

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from flowstudy.arguments import FLAG, a_real, check_one_of, check_whole, several
 from flowstudy.measure.gradients.flow import GradientFlow, gradient_flow
 from flowstudy.measure.gradients.losses import Loss, Objective
 from flowstudy.measure.models.context import RandomState, in_own_context
@@ -16,7 +17,7 @@ from flowstudy.measure.models.copies import check_module, float64_copy
 from flowstudy.measure.models.inputs import Inputs, Shown, check_input, check_samples_apart
 from flowstudy.measure.models.precision.attempts import in_float64, measured_targets
 from flowstudy.names import LossName, OptimizerName
-from flowstudy.refusal import RefusalError, did_you_mean
+from flowstudy.refusal import RefusalError
 
 from .causes import Cause, causes_of, underflow
 from .constant import constant_loss
@@ -132,7 +133,7 @@ def look_at(call: str, model: nn.Module, x: Shown, y: Tensor | None, loss: str |
     """What `trainability` does, in the name of the public function that was called."""
     started = time.perf_counter()
     check_module(call, model)
-    check_choices(call, optimizer, steps, samples, trial, half)
+    check_choices(call, optimizer, steps, samples, trial, batch_size, seed, progress, half)
     check_sparse(call, model, optimizer)
     inputs = check_input(call, model, x)
     check_targets_given(call, inputs, y, loss)
@@ -252,18 +253,17 @@ def learnt_something(found: Trainability) -> bool:
         found.tried.best.loss <= NOTHING * found.constant_loss)
 
 
-def check_choices(call: str, optimizer: str, steps: Sequence[int], samples: int, trial: int,
-                  half: str | None) -> None:
-    if half is not None and half not in HALVES:
-        raise RefusalError(f"{call}: `dtype` must be None or one of {', '.join(HALVES)}, got {half!r}.")
-    if optimizer not in OPTIMIZERS:
-        raise RefusalError(f"{call}: `optimizer` must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r}."
-                           + did_you_mean(optimizer, OPTIMIZERS))
-    for name, value, least in (("samples", samples, 2), ("trial", trial, 0)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise RefusalError(f"{call}: `{name}` must be a whole number of at least {least}, got {value!r}.")
-    if not len(steps) or not all(t > 0 for t in steps):
-        raise RefusalError(f"{call}: `steps` must be one or more positive numbers, got {steps!r}.")
+def check_choices(call: str, optimizer: str, steps: Sequence[int], samples: int, trial: int, batch_size: int, seed: int,
+                  progress: bool, half: str | None) -> None:
+    if half is not None:
+        check_one_of(call, "dtype", half, HALVES)
+    check_one_of(call, "optimizer", optimizer, OPTIMIZERS)
+    check_whole(call, "samples", samples, least=2)
+    check_whole(call, "trial", trial)
+    check_whole(call, "batch_size", batch_size, least=1)
+    check_whole(call, "seed", seed)
+    FLAG(call, "progress", progress)
+    several(a_real("positive and finite"))(call, "steps", steps)
 
 
 def check_sparse(call: str, model: nn.Module, optimizer: str) -> None:

@@ -14,6 +14,7 @@ from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.copies import float64_copy
 from flowstudy.measure.models.inputs import Inputs, Shown, check_input
 from flowstudy.measure.models.precision.attempts import in_float64
+from flowstudy.refusal import RefusalError, RefusalTypeError
 
 from .counted_pass import Gates, GateUse
 from .given import Given, check_gates, given_gates
@@ -132,8 +133,8 @@ def means_by_use(call: str, one_pass: Callable[[nn.Module, Inputs], Gates], mode
         if start == 0:
             sums = {use: t.new_zeros(classes, t.shape[1]) for use, t in gates.items()}
         if not gates or gates.keys() != sums.keys():
-            raise ValueError(f"{call}: `model` must run the same gates whatever the input, at least one, got "
-                             f"{type(model).__name__}, which does not. Pass the part of it that does.")
+            raise RefusalError(f"{call}: `model` must run the same gates whatever the input, at least one, got "
+                               f"{type(model).__name__}, which does not. Pass the part of it that does.")
         for use, t in gates.items():
             sums[use].index_add_(0, of_class[start:start + CHUNK], t)
     samples = torch.bincount(of_class, minlength=classes).unsqueeze(1)
@@ -188,8 +189,8 @@ def check_classes(call: str, inputs: Inputs,
     if y is None:
         return tuple(torch.zeros(size, dtype=torch.int64, device=inputs.device) for size in (1, len(inputs)))
     if not isinstance(y, Tensor):
-        raise TypeError(f"{call}: `y` must be a tensor of labels, got {type(y).__name__}. Use torch.as_tensor.")
+        raise RefusalTypeError(f"{call}: `y` must be a tensor of labels, got {type(y).__name__}. Use torch.as_tensor.")
     if y.shape != (len(inputs),) or y.is_floating_point():
-        raise ValueError(f"{call}: `y` must be one integer label per sample, shape ({len(inputs)},), got {y.dtype} of "
-                         f"shape {tuple(y.shape)}. Pass None for the overall mean alone.")
+        raise RefusalError(f"{call}: `y` must be one integer label per sample, shape ({len(inputs)},), got {y.dtype} "
+                           f"of shape {tuple(y.shape)}. Pass None for the overall mean alone.")
     return y.to(inputs.device, torch.int64).unique(return_inverse=True)

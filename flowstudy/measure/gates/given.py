@@ -86,7 +86,7 @@ def given_gates(call: str, named: Named, model: nn.Module, inputs: Inputs) -> Ga
         for gate, module in modules.items():
             if named[gate][0] not in recurrent or named[gate][1] is not None:
                 stack.enter_context(module.register_forward_hook(partial(called, gate), with_kwargs=True))
-        inputs.call(model)
+        inputs.call_model(model)
     return gates
 
 

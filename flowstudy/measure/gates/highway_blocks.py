@@ -32,5 +32,5 @@ def gates_of_blocks(call: str, model: nn.Module, inputs: Inputs) -> Gates:
 
     affine = {name: block.affine for name, block in blocks.items()}
     with changed_outputs(affine, read), counted_layers(call, model, inputs, ended):
-        inputs.call(model)
+        inputs.call_model(model)
     return gates

@@ -8,13 +8,14 @@ import pandas as pd
 import torch
 from torch import nn
 
+from flowstudy.arguments import is_whole
 from flowstudy.measure.drawn import Drawn
 from flowstudy.measure.models.context import in_own_context
 from flowstudy.measure.models.copies import check_module, float64_copy
 from flowstudy.measure.models.inputs import Inputs, Shown, check_input, check_samples_apart
 from flowstudy.measure.models.precision.attempts import in_float64, measured_targets
 from flowstudy.names import LossName
-from flowstudy.refusal import RefusalError
+from flowstudy.refusal import RefusalError, RefusalTypeError
 
 from .losses import Loss, Objective
 from .one_model import measure_model
@@ -204,7 +205,7 @@ def gradient_flow(model: nn.Module, x: Shown, y: object = None, *, loss: LossNam
     objective = Objective.measured(call, loss, output)
     inputs, y = check_input(call, model, x), measured_targets(model, y)
     if samples is not None:
-        if not 1 <= samples <= len(inputs):
+        if not is_whole(samples) or not 1 <= samples <= len(inputs):
             raise RefusalError(f"{call}: `samples` must be between 1 and the batch's {len(inputs)}, got {samples}.")
         check_samples_apart(call, inputs)
         inputs, y = inputs[:samples], None if y is None else y[:samples]
@@ -244,8 +245,8 @@ def compare(models: Mapping[str, nn.Module], x: Shown, y: object = None, *, loss
     What it cannot measure: as `gradient_flow`, whose errors it raises.
     """
     if not isinstance(models, Mapping) or not models:
-        raise TypeError(f"compare: `models` must be a mapping of names to models, got {type(models).__name__}. "
-                        "Pass {'plain': model_a, 'highway': model_b}.")
+        raise RefusalTypeError(f"compare: `models` must be a mapping of names to models, got {type(models).__name__}. "
+                               "Pass {'plain': model_a, 'highway': model_b}.")
     flows = {str(name): gradient_flow(model, x, y, loss=loss, output=output, samples=samples)
              for name, model in models.items()}
     frame = pd.concat([flow.frame.assign(model=name) for name, flow in flows.items()], ignore_index=True)

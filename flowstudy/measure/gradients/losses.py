@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowstudy.arguments import in_short
 from flowstudy.measure.models.copies import fast_copy
 from flowstudy.measure.models.inputs import check_same_device
-from flowstudy.measure.models.outputs import entries_of, entry_of
+from flowstudy.measure.models.outputs import check_entry, entries_of, entry_of
 from flowstudy.refusal import RefusalError, RefusalTypeError
 
 Loss = Callable[[Any, Any], Tensor]
@@ -35,9 +36,10 @@ class Objective:
     entry: str | int | None = None
 
     def __post_init__(self):
-        if not callable(self.loss) and self.loss not in (*LOSSES, OWN):
+        if not callable(self.loss) and not (isinstance(self.loss, str) and self.loss in (*LOSSES, OWN)):
             raise RefusalError(f"{self.call}: `loss` must be one of {', '.join((*LOSSES, OWN))} or a function "
-                               f"(output, y), got {self.loss!r}.")
+                               f"(output, y), got {in_short(self.loss)}.")
+        check_entry(self.call, self.entry)
 
     @classmethod
     def measured(cls, call: str, loss: str | Loss, entry: str | int | None = None) -> "Objective":
@@ -72,7 +74,10 @@ class Objective:
             return value
         if self.loss == OWN:
             return taken
-        return random_readout(taken) if y is None else LOSSES[self.loss](taken, y)
+        if y is None:
+            return random_readout(taken)
+        labels = self.loss == "cross_entropy" and not y.is_floating_point()  # torch takes them as int64 alone
+        return LOSSES[self.loss](taken, y.long() if labels else y)
 
     def check(self, taken: Any, y: object) -> None:
         """The targets fit what `taken` gives; what a function takes it knows itself."""

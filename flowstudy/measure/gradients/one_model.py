@@ -153,7 +153,7 @@ def second_pass(copied: nn.Module, inputs: Inputs, output: object, state: Random
         return True, {}
     looping = {name: module for name, module in copied.named_modules() if name in in_loops}
     with state.replayed(), unrolled("gradient_flow", dict(copied.named_modules())):
-        again, detached = detached_states(looping, lambda: inputs.with_leaf()[1].call(copied))
+        again, detached = detached_states(looping, lambda: inputs.with_leaf()[1].call_model(copied))
     pairs = zip(numbers_in(output), numbers_in(again), strict=False)
     return all(one.shape == other.shape and torch.allclose(one, other, rtol=REPEATED, atol=0.0, equal_nan=True)
                for one, other in pairs), detached

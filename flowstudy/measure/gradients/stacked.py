@@ -6,6 +6,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
+from flowstudy.arguments import optional, takes
 from flowstudy.measure.models.backward import backward_pass
 from flowstudy.measure.models.context import in_own_context
 from flowstudy.measure.models.copies import float64_copy
@@ -14,12 +15,14 @@ from flowstudy.measure.models.graph import edge_of
 from flowstudy.measure.models.inputs import Inputs
 from flowstudy.measure.models.layers import layers_of, parts_of_own_net, weights_of
 from flowstudy.measure.models.precision.attempts import in_float64, measured_targets
+from flowstudy.torch_arguments import TENSOR, some_tensors
 
 from .losses import Loss, Objective
 from .one_model import measure_model
 from .statistics import log10_norm, statistics_of
 
 
+@takes(state=some_tensors, x=TENSOR, y=optional(TENSOR))
 @in_own_context
 @in_float64
 def stacked_gradient_flow(model: nn.Module, state: dict[str, Tensor], x: Tensor, y: Tensor | None, *,
@@ -46,7 +49,7 @@ def stacked_gradient_flow(model: nn.Module, state: dict[str, Tensor], x: Tensor,
     wanted = {name for names in weights.values() for name in names}
     state = {name: value.detach().double().requires_grad_(name in wanted) for name, value in state.items()}
     output, uses, leaf = stacked_pass(parts, copied, state, x.double())
-    value = torch.func.vmap(objective.value, in_dims=(0, None))(output, y)
+    value = torch.func.vmap(lambda own: objective.value(own, y), randomness="same")(output)
     found = backward_pass(value, edge_of(leaf), [use.edge for use in uses], {name: state[name] for name in wanted})
     statistics = statistics_of(uses, [weights[use.name] for use in uses], found, value.detach(), len(x))
     return statistics | {"log10_input_gradient_norm": log10_norm([found.input_gradient], 1)}

@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from tqdm import tqdm
 
+from flowstudy.arguments import a_whole, check_function, optional, takes
 from flowstudy.measure.numerics.vmap_loops import quiet_fallback
+from flowstudy.torch_arguments import TENSOR
 
 from .graph import Node, edge_of, largest_value, reachable, shape_of
 
@@ -95,6 +97,7 @@ def start_and_output(function: Callable[[Tensor], object], x: Tensor) -> tuple[G
         return start, function(value)
 
 
+@takes(function=check_function, x=TENSOR, chunk=optional(a_whole(1)))
 def jacobian(function: Function, x: Float[Tensor, "sample *inputs"], *,
              chunk: int | None = None) -> Float[Tensor, "sample outputs inputs"]:
     """d function(x) / dx of every sample, by reverse mode where outputs are not more than inputs, else forward mode.

@@ -102,7 +102,7 @@ def watched_pass(call: str, model: nn.Module, inputs: Inputs, layers: Mapping[st
                 lambda module, _args, output, name=name: seen(name, module, (), output))
             stack.callback(handle.remove)
         stack.enter_context(LooseWeights(loose, inputs, seen, passing) if loose else nullcontext())
-        output = inputs.call(model)
+        output = inputs.call_model(model)
     return output, uses, sizes
 
 

@@ -40,7 +40,7 @@ class Inputs:
             return cls((), dict(x))
         return cls(tuple(x), {}) if type(x) in (tuple, list) else cls((x,), {})
 
-    def call(self, model: Callable[..., object]) -> object:
+    def call_model(self, model: Callable[..., object]) -> object:
         return model(*self.args, **self.kwargs)
 
     @cached_property

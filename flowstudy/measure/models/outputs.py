@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from flowstudy.arguments import in_short
 from flowstudy.refusal import RefusalError, RefusalTypeError
 
 
@@ -50,6 +51,11 @@ def with_tensors(value: object, change: Callable[[tuple, Tensor], Tensor], place
     if isinstance(value, tuple | list):
         return type(value)(*parts.values()) if hasattr(value, "_fields") else type(value)(parts.values())
     return dataclasses.replace(value, **parts) if parts else value
+
+
+def check_entry(call: str, entry: object) -> None:
+    if entry is not None and not isinstance(entry, str | int):
+        raise RefusalTypeError(f"{call}: `output` must be a key of the model's output, got {in_short(entry)}.")
 
 
 def entry_of(call: str, output: object, entry: str | int | None) -> Tensor:

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from flowstudy.refusal import RefusalTypeError
+
 from .kept import RecordFolder
 from .norms import Layout
 from .step_record import StepRecord, tables, was_left_out
@@ -145,6 +147,6 @@ def first_process() -> bool:
 
 def check_writer(call: str, writer: ScalarWriter | None) -> ScalarWriter | None:
     if writer is not None and not callable(getattr(writer, "add_scalar", None)):
-        raise TypeError(f"{call}: `writer` must have add_scalar, as a TensorBoard SummaryWriter does, "
-                        f"got {type(writer).__name__}. For a folder of Parquet files pass store=.")
+        raise RefusalTypeError(f"{call}: `writer` must have add_scalar, as a TensorBoard SummaryWriter does, "
+                               f"got {type(writer).__name__}. For a folder of Parquet files pass store=.")
     return writer

@@ -45,9 +45,10 @@ class ModelHooks:
     """
 
     def __init__(self, layers: list[nn.Module], weights: list[Tensor], groups: list[list[int]], *, gradients: bool,
-                 errors: bool, activations: bool):
+                 errors: bool, activations: bool, follow: Callable[[], None]):
         self.layers, self.weights, self.groups = layers, weights, groups
         self.gradients, self.errors, self.activations = gradients, errors, activations
+        self.follow = follow  # before a backward pass: weights may have been replaced by others
         self.watches_layers = errors or activations
         self.switches: list[Switch] = []
         self.armed = False
@@ -90,6 +91,14 @@ class ModelHooks:
             self.stance.__exit__(None, None, None)
             self.stance = None
 
+    def watch_weights(self, groups: list[list[int]]) -> None:
+        """The list of weights has others in it: what was found in those before is no gradient of theirs."""
+        self.groups, self.gradient = groups, Norms()
+        if not self.watches_layers:  # hooks are in the weights themselves
+            for switch in self.switches:
+                switch.off()
+            self.switches = self.make_switches() if self.armed else []  # made, they are on
+
     def make_switches(self) -> "list[Switch]":
         """A hook for each layer; where no layer is watched, for each weight: a frozen one may be thawed at any time."""
         if self.watches_layers:
@@ -124,6 +133,8 @@ class ModelHooks:
     def backward_starts(self) -> Backward:
         """The pass that the calling hook runs in: a pass inside a pass, as in checkpointing, is one of its own."""
         task = current_task()
+        if self.watches_layers:
+            self.follow()
         now = self.gradients_now() if self.watches_layers else []
         if not self.running and self.left is not None and self.left != now:
             # Not one more micro-batch: the gradients were zeroed, so the step that the earlier passes were for was

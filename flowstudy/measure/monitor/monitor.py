@@ -10,14 +10,15 @@ import pandas as pd
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from flowstudy.arguments import NAME, several
 from flowstudy.measure.drawn import Drawn
-from flowstudy.refusal import did_you_mean
+from flowstudy.refusal import RefusalError, RefusalTypeError, did_you_mean
 
 from .delivery import Delivery, ScalarWriter
 from .hooks import ModelHooks
 from .kept import load_records
+from .optimizers import STEPS, Listener
 from .step_record import StepRecord
 from .watched import QUANTITIES, Groups, watch
 
@@ -103,8 +104,8 @@ class GradientMonitor(Drawn):
         wanted = self._watched.quantities
         self._hooks = ModelHooks(list(layers.values()), self._watched.weights, self._every_weight,
                                 gradients=QUANTITIES[0] in wanted, errors=QUANTITIES[3] in wanted,
-                                activations=QUANTITIES[4] in wanted)
-        self._handles: list = []
+                                activations=QUANTITIES[4] in wanted, follow=self._follow)
+        self._listener: Listener | None = None     # while attached
         self._current = 0                          # the step in progress
         self._stepped: set = set()                 # who has stepped in it
         self._team: set | None = None              # who makes a step together, once that is known
@@ -114,17 +115,17 @@ class GradientMonitor(Drawn):
 
     def attach(self) -> "GradientMonitor":
         """Start to watch, as `with` does; once attached, nothing more."""
-        if not self._handles:
-            self._handles = [register_optimizer_step_pre_hook(self._before_step),
-                             register_optimizer_step_post_hook(self._after_step)]
+        if self._listener is None:
+            self._listener = Listener(self._before_step, self._after_step)
+            STEPS.tell(self._listener)
             self._prepare()
         return self
 
     def detach(self) -> None:
-        """Stop to watch: model and optimizers are without hooks again, every record is in the frame."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        """Stop to watch: the model is without hooks again, every record is in the frame."""
+        if self._listener is not None:
+            STEPS.tell_no_more(self._listener)
+        self._listener = None
         self._complete()
         self._delivery.finish()
         self._hooks.disarm()
@@ -141,7 +142,7 @@ class GradientMonitor(Drawn):
         The update is then what changed until the next call.  Beside a torch optimizer the call changes nothing.
         """
         call = f"{CALL}.step"
-        if not self._handles:
+        if self._listener is None:
             raise RuntimeError(f"{call}: the monitor must be attached. Use `with monitor:` or monitor.attach().")
         held = self._every_weight if optimizer is None else self._held_by(self._check_optimizer(call, optimizer))
         self._begin(self)
@@ -196,13 +197,19 @@ class GradientMonitor(Drawn):
         self._delivery.deliver_arrived()
         if who in self._stepped:  # for the second time: the step in progress was over
             self._team = self._stepped
-            self._complete()
-            self._current, self._stepped = self._current + 1, set()
+            self._next_step()
+        elif isinstance(who, Optimizer) and self._team is not None and self._team <= self._stepped:
+            self._team = None  # an optimizer of a later phase, after a step that was over: who joins it will be seen
+            self._next_step()
         if not self._stepped and self._is_due(self._current):
             self._record = StepRecord(self._current, self._watched)
         self._stepped.add(who)
         if self._team is None and isinstance(who, Optimizer) and self._steps_alone(who):
             self._team = {who}
+
+    def _next_step(self) -> None:
+        self._complete()
+        self._current, self._stepped = self._current + 1, set()
 
     def _steps_alone(self, optimizer: Optimizer) -> bool:
         """Whether nothing is left for others to step; should they all the same, the next step will tell."""
@@ -237,21 +244,31 @@ class GradientMonitor(Drawn):
         groups = optimizer.param_groups
         known = self._holders.get(optimizer)
         if known is None or known[0] != len(groups):
+            self._follow()
             held = [self._position[id(p)] for group in groups for p in group["params"] if id(p) in self._position]
             everything = len(set(held)) == len(self._watched.weights)
             self._holders[optimizer] = known = (len(groups),
                                                 self._every_weight if everything else self._watched.groups(held))
         return known[1]
 
+    def _follow(self) -> None:
+        """Parameters of the model may be replaced by others, as by load_state_dict(assign=True): watch those."""
+        if self._watched.follow():
+            self._position = {id(weight): i for i, weight in enumerate(self._watched.weights)}
+            self._holders.clear()
+            self._every_weight = self._watched.groups(range(len(self._watched.weights)))
+            self._hooks.watch_weights(self._every_weight)
+
     def _check_optimizer(self, call: str, optimizer: Optimizer | None) -> Optimizer | None:
         if optimizer is None:
             return None
         if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"{call}: `optimizer` must be a torch.optim.Optimizer, got {type(optimizer).__name__}. "
-                            f"For a loop of your own, leave it out and call {CALL}.step().")
+            raise RefusalTypeError(f"{call}: `optimizer` must be a torch.optim.Optimizer, got "
+                                   f"{type(optimizer).__name__}. For a loop of your own, leave it out and call "
+                                   f"{CALL}.step().")
         if not self._held_by(optimizer):
-            raise ValueError(f"{call}: `optimizer` must hold weights of `model`, got one that holds none of them. "
-                             "Was the model copied, or wrapped, after the optimizer was made?")
+            raise RefusalError(f"{call}: `optimizer` must hold weights of `model`, got one that holds none of them. "
+                               "Was the model copied, or wrapped, after the optimizer was made?")
         return optimizer
 
 
@@ -273,29 +290,30 @@ SCALER_STEP: CodeType = torch.amp.GradScaler.step.__code__
 
 def check_every(every: int) -> int:
     if isinstance(every, bool) or not isinstance(every, int):
-        raise TypeError(f"{CALL}: `every` must be a whole number of steps, got {every!r}.")
+        raise RefusalTypeError(f"{CALL}: `every` must be a whole number of steps, got {every!r}.")
     if every < 1:
-        raise ValueError(f"{CALL}: `every` must be at least 1, got {every}. every=10 records each tenth step.")
+        raise RefusalError(f"{CALL}: `every` must be at least 1, got {every}. every=10 records each tenth step.")
     return every
 
 
 def check_quantities(quantities: Iterable[str]) -> tuple[str, ...]:
     if isinstance(quantities, str):
-        raise TypeError(f"{CALL}: `quantities` must be a list of names, got the string {quantities!r}. "
-                        f"Pass [{quantities!r}].")
+        raise RefusalTypeError(f"{CALL}: `quantities` must be a list of names, got the string {quantities!r}. "
+                               f"Pass [{quantities!r}].")
+    several(NAME, least=0)(CALL, "quantities", quantities)
     chosen = tuple(dict.fromkeys(quantities))
     for name in chosen:
         if name not in QUANTITIES:
-            raise ValueError(f"{CALL}: `quantities` must be among {', '.join(QUANTITIES)}, got {name!r}."
-                             + did_you_mean(name, QUANTITIES))
+            raise RefusalError(f"{CALL}: `quantities` must be among {', '.join(QUANTITIES)}, got {name!r}."
+                               + did_you_mean(name, QUANTITIES))
     if not chosen:
-        raise ValueError(f"{CALL}: `quantities` must name at least one, got none. Leave it out for all of them.")
+        raise RefusalError(f"{CALL}: `quantities` must name at least one, got none. Leave it out for all of them.")
     return tuple(name for name in QUANTITIES if name in chosen)
 
 
 def check_scaler(scaler: torch.amp.GradScaler | None) -> torch.amp.GradScaler | None:
     if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
-        raise TypeError(f"{CALL}: `scaler` must be a torch.amp.GradScaler, got {type(scaler).__name__}.")
+        raise RefusalTypeError(f"{CALL}: `scaler` must be a torch.amp.GradScaler, got {type(scaler).__name__}.")
     return scaler
 
 

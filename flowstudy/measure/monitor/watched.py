@@ -1,5 +1,6 @@
 """What of a user's model is measured: its layers, their weights, and which weight belongs to which layer."""
 
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils import parametrize
 
 from flowstudy.measure.models.layers import layers_of, weights_of
+from flowstudy.refusal import RefusalError, RefusalTypeError
 
 QUANTITIES = ("log10_weight_gradient_norm", "log10_clipped_gradient_norm", "update_to_weight",
               "log10_error_signal_norm", "activation_mean_square")
@@ -17,11 +19,15 @@ Groups = list[list[int]]  # weights by position, those of one shape, type and de
 
 @dataclass(frozen=True)
 class Watched:
-    """What of a model is measured; `owners[k]` is the layer that weight `owned[k]` belongs to (a tied one: several)."""
+    """What of a model is measured; `owners[k]` is the layer that weight `owned[k]` belongs to (a tied one: several).
+
+    `places` are the module that holds each weight, and its name there.
+    """
 
     names: list[str]
     types: list[str]
     weights: list[Tensor]
+    places: list[tuple[nn.Module, str]]
     owners: np.ndarray
     owned: np.ndarray
     quantities: tuple[str, ...]
@@ -34,10 +40,20 @@ class Watched:
         return list(groups.values())
 
 
+    def follow(self) -> bool:
+        """Take up what lies in the places of the weights by now; whether anything there was replaced."""
+        found = (module._parameters.get(name) for module, name in self.places)
+        now = [old if new is None else new for old, new in zip(self.weights, found, strict=True)]
+        if all(map(operator.is_, now, self.weights)):
+            return False
+        self.weights[:] = now
+        return True
+
+
 def watch(call: str, model: nn.Module, quantities: tuple[str, ...]) -> tuple[dict[str, nn.Module], Watched]:
     """The layers by name, and what is measured of them."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"{call}: `model` must be an nn.Module, got {type(model).__name__}.")
+        raise RefusalTypeError(f"{call}: `model` must be an nn.Module, got {type(model).__name__}.")
     model = unwrapped(model)
     layers = running(model, layers_of(call, model))
     weights = weights_of(model, layers, layers)
@@ -45,15 +61,16 @@ def watch(call: str, model: nn.Module, quantities: tuple[str, ...]) -> tuple[dic
     wanted = list(dict.fromkeys(p for names in weights.values() for p in names))
     tensors = [parameters[p] for p in wanted]
     if not any(weight.requires_grad for weight in tensors):
-        raise ValueError(f"{call}: `model` must have trainable weights, got {type(model).__name__} with none. "
-                         "Unfreeze what is to be trained first: weight.requires_grad_().")
+        raise RefusalError(f"{call}: `model` must have trainable weights, got {type(model).__name__} with none. "
+                           "Unfreeze what is to be trained first: weight.requires_grad_().")
     if any(weight.device.type == "mps" for weight in tensors):
-        raise ValueError(f"{call}: `model` must be on a device that has float64, got mps. Train on cpu or cuda.")
+        raise RefusalError(f"{call}: `model` must be on a device that has float64, got mps. Train on cpu or cuda.")
     pairs = [(layer, wanted.index(p)) for layer, name in enumerate(layers) for p in weights[name]]
     owners, owned = (np.array(column, dtype=int) for column in zip(*pairs, strict=True))
     names = [name.replace("_orig_mod.", "").removesuffix("._orig_mod") for name in layers]
     types = [parametrize.type_before_parametrizations(layer).__name__ for layer in layers.values()]
-    return layers, Watched(names, types, tensors, owners, owned, quantities)
+    places = [(model.get_submodule(path), own) for path, _, own in (name.rpartition(".") for name in wanted)]
+    return layers, Watched(names, types, tensors, places, owners, owned, quantities)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

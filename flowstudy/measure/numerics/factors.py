@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from flowstudy.refusal import RefusalError, RefusalTypeError
+
 from .batched_qr import LARGEST_SQUARE
 
 MatrixLike = Tensor | Callable[[Tensor], Tensor]
@@ -14,24 +16,24 @@ MatrixLike = Tensor | Callable[[Tensor], Tensor]
 def first_factor(call: str, factors: Iterable[MatrixLike]) -> tuple[MatrixLike, Iterator[MatrixLike]]:
     """The first factor, and the others."""
     if isinstance(factors, Tensor) or not isinstance(factors, Iterable):
-        raise TypeError(f"{call}: `factors` must be an iterable of factors, got {type(factors).__name__}. "
-                        "Pass `[factor]` for one, `stack.unbind(0)` for a stack.")
+        raise RefusalTypeError(f"{call}: `factors` must be an iterable of factors, got {type(factors).__name__}. "
+                               "Pass `[factor]` for one, `stack.unbind(0)` for a stack.")
     rest = iter(factors)
     first = next(rest, None)
     if first is None:
-        raise ValueError(f"{call}: `factors` must hold at least one factor, got none.")
+        raise RefusalError(f"{call}: `factors` must hold at least one factor, got none.")
     return check_factor(call, first), rest
 
 
 def check_factor(call: str, factor: MatrixLike) -> MatrixLike:
     if isinstance(factor, Tensor):
         if not factor.is_floating_point():
-            raise TypeError(f"{call}: a factor must be a real floating tensor, got {factor.dtype}.")
+            raise RefusalTypeError(f"{call}: a factor must be a real floating tensor, got {factor.dtype}.")
         if factor.ndim < 2 or 0 in factor.shape:
-            raise ValueError(f"{call}: a factor must be of shape (*batch, rows, columns), none of them 0, "
-                             f"got {tuple(factor.shape)}.")
+            raise RefusalError(f"{call}: a factor must be of shape (*batch, rows, columns), none of them 0, "
+                               f"got {tuple(factor.shape)}.")
     elif not callable(factor):
-        raise TypeError(f"{call}: a factor must be a tensor or a function of one, got {type(factor).__name__}.")
+        raise RefusalTypeError(f"{call}: a factor must be a tensor or a function of one, got {type(factor).__name__}.")
     return factor
 
 
@@ -55,14 +57,14 @@ def apply(call: str, factor: MatrixLike, x: Float[Tensor, "batch inputs k"],
     members, inputs, _ = x.shape
     if isinstance(factor, Tensor):
         if factor.shape[-1] != inputs:
-            raise ValueError(f"{call}: a factor of shape {tuple(factor.shape)} must have {inputs} columns to follow "
-                             "what comes before it. `factors` begin with the one applied first.")
+            raise RefusalError(f"{call}: a factor of shape {tuple(factor.shape)} must have {inputs} columns to follow "
+                               "what comes before it. `factors` begin with the one applied first.")
         a = flatten_batch(call, factor, members)
         return a @ x, torch.linalg.vector_norm(a, dim=-1)
     y = factor(x)
     if y.ndim != 3 or y.shape[0] != members or y.shape[2] != x.shape[2]:
-        raise ValueError(f"{call}: a factor's function must return ({members}, rows, {x.shape[2]}) for an argument of "
-                         f"shape {tuple(x.shape)}, got {tuple(y.shape)}.")
+        raise RefusalError(f"{call}: a factor's function must return ({members}, rows, {x.shape[2]}) for an argument "
+                           f"of shape {tuple(x.shape)}, got {tuple(y.shape)}.")
     y = y.detach().double()
     return y, torch.linalg.vector_norm(y, dim=-1)
 
@@ -82,6 +84,6 @@ def flatten_batch(call: str, factor: Tensor, members: int) -> Float[Tensor, "bat
     """(*batch, rows, columns) in float64 with one batch axis, of length `members` or 1."""
     flat = factor.detach().double().flatten(0, -3) if factor.ndim > 2 else factor.detach().double().unsqueeze(0)
     if len(flat) not in (1, members):
-        raise ValueError(f"{call}: a factor of shape {tuple(factor.shape)} must fit a batch of {members}. "
-                         "Give every factor the same batch axes, or none; pass `batch_shape` if the first has none.")
+        raise RefusalError(f"{call}: a factor of shape {tuple(factor.shape)} must fit a batch of {members}. "
+                           "Give every factor the same batch axes, or none; pass `batch_shape` if the first has none.")
     return flat

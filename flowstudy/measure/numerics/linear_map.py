@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from flowstudy.refusal import RefusalError, RefusalTypeError
+
 from . import EPS
 from .vmap_loops import quiet_fallback
 
@@ -64,20 +66,21 @@ def jacobian_map(function: Callable[[Tensor], Tensor], sample: Tensor, *, chunk:
     """
     call, point = "jacobian_map", sample.detach().double()
     if point.numel() == 0:
-        raise ValueError(f"{call}: `sample` must have at least one entry, got shape {tuple(sample.shape)}.")
+        raise RefusalError(f"{call}: `sample` must have at least one entry, got shape {tuple(sample.shape)}.")
 
     def flat(x: Tensor) -> Tensor:
         y = function(x.view_as(point).clone())   # a clone: the function may begin with an in-place operation
         if not isinstance(y, Tensor) or not y.is_floating_point():
-            raise TypeError(f"{call}: `function` must return one real tensor, got "
-                            f"{y.dtype if isinstance(y, Tensor) else type(y).__name__}. Pick the output inside it.")
+            raise RefusalTypeError(f"{call}: `function` must return one real tensor, got "
+                                   f"{y.dtype if isinstance(y, Tensor) else type(y).__name__}. Pick the output "
+                                   "inside it.")
         return y.flatten().double()
 
     point_flat = point.flatten()
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), quiet_fallback():   # fused attention has no second derivative
         y, pull = torch.func.vjp(flat, point_flat)
         if y.numel() == 0:
-            raise ValueError(f"{call}: `function` must return at least one entry, got none.")
+            raise RefusalError(f"{call}: `function` must return at least one entry, got none.")
         push = push_forward(flat, point_flat, pull, y)
 
     def rowwise(product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -23,6 +23,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowstudy.refusal import RefusalError
+
 from .linear_map import LinearMap
 
 OVERSAMPLING = 2         # block vectors beyond k: the last of the k values converges as fast as the gap behind them
@@ -126,8 +128,8 @@ def smallest_singular_values(inverse: LinearMap, k: int, *, block: int | None = 
         k, block, tolerance, max_products, seed: as for `largest_singular_values`.
     """
     if inverse.inputs != inverse.outputs:
-        raise ValueError(f"smallest_singular_values: `inverse` must be square, got {inverse.inputs} inputs and "
-                         f"{inverse.outputs} outputs. Use the dense route for a Jacobian that is not.")
+        raise RefusalError(f"smallest_singular_values: `inverse` must be square, got {inverse.inputs} inputs and "
+                           f"{inverse.outputs} outputs. Use the dense route for a Jacobian that is not.")
     largest = largest_singular_values(inverse, k, block=block, tolerance=tolerance, max_products=max_products,
                                       seed=seed)
     return replace(largest, log_values=-largest.log_values)
@@ -138,17 +140,17 @@ def check_extremes(call: str, linear_map: LinearMap, k: int, block: int | None, 
     """The block size, or the error that says what is wrong."""
     side = min(linear_map.inputs, linear_map.outputs)
     if not 1 <= k <= side:
-        raise ValueError(f"{call}: `k` must be from 1 to {side}, the number of singular values of a "
-                         f"{linear_map.outputs} x {linear_map.inputs} Jacobian, got {k}. "
-                         f"Pass k={max(1, min(k, side))}.")
+        raise RefusalError(f"{call}: `k` must be from 1 to {side}, the number of singular values of a "
+                           f"{linear_map.outputs} x {linear_map.inputs} Jacobian, got {k}. "
+                           f"Pass k={max(1, min(k, side))}.")
     if block is not None and block < k:
-        raise ValueError(f"{call}: `block` must be at least k = {k}, got {block}. Pass None for k + {OVERSAMPLING}.")
+        raise RefusalError(f"{call}: `block` must be at least k = {k}, got {block}. Pass None for k + {OVERSAMPLING}.")
     if not 0 < tolerance < 1:
-        raise ValueError(f"{call}: `tolerance` must be between 0 and 1, got {tolerance}. 1e-8 is usual.")
+        raise RefusalError(f"{call}: `tolerance` must be between 0 and 1, got {tolerance}. 1e-8 is usual.")
     block = min(block or k + OVERSAMPLING, side)
     if max_products is not None and max_products < 2 * (block + k) + 1:
-        raise ValueError(f"{call}: `max_products` must be at least 2 (block + k) + 1 = {2 * (block + k) + 1}, "
-                         f"got {max_products}. Pass None for a default.")
+        raise RefusalError(f"{call}: `max_products` must be at least 2 (block + k) + 1 = {2 * (block + k) + 1}, "
+                           f"got {max_products}. Pass None for a default.")
     return block
 
 

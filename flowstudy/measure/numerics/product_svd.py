@@ -23,6 +23,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from flowstudy.arguments import a_real, a_whole, instance_of, optional, takes
+from flowstudy.refusal import RefusalError
+from flowstudy.torch_arguments import check_torch_device
+
 from . import EPS
 from .factors import MatrixLike, apply_all, first_factor, flatten_batch, matrix_of
 from .graded_jacobi import graded_singular_values, log_row_norms, power_ratio
@@ -55,6 +59,9 @@ class ProductSpectrum:
     below_floor: Int[Tensor, "*batch"]
 
 
+@takes(batch_shape=instance_of((tuple, list, torch.Size), "a shape"), block=optional(a_whole(1)),
+       eps=a_real("a number"), seed=a_whole(0), columns=optional(a_whole(1)),
+       device=optional(check_torch_device))
 def product_svd(factors: Iterable[MatrixLike], *, columns: int | None = None, batch_shape: tuple[int, ...] = (),
                 device: torch.device | str | None = None, block: int | None = None, eps: float = EPS,
                 seed: int = 0) -> ProductSpectrum:
@@ -84,7 +91,7 @@ def product_svd(factors: Iterable[MatrixLike], *, columns: int | None = None, ba
     """
     call = "product_svd"
     if block is not None and block < 1:
-        raise ValueError(f"{call}: `block` must be at least 1, got {block}.")
+        raise RefusalError(f"{call}: `block` must be at least 1, got {block}.")
     state, rest, ends = begin(call, factors, columns, batch_shape, device, eps, seed)
     size, largest = block or 1, LARGEST_BLOCK
     while chunk := list(itertools.islice(rest, size)):
@@ -123,8 +130,8 @@ def begin(call: str, factors: Iterable[MatrixLike], columns: int | None, batch_s
           ) -> tuple[Graded, Iterator[MatrixLike], tuple[tuple[int, ...], int]]:
     """The empty product, all the factors, and what `spectrum` needs: the batch axes and the product's columns."""
     if not EPS <= eps < 1:
-        raise ValueError(f"{call}: `eps` must be from {EPS:.3g}, float64's own, to below 1, got {eps}. "
-                         "Pass `torch.finfo(dtype).eps` of the precision the factors were computed in.")
+        raise RefusalError(f"{call}: `eps` must be from {EPS:.3g}, float64's own, to below 1, got {eps}. "
+                           "Pass `torch.finfo(dtype).eps` of the precision the factors were computed in.")
     first, rest = first_factor(call, factors)
     batch_shape = tuple(torch.broadcast_shapes(batch_shape, first.shape[:-2] if isinstance(first, Tensor) else ()))
     if isinstance(first, Tensor):
@@ -165,8 +172,8 @@ def start(call: str, first: MatrixLike, columns: int | None, batch_shape: tuple[
     With Q_0 = I a Jordan block's small values came out wrong in the second digit.
     """
     if columns is None:
-        raise ValueError(f"{call}: `columns` must be given when the first factor is a function, got None. "
-                         "Pass the number of inputs of that factor.")
+        raise RefusalError(f"{call}: `columns` must be given when the first factor is a function, got None. "
+                           "Pass the number of inputs of that factor.")
     q = haar(first.shape[-1] if isinstance(first, Tensor) else columns, seed).to(device)
     members, width = torch.Size(batch_shape).numel(), len(q)
     ones = torch.ones(members, width, dtype=torch.float64, device=q.device)

@@ -20,6 +20,8 @@ from jaxtyping import Float
 from scipy.special import stdtrit
 from torch import Tensor
 
+from flowstudy.refusal import RefusalError
+
 from . import EPS
 from .density import Density
 from .linear_map import LinearMap
@@ -74,10 +76,10 @@ def mean_squared_singular_value(linear_map: LinearMap, *, queries: int = 64, con
     narrow = linear_map.narrow
     side = narrow.inputs
     if queries < min(side, FEWEST_QUERIES):
-        raise ValueError(f"{call}: `queries` must be at least {min(side, FEWEST_QUERIES)}, got {queries}. "
-                         "64 gives a few per cent.")
+        raise RefusalError(f"{call}: `queries` must be at least {min(side, FEWEST_QUERIES)}, got {queries}. "
+                           "64 gives a few per cent.")
     if not 0 < confidence < 1:
-        raise ValueError(f"{call}: `confidence` must be between 0 and 1, got {confidence}. 0.95 is usual.")
+        raise RefusalError(f"{call}: `confidence` must be between 0 and 1, got {confidence}. 0.95 is usual.")
     if queries >= side:
         identity = torch.eye(side, dtype=torch.float64, device=narrow.device)
         known, samples = square_sum(narrow.forward(identity)), torch.zeros(0, dtype=torch.float64)
@@ -164,8 +166,8 @@ def spectral_density(linear_map: LinearMap, *, queries: int = 16, steps: int = 3
     """
     call = "spectral_density"
     if queries < 1 or steps < 1:
-        raise ValueError(f"{call}: `queries` and `steps` must be at least 1, got {queries} and {steps}. "
-                         "16 and 32 are usual.")
+        raise RefusalError(f"{call}: `queries` and `steps` must be at least 1, got {queries} and {steps}. "
+                           "16 and 32 are usual.")
     narrow = linear_map.narrow
     steps = min(steps, narrow.inputs)
     generator = own_generator(seed)

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flowstudy.arguments import instance_of, one_among, optional, takes
 from flowstudy.measure.models.chain import Factor, NotProvedError, proved_jacobians
 from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.dense_jacobian import Stretch, row_and_image
@@ -15,6 +16,7 @@ from flowstudy.measure.models.layers import parts_of_own_net
 from flowstudy.measure.models.precision.attempts import in_float64
 from flowstudy.measure.numerics.product_svd import partial_product_svd, product_svd
 from flowstudy.refusal import RefusalError
+from flowstudy.torch_arguments import TENSOR, some_tensors
 
 from .checks import check_alike, prepare
 from .choice import samples_at_once
@@ -24,6 +26,7 @@ from .result import JacobianSpectrum, joined_spectra
 from .routes import RESOLVED, agreement_of, dtype_name, eps_of, logs_of, spectrum_of, structural_rank
 
 
+@takes(wrt=optional(instance_of((str, int, tuple), "a key of x")))
 @in_own_context
 @in_float64
 def layer_jacobian_spectra(model: nn.Module, x: Shown | None = None, *, samples: int = 16, seed: int = 0,
@@ -153,6 +156,7 @@ def is_resolved(found: JacobianSpectrum) -> bool:
     return bool((found.log_error <= RESOLVED).all()) and not found.below_floor.any()
 
 
+@takes(state=some_tensors, x=TENSOR, part=one_among(("all", "body")))
 @in_own_context
 def stacked_jacobian_spectrum(model: nn.Module, state: dict[str, Tensor], x: Tensor, *,
                               part: str = "body") -> Float[Tensor, "net sample rank"]:
@@ -167,8 +171,8 @@ def stacked_jacobian_spectrum(model: nn.Module, state: dict[str, Tensor], x: Ten
     """
     layers = parts_of_own_net(model)
     if layers is None:
-        raise ValueError(f"stacked_jacobian_spectrum: `model` must be one of flowstudy's own nets as they are, got "
-                         f"{type(model).__name__}. Measure the nets one by one with jacobian_spectrum.")
+        raise RefusalError(f"stacked_jacobian_spectrum: `model` must be one of flowstudy's own nets as they are, got "
+                           f"{type(model).__name__}. Measure the nets one by one with jacobian_spectrum.")
     names = {module: name for name, module in model.named_modules()}
 
     def jacobians() -> Iterator[Tensor]:

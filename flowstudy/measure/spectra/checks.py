@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
+from flowstudy.arguments import check_one_of, check_whole
 from flowstudy.measure.models.copies import float64_copy
 from flowstudy.measure.models.dense_jacobian import Stretch
 from flowstudy.measure.models.inputs import Inputs, Name, Shown, check_input, check_samples_apart
 from flowstudy.measure.models.layers import input_features
+from flowstudy.measure.models.outputs import check_entry
 from flowstudy.refusal import RefusalError, RefusalTypeError
 
 from .probe import Probe
@@ -25,8 +27,9 @@ def prepare(call: str, model: nn.Module, x: Shown | None, samples: int, seed: in
     Args:
         whole: all of `x`, whose first axis may be time.
     """
-    if mode not in ("eval", "train"):
-        raise RefusalError(f"{call}: `mode` must be 'eval' or 'train', got {mode!r}.")
+    check_one_of(call, "mode", mode, ("eval", "train"))
+    check_whole(call, "seed", seed)
+    check_entry(call, output)
     copied = float64_copy(call, model).train(mode == "train")
     for own in copied.parameters():
         own.requires_grad_(own.is_floating_point() or own.is_complex())  # a factor is told by its weights
@@ -34,8 +37,7 @@ def prepare(call: str, model: nn.Module, x: Shown | None, samples: int, seed: in
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
             raise RefusalError(f"{call}: `mode` must be 'eval' for a model with batch norm, got 'train': {name!r} "
                                "mixes the samples of a batch, so that one sample has no Jacobian of its own.")
-    if not isinstance(samples, int) or samples < 1:
-        raise RefusalError(f"{call}: `samples` must be an integer of at least 1, got {samples!r}.")
+    check_whole(call, "samples", samples, least=1)
     inputs = check_input(call, model, draw_input(call, model, samples, seed) if x is None else x)
     if not whole and samples < len(inputs):
         check_samples_apart(call, inputs)

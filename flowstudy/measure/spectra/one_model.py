@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from flowstudy.arguments import NAME, instance_of, optional, takes
 from flowstudy.measure.models.chain import Factor, NotProvedError, chain_of, noted_calls
 from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.dense_jacobian import Function, Stretch, row_and_image, start_and_output
@@ -39,6 +40,8 @@ from .routes import (
 METHODS = ("auto", "product", "dense", "matrix_free")
 
 
+@takes(part=instance_of((str, tuple, list), "'all', 'body' or (start, stop)"), method=NAME, start=optional(NAME),
+       wrt=optional(instance_of((str, int, tuple), "a key of x")))
 @in_own_context
 @in_float64
 def jacobian_spectrum(model: nn.Module, x: Shown | None = None, *, part: str | tuple[int, int] = "all",

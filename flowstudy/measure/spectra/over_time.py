@@ -85,7 +85,7 @@ def call_of(call: str, model: nn.Module, name: str, module: nn.RNNBase, inputs: 
         calls.append((given["input"], given.get("hx")))
 
     with module.register_forward_pre_hook(note, with_kwargs=True), state.replayed(), torch.no_grad():
-        inputs.call(model)
+        inputs.call_model(model)
     if len(calls) != 1 or isinstance(calls[0][0], PackedSequence):
         got = f"called {len(calls)} times" if len(calls) != 1 else "called with a packed sequence"
         raise RefusalError(f"{call}: part='time' needs a recurrent module that is called once, with sequences of one "

@@ -63,4 +63,4 @@ class Probe:
         return output
 
     def output_at(self, inputs: Inputs) -> Tensor:
-        return entry_of(self.call, inputs.call(self.model), self.output)
+        return entry_of(self.call, inputs.call_model(self.model), self.output)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from flowstudy.arguments import NAME, check_frame, optional, takes
 from flowstudy.plots.style import STYLE, widen
 
 from .layer_axis import EXACTLY_0, MARKS, draw_marks, handles_of, mark_zeros, marks_of, name_layers
@@ -19,6 +20,7 @@ FLOAT32_NORMAL = math.log10(2.0**-126)  # below it float32 loses digits, and fro
 ERROR, WEIGHT = "log10_error_signal_norm", "log10_weight_gradient_norm"
 
 
+@takes(frame=check_frame, path=optional(check_frame), title=NAME)
 def gradient_flow(frame: pd.DataFrame, path: pd.DataFrame | None = None, title: str = "") -> Figure:
     """Norms of error signals and weight gradients, mean squares and correlations of activations, by layer.
 

@@ -2,24 +2,35 @@
 
 import matplotlib as mpl
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from flowstudy.arguments import check_frame, takes
+from flowstudy.plots.message import count, listed, number, speak
 from flowstudy.plots.style import STYLE, median_and_band
 
+from .layer_axis import MARKS
 
+MOST_NAMED = 3  # gates in the sentence above the picture
+
+
+@takes(frame=check_frame)
 def gate_activity(frame: pd.DataFrame) -> Figure:
     """The median over units and the band from their 10th to their 90th percentile, of each gate; over the time steps
     where there are several, else over the layers."""
     over_time = "time" in frame and frame["time"].nunique() > 1
-    groups = frame.groupby("gate", sort=False) if "gate" in frame else [("transform gate", frame)]
+    groups = list(frame.groupby("gate", sort=False)) if "gate" in frame else [("transform gate", frame)]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 2.8), layout="constrained")
         ax = figure.subplots()
-        for (name, rows), color in zip(groups, sns.color_palette("colorblind", 10) * 10, strict=False):
-            median_and_band(ax, rows, "time" if over_time else "layer", "activity", color=color, label=str(name))
+        for (name, rows), (color, marker) in zip(groups, MARKS * len(groups), strict=False):
+            median_and_band(ax, rows, "time" if over_time else "layer", "activity", color=color, marker=marker, ms=4,
+                            label=str(name))
         ax.set(xlabel="time step" if over_time else "layer (1 is the first)", ylabel="activity", ylim=(-0.03, 1.03))
         ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        ax.legend(frameon=False)
-    return figure
+        figure.legend(loc="outside right center", frameon=False)
+        middles = [f"{name}: {number(rows['activity'].median())}" for name, rows in groups[:MOST_NAMED]]
+        more = f" and {count(len(groups) - MOST_NAMED, 'more gate')}" if len(groups) > MOST_NAMED else ""
+        return speak(figure, f"How far gates are open, 0 to 1: {listed(middles)}{more} (median over units and "
+                     f"{'time steps' if over_time else 'layers'}).",
+                     "One model. Lines: medians over units; shaded: 10 to 90 % of the units.")

@@ -9,9 +9,11 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from flowstudy.arguments import NAME, check_frame, takes
 from flowstudy.plots.style import STYLE, widen
 
 
+@takes(frame=check_frame, title=NAME)
 def spectrum(frame: pd.DataFrame, title: str = "") -> Figure:
     """log10 singular values by rank: every sample thin, their median thick, grey where the error is visible; values
     that are exactly 0, or lost in rounding, are counted in the legend.  `title` says the essentials."""

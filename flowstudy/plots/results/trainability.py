@@ -5,6 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from flowstudy.arguments import NAME, a_real, check_frame, optional, takes
 from flowstudy.plots.style import STYLE, widen
 
 from .flow import ERROR, draw_path, framed
@@ -13,6 +14,8 @@ from .layer_axis import MARKS, RED, draw_marks, handles_of, mark_zeros, marks_of
 BLUE, ORANGE = MARKS[0][0], MARKS[1][0]
 
 
+@takes(frame=check_frame, path=check_frame, curve=check_frame, trial=optional(check_frame),
+       constant_loss=a_real("a number"), title=NAME)
 def trainability(frame: pd.DataFrame, path: pd.DataFrame, curve: pd.DataFrame, trial: pd.DataFrame | None,
                  constant_loss: float, title: str = "") -> Figure:
     """The error signal by layer, each layer's share of what is learnt, what remains of the task by steps as the kernel

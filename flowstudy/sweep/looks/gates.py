@@ -8,8 +8,6 @@ from flowstudy.data import Dataset
 from flowstudy.measure import gate_activity
 from flowstudy.measure.lesions import lesion_losses
 from flowstudy.nets import HighwayNet
-from flowstudy.sweep.plan_error import PlanError
-from flowstudy.train import Stack
 
 from .moment import CellsMoment
 
@@ -18,9 +16,6 @@ def gate_routing(moment: CellsMoment, data: Dataset, sample: int = 0) -> pd.Data
     """Per highway `layer` and `unit`: `trained_gate_bias` (the cell's `gate_bias` is the start's), mean gate `activity`
     over the training samples, and for the training sample number `sample` the gate's `single_activity` and the block's
     `single_output` (Srivastava et al. 2015, figure 2)."""
-    check_highway("gate_routing", moment.stack)
-    if not 0 <= sample < len(data.x_train):
-        raise PlanError(f"run: `sample` must be between 0 and {len(data.x_train) - 1}, got {sample}.")
     one, frames = data.x_train[sample:sample + 1], []
     for i in range(len(moment.stack)):
         net = moment.stack.net(i)
@@ -34,7 +29,6 @@ def gate_routing(moment: CellsMoment, data: Dataset, sample: int = 0) -> pd.Data
 def gate_routing_by_class(moment: CellsMoment, data: Dataset) -> pd.DataFrame:
     """Per highway `layer`, `class` and `unit`: mean gate `activity` over the training samples of the class, and its
     `difference` from the mean over all (Srivastava et al. 2015, figure 3)."""
-    check_highway("gate_routing_by_class", moment.stack)
     frames = [gate_activity(moment.stack.net(i), data.x_train, data.y_train).by_class.assign(place=i)
               for i in range(len(moment.stack))]
     return pd.concat(frames, ignore_index=True).drop(columns="module")
@@ -43,7 +37,6 @@ def gate_routing_by_class(moment: CellsMoment, data: Dataset) -> pd.DataFrame:
 def lesions(moment: CellsMoment, data: Dataset) -> pd.DataFrame:
     """`error` (share of the training samples misclassified) and `loss` (cross-entropy, nats per sample) with all gates
     of `layer` closed, one highway layer at a time; layer 0 is the intact net (Srivastava et al. 2015, figure 4)."""
-    check_highway("lesions", moment.stack)
     frames = []
     for i in range(len(moment.stack)):
         error, loss = lesion_losses(moment.stack.net(i), data.x_train, data.y_train)
@@ -60,9 +53,3 @@ def block_outputs(net: HighwayNet, x: Tensor) -> Tensor:
         h = block(h)
         outputs.append(h[0])
     return torch.stack(outputs).double().cpu()
-
-
-def check_highway(measure: str, nets: Stack) -> None:
-    if not isinstance(nets.template, HighwayNet) or nets.template.depth < 2:
-        raise PlanError(f"run: `net` must be 'highway' with depth of at least 2 to measure {measure}, got "
-                        f"{type(nets.template).__name__} of depth {nets.template.depth}.")

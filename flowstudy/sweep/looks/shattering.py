@@ -7,7 +7,6 @@ import pandas as pd
 
 from flowstudy.data import Dataset
 from flowstudy.measure.shattering import READOUTS, circle, cosine_by_lag, input_gradients
-from flowstudy.sweep.plan_error import PlanError
 
 from .moment import CellsMoment
 
@@ -45,7 +44,5 @@ def gradient_around_circle_rows(moment: CellsMoment, data: Dataset, points: int 
 
 
 def lags_of(points: int) -> list[int]:
-    if not isinstance(points, int | np.integer) or points < 4:
-        raise PlanError(f"run: `points` must be an integer of at least 4, got {points!r}.")
     quarter, half = points // 4, points // 2  # pi / 2 is among them, where masks of the first layer are independent
     return sorted({*np.geomspace(1, half, LAGS).round().astype(int).tolist(), quarter})

@@ -10,7 +10,7 @@ from torch import nn
 from flowstudy.data import Dataset
 from flowstudy.measure import jacobian_spectrum, stacked_gradient_flow, stacked_jacobian_spectrum
 from flowstudy.measure.gradients.statistics import STATISTICS
-from flowstudy.sweep.plan_error import PlanError
+from flowstudy.refusal import RefusalError
 from flowstudy.train import Stack
 from flowstudy.train.stacks.any_module import EVALUATION_BATCH
 
@@ -66,8 +66,6 @@ def gradient_flow_rows(moment: CellsMoment, data: Dataset, samples: int = 100) -
 
 def jacobian_spectrum_rows(moment: CellsMoment, data: Dataset, samples: int = 4, part: str = "body") -> pd.DataFrame:
     """`log_singular_value` per `sample` and `rank` (1 is the largest), on the first training samples."""
-    if part not in ("all", "body"):
-        raise PlanError(f"run: `part` must be 'all' or 'body', got {part!r}.")
     (x, _), nets = first_samples(data, samples), moment.stack
     log_s = stacked_jacobian_spectrum(nets.template, nets.state, x, part=part)
     count, _, ranks = log_s.shape
@@ -102,8 +100,9 @@ def multiplied_out(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def first_samples(data: Dataset, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
-    if not 1 <= samples <= len(data.x_train):
-        raise PlanError(f"run: `samples` must be between 1 and the training set's {len(data.x_train)}, got {samples}.")
+    if samples > len(data.x_train):  # a set of another size than the plan took it for
+        raise RefusalError(f"run: `samples` must be between 1 and the training set's {len(data.x_train)}, got "
+                           f"{samples}.")
     return data.x_train[:samples], data.y_train[:samples]
 
 

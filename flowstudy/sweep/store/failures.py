@@ -12,8 +12,10 @@ from pathlib import Path
 import pandas as pd
 
 from flowstudy.sweep.cells import Cell
+from flowstudy.whole_file import remove
 
-from .files import write_to_store
+from .files import files_in
+from .store import Store
 
 
 @dataclass(frozen=True)
@@ -66,21 +68,21 @@ def folder_of(root: Path, table: str) -> Path:
     return root / "failed" / table
 
 
-def remember(root: Path, table: str, failed: Iterable[Failure]) -> None:
+def remember(store: Store, table: str, failed: Iterable[Failure]) -> None:
     for one in failed:
-        write_to_store(folder_of(root, table) / f"{one.key}.json", json.dumps(asdict(one), indent=1).encode())
+        store.write(folder_of(store.root, table) / f"{one.key}.json", json.dumps(asdict(one), indent=1).encode())
 
 
 def forget(root: Path, table: str, cells: Iterable[Cell]) -> None:
     """These cells have been computed after all."""
-    folder = folder_of(root, table)
-    if folder.exists():
-        for cell in cells:
-            (folder / f"{cell.key}.json").unlink(missing_ok=True)
+    failed = failed_keys(root, table)
+    for cell in cells:
+        if cell.key in failed:
+            remove(folder_of(root, table) / f"{cell.key}.json")
 
 
 def failed_keys(root: Path, table: str) -> set[str]:
-    return {path.stem for path in folder_of(root, table).glob("*.json")}
+    return {path.stem for path in files_in(folder_of(root, table), ".json")}
 
 
 def raise_for(failures: Sequence[Failure], cells: int, root: Path, table: str,

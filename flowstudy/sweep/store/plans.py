@@ -1,6 +1,5 @@
 """Plans that a store has been asked for, as `<root>/plans/<hash>.json`: `status` compares them with what is there."""
 
-import json
 import re
 import time
 import warnings
@@ -9,11 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowstudy.refusal import printable
+from flowstudy.seal import sealed_json, unsealed_json
 from flowstudy.sweep.cells import CELL_FIELDS, Cell, digest
+from flowstudy.whole_file import sweep_leftovers
 
-from .files import sweep_leftovers, write_to_store
+from .files import files_in, read_from_store
+from .store import Store
 
 DEFAULTS = Cell()
+NO_PLAN = (ValueError, TypeError, KeyError, RecursionError)  # what a file that holds something else leads to
 TABLE = re.compile(r"[a-z_]+-[0-9a-f]{16}")  # a folder of the store, and none outside it
 
 
@@ -35,27 +38,44 @@ class Record:
     asked: str
 
 
-def remember_plan(root: Path, measure: str, options: dict, table: str, cells: Sequence[Cell]) -> None:
+def remember_plan(store: Store, measure: str, options: dict, table: str, cells: Sequence[Cell]) -> None:
     cells = list(dict.fromkeys(cells))
-    path = root / "plans" / f"{digest([table, *sorted(cell.key for cell in cells)])}.json"
-    if not path.exists():
+    path = store.root / "plans" / f"{digest([table, *sorted(cell.key for cell in cells)])}.json"
+    if not is_kept(path):
         asked = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         plan = {"measure": measure, "options": options, "table": table, "asked": asked,
                 "cells": [settings(cell) for cell in cells]}
-        write_to_store(path, json.dumps(plan).encode())
+        store.write(path, sealed_json(plan))
     sweep_leftovers(path.parent)
 
 
+def is_kept(path: Path) -> bool:
+    """Whether the plan is there as it was written."""
+    try:
+        read_record(path)
+    except (FileNotFoundError, *NO_PLAN):
+        return False
+    return True
+
+
 def remembered_plans(root: Path) -> dict[str, Record]:
-    """By name, in the order of their first run; what cannot be read is left out with a warning."""
+    """By name, in the order of their first run; what is not a plan is left out with a warning.
+
+    Raises:
+        StoreError: one of them could not be read.
+    """
     found = {}
-    for path in sorted((root / "plans").glob("*.json")):
+    for path in files_in(root / "plans", ".json"):
         try:
-            found[path.stem] = checked_record(json.loads(path.read_bytes()))
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            found[path.stem] = read_record(path)
+        except NO_PLAN as error:
             warnings.warn(f"Store: {printable(path)} is not a plan that this version of flowstudy reads "
                           f"({printable(error)}); ignored.", stacklevel=2)
     return dict(sorted(found.items(), key=lambda item: item[1].asked))
+
+
+def read_record(path: Path) -> Record:
+    return checked_record(unsealed_json(read_from_store(path)))
 
 
 def checked_record(plan: dict) -> Record:

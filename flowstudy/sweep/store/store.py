@@ -1,5 +1,6 @@
 """Parquet tables of results.  Exists so that appends are atomic and a plan can ask what is missing."""
 
+import errno
 import io
 import json
 import os
@@ -14,17 +15,35 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flowstudy.refusal import printable
+from flowstudy.arguments import FLAG, MAPPING, NAME, check_frame, check_path, instance_of, several, takes
+from flowstudy.refusal import RefusalError, printable
 from flowstudy.seal import parquet_is_sealed, sealed_parquet
 from flowstudy.shown import as_html
 from flowstudy.sweep.cells import CELL_FIELDS, LATER, Cell, digest
+from flowstudy.whole_file import patiently, sweep_leftovers
 
-from .files import check_writable, set_aside, sweep_leftovers, write_to_store
+from .files import (
+    check_writable,
+    files_in,
+    read_from_store,
+    set_aside,
+    unreadable,
+    write_to_store,
+)
+from .identity import check_mark, mark_of
 
 SCHEMA = "flowstudy-1"  # raise it when rows of an older version can no longer be read as this one's
 OPTIONAL = {"gain": "float64", "gate_bias": "float64", "train_samples": "Int64"}  # typed also where all are None
 Read = TypeVar("Read")
+READINGS = 3  # of a file that reads otherwise each time, before it is given up
+of_cells = several(instance_of(Cell, "a Cell"), least=0)
 KEPT = {"compression": "zstd", "write_page_checksum": True}
+
+
+class NotStoredError(RefusalError, KeyError):
+    """Rows were asked for that the store does not hold."""
+
+    __str__ = Exception.__str__  # KeyError's own puts the message into quotes
 
 
 class NewerError(ValueError):
@@ -36,17 +55,20 @@ class Store:
 
     A file is written under a temporary name and then renamed: a killed run leaves no half-written table, and what
     is stored is never computed again.  Any number of processes may read and write at once, on a shared disk too: a
-    cell that two of them stored is read once.  A file that cannot be read, or is not what was written by the digest in
-    it, is set aside with a warning, never deleted; one of a later version is left alone.
+    cell that two of them stored is read once.  A file that is not what was written, by the digest in it, is set aside
+    with a warning, never deleted; one of a later version is left alone.  A read that fails says nothing of the file: it
+    is tried again, then a StoreError is raised, and everything stays as it is.
     `pandas.read_parquet(<root>/<table>)` and DuckDB read a table as it is.
     """
 
+    @takes(root=check_path, moves_damaged=FLAG)
     def __init__(self, root: str | os.PathLike[str], *, moves_damaged: bool = True):
         """With `moves_damaged` False nothing is set aside: damage is told, and read around."""
         self.root: Path = Path(root)
         self._moves_damaged = moves_damaged
         self._footers: dict[Path, tuple[tuple, dict | None]] = {}  # by file: its time and size, and what it said then
         self._swept: set[Path] = set()
+        self._mark: str | None = None  # what tells this store from others, once something is to be written
 
     def __repr__(self) -> str:
         return f"Store({str(self.root)!r}): {len(self.tables())} tables"
@@ -56,11 +78,12 @@ class Store:
 
     def tables(self) -> pd.DataFrame:
         """A row for each table: `table`, `files`, `cells` that are stored; reads only the files' footers."""
-        folders = sorted({path.parent for path in self.root.glob("*/*.parquet")})
-        return pd.DataFrame([{"table": folder.name, "files": len(list(folder.glob("*.parquet"))),
-                              "cells": len(self.stored(folder.name))} for folder in folders],
+        files = {folder.name: len(files_in(folder, ".parquet")) for folder in files_in(self.root, "")}
+        return pd.DataFrame([{"table": table, "files": number, "cells": len(self.stored(table))}
+                             for table, number in files.items() if number],
                             columns=["table", "files", "cells"])
 
+    @takes(table=NAME)
     def stored(self, table: str) -> dict[str, Path]:
         """Which file holds each stored cell's rows, by the cell's key."""
         found: dict[str, Path] = {}
@@ -69,25 +92,50 @@ class Store:
                 found.setdefault(key, path)
         return found
 
+    @takes(cells=of_cells, table=NAME)
     def missing(self, cells: Iterable[Cell], table: str) -> list[Cell]:
         stored = self.stored(table)
         return [cell for cell in cells if cell.key not in stored]
 
+    @takes(cells=of_cells, table=NAME)
     def holds(self, cells: Sequence[Cell], table: str) -> bool:
         """Whether exactly these cells were stored together: one file to look at, not all of them."""
-        path = self.path(cells, table)
-        return path.exists() and self._footer(path) is not None
+        return self._footer(self.path(cells, table)) is not None
 
+    @takes(cells=of_cells, table=NAME)
     def path(self, cells: Sequence[Cell], table: str) -> Path:
         """The same cells have the same file, so that what is computed twice is stored once."""
         return self.root / table / f"{digest([SCHEMA, *(cell.key for cell in cells)])}.parquet"
 
+    @takes(table=NAME)
     def prepare(self, table: str) -> None:
         """Make the table's folder and clear it of what killed writers left; raise StoreError if it takes no files."""
         check_writable(self.root / table)
+        self.hold()
         sweep_leftovers(self.root / table)
         self._swept.add(self.root / table)
 
+    def hold(self, mark: str | None = None) -> str:
+        """Write from now on only while the folder is the store that it is now, or that has this mark; the mark."""
+        self._mark = mark or self._mark or mark_of(self.root)
+        self.check_held()
+        return self._mark
+
+    def check_held(self) -> None:
+        """Raise StoreError where the store that is held was moved, or its disk is away."""
+        if self._mark is not None:
+            check_mark(self.root, self._mark)
+
+    def write(self, path: Path, content: bytes) -> None:
+        """A file of the store, whole or not at all.
+
+        Raises:
+            StoreError: the folder takes it not, or is no longer the store that is held; nothing has changed.
+        """
+        self.check_held()
+        write_to_store(path, content)
+
+    @takes(table=NAME, cells=several(instance_of(Cell, "a Cell")), rows=check_frame, provenance=MAPPING)
     def append(self, table: str, cells: Sequence[Cell], rows: pd.DataFrame, provenance: dict[str, Any]) -> Path:
         """Store the rows of whole cells; `rows` has a column `place`, the position in `cells` of the cell that a row
         belongs to.
@@ -105,17 +153,18 @@ class Store:
         if path.parent not in self._swept:
             sweep_leftovers(path.parent)
             self._swept.add(path.parent)
-        write_to_store(path, sealed_parquet(written.getvalue()))
+        self.write(path, sealed_parquet(written.getvalue()))
         return path
 
+    @takes(cells=of_cells, table=NAME)
     def load(self, cells: Sequence[Cell], table: str) -> pd.DataFrame:
         """The rows of these cells, in the order of the plan: their keys, what was measured, every field of the cell."""
         stored = self.stored(table)
         order = {cell.key: i for i, cell in enumerate(cells)}
         absent = [key for key in order if key not in stored]
         if absent:
-            raise KeyError(f"Store.load: {len(absent)} of {len(order)} cells are not in {self.root / table}. "
-                           "Run them first.")
+            raise NotStoredError(f"Store.load: {len(absent)} of {len(order)} cells are not in {self.root / table}. "
+                                 "Run them first.")
         if not order:
             return pd.DataFrame(columns=["cell", *CELL_FIELDS])
         files = list(dict.fromkeys(stored[key] for key in order))
@@ -129,10 +178,12 @@ class Store:
         rows = rows.iloc[rows["cell"].map(order).argsort(kind="stable")].reset_index(drop=True)
         return rows[["cell", *(name for name in rows.columns if name not in ("cell", *CELL_FIELDS)), *CELL_FIELDS]]
 
+    @takes(table=NAME)
     def provenance(self, table: str) -> list[dict[str, Any]]:
         """One record a file: versions, device, seconds."""
         return [footer["provenance"] for footer in self.footers(table)]
 
+    @takes(table=NAME)
     def footers(self, table: str) -> list[dict[str, Any]]:
         """What each file that is in use says of itself: `cells` (keys) and `provenance`."""
         used = set(self.stored(table).values())
@@ -140,40 +191,57 @@ class Store:
 
     def _files(self, table: str) -> list[tuple[Path, dict]]:
         """Every file of the table that can be read, with what its footer says."""
-        footers = [(path, self._footer(path)) for path in sorted((self.root / table).glob("*.parquet"))]
+        footers = [(path, self._footer(path)) for path in files_in(self.root / table, ".parquet")]
         return [(path, footer) for path, footer in footers if footer is not None]
 
     def _footer(self, path: Path) -> dict | None:
         """What the file says of itself, read once while it stays as it is; None if it cannot be read."""
         try:
-            state = path.stat()
-        except FileNotFoundError:  # set aside by another process since it was listed
+            state = patiently(path.stat)
+        except (FileNotFoundError, NotADirectoryError):  # set aside by another process since it was listed
             return None
+        except (OSError, MemoryError) as error:
+            raise unreadable(error, path) from error
         state = (state.st_mtime_ns, state.st_size, state.st_ino)
         known = self._footers.get(path)
         if known is None or known[0] != state:
-            footer = self._checked(path, lambda: checked_footer(parquet_file(path).schema_arrow))
+            footer = self._checked(path, lambda file: checked_footer(file.schema_arrow))
             known = self._footers[path] = (state, footer)
         return known[1]
 
     def _read(self, path: Path) -> pa.Table | None:
-        rows = self._checked(path, lambda: with_later_fields(parquet_file(path).read()))
+        rows = self._checked(path, lambda file: with_later_fields(file.read()))
         if rows is None and path in self._footers:
             self._footers[path] = (self._footers[path][0], None)  # where it could not be moved it is not read again
         return rows
 
-    def _checked(self, path: Path, read: Callable[[], Read]) -> Read | None:
-        try:
-            return read()
-        except FileNotFoundError:
-            return None
-        except NewerError as error:
-            warnings.warn(f"Store: {printable(path)} is left alone: {printable(error)}. Its cells count as "
-                          "missing; update flowstudy to read them.", stacklevel=2)
-        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-            warnings.warn(f"Store: {printable(path)} is not a table of flowstudy ({printable(error)}); "
-                          f"{self._put_away(path)}, its cells count as missing.", stacklevel=2)
-        return None
+    def _checked(self, path: Path, read: Callable[[pq.ParquetFile], Read]) -> Read | None:
+        """What is read of the file; None where it is gone, of a later version, or damaged: read twice, alike and wrong.
+
+        Raises:
+            StoreError: it cannot be read, or reads otherwise each time.
+        """
+        before = None
+        for _ in range(READINGS):
+            try:
+                content = read_from_store(path)
+            except FileNotFoundError:
+                return None
+            try:
+                return read(parquet_file(content))
+            except MemoryError as error:
+                raise unreadable(error, path) from error
+            except NewerError as error:
+                warnings.warn(f"Store: {printable(path)} is left alone: {printable(error)}. Its cells count as "
+                              "missing; update flowstudy to read them.", stacklevel=3)
+                return None
+            except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+                if content == before:
+                    warnings.warn(f"Store: {printable(path)} is not a table of flowstudy ({printable(error)}); "
+                                  f"{self._put_away(path)}, its cells count as missing.", stacklevel=3)
+                    return None
+                before = content
+        raise unreadable(OSError(errno.EIO, "it reads otherwise each time"), path)
 
     def _put_away(self, path: Path) -> str:
         """Set a damaged file aside where that may be done; what was done, in words."""
@@ -194,9 +262,8 @@ def fields_of(cells: Sequence[Cell], place: np.ndarray) -> dict[str, object]:
     return columns
 
 
-def parquet_file(path: Path) -> pq.ParquetFile:
-    """The file, after its digest; without one, from an earlier version, its pages' checksums and what pandas needs."""
-    content = path.read_bytes()
+def parquet_file(content: bytes) -> pq.ParquetFile:
+    """The table, after its digest; without one, from an earlier version, its pages' checksums and what pandas needs."""
     sealed = parquet_is_sealed(content)
     file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
     if not sealed:

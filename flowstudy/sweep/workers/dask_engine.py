@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
 
+from flowstudy.arguments import in_short
 from flowstudy.sweep.plan_error import MissingExtraError, PlanError
 from flowstudy.sweep.store.failures import Failure, failure, remember
 from flowstudy.sweep.store.store import Store
@@ -24,20 +25,24 @@ ENCRYPTED = ("tls", "wss")  # protocols in which both sides show certificates
 def check_engine(engine: object, insecure_network: bool) -> None:
     """Refuse what is neither "local" nor Dask's, and addresses of networks on which anybody may send code."""
     address = isinstance(engine, str) and "://" in engine
-    if engine != "local" and not address and not hasattr(engine, "scheduler_address") and not is_client(engine):
+    if not is_local(engine) and not address and not hasattr(engine, "scheduler_address") and not is_client(engine):
         raise PlanError("run: `engine` must be 'local', the address of a Dask scheduler such as "
-                        f"'tcp://127.0.0.1:8786', a distributed.Client or a cluster, got {engine!r}.")
+                        f"'tcp://127.0.0.1:8786', a distributed.Client or a cluster, got {in_short(engine)}.")
     if address and not insecure_network and not is_private(engine):
         raise PlanError("run: `engine` must be on this machine or encrypted, got "
                         f"{engine!r}: whoever reaches such a scheduler runs code on it and on its workers. Give it "
                         "certificates and pass 'tls://...'; or, where nobody else is in the network, pass "
                         "insecure_network=True (--insecure-network).")
-    if engine != "local":
+    if not is_local(engine):
         try:
             import distributed  # noqa: F401
         except ModuleNotFoundError:
             raise MissingExtraError("run: `engine` must be 'local' where Dask is not installed. Install the extra "
                                     "`cluster`: pip install 'flowstudy[cluster]'.") from None
+
+
+def is_local(engine: object) -> bool:
+    return isinstance(engine, str) and engine == "local"
 
 
 def is_private(address: str) -> bool:
@@ -106,7 +111,7 @@ def outcome(task: Task, future: object, store: Store) -> list[Failure]:
     if not isinstance(error, KilledWorker):
         raise error
     failed = [failure(cell, error) for cell in task.cells]
-    remember(task.store, task.table, failed)
+    remember(store, task.table, failed)
     return failed
 
 
@@ -129,5 +134,10 @@ def client_of(engine: object) -> Iterator:
     if is_client(engine):
         yield engine
     else:
-        with Client(engine, set_as_default=False) as client:
+        try:
+            client = Client(engine, set_as_default=False)
+        except (OSError, ValueError) as error:  # nobody answers, or the address is none
+            raise PlanError(f"run: `engine` must be a scheduler that answers, got {in_short(engine)}: {error}"
+                            ) from None
+        with client:
             yield client

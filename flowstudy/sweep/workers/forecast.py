@@ -5,8 +5,7 @@ from datetime import timedelta
 
 import torch
 
-from flowstudy.data.datasets import TRAIN_SAMPLES
-from flowstudy.sweep.cells import Cell
+from flowstudy.sweep.cells import Cell, samples_of
 from flowstudy.sweep.cells_to_nets import stack_of
 from flowstudy.sweep.looks.in_training import settings_of
 from flowstudy.train.loop import seconds_per_update
@@ -25,15 +24,14 @@ def forecast(tasks: Sequence[Task], load: Load) -> str:
     largest = tasks[costs.index(max(costs))]
     try:
         seconds = seconds_of(largest, load) * sum(costs) / max(costs)
+        return f"about {timedelta(seconds=round(seconds))} expected" if seconds >= WORTH else ""
     except Exception:  # whatever is wrong with this group, it fails alone when its turn comes
         return ""
-    return f"about {timedelta(seconds=round(seconds))} expected" if seconds >= WORTH else ""
 
 
 def layers_updated(cell: Cell) -> int:
     """Updates of all its epochs, times layers: what training a net costs, beside others of its width and batches."""
-    samples = min(cell.train_samples or TRAIN_SAMPLES[cell.dataset], TRAIN_SAMPLES[cell.dataset])
-    return cell.epochs * -(-samples // cell.batch_size) * cell.depth
+    return cell.epochs * -(-samples_of(cell) // cell.batch_size) * cell.depth
 
 
 def seconds_of(task: Task, load: Load) -> float:

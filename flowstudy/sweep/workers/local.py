@@ -3,6 +3,8 @@
 import contextlib
 import functools
 import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -28,7 +30,7 @@ def run_here(tasks: Sequence[Task], store: Store, tick: Callable[[Task, float], 
         yield task, run_task(task, functools.partial(tick, task), store, load_once)
 
 
-def run_in_processes(tasks: Sequence[Task], devices: Sequence[str]) -> Iterator[Done]:
+def run_in_processes(tasks: Sequence[Task], devices: Sequence[str], store: Store) -> Iterator[Done]:
     """Each device has a process, which gets the next task when it has done one.
 
     A process that dies (killed for its memory, or a crash below Python) is replaced, and its group halved: as with
@@ -54,16 +56,16 @@ def run_in_processes(tasks: Sequence[Task], devices: Sequence[str]) -> Iterator[
                 if answer is None and len(task.cells) > 1:
                     waiting.extendleft(replace(task, cells=tuple(half)) for half in reversed(halves(task.cells)))
                 else:
-                    yield task, lost(task, worker) if answer is None else answer
+                    yield task, lost(task, worker, store) if answer is None else answer
     finally:
         for worker in workers:
             worker.process.kill()
 
 
-def lost(task: Task, worker: "Worker") -> list[Failure]:
+def lost(task: Task, worker: "Worker", store: Store) -> list[Failure]:
     failed = [failure(task.cells[0], f"the worker process died, exit code {worker.process.exitcode} "
                                      "(-9: killed, often for its memory)")]
-    remember(task.store, task.table, failed)
+    remember(store, task.table, failed)
     return failed
 
 
@@ -105,6 +107,7 @@ class Worker:
 
 def serve(connection: Connection) -> None:
     """The worker process: tasks in, outcomes out, until the other side is gone."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
     connection.send(True)
     while True:
         try:
@@ -116,3 +119,9 @@ def serve(connection: Connection) -> None:
         except Exception as error:
             answer = error
         connection.send(answer)
+
+
+def end_with_parent() -> None:
+    """A run that was killed cannot end its workers: they would hold their GPUs for as long as a group takes."""
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)  # as if killed: every file is whole, the training goes on from its checkpoint

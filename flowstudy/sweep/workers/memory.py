@@ -1,16 +1,40 @@
-"""How many nets a device has room for."""
+"""How many nets a device has room for, and whether for one."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from flowstudy.data import Dataset
+from flowstudy.kinds import KINDS
 from flowstudy.sweep.cells import Cell
 from flowstudy.sweep.cells_to_nets import stack_of
 from flowstudy.train.stacks.group import bytes_per_net
 
 SHARE = 0.5  # of what is free: others are there too, and what a measurement needs is not known
+OBJECTS = 5000  # bytes of Python's objects for a layer, whatever its width
+
+
+def check_room(cell: Cell, data: Dataset) -> None:
+    """Raise MemoryError for a net that is larger than what is free, in place of the kernel, which kills processes.
+
+    Its size is told by nets of two and three layers that have shapes and no memory.
+    """
+    with contextlib.suppress(NotImplementedError, RuntimeError):  # a kind that cannot be built so is tried as it is
+        two, three = (bytes_of_weights(cell, data, depth) for depth in (2, 3))
+        needed = two + (cell.depth - 2) * (three - two + OBJECTS)
+        free = free_bytes(data.x_train.device)
+        if 2 * needed > free:  # as it is built, and stacked
+            raise MemoryError(f"two copies of a net of depth {cell.depth} and width {cell.width} take "
+                              f"{2 * needed / 2**30:.3g} GiB, of which {free / 2**30:.3g} GiB are free")
+
+
+def bytes_of_weights(cell: Cell, data: Dataset, depth: int) -> int:
+    with torch.device("meta"):
+        net: nn.Module = KINDS[cell.net].net(data.x_train.shape[1], cell.width, depth, data.classes, cell.activation)
+    return sum(p.nbytes for p in net.parameters())
 
 
 def nets_that_fit(cells: Sequence[Cell], data: Dataset) -> int:

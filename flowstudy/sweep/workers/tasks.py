@@ -1,5 +1,6 @@
 """A task is one group of same-structure cells: measured as one stack, stored as one file, safe to run again."""
 
+import contextlib
 import functools
 import os
 import platform
@@ -19,12 +20,14 @@ from flowstudy.sweep.looks.in_training import measure_together
 from flowstudy.sweep.looks.table import Look
 from flowstudy.sweep.plan_error import PlanError
 from flowstudy.sweep.store.failures import Failure, failure, forget, remember
-from flowstudy.sweep.store.files import StoreError, sweep_leftovers, write_to_store
+from flowstudy.sweep.store.files import StoreError, files_in, read_from_store
 from flowstudy.sweep.store.store import Store
 from flowstudy.train import Checkpoint
 from flowstudy.version import VERSION
+from flowstudy.whole_file import sweep_leftovers
 
-from .memory import nets_that_fit
+from .code import code_digest
+from .memory import check_room, nets_that_fit
 
 CHECKPOINT = 2  # raise it when training cannot go on from what an older version kept; its file is then not looked for
 Load = Callable[[str, int | None, torch.device], Dataset]
@@ -41,6 +44,7 @@ class Task:
         device: "auto" or torch's name of it, where the task runs.
         flowstudy: version that planned it; a worker of another version refuses.
         checkpoint_every: seconds of training between two checkpoints.
+        mark: of the store, which a worker writes to while it is there; None: whatever lies there.
     """
 
     cells: tuple[Cell, ...]
@@ -49,6 +53,7 @@ class Task:
     device: str
     flowstudy: str
     checkpoint_every: float = 60.0
+    mark: str | None = None
 
     @property
     def key(self) -> str:
@@ -83,17 +88,24 @@ def run_task(task: Task, tick: Callable[[float], object], store: Store, load: Lo
     """Compute and store the task's cells; return those that failed alone.
 
     A group that raises is halved, down to single cells: one bad cell costs its neighbours a second run, not their
-    rows.  So is a group that does not fit into memory.
+    rows.  So is a group that does not fit into memory.  Where the data set cannot be had, or not one of the nets has
+    room, all of the group's cells have failed.
 
     Raises:
-        PlanError, StoreError, or what loading the data set raises: nothing that a smaller group would change.
+        PlanError, StoreError: nothing that a smaller group would change.
     """
     device = torch.device(found_device(task.device))
-    data = load(task.cells[0].dataset, task.cells[0].train_samples, device)
+    try:
+        data = load(task.cells[0].dataset, task.cells[0].train_samples, device)
+        waiting = pieces(task, data)
+    except (PlanError, StoreError):
+        raise
+    except Exception as error:
+        return given_up(task, error, tick)
     failures: list[Failure] = []
-    waiting = pieces(task, data)
     while waiting:
         cells = waiting.pop(0)
+        store.check_held()
         if all(store.holds(cells, table) for table in task.tables):
             # computed by another process since, or before this one was lost
             tick(sum(map(work, cells)))
@@ -103,7 +115,7 @@ def run_task(task: Task, tick: Callable[[float], object], store: Store, load: Lo
             waiting[:0] = halves(cells)
         elif error is not None:
             failures.append(error)
-            remember(task.store, task.table, [error])
+            remember(store, task.table, [error])
             tick(work(cells[0]))
     return failures
 
@@ -118,7 +130,7 @@ def attempt(task: Task, cells: Sequence[Cell], data: Dataset, tick: Callable[[fl
         ticked += units
         tick(units)
 
-    checkpoint = checkpoint_of(task, cells)
+    checkpoint = checkpoint_of(task, cells, store)
     try:
         rows = measure_together(task.measurements, cells, data, count, checkpoint)
     except (PlanError, StoreError):  # the call or the disk is wrong, not a cell
@@ -141,33 +153,47 @@ def attempt(task: Task, cells: Sequence[Cell], data: Dataset, tick: Callable[[fl
     return failed
 
 
+def given_up(task: Task, error: Exception, tick: Callable[[float], object]) -> list[Failure]:
+    """All of the task's cells have failed, for one reason."""
+    failures = [failure(cell, error) for cell in task.cells]
+    remember(task.store, task.table, failures)
+    tick(task.work)
+    return failures
+
+
 def pieces(task: Task, data: Dataset) -> list[Sequence[Cell]]:
     """The task's cells in parts that fit into the memory of where it runs."""
-    size = nets_that_fit(task.cells, data) if task.cells[0].epochs else len(task.cells)
+    check_room(task.cells[0], data)
+    size = len(task.cells)
+    if task.cells[0].epochs:
+        with contextlib.suppress(Exception):  # whatever is wrong with one of them, it fails alone
+            size = nets_that_fit(task.cells, data)
     return [task.cells[i:i + size] for i in range(0, len(task.cells), size)]
 
 
-def checkpoint_of(task: Task, cells: Sequence[Cell]) -> Checkpoint | None:
+def checkpoint_of(task: Task, cells: Sequence[Cell], store: Store) -> Checkpoint | None:
     """Where training goes on if it is killed; None for what does not train."""
     if not cells[0].epochs:
         return None
     name = digest([CHECKPOINT, replace(task, cells=tuple(cells)).key])
     return Checkpoint(checkpoint_folder(task.store, task.table) / f"{name}.pt", task.checkpoint_every,
-                      [cell.key for cell in cells], write_to_store)
+                      [cell.key for cell in cells], store.write, read_from_store)
 
 
 def checkpoint_folder(root: Path, table: str) -> Path:
     return root / "checkpoints" / table
 
 
-def sweep_checkpoints(store: Store, table: str) -> None:
-    """Remove those of groups whose cells have all been stored since, in other groups."""
-    sweep_leftovers(checkpoint_folder(store.root, table))
-    found = [path for kept in ("*.pt", "*.pt.before") for path in checkpoint_folder(store.root, table).glob(kept)]
-    paths = {path.with_name(path.name.removesuffix(".before")) for path in found}
-    stored = store.stored(table) if paths else {}
+def sweep_checkpoints(store: Store, tables: Sequence[str]) -> None:
+    """Remove those of groups whose cells are all stored in all these tables: in other groups, or just before a kill."""
+    folder = checkpoint_folder(store.root, tables[0])
+    sweep_leftovers(folder)
+    paths = {path.with_name(path.name.removesuffix(".before"))
+             for ending in (".pt", ".pt.before") for path in files_in(folder, ending)}
+    stored = [store.stored(table) for table in tables] if paths else []
     for path in paths:
-        if all(key in stored for key in Checkpoint.key_of(path) or [""]):
+        keys = Checkpoint.key_of(path, read_from_store)
+        if keys is not None and all(key in one for key in keys for one in stored):
             Checkpoint(path).remove()
 
 
@@ -185,7 +211,7 @@ def found_device(device: str) -> str:
 def provenance(device: torch.device, seconds: float) -> dict:
     """Where numbers come from; stored beside them."""
     return {
-        "flowstudy": VERSION, "torch": torch.__version__, "python": platform.python_version(),
+        "flowstudy": VERSION, "code": code_digest(), "torch": torch.__version__, "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "worker": f"{socket.gethostname()}:{os.getpid()}", "seconds": round(seconds, 3),
         "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -196,7 +222,20 @@ def provenance(device: torch.device, seconds: float) -> dict:
 
 ONE_AT_A_TIME = threading.Lock()  # a worker with several threads: a stack is meant to have the device to itself
 worker_load = functools.lru_cache(maxsize=1)(load)
-worker_store = functools.lru_cache(maxsize=8)(Store)
+
+
+@functools.lru_cache(maxsize=8)
+def worker_store(root: Path, mark: str | None) -> Store:
+    """The store of the process that sent the task, under the same path here."""
+    store = Store(root)
+    if mark is None:
+        return store
+    if not files_in(root, mark):
+        raise RuntimeError("run: `store` must be a folder that the workers share with the process that calls `run`, "
+                           f"got {root}, which is not there on {socket.gethostname()}, or is another folder. Pass "
+                           "one on a shared disk.")
+    store.hold(mark)
+    return store
 
 
 def serve_task(task: Task) -> list[Failure]:
@@ -205,4 +244,4 @@ def serve_task(task: Task) -> list[Failure]:
         raise PlanError(f"run: workers must have flowstudy {task.flowstudy}, as the process that calls `run`, got "
                         f"{VERSION} on {socket.gethostname()}. Install the same version.")
     with ONE_AT_A_TIME:
-        return run_task(task, lambda _units: None, worker_store(task.store), worker_load)
+        return run_task(task, lambda _units: None, worker_store(task.store, task.mark), worker_load)

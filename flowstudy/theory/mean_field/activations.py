@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import erf, expit, ndtr, owens_t
 
-from flowstudy.refusal import did_you_mean
+from flowstudy.arguments import check_one_of
+from flowstudy.refusal import RefusalError
 from flowstudy.theory.checks import Result
 
 from .gaussian import Pairs, TanhPairs, gaussian_mean
@@ -157,7 +158,7 @@ def hard_tanh(low: float = -1.0, high: float = 1.0) -> Activation:
         low, high: the range; it must hold 0. nn.ReLU6 is that of 0 and 6.
     """
     if not (-np.inf < low <= 0 <= high < np.inf and low < high):
-        raise ValueError(f"hard_tanh: `low` and `high` must be finite numbers around 0, got {low!r} and {high!r}.")
+        raise RefusalError(f"hard_tanh: `low` and `high` must be finite numbers around 0, got {low!r} and {high!r}.")
 
     def ends(q: Result) -> tuple[Result, Result]:
         return kink_distance(high, q), kink_distance(-low, q)
@@ -268,7 +269,4 @@ ACTIVATIONS: dict[str, Activation] = {
 def activation_named(call: str, name: str | Activation) -> Activation:
     if isinstance(name, Activation):
         return name
-    if name not in ACTIVATIONS:
-        raise ValueError(f"{call}: `activation` must be one of {', '.join(ACTIVATIONS)}, got {name!r}."
-                         + did_you_mean(name, ACTIVATIONS))
-    return ACTIVATIONS[name]
+    return ACTIVATIONS[check_one_of(call, "activation", name, ACTIVATIONS)]

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flowstudy.refusal import RefusalError
 from flowstudy.theory.checks import Result, Values, check_number
 
 from .activations import Activation, activation_named
@@ -80,8 +81,8 @@ def critical_point(call: str, activation: str | Activation, bias_var: Values) ->
     bias_var = check_number(call, "bias_var", bias_var, NON_NEGATIVE)
     if phi.gain is not None:
         if np.any(bias_var > 0):
-            raise ValueError(f"{call}: `bias_var` must be 0 for {phi.name}, got {bias_var.max():.6g}. Its only "
-                             f"critical point is weight_var {1 / phi.gain:.6g} without biases.")
+            raise RefusalError(f"{call}: `bias_var` must be 0 for {phi.name}, got {bias_var.max():.6g}. Its only "
+                               f"critical point is weight_var {1 / phi.gain:.6g} without biases.")
         return CriticalPoint(np.full_like(bias_var, 1 / phi.gain), np.full_like(bias_var, np.nan))
     q = critical_length(phi, bias_var)
     return CriticalPoint(1 / phi.squared_slope(q), q)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from flowstudy.refusal import RefusalError
 from flowstudy.theory.checks import Result
 
 from .activations import Activation
@@ -62,10 +63,10 @@ def fixed_length(call: str, activation: Activation, weight_var: np.ndarray, bias
         q, lost = scanned_length(activation, weight_var, bias_var, q0)
     if lost.any():
         at = tuple(np.argwhere(lost)[0])
-        raise ValueError(f"{call}: `weight_var` must leave the length map a fixed point to go to, got "
-                         f"{weight_var[at]:.6g} with bias_var {bias_var[at]:.6g}: q grows without bound"
-                         f"{f' ({int(lost.sum())} of {lost.size} points)' if lost.size > 1 else ''}. "
-                         "Lower `weight_var`, or take `plain` for a finite depth.")
+        raise RefusalError(f"{call}: `weight_var` must leave the length map a fixed point to go to, got "
+                           f"{weight_var[at]:.6g} with bias_var {bias_var[at]:.6g}: q grows without bound"
+                           f"{f' ({int(lost.sum())} of {lost.size} points)' if lost.size > 1 else ''}. "
+                           "Lower `weight_var`, or take `plain` for a finite depth.")
     return q
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from flowstudy.theory.checks import Values, check_integer, check_number
+from flowstudy.refusal import RefusalError
+from flowstudy.theory.checks import Values, check_number, depth_to_walk
 
 from .activations import Activation, activation_named
 from .gaussian import gaussian_nodes, hermite_table, power_series, series_size
@@ -73,10 +74,10 @@ def highway(activation: str, depth: Values, gate_bias: Values, weight_var: Value
                    "q0": q0, "m0": m0, "c0": c0, "bias_var": bias_var}
     for name, value in one_of_each.items():
         one_number(call, name, value)
-    depth = int(check_integer(call, "depth", depth))
+    depth = depth_to_walk(call, depth)
     init = Init(phi, *map(float, check_init(call, gate_bias, weight_var, gate_weight_var, bias_var)))
     if gate_bias == np.inf and not weight_var:
-        raise ValueError(f"{call}: `weight_var` must be positive where gate_bias is inf, got {weight_var!r}.")
+        raise RefusalError(f"{call}: `weight_var` must be positive where gate_bias is inf, got {weight_var!r}.")
     return table_of_layers(first_state(call, q0, m0, c0), partial(highway_step, init), depth,
                            also={"P": lambda state: state.second})
 
@@ -122,9 +123,9 @@ def first_state(call: str, q0: Values, m0: Values, c0: Values) -> HighwayState:
     mean = float(check_number(call, "m0", m0, "a number"))
     c = float(check_correlation(call, "c0", c0))
     if mean**2 > q * (1 + 1e-12):
-        raise ValueError(f"{call}: `m0` must be at most sqrt(q0) = {q**0.5:.6g} in size, got {m0!r}.")
+        raise RefusalError(f"{call}: `m0` must be at most sqrt(q0) = {q**0.5:.6g} in size, got {m0!r}.")
     if c < 2 * mean**2 / q - 1 - 1e-12:
-        raise ValueError(f"{call}: `c0` must be at least 2 m0^2 / q0 - 1 = {2 * mean**2 / q - 1:.6g}, got {c0!r}.")
+        raise RefusalError(f"{call}: `c0` must be at least 2 m0^2 / q0 - 1 = {2 * mean**2 / q - 1:.6g}, got {c0!r}.")
     m = mean / np.sqrt(q)
     return HighwayState(log_q=np.log(q), m=m, x3=3 * m - 2 * m**3, x4=3 - 2 * m**4, c=c, diagonal=1.0, with_x=m,
                         with_x2=1.0)

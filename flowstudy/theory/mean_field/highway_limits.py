@@ -6,6 +6,8 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit, log_expit
 
+from flowstudy.arguments import NAME, takes
+from flowstudy.refusal import RefusalError
 from flowstudy.theory.checks import Result, Values, check_choice, check_integer, check_number
 
 from .activations import Activation, activation_named
@@ -18,6 +20,7 @@ from .plain import one_number
 NEGLIGIBLE = 1e-18  # weight of a node in a mean of things near 1
 
 
+@takes(keeps=NAME)
 def suggest_gate_bias(depth: Values, keeps: str = "late-layer rate", *, activation: str = "tanh",
                       weight_var: Values = 1.0, gate_weight_var: Values = 1.0, q0: Values = 1.0) -> Result:
     """The largest gate bias at which `depth` highway layers lose no more than a factor e of E||gradient||^2.
@@ -106,8 +109,8 @@ def highway_limit(activation: str, gate_bias: Values, weight_var: Values) -> Hig
     bias, w = np.broadcast_arrays(check_number(call, "gate_bias", gate_bias, "a number"),
                                   check_number(call, "weight_var", weight_var, NON_NEGATIVE))
     if float(phi.value(np.zeros(()))) != 0:
-        raise ValueError(f"{call}: `activation` must be 0 at 0, got {activation!r}, whose signal does not decay. Take "
-                         "`highway` for a finite depth.")
+        raise RefusalError(f"{call}: `activation` must be 0 at 0, got {activation!r}, whose signal does not decay. "
+                           "Take `highway` for a finite depth.")
     s, a = expit(bias), expit(-bias)
     mean, square = small_signal(phi)
     chi = s**2 * w * square + a**2
@@ -115,8 +118,8 @@ def highway_limit(activation: str, gate_bias: Values, weight_var: Values) -> Hig
     ratio = chi + 2 * s * a * mean * np.sqrt(w) * rho
     if np.any(ratio >= 1):
         at = tuple(np.argwhere(ratio >= 1)[0])
-        raise ValueError(f"{call}: `weight_var` must be small enough that the signal decays, got {w[at]:.6g} at "
-                         f"gate_bias {bias[at]:.6g}, where q grows by {ratio[at]:.6g} per layer. Take `highway`.")
+        raise RefusalError(f"{call}: `weight_var` must be small enough that the signal decays, got {w[at]:.6g} at "
+                           f"gate_bias {bias[at]:.6g}, where q grows by {ratio[at]:.6g} per layer. Take `highway`.")
     fourth = w**2 * slope_fourth(phi)
     kappa = (2 * (s * a) ** 2 * w * square + s**4 * fourth) / chi**2
     return HighwayLimit(*map(plain_number, (s, chi, ratio, rho, kappa)),
@@ -177,7 +180,7 @@ def highway_log_volume(activation: str, gate_bias: Values, weight_var: Values, g
     bias, w_h, w_t, _ = check_init(call, gate_bias, weight_var, gate_weight_var)
     q, m = check_number(call, "q", q), check_number(call, "m", m, "a number")
     if m**2 > q:
-        raise ValueError(f"{call}: `m` must be at most sqrt(q) = {float(q) ** 0.5:.6g} in size, got {float(m):.6g}.")
+        raise RefusalError(f"{call}: `m` must be at most sqrt(q) = {float(q) ** 0.5:.6g} in size, got {float(m):.6g}.")
     t, t_weight = gaussian_nodes(w_t * q)
     h, h_weight = gaussian_nodes(w_h * q, phi.kink_places)
     x, x_weight = coarse(*gaussian_nodes(q - m**2))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flowstudy.refusal import RefusalError
 from flowstudy.theory.checks import Result, Values, check_number
 
 from .activations import activation_named
@@ -127,7 +128,7 @@ def variances(call: str, weight_var: Values, bias_var: Values) -> tuple[np.ndarr
 def check_correlation(call: str, name: str, value: Values) -> np.ndarray:
     array = check_number(call, name, value, "a number")
     if np.any(np.abs(array) > 1):
-        raise ValueError(f"{call}: `{name}` must be between -1 and 1, got {value!r}.")
+        raise RefusalError(f"{call}: `{name}` must be between -1 and 1, got {value!r}.")
     return array
 
 

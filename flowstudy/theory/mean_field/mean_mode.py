@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from flowstudy.theory.checks import Values, check_choice, check_integer
+from flowstudy.theory.checks import Values, check_choice, check_number, depth_to_walk
 
 from .activations import Activation, activation_named
 from .gaussian import gaussian_nodes
@@ -32,6 +32,7 @@ from .highway import (
     mean_squared_gain,
     signal_moments,
 )
+from .plain import one_number
 
 NETS = ("plain", "residual", "highway")
 BULK = slice(0, 3)   # of a state vector: (1/n) tr B, E x_i B_ii, E x_i^2 B_ii, B = J J^T without the mode
@@ -65,7 +66,11 @@ def mean_mode(net: str, activation: str, depth: Values, gate_bias: Values = 0.0,
     call = "mean_mode"
     check_choice(call, "net", net, NETS)
     phi = activation_named(call, activation)
-    layers = int(check_integer(call, "depth", depth))
+    one_of_each = {"gate_bias": gate_bias, "weight_var": weight_var, "gate_weight_var": gate_weight_var, "q0": q0,
+                   "m0": m0, "bias_var": bias_var}
+    for name, value in one_of_each.items():
+        one_number(call, name, value)
+    layers = depth_to_walk(call, depth)
     bias, weights, gates, biases = map(float, check_init(call, gate_bias, weight_var, gate_weight_var, bias_var))
     body = Body(net, phi, bias, weights, gates if net == "highway" else 0.0, biases)
     steps = list(walk(body, first_state(call, q0, m0, 1.0), layers))
@@ -87,7 +92,9 @@ def mean_log_square(log_bulk: np.ndarray, log_mode: np.ndarray) -> np.ndarray:
     """
     u = np.linspace(-80, 5, 1701)  # ln g^2: trapezoid sums of so smooth a function are at rounding level
     density = np.exp((u - np.exp(u)) / 2) / np.sqrt(2 * np.pi)
-    logs = np.logaddexp(log_bulk[:, None], log_mode[:, None] + u)
+    bulk, mode = (check_number("mean_log_square", name, value, "numbers") for name, value in
+                  (("log_bulk", log_bulk), ("log_mode", log_mode)))
+    logs = np.logaddexp(bulk[..., None], mode[..., None] + u)
     return logs @ density * (u[1] - u[0])
 
 

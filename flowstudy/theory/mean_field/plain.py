@@ -3,7 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from flowstudy.theory.checks import Values, check_integer, check_number
+from flowstudy.arguments import in_short
+from flowstudy.refusal import RefusalError
+from flowstudy.theory.checks import Values, check_number, depth_to_walk
 
 from .activations import activation_named
 from .maps import NON_NEGATIVE, check_correlation, variances
@@ -38,7 +40,7 @@ def plain(activation: str, depth: Values, weight_var: Values, bias_var: Values =
     phi = activation_named(call, activation)
     for name, value in {"depth": depth, "weight_var": weight_var, "bias_var": bias_var, "q0": q0, "c0": c0}.items():
         one_number(call, name, value)
-    depth = int(check_integer(call, "depth", depth))
+    depth = depth_to_walk(call, depth)
     w, b = variances(call, weight_var, bias_var)
     q, c = check_number(call, "q0", q0, NON_NEGATIVE), check_correlation(call, "c0", c0)
     rows = []
@@ -59,4 +61,4 @@ def plain(activation: str, depth: Values, weight_var: Values, bias_var: Values =
 
 def one_number(call: str, name: str, value: Values) -> None:
     if np.ndim(value):
-        raise ValueError(f"{call}: `{name}` must be one number, got {value!r}. Call it once per net.")
+        raise RefusalError(f"{call}: `{name}` must be one number, got {in_short(value)}. Call it once per net.")

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from flowstudy.theory.checks import Values, check_integer
+from flowstudy.theory.checks import Values, depth_to_walk
 
 from .activations import Activation, activation_named
 from .highway import LEAST, MOST, first_state
@@ -53,7 +53,7 @@ def residual_net(activation: str, depth: Values, weight_var: Values, q0: Values 
     one_of_each = {"depth": depth, "weight_var": weight_var, "q0": q0, "m0": m0, "c0": c0, "bias_var": bias_var}
     for name, value in one_of_each.items():
         one_number(call, name, value)
-    depth = int(check_integer(call, "depth", depth))
+    depth = depth_to_walk(call, depth)
     w, b = map(float, variances(call, weight_var, bias_var))
     first = first_state(call, q0, m0, c0)
     return table_of_layers(ResidualState(first.log_q, first.m, first.c), partial(residual_step, phi, w, b), depth)

@@ -1,10 +1,13 @@
 """Correlation of the gradients of two inputs if their ReLU masks were independent: the shattered-gradients estimate."""
 
+from flowstudy.arguments import NAME, takes
+from flowstudy.refusal import RefusalError
 from flowstudy.theory.checks import Result, Values, check_choice, check_integer, check_number
 
 from .maps import plain_number
 
 
+@takes(net=NAME)
 def shattered_correlation(net: str, depth: Values, branch_var: Values | None = None) -> Result:
     """Gradient correlation of two inputs whose ReLU masks are independent of each other.
 
@@ -29,7 +32,7 @@ def shattered_correlation(net: str, depth: Values, branch_var: Values | None = N
     check_choice(call, "net", net, ("plain", "residual", "highway"))
     depth = check_integer(call, "depth", depth)
     if net != "highway" and branch_var is not None:
-        raise ValueError(f"{call}: `branch_var` must be None unless net is 'highway', got {branch_var!r}.")
+        raise RefusalError(f"{call}: `branch_var` must be None unless net is 'highway', got {branch_var!r}.")
     if net == "highway":
         part = 1 / depth if branch_var is None else check_number(call, "branch_var", branch_var, "between 0 and 1")
         return plain_number((1 - part / 2) ** depth)

@@ -9,6 +9,7 @@ in this closed form we know no published source. Exact at finite width for I + X
 
 import numpy as np
 
+from flowstudy.refusal import RefusalError
 from flowstudy.theory.checks import Result, Values, check_integer, check_number
 
 from .roots import rising_root
@@ -107,6 +108,8 @@ def discriminant(t: Result, a2: Result, g2: Result) -> Result:
 def squares(call: str, carry: Values, gain: Values) -> tuple[Result, Result]:
     a, g = (check_number(call, name, value, "non-negative and finite")
             for name, value in (("carry", carry), ("gain", gain)))
+    if any(m != n and 1 not in (m, n) for m, n in zip(a.shape[::-1], g.shape[::-1], strict=False)):
+        raise RefusalError(f"{call}: `carry` and `gain` must have shapes that broadcast, got {a.shape} and {g.shape}.")
     if np.any((a == 0) & (g == 0)):
-        raise ValueError(f"{call}: `carry` and `gain` must not both be 0: such layers pass nothing on.")
+        raise RefusalError(f"{call}: `carry` and `gain` must not both be 0: such layers pass nothing on.")
     return a**2, g**2

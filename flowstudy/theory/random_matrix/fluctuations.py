@@ -14,6 +14,7 @@ Source: Hanin 2018 (arXiv:1801.03744); Hanin & Nica 2020, Communications in Math
 import numpy as np
 from scipy.special import digamma, polygamma
 
+from flowstudy.arguments import NAME, takes
 from flowstudy.theory.checks import Moments, Result, Values, check_choice, check_integer, check_number
 
 from .live_units import live_digamma
@@ -23,6 +24,7 @@ LIVE = {"linear": 1.0, "relu": 0.5}                 # probability that a unit is
 WEIGHTS = ("gaussian", "orthogonal")
 
 
+@takes(activation=NAME, weights=NAME)
 def log_jacobian_norm(width: Values, depth: Values, activation: str, weights: str = "gaussian",
                       weight_var: Values | None = None) -> Moments:
     """Mean and variance of ln ||J u||^2, u any fixed unit vector, over nets of `depth` square layers.
@@ -47,6 +49,7 @@ def log_jacobian_norm(width: Values, depth: Values, activation: str, weights: st
     return full(depth * (mean + np.log(weight_var)), depth * variance)
 
 
+@takes(activation=NAME, weights=NAME)
 def log_input_gradient_norm(width: Values, depth: Values, activation: str, weights: str = "gaussian",
                             weight_var: Values | None = None, *, readout_var: Values = 1.0,
                             in_features: Values | None = None) -> Moments:
@@ -72,6 +75,7 @@ def log_input_gradient_norm(width: Values, depth: Values, activation: str, weigh
                 readout.variance + (depth - 1) * layer.variance + first.variance - reference.variance)
 
 
+@takes(activation=NAME, weights=NAME)
 def log_weight_gradient_norm(width: Values, depth: Values, activation: str, weights: str = "gaussian",
                              weight_var: Values | None = None, *, readout_var: Values = 1.0) -> Moments:
     """Mean and variance of ln ||d f / d W_l||_F^2, the same for every layer l: input of unit norm, constant width.
@@ -89,6 +93,7 @@ def log_weight_gradient_norm(width: Values, depth: Values, activation: str, weig
                 readout.variance + (depth - 1) * layer.variance)
 
 
+@takes(activation=NAME, weights=NAME)
 def squared_jacobian_norm(width: Values, depth: Values, activation: str, weights: str = "gaussian",
                           weight_var: Values | None = None) -> Moments:
     """Mean and variance of ||J u||^2 itself, dead nets included: the mean stays where the typical value decays.

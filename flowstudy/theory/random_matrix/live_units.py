@@ -11,11 +11,13 @@ from functools import lru_cache
 import numpy as np
 from scipy.special import bdtrc, digamma, polygamma
 
+from flowstudy.arguments import NAME, takes
 from flowstudy.theory.checks import Result, Values, check_choice, check_integer
 
 SPREAD = 6  # half-width of what is summed, in units of sqrt(width): leaves out less than 2 e^-72 (Hoeffding)
 
 
+@takes(activation=NAME)
 def expected_rank(width: Values, depth: Values, activation: str = "relu") -> Result:
     """Mean rank of the Jacobian of `depth` square layers: exactly the fewest live units of any layer.
 

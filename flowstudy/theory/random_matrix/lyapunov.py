@@ -3,6 +3,7 @@
 import numpy as np
 from scipy.special import digamma, polygamma
 
+from flowstudy.refusal import RefusalError
 from flowstudy.theory.checks import Moments, Values, check_integer, check_number
 
 Whole = int | np.integer
@@ -77,12 +78,12 @@ def check_rows(call: str, width: Whole, live: Whole | None) -> tuple[int, int]:
     n = check_scalar_width(call, width)
     k = n if live is None else check_scalar_width(call, live, "live")
     if k > n:
-        raise ValueError(f"{call}: `live` must be at most the width {n}, got {live!r}.")
+        raise RefusalError(f"{call}: `live` must be at most the width {n}, got {live!r}.")
     return n, k
 
 
 def check_scalar_width(call: str, value: Whole, name: str = "width") -> int:
     """One width: the result has an axis of this length, or a sum over it."""
     if np.ndim(value):
-        raise ValueError(f"{call}: `{name}` must be a single integer, got {value!r}.")
+        raise RefusalError(f"{call}: `{name}` must be a single integer, got {value!r}.")
     return int(check_integer(call, name, value))

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from flowstudy.arguments import FLAG, NAME, takes
 from flowstudy.theory.checks import Result, Values, check_choice, check_integer, check_number
 from flowstudy.theory.mean_field.maps import mean_field
 
@@ -11,6 +12,7 @@ from .spectrum import spectrum_variance
 TANH_GAIN = 1.13  # "works well", says a comment in TensorFlow 1's initialiser; the paper has linear and ReLU only
 
 
+@takes(activation=NAME, exact=FLAG, weights=NAME)
 def random_walk_gain(activation: str, width: Values, exact: bool = False, *, weights: str = "gaussian") -> Result:
     """g such that weights of variance g^2 / width leave the mean of ln ||error signal|| unchanged by a layer.
 
@@ -45,6 +47,7 @@ def random_walk_gain(activation: str, width: Values, exact: bool = False, *, wei
     return np.full_like(n, TANH_GAIN)[()]
 
 
+@takes(activation=NAME, weights=NAME)
 def random_walk_drift(activation: str, width: Values, gain: Values, *, weights: str = "gaussian") -> Result:
     """Mean change of ln ||error signal||^2 by a layer of gain g without biases: what `random_walk_gain` makes 0.
 

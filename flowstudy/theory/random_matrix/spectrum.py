@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from flowstudy.arguments import NAME, takes
+from flowstudy.refusal import RefusalError
 from flowstudy.theory.checks import Moments, Result, Values, check_choice, check_integer, check_number
 from flowstudy.theory.mean_field.activations import activation_named
 
@@ -11,6 +13,7 @@ MASKS = (*LIVE, "hard_tanh")  # slopes are 0 or 1
 LARGEST_LOG = 700.0           # exp of more is near the end of float64
 
 
+@takes(activation=NAME)
 def second_moment(width: Values, depth: Values, activation: str, weight_var: Values | None = None) -> Result:
     """E (1/n) tr (J J^T)^2, square Gaussian layers without biases: exact at finite width.
 
@@ -36,6 +39,7 @@ def second_moment(width: Values, depth: Values, activation: str, weight_var: Val
         return (weight_var * LIVE[activation]) ** (2 * depth) * np.exp(growth) * (1 - (n - 1) / 3 * ratio)
 
 
+@takes(activation=NAME)
 def mean_squared(width: Values, depth: Values, activation: str, weight_var: Values | None = None) -> Moments:
     """Mean and variance over nets of the mean squared singular value (1/n) tr J J^T, as `second_moment`: exact.
 
@@ -59,6 +63,7 @@ def mean_square_growth(n: Result, depth: Result, live: float) -> tuple[Result, R
     return larger, np.expm1(smaller - larger)
 
 
+@takes(activation=NAME, weights=NAME)
 def spectrum_variance(activation: str, depth: Values, weights: str = "gaussian", q: Values | None = None) -> Result:
     """Variance of the squared singular values over their mean squared, infinite width: sigma^2_JJT / m_1^2.
 
@@ -82,6 +87,7 @@ def spectrum_variance(activation: str, depth: Values, weights: str = "gaussian",
     return depth * (mu_2 / mu_1**2 - 1 + (weights == "gaussian"))
 
 
+@takes(activation=NAME, weights=NAME)
 def spectrum_edge(activation: str, depth: Values, weights: str = "gaussian", q: Values | None = None) -> Result:
     """Largest squared singular value over the mean squared one, infinite width; finite nets lie below, by O(n^-2/3).
 
@@ -119,6 +125,6 @@ def slope_moment(call: str, k: int, activation: str, q: Values | None) -> Result
     if activation in LIVE:
         return np.float64(LIVE[activation])
     if q is None and phi.gain is None:
-        raise ValueError(f"{call}: `q` must be the mean square of the preactivations for {activation}, got None.")
+        raise RefusalError(f"{call}: `q` must be the mean square of the preactivations for {activation}, got None.")
     q = check_number(call, "q", 1.0 if q is None else q, "non-negative and finite")
     return phi.squared_slope(q) if k == 1 else phi.mean(lambda h: phi.slope(h) ** (2 * k), q)

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowstudy.arguments import a_real, a_whole, check_function, check_path, instance_of, optional, takes
 from flowstudy.data import Dataset
 from flowstudy.data.augment import INPUTS, cropped, random_crops
+from flowstudy.refusal import RefusalError
 from flowstudy.threads import one_thread
+from flowstudy.torch_arguments import MODULE
 from flowstudy.train.checkpoint import Checkpoint
 
 from .sgd import nesterov_sgd, set_learning_rate
@@ -41,6 +44,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 0.001
 
+    @takes(epoch=a_whole(0))
     def rate(self, epoch: int) -> float:
         """Of the epoch that follows `epoch` passes."""
         return self.learning_rate * 0.1 ** sum(epoch >= drop for drop in self.drops)
@@ -65,6 +69,8 @@ class ConvHistory:
     diverged: int
 
 
+@takes(net=MODULE, data=instance_of(Dataset, "a Dataset"), recipe=instance_of(Recipe, "a Recipe"), seed=a_whole(0),
+       checkpoint=optional(check_path), seconds=a_real("at least 0 and finite"), tick=check_function)
 def train_conv(net: nn.Module, data: Dataset, recipe: Recipe, *, seed: int = 0,
                checkpoint: str | os.PathLike[str] | None = None, seconds: float = 60.0,
                tick: Callable[[], object] = lambda: None) -> ConvHistory:
@@ -84,8 +90,8 @@ def train_conv(net: nn.Module, data: Dataset, recipe: Recipe, *, seed: int = 0,
     """
     there = next(net.parameters()).device
     if data.x_train.device != there:
-        raise ValueError(f"train_conv: `data` must be on the net's device {there}, got {data.x_train.device}. Move it "
-                         f"there: data.to({str(there)!r}).")
+        raise RefusalError(f"train_conv: `data` must be on the net's device {there}, got {data.x_train.device}. Move "
+                           f"it there: data.to({str(there)!r}).")
     data = INPUTS[recipe.inputs](data)
     file = None if checkpoint is None else Checkpoint(checkpoint, seconds, run_key(net, data, recipe, seed))
     net.to(memory_format=torch.channels_last)
@@ -103,6 +109,8 @@ def train_conv(net: nn.Module, data: Dataset, recipe: Recipe, *, seed: int = 0,
         tick()
         if last:
             break
+    if file is not None:
+        file.finish()
     return history
 
 

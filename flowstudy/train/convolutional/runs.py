@@ -15,9 +15,25 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from flowstudy.arguments import (
+    FLAG,
+    NAME,
+    a_whole,
+    check_kind,
+    check_path,
+    instance_of,
+    one_among,
+    optional,
+    several,
+    some_mapping,
+    takes,
+)
 from flowstudy.data.datasets import Dataset, load_dataset
 from flowstudy.nets import ConvNet, cifar_conv_net, fitnet, initialize_as_authors, mnist_conv_net
+from flowstudy.nets.convolutional import BLOCKS
 from flowstudy.progress import progress_bar
+from flowstudy.refusal import RefusalError
+from flowstudy.torch_arguments import check_device_or_auto
 
 from .recipe import Recipe, train_conv
 
@@ -36,18 +52,24 @@ class ConvRun(NamedTuple):
     seed: int
 
 
+@takes(net=several(one_among(CONV_NETS)), block=several(one_among(BLOCKS)))
 def conv_grid(net: Sequence[str], block: Sequence[str], seed: Iterable[int]) -> list[ConvRun]:
     """All combinations.
 
     >>> conv_grid(["mnist_16"], ["highway", "plain"], range(1))
     [ConvRun(net='mnist_16', block='highway', seed=0), ConvRun(net='mnist_16', block='plain', seed=0)]
     """
-    unknown = sorted(set(net) - set(CONV_NETS))
-    if unknown:
-        raise ValueError(f"conv_grid: `net` must be of {', '.join(CONV_NETS)}, got {', '.join(unknown)}.")
-    return [ConvRun(*values) for values in itertools.product(net, block, seed)]
+    return [ConvRun(*values) for values in itertools.product(net, block, seeds_of("conv_grid", seed))]
 
 
+def seeds_of(call: str, seed: Iterable[int]) -> list[int]:
+    seeds = list(check_kind(call, "seed", seed, Iterable, "several seeds"))
+    several(a_whole(0))(call, "seed", seeds)
+    return seeds
+
+
+@takes(name=NAME, size=a_whole(1), channels=optional(a_whole(0)), train_samples=optional(a_whole(1)),
+       device=check_device_or_auto)
 def load_images(name: str, size: int, *, channels: int | None = None, train_samples: int | None = None,
                 device: str | torch.device = "auto") -> Dataset:
     """A data set with images of size x size pixels, enlarged bilinearly where they are smaller, as the digits are.
@@ -63,8 +85,8 @@ def load_images(name: str, size: int, *, channels: int | None = None, train_samp
     there = data.x_train.shape[1]
     channels = there if channels is None else channels
     if channels < 1 or there not in (1, channels):
-        raise ValueError(f"load_images: `channels` must be {'at least 1' if there == 1 else there} for {name}, got "
-                         f"{channels}. Only the one channel of grey images can be repeated.")
+        raise RefusalError(f"load_images: `channels` must be {'at least 1' if there == 1 else there} for {name}, got "
+                           f"{channels}. Only the one channel of grey images can be repeated.")
 
     def fitted(x: Tensor) -> Tensor:
         x = x if x.shape[-1] == size else F.interpolate(x, (size, size), mode="bilinear")
@@ -73,6 +95,8 @@ def load_images(name: str, size: int, *, channels: int | None = None, train_samp
     return replace(data, x_train=fitted(data.x_train), x_test=fitted(data.x_test))
 
 
+@takes(runs=several(instance_of(ConvRun, "a ConvRun")), data=instance_of(Dataset, "a Dataset"),
+       recipe=instance_of(Recipe, "a Recipe"), store=optional(check_path), progress=FLAG)
 def train_conv_nets(runs: Sequence[ConvRun], data: Dataset, recipe: Recipe, *,
                     store: str | os.PathLike[str] | None = None, progress: bool = True) -> pd.DataFrame:
     """Train each net from the authors' initial weights, on the device of `data`.
@@ -114,6 +138,9 @@ def train_each(runs: Sequence[ConvRun], data: Dataset, recipe: Recipe, store: st
     return pd.concat(frames, ignore_index=True)
 
 
+@takes(nets=some_mapping, block=several(one_among(BLOCKS)),
+       recipes=several(instance_of(Recipe, "a Recipe")), size=a_whole(1), channels=optional(a_whole(1)),
+       train_samples=optional(a_whole(1)), device=check_device_or_auto, store=optional(check_path), progress=FLAG)
 def train_conv_study(nets: Mapping[str, Sequence[str]], block: Sequence[str], seed: Iterable[int],
                      recipes: Sequence[Recipe], *, size: int, channels: int | None = None,
                      train_samples: int | None = None, device: str | torch.device = "auto",
@@ -122,7 +149,7 @@ def train_conv_study(nets: Mapping[str, Sequence[str]], block: Sequence[str], se
 
     `size`, `channels`, `train_samples` and `device` as for `load_images`.
     """
-    seeds, frames = list(seed), []
+    seeds, frames = seeds_of("train_conv_study", seed), []
     plans = {dataset: conv_grid(names, block, seeds) for dataset, names in nets.items()}  # refused before one trains
     epochs = sum(map(len, plans.values())) * sum(recipe.epochs for recipe in recipes)
     with bar_of(epochs, progress) as bar:

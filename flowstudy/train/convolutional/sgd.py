@@ -13,6 +13,8 @@ takes to fade.  So `set_learning_rate` divides b by the same factor, and PyTorch
 import torch
 from torch import nn
 
+from flowstudy.refusal import RefusalError
+
 BIAS_RATE = 2.0       # times the learning rate; biases have no weight decay
 READOUT_DECAY = 10.0  # times the weight decay
 
@@ -32,12 +34,12 @@ def nesterov_sgd(model: nn.Module, learning_rate: float, momentum: float = 0.9, 
         decay_mult 0 for biases, decay_mult 10 for the read-out's weight).
     """
     if not (learning_rate > 0 and 0 < momentum < 1 and weight_decay >= 0):
-        raise ValueError("nesterov_sgd: `learning_rate` must be positive, `momentum` in (0, 1), `weight_decay` not "
-                         f"negative, got {learning_rate}, {momentum}, {weight_decay}.")
+        raise RefusalError("nesterov_sgd: `learning_rate` must be positive, `momentum` in (0, 1), `weight_decay` not "
+                           f"negative, got {learning_rate}, {momentum}, {weight_decay}.")
     last = getattr(model, "readout", None) if readout is None else readout
     if not isinstance(last, nn.Module):
-        raise ValueError(f"nesterov_sgd: `model` must have a module `readout`, got {type(model).__name__} without. "
-                         "Pass readout=, the linear layer before the loss.")
+        raise RefusalError(f"nesterov_sgd: `model` must have a module `readout`, got {type(model).__name__} without. "
+                           "Pass readout=, the linear layer before the loss.")
     of_readout = {id(p) for p in last.parameters()}
     groups: dict[str, list[nn.Parameter]] = {"weights": [], "readout": [], "biases": []}
     for name, p in model.named_parameters():

@@ -11,8 +11,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from flowstudy.arguments import a_whole, instance_of, several, takes
 from flowstudy.nets.blocks import HOOKS
 from flowstudy.nets.fully_connected import FullyConnected
+from flowstudy.refusal import RefusalError
+from flowstudy.torch_arguments import MODULE, TENSOR, check_torch_device, some_tensors
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Stack:
             return torch.cat([self.part(nets)(x) for _, nets in runs_of(self.activations)])
         return torch.func.vmap(functools.partial(one_net, self.template), in_dims=(0, None))(self.state, x)
 
+    @takes(nets=instance_of(slice, "a slice"))
     def part(self, nets: slice) -> "Stack":
         """Nets that follow each other; the template has their activation where all have the same."""
         state, names = {name: value[nets] for name, value in self.state.items()}, self.activations[nets]
@@ -45,11 +49,13 @@ class Stack:
             return Stack(with_activation(self.template, names[0]), state)
         return Stack(self.template, state, names)
 
+    @takes(kept=TENSOR)
     def only(self, kept: Bool[Tensor, " net"]) -> "Stack":
         """Without the other nets."""
         names = tuple(itertools.compress(self.activations, kept.tolist()))
         return Stack(self.template, {name: value[kept.to(value.device)] for name, value in self.state.items()}, names)
 
+    @takes(index=a_whole(0))
     def net(self, index: int) -> nn.Module:
         """One of the nets, as a module of its own."""
         one = self.part(slice(index, index + 1))
@@ -82,20 +88,19 @@ def runs_of(names: Sequence[str]) -> list[tuple[str, slice]]:
     return runs
 
 
+@takes(nets=several(MODULE), device=check_torch_device)
 def stack(nets: Sequence[nn.Module], device: torch.device | str = "cpu") -> Stack:
     """Stack nets of equal structure; they must hold no buffers (batch norm's running statistics)."""
-    if not nets:
-        raise ValueError("stack: `nets` must hold at least one net, got none.")
     parameters = [dict(net.named_parameters()) for net in nets]
     shapes, parts = {name: value.shape for name, value in parameters[0].items()}, parts_of(nets[0])
     for i, net in enumerate(nets):
         # The forward pass is the first net's: what has no parameters, as activations, must agree too, and repr has it.
         same = repr(net) == repr(nets[0]) and parts_of(net) == parts
         if not same or {name: value.shape for name, value in parameters[i].items()} != shapes:
-            raise ValueError(f"stack: all nets must have the structure of the first, nets[{i}] has another. "
-                             "Stack nets of equal depth, width and activation.")
+            raise RefusalError(f"stack: all nets must have the structure of the first, nets[{i}] has another. "
+                               "Stack nets of equal depth, width and activation.")
         if any(True for _ in net.buffers()):
-            raise ValueError(f"stack: nets must have no buffers, nets[{i}] has some. Train it by itself.")
+            raise RefusalError(f"stack: nets must have no buffers, nets[{i}] has some. Train it by itself.")
     return stack_states(copy.deepcopy(nets[0]), parameters, device)  # a copy: `device` must not move the net itself
 
 
@@ -105,6 +110,7 @@ def parts_of(net: nn.Module) -> list[tuple]:
              *(len(getattr(module, hooks)) for hooks in HOOKS)) for module in net.modules()]
 
 
+@takes(template=MODULE, states=several(some_tensors), device=check_torch_device)
 def stack_states(template: nn.Module, states: Sequence[dict[str, Tensor]], device: torch.device | str = "cpu") -> Stack:
     """Stack the parameters of nets that have the template's structure."""
     state = {name: torch.stack([own[name].detach() for own in states]).to(device) for name in states[0]}

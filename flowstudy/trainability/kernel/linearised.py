@@ -59,7 +59,8 @@ class Linearised:
         buffers = {name: b.detach().clone() for name, b in self.probe.named_buffers()}
         # Of attention's kernels, the mathematical one alone can be differentiated forwards.
         with self.state.replayed(), sdpa_kernel(SDPBackend.MATH):
-            output = torch.func.functional_call(self.probe, buffers | (parameters or {}), x.args, x.kwargs)
+            output = x.call_model(lambda *args, **kwargs: torch.func.functional_call(
+                self.probe, buffers | (parameters or {}), args, kwargs))
             return self.objective.taken(output, self.y)
 
     def pull(self, cotangent: Tensor) -> Parts:

@@ -55,7 +55,7 @@ class TrialTask:
         self.draw_anew(place)
         with modes_of_the_model(self.x.device):
             y = self.y[index]
-            output = self.objective.taken(self.x[index].call(net), y)
+            output = self.objective.taken(self.x[index].call_model(net), y)
             return output, self.objective.value(output, y)
 
     def draw_anew(self, place: int) -> None:

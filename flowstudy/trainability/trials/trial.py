@@ -1,6 +1,5 @@
 """A short trial: copies of the model really learn for some steps, each at a learning rate of the usual grid."""
 
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from flowstudy.arguments import a_real, check_real, check_whole, several
 from flowstudy.measure.gradients.losses import OWN, Loss, Objective, check_label_range
 from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.copies import check_module, own_copy
@@ -167,7 +167,7 @@ def changed_by_a_pass(probe: nn.Module, task: TrialTask) -> bool:
     index, objective = task.batches[0], task.objective
     before = {name: buffer.clone() for name, buffer in probe.named_buffers()}
     with task.draws.replayed():
-        output = task.x[index].call(probe)
+        output = task.x[index].call_model(probe)
         taken = objective.taken(output, task.y[index])
         objective.check(taken, task.y[index])
         if objective.loss == "cross_entropy":
@@ -208,7 +208,7 @@ def flushed_denormals() -> Iterator[None]:
 
 
 def check_targets_given(call: str, x: Inputs, y: object, loss: object) -> None:
-    if loss == OWN:
+    if isinstance(loss, str) and loss == OWN:
         raise RefusalError(f"{call}: `loss` must be of outputs and targets that can be told apart, got 'output'. Pass "
                            "the labels as `y`, loss='cross_entropy' or a function (output, y), and as `output=` the "
                            "entry of the model's output that it is of.")
@@ -225,19 +225,15 @@ def check_targets_given(call: str, x: Inputs, y: object, loss: object) -> None:
 
 def check_settings(call: str, optimizer: str, steps: int, batch_size: int, seconds: float | None,
                    warm_up: int) -> None:
-    if optimizer not in OPTIMIZERS:
+    if not isinstance(optimizer, str) or optimizer not in OPTIMIZERS:
         raise RefusalError(f"{call}: `optimizer` must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r}. "
                            "A model that another one trains is tried by the nearest of these.")
     for name, value, least in (("steps", steps, 1), ("batch_size", batch_size, 1), ("warm_up", warm_up, 0)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise RefusalError(f"{call}: `{name}` must be a whole number of at least {least}, got {value!r}.")
-    if seconds is not None and not seconds >= 0:
-        raise RefusalError(f"{call}: `seconds` must be at least 0, or None for no limit, got {seconds!r}.")
+        check_whole(call, name, value, least)
+    if seconds is not None:
+        check_real(call, "seconds", seconds, "at least 0", " None is no limit.")
 
 
 def check_rates(call: str, rates: Sequence[float]) -> list[float]:
-    rates = [float(rate) for rate in rates]
-    if not rates or not all(math.isfinite(rate) and rate >= 0 for rate in rates):
-        raise RefusalError(f"{call}: `rates` must be one or more finite learning rates of at least 0, got {rates}. "
-                           "None is the usual grid.")
-    return rates
+    several(a_real("at least 0 and finite"))(call, "rates", rates)
+    return [float(rate) for rate in rates]

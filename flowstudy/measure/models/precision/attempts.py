@@ -2,6 +2,7 @@
 
 import functools
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import ParamSpec, TypeVar
@@ -51,9 +52,24 @@ def in_float64(measurement: Callable[P, R]) -> Callable[P, R]:
                 raise
             except Exception as error:   # the model's own code ran: anything may be raised
                 failed = error
+        if is_models_own(failed):
+            call = args[0] if args and isinstance(args[0], str) else measurement.__name__
+            raise RefusalError(f"{call}: `x` must be a batch that the model takes, and the model raises "
+                               f"{type(failed).__name__} on it: {failed}.{way_out_of_bytes([args, kwargs])}"
+                               ) from failed
         raise failed
 
     return measured
+
+
+def is_models_own(error: BaseException) -> bool:
+    """Whether it was raised inside the model, as it was run on the batch."""
+    return any(frame.f_code.co_name == "call_model" for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def way_out_of_bytes(arguments: object) -> str:
+    held = any(isinstance(value, Tensor) and value.dtype == torch.uint8 for value in tree_leaves(arguments))
+    return " Images of bytes become real numbers by x.float() / 255." if held else ""
 
 
 @contextmanager
