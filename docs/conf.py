@@ -40,7 +40,7 @@ html_math_renderer = "mathml"
 html_sidebars = {"index": []}
 html_theme_options = {
     "logo": {"text": "flowstudy"},
-    "navbar_persistent": ["search-button"],   # the field's words are not its name, which readers of screens stumble over
+    "navbar_persistent": ["search-button"],   # a field whose words are not its accessible name otherwise
     "navbar_end": ["theme-switcher"],
     "header_links_before_dropdown": 7,
     "secondary_sidebar_items": ["page-toc"],

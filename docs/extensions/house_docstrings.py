@@ -32,7 +32,7 @@ def shapes(thing: object) -> list[str]:
         return []
     signature = inspect.signature(thing)
     known = {name: parameter.annotation for name, parameter in signature.parameters.items()}
-    said = [f"`{name}` {kind.__name__.partition('[')[0]} ({kind.dim_str})"
+    said = [f"`{name}` {kind.__name__.partition('[')[0]} `({', '.join(kind.dim_str.split())})`"
             for name, kind in {**known, "returned": signature.return_annotation}.items() if hasattr(kind, "dim_str")]
     return ["", f"**Shapes:** {', '.join(said)}.", ""] if said else []
 
