@@ -1,5 +1,6 @@
 """README and docs are what they say: every block of code runs as written, in the order of its page."""
 
+import doctest
 import importlib
 import re
 import runpy
@@ -59,6 +60,43 @@ def test_the_reference_has_every_public_name():
     rooms = {f"flowstudy.{room}": importlib.import_module(f"flowstudy.{room}") for room in flowstudy._ROOMS}
     with_names = {name for name, room in rooms.items() if set(getattr(room, "__all__", ())) - set(flowstudy.__all__)}
     assert with_names | {"flowstudy"} == {name for name in listed if ".integrations." not in name}
+
+
+def public_things():
+    """Every public function and class once, by the module that defines it."""
+    rooms = [flowstudy, *(importlib.import_module(f"flowstudy.{room}") for room in flowstudy._ROOMS)]
+    named = {id(thing): thing for room in rooms for name in getattr(room, "__all__", ())
+             if hasattr(thing := getattr(room, name), "__qualname__")}
+    return sorted(named.values(), key=lambda thing: (thing.__module__, thing.__qualname__))
+
+
+def test_examples_in_docstrings_print_what_they_say():
+    """Of every public name, in the namespace of its module."""
+    runner, examples = doctest.DocTestRunner(), 0
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    for thing in public_things():
+        for test in finder.find(thing, thing.__qualname__, globs=dict(vars(sys.modules[thing.__module__]))):
+            examples += len(test.examples)
+            runner.run(test)
+    assert examples > 50 and runner.summarize(verbose=False).failed == 0
+
+
+# --- docstrings as the site shows them -------------------------------------------------------------------------------
+
+
+def test_house_docstrings_become_rst(monkeypatch):
+    """Worked by hand: notes, tables, lists, code, and text that would be markup."""
+    monkeypatch.syspath_prepend(str(DOCS / "extensions"))
+    house = importlib.import_module("house_docstrings")
+    lines = ["E||x||^2 of `a_b` and c_, *d", "", "    code(1)", "", "| a | b |", "|---|---|", "| 1 | 2 |", "",
+             "Returns:", "    frame: rows.", "", "        q: length", "            and more.", "Source: One 1999,",
+             "    and two.", ">>> 2 * 3", "6"]
+    house.to_rst(None, "function", "f", None, None, lines)
+    assert lines == [
+        r"E\|\|x\|\|^2 of `a_b` and c\_, \*d", "", "::", "", "    code(1)", "", ".. list-table::",
+        "   :header-rows: 1", "", "   * - a", "     - b", "   * - 1", "     - 2", "", "",
+        "Returns:", "    frame: rows.", "", "        - `q`: length", "          and more.", "",
+        "**Source:** One 1999, and two.", ">>> 2 * 3", "6"]
 
 
 # --- the reader ------------------------------------------------------------------------------------------------------

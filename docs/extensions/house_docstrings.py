@@ -2,8 +2,10 @@
 
 import inspect
 import re
+from typing import TYPE_CHECKING
 
-from sphinx.application import Sphinx
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 # A section that has its text on the line of its name: a paragraph that begins with the name in bold.
 NOTE = re.compile(r"^(Args|Attributes|Returns|Raises|Source|Limits|What it cannot \w+): (\S.*)$")
@@ -11,18 +13,18 @@ NOTE = re.compile(r"^(Args|Attributes|Returns|Raises|Source|Limits|What it canno
 ITEM = re.compile(r"^ {8}(\w+): (\S.*)$")
 
 
-def setup(app: Sphinx) -> dict[str, bool]:
+def setup(app: "Sphinx") -> dict[str, bool]:
     app.connect("autodoc-process-docstring", to_rst, priority=100)  # before napoleon
     app.connect("autodoc-skip-member", is_a_field)
     return {"parallel_read_safe": True}
 
 
-def is_a_field(app: Sphinx, what: str, name: str, thing: object, skip: bool, options: object) -> bool | None:
+def is_a_field(app: "Sphinx", what: str, name: str, thing: object, skip: bool, options: object) -> bool | None:
     """Fields of a NamedTuple, whose own docstrings say nothing, are among its class's Attributes."""
     return True if (getattr(thing, "__doc__", None) or "").startswith("Alias for field number") else None
 
 
-def to_rst(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+def to_rst(app: "Sphinx", what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
     lines[:] = [*lists(code(tables(notes([plain(line) for line in lines])))), *shapes(thing)]
 
 

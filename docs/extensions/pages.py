@@ -11,11 +11,13 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from sphinx.application import Sphinx
-
 import flowstudy
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parents[2]
 GALLERY = ROOT / "figures" / "gallery"
@@ -26,12 +28,12 @@ PAGES = {"README.md": "index", "CONTRIBUTING.md": "contributing", "CHANGELOG.md"
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
-def setup(app: Sphinx) -> dict[str, bool]:
+def setup(app: "Sphinx") -> dict[str, bool]:
     app.connect("source-read", expand)
     return {"parallel_read_safe": True}
 
 
-def expand(app: Sphinx, page: str, source: list[str]) -> None:
+def expand(app: "Sphinx", page: str, source: list[str]) -> None:
     asked: dict[str, Callable[[str, str], str]] = {"names": names, "gallery": gallery, "file": repository_file}
     source[0] = re.sub(r"^\{\{ (\w+):? ?(\S*) \}\}$", lambda found: asked[found[1]](found[2], page), source[0],
                        flags=re.MULTILINE)
