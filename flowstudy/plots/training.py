@@ -38,7 +38,8 @@ def trainability_map(frame: pd.DataFrame, axis: str = "weight_var", accuracy: st
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
         ax = figure.subplots()
-        picture = ax.pcolormesh(table.columns, table.index, table, shading="nearest", cmap="viridis", vmin=0, vmax=1)
+        picture = ax.pcolormesh(table.columns, table.index, table, shading="nearest", cmap="viridis_r", vmin=0,
+                                vmax=1)  # dark is good in every picture
         figure.colorbar(picture, label=accuracy.replace("_", " "))
         for x, depth, style in allowed_depths(frame, axis):
             ax.plot(x, depth, **{"color": "black", "lw": 1.6, "path_effects": halo(3.6)} | style)

@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flowstudy.arguments import FLAG, MAPPING, NAME, check_frame, check_path, instance_of, several, takes
+from flowstudy.arguments import FLAG, MAPPING, NAME, check_frame, check_path, instance_of, optional, several, takes
 from flowstudy.refusal import RefusalError, printable
 from flowstudy.seal import parquet_is_sealed, sealed_parquet
 from flowstudy.shown import as_html
@@ -115,6 +115,7 @@ class Store:
         sweep_leftovers(self.root / table)
         self._swept.add(self.root / table)
 
+    @takes(mark=optional(NAME))
     def hold(self, mark: str | None = None) -> str:
         """Write from now on only while the folder is the store that it is now, or that has this mark; the mark."""
         self._mark = mark or self._mark or mark_of(self.root)
@@ -126,12 +127,16 @@ class Store:
         if self._mark is not None:
             check_mark(self.root, self._mark)
 
+    @takes(path=check_path, content=instance_of(bytes, "bytes"))
     def write(self, path: Path, content: bytes) -> None:
         """A file of the store, whole or not at all.
 
         Raises:
             StoreError: the folder takes it not, or is no longer the store that is held; nothing has changed.
         """
+        if self.root not in Path(path).parents:
+            raise RefusalError(f"Store.write: `path` must lie in the store {self.root}, got {str(path)!r}. "
+                               "Store.path names the files of tables.")
         self.check_held()
         write_to_store(path, content)
 
