@@ -37,12 +37,11 @@ html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_math_renderer = "mathml"
-html_sidebars = {"index": []}
+html_sidebars = {page: [] for page in ("index", "gallery", "changelog", "reliability", "contributing")}
 html_theme_options = {
     "logo": {"text": "flowstudy"},
     "navbar_persistent": ["search-button"],   # a field whose words are not its accessible name otherwise
     "navbar_end": ["theme-switcher"],
-    "header_links_before_dropdown": 7,
     "secondary_sidebar_items": ["page-toc"],
     "show_prev_next": True,
     "footer_start": ["copyright"],
