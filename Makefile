@@ -65,9 +65,12 @@ test-types: .venv/.dev ## the same tests, the shapes and types in signatures che
 test-slow: .venv/.dev ## the others, signatures checked: whole studies, killed runs, wide nets (PYTEST_ARGS=)
 	@$(PYTEST) -m slow $(CHECKED) $(PYTEST_ARGS)
 
+# The pages of the documentation that need these packages.
+PAGES := $(foreach page,hugging_face lightning,"tests/test_docs.py::test_a_page_can_be_followed_as_written[docs/how-to/$(page).md]")
+
 test-integrations: .venv/.integrations ## Lightning, Hugging Face, Dask and Optuna: against the real packages
 	@$(PY) -m pytest tests/test_integrations.py tests/test_dask.py tests/test_dask_network.py tests/test_optuna.py \
-		$(PYTEST_ARGS)
+		$(PAGES) $(PYTEST_ARGS)
 
 test-cuda-emulated: .venv/.dev ## those for a GPU on emulated ones, signatures checked; skipped without g++
 	@if ! command -v $${CXX:-g++} >/dev/null; then \
