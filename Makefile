@@ -40,7 +40,7 @@ unexport PIP_TARGET PIP_PREFIX PIP_ROOT
 
 .DELETE_ON_ERROR:
 .PHONY: help figures gallery records test test-types test-slow mutants test-integrations test-cuda-emulated \
-	test-lower-bounds lab gpu-bundle peers types lock check-lock package lint clean
+	test-lower-bounds lab gpu-bundle peers types docs lock check-lock package lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -68,9 +68,12 @@ test-slow: .venv/.dev ## the others, signatures checked: whole studies, killed r
 mutants: .venv/.dev ## small slips in the code, 11 a package, that no test notices: an hour (ARGS="--package nets --seed 1")
 	@$(PY) tests/mutants.py $(ARGS)
 
+# The pages of the documentation that need these packages.
+PAGES := $(foreach page,hugging_face lightning,"tests/test_docs.py::test_a_page_can_be_followed_as_written[docs/how-to/$(page).md]")
+
 test-integrations: .venv/.integrations ## Lightning, Hugging Face, Dask and Optuna: against the real packages
 	@$(PY) -m pytest tests/test_integrations.py tests/test_dask.py tests/test_dask_network.py tests/test_optuna.py \
-		$(PYTEST_ARGS)
+		$(PAGES) $(PYTEST_ARGS)
 
 test-cuda-emulated: .venv/.dev ## those for a GPU on emulated ones, signatures checked; skipped without g++
 	@if ! command -v $${CXX:-g++} >/dev/null; then \
@@ -89,6 +92,11 @@ gpu-bundle: .venv/.dev ## build/flowstudy-gpu.tgz: all that `python -m benchmark
 
 types: .venv/.types ## every public name has its type (pyright), and the README's Python passes mypy
 	@$(PY) .ci/public_types.py
+
+docs: .venv/.docs ## the documentation's site, into build/docs/; a warning is an error
+	@rm -rf build/docs
+	@$(PY) -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo "Read build/docs/index.html"
 
 # Everything in constraints.txt but torch and what its CUDA builds bring: of those each machine takes its own.
 APART = $(shell sed -nE 's/^(torch|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==.*/--no-emit-package \1/p' constraints.txt)
@@ -143,6 +151,11 @@ clean: ## remove .venv and caches; results and figures stay
 .venv/.types: .venv/.dev
 	@echo "Installing pyright and mypy"
 	@$(PIP) -e '.[types]'
+	@touch $@
+
+.venv/.docs: .venv/.core
+	@echo "Installing Sphinx"
+	@$(PIP) -e '.[docs]'
 	@touch $@
 
 .venv/.package: .venv/.core

@@ -21,16 +21,23 @@ import flowstudy
 ROOT = Path(__file__).resolve().parents[1]
 # pyright looks where another Python than this one may look, and cannot follow an editable installation.
 SEEN = [str(ROOT), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-# What the README's blocks take for granted: a user's own model and data.
+# What the README's blocks take for granted: a user's own model and data.  tests/test_docs.py runs them with it.
 GIVEN = """
 import torch
 from torch import nn
 import flowstudy as fs
-model: nn.Module = nn.Linear(2, 2)
+torch.manual_seed(0)
+model: nn.Module = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2))
 a, b = nn.Linear(2, 2), nn.Linear(2, 2)
-x, y = torch.zeros(2, 2), torch.zeros(2, dtype=torch.long)
+x = torch.randn(64, 2)
+y = (x[:, 0] > 0).long()
 highway_net = fs.HighwayNet(2, 2, 2, 2)
-def train(model: nn.Module) -> None: ...
+def train(model: nn.Module) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(20):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
 """
 
 

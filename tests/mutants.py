@@ -25,9 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Of a part of the code, the tests that run: those that notice the soonest first.
 TESTS = {part: [f"tests/test_{name}.py" for name in names.split()] for part, names in (
     line.split(": ") for line in (ROOT / "tests" / "mutants.txt").read_text().splitlines())}
-COMPARED = {ast.Lt: (ast.LtE, ast.Gt), ast.LtE: (ast.Lt, ast.GtE), ast.Gt: (ast.GtE, ast.Lt),
-            ast.GtE: (ast.Gt, ast.LtE), ast.Eq: (ast.NotEq,), ast.NotEq: (ast.Eq,), ast.Is: (ast.IsNot,),
-            ast.IsNot: (ast.Is,), ast.In: (ast.NotIn,), ast.NotIn: (ast.In,)}
+COMPARED = {ast.Lt: [ast.LtE, ast.Gt], ast.LtE: [ast.Lt, ast.GtE], ast.Gt: [ast.GtE, ast.Lt],
+            ast.GtE: [ast.Gt, ast.LtE], ast.Eq: [ast.NotEq], ast.NotEq: [ast.Eq], ast.Is: [ast.IsNot],
+            ast.IsNot: [ast.Is], ast.In: [ast.NotIn], ast.NotIn: [ast.In]}
 SWAPPED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult,
            ast.Mod: ast.Mult, ast.FloorDiv: ast.Mult, ast.And: ast.Or, ast.Or: ast.And}
 WORDS = (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom, ast.Assert)
@@ -67,9 +67,9 @@ def places(node: ast.AST) -> Iterator[ast.AST]:
         return
     yield node
     for name, value in ast.iter_fields(node):
-        if name not in ("annotation", "returns", "decorator_list", "bases"):
-            for child in value if isinstance(value, list) else [value]:
-                yield from places(child) if isinstance(child, ast.AST) else ()
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST) and name not in ("annotation", "returns", "decorator_list", "bases"):
+                yield from places(child)
 
 
 def drawn(package: str, count: int, seed: int) -> list[dict]:
@@ -96,17 +96,15 @@ def drawn(package: str, count: int, seed: int) -> list[dict]:
 
 def tried(mutant: dict, trees: Queue, limit: float) -> dict:
     """The mutant with its outcome, "survived", "caught", "caught by time" or "not run", and the test that failed."""
-    tree, (first, last) = trees.get(), mutant["span"]
-    path, part = tree / mutant["file"], max((part for part in TESTS if mutant["file"][10:].startswith(part)), key=len)
+    tree, (first, last), part = trees.get(), mutant["span"], mutant["file"].removeprefix("flowstudy/")
+    path, part = tree / mutant["file"], max(filter(part.startswith, TESTS), key=len)
     whole = path.read_bytes()
     path.write_bytes(whole[:first] + mutant["new"].encode() + whole[last:])
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-n", "0", "-p", "no:cacheprovider"]
-    process = subprocess.Popen([*command, *TESTS[part]], cwd=tree, stdout=subprocess.PIPE, text=True,
-                               env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tree)},
-                               start_new_session=True)
+    how = {"cwd": tree, "env": os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tree)}, "text": True}
+    process = subprocess.Popen(command + TESTS[part], stdout=subprocess.PIPE, start_new_session=True, **how)
     try:
-        lines = process.communicate(timeout=limit)[0].splitlines()
-        words = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+        words = [line for line in process.communicate(timeout=limit)[0].splitlines() if line[:5] in ("FAILE", "ERROR")]
         outcome = "caught" if words else "survived" if process.returncode == 0 else "not run"
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
@@ -125,14 +123,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--limit", type=float, default=300, help="seconds; a mutant that takes longer is caught")
-    parser.add_argument("--results", type=Path, default=ROOT / "build" / "mutants.jsonl")
+    parser.add_argument("--results", type=Path, default=Path("build", "mutants.jsonl"))
     asked = parser.parse_args()
     asked.results.parent.mkdir(exist_ok=True)
-    asked.results.touch()
-    known = [json.loads(line) for line in asked.results.read_text().splitlines()]
+    known = [json.loads(line) for line in asked.results.read_text().splitlines()] if asked.results.exists() else []
     wanted = [mutant for package in asked.package or rooms for mutant in drawn(package, asked.count, asked.seed)]
     todo = [one for one in wanted if not any(one.items() <= before.items() for before in known)]
-    trees, files = Queue(), subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).split("\0")[:-1]
+    trees, files = Queue(), subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(asked.jobs) as pool:
         for tree in (Path(folder, str(number)) for number in range(asked.jobs)):
             for file in files:
@@ -145,8 +142,8 @@ def main() -> None:
                 results.write(json.dumps(found) + "\n")
             print("{outcome:14} {file}:{line} {operator}: {old!r} -> {new!r} {test}".format(**found), flush=True)
     counts = Counter((one["package"], one["outcome"].split()[0]) for one in known)
-    for package in rooms:
-        print(f"{package:14} {counts[package, 'caught']:3} caught, {counts[package, 'survived']:3} survived")
+    print(*(f"{room:14} {counts[room, 'caught']:3} caught, {counts[room, 'survived']:3} survived" for room in rooms),
+          sep="\n")
 
 
 if __name__ == "__main__":

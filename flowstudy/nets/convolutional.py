@@ -93,6 +93,9 @@ def mnist_conv_net(width: int = 16, block: str = "highway") -> ConvNet:
     pool (6), 3 layers, pool (3), linear; dropout 0.2 on the input, then 0.3, 0.4 and 0.5 after the pools. Pooling is
     3 / 2 with the last window cut off by the border, as Caffe has it, then 2 / 2.
 
+    Returns:
+        A ConvNet; `initialize_as_authors` draws its weights.
+
     >>> sum(p.numel() for p in mnist_conv_net(16).parameters()), sum(p.numel() for p in mnist_conv_net(32).parameters())
     (38986, 151690)
     >>> sum(p.numel() for p in mnist_conv_net(16, block="plain").parameters())  # 22 channels, the nearest
@@ -118,6 +121,9 @@ def cifar_conv_net(classes: int = 10, block: str = "highway") -> ConvNet:
     first layer at N(0, 1): the files give 0.05 as its `value`, which Caffe's Gaussian filler does not read. The loss
     before training in their log, 2.497 on the test set, agrees: ours is 2.41 to 3.04 (six seeds, contrast-normalised to
     norm 55), and from He's first layer 2.30 to 2.37.
+
+    Returns:
+        A ConvNet; `initialize_as_authors` draws its weights.
 
     >>> sum(p.numel() for p in cifar_conv_net().parameters()), sum(p.numel() for p in cifar_conv_net(100).parameters())
     (2256838, 2265928)
@@ -145,6 +151,9 @@ def fitnet(name: str, block: str = "highway", classes: int = 10) -> ConvNet:
     read-out, which brings the counts to the paper's; dropout and the read-out's start as in `cifar_conv_net`; b_T -1,
     -2 and -3, the paper's advice for depths of about 10, 20 and 30.
 
+    Returns:
+        A ConvNet; `initialize_as_authors` draws its weights.
+
     >>> [sum(p.numel() for p in fitnet(name).parameters()) for name in "ABC"]  # paper: 236K, 2.3M, 1.25M
     [236328, 2312438, 1251798]
     """
@@ -164,6 +173,9 @@ def initialize_as_authors(net: ConvNet, seed: int = 0) -> ConvNet:
     """He-normal weights, H's and T's alike, and biases 0 as the authors'; b_T stays; the nets' exceptions.
 
     A seed means the same weights on every device (see `initialize`, which draws).
+
+    Returns:
+        `net`, which is changed in place.
     """
     initialize(net, "he_normal", seed=seed)
     with torch.no_grad():

@@ -136,6 +136,10 @@ def initialize(model: nn.Module, scheme: SchemeName, *, seed: int = 0, gain: flo
         ValueError: unknown scheme, negative seed or bias_var, a gain that is not positive and finite, a model without
             weights, or a scheme that does not know the activation: several slopes, or modules with options that
             `theory` does not have. The model is then unchanged.
+
+    >>> net = initialize(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), "orthogonal", seed=0)
+    >>> torch.allclose(net[0].weight.T @ net[0].weight, torch.eye(3), atol=1e-6)
+    True
     """
     MODULE("initialize", "model", model)
     check_one_of("initialize", "scheme", scheme, SCHEMES)

@@ -7,6 +7,7 @@ import math
 import re
 import textwrap
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -45,7 +46,7 @@ def caption_of(figure: Figure) -> str:
     return plain_words(figure.get_supxlabel())
 
 
-def number(x: float, digits: int = 2) -> str:
+def number(x: float | np.number, digits: int = 2) -> str:
     """As people write it: 0.046, 210, with a sign for minus, and powers of ten where it is far from 1."""
     words = f"{x:.{digits}g}"
     if 10**digits <= abs(x) < 1e5:
@@ -63,7 +64,7 @@ def power_of_ten(log10: float) -> str:
     return number(10**log10) if abs(log10) < 2 else f"10{str(round(log10)).translate(RAISED)}"
 
 
-def count(n: int, one: str) -> str:
+def count(n: int | np.integer, one: str) -> str:
     return f"{n:,} {one}{'' if n == 1 else 's'}"
 
 

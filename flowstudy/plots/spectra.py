@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.typing import ColorType
 
 from flowstudy import theory
 from flowstudy.arguments import NAME, check_frame, check_one_of, optional, takes
@@ -89,7 +90,7 @@ def widest(frame: pd.DataFrame, ranks: dict) -> float:
     return min(1.0, 1.05 * max(most, exact)) if max(most, exact) > 0 else 1.0
 
 
-def draw_spectrum(ax: Axes, nets: pd.DataFrame, color: str, ranks: dict) -> None:
+def draw_spectrum(ax: Axes, nets: pd.DataFrame, color: ColorType, ranks: dict) -> None:
     median_and_band(ax, nets, "quantile", "log10_s", color=color)
     law = nets.groupby("quantile")[["predicted", "valid"]].first()
     draw_prediction(ax, law["predicted"], law["valid"], color="black", ls=(0, (3, 2)), lw=0.9)

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.typing import ColorType
 
 from flowstudy import names
 
@@ -124,7 +125,7 @@ def draw_chance(ax: Axes, loss: float) -> None:
     label_end(ax, loss, "chance", REFERENCE)
 
 
-def label_end(ax: Axes, y: float, words: str, color: str) -> None:
+def label_end(ax: Axes, y: float | np.number, words: str, color: ColorType) -> None:
     """`words` right of the axes at the height of a line's last point; `keep_apart` moves them where they would meet."""
     if np.isfinite(y):
         ax.annotate(words, (1, y), xycoords=("axes fraction", "data"), xytext=(5, 0), textcoords="offset points",

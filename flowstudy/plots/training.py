@@ -124,7 +124,7 @@ def figure_1(frame: pd.DataFrame, top: int = 10) -> Figure:
     Source: Srivastava et al. 2015, figure 1.
     """
     best = final_loss(frame)
-    published = (frame["dataset"] == "mnist").all()
+    published = bool((frame["dataset"] == "mnist").all())
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
         summary, plain, highway = figure.subplots(1, 3, width_ratios=[1.25, 1, 1])

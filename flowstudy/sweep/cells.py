@@ -123,6 +123,9 @@ def samples_of(cell: Cell) -> int:
 def grid(**axes: object) -> list[Cell]:
     """Every combination of the given values, the last axis fastest; a single value is a constant.
 
+    Returns:
+        A list of cells, one for each combination.
+
     >>> [cell.depth for cell in grid(depth=[10, 50], seed=range(2))]
     [10, 10, 50, 50]
     """
@@ -154,6 +157,9 @@ def random_search(n: int, *, net: NetName | Sequence[NetName] = "plain", depth: 
             {"relu": "he_uniform", "tanh": "lecun_uniform"} is how the authors' framework draws fully connected weights,
             as its code has it; that the study of section 3.1 used it is inferred.
         fixed: further fields of `Cell`, the same for all.
+
+    Returns:
+        A list of `n` cells for each net and depth.
 
     Source: Srivastava et al. 2015, section 3.1.  Ranges and laws are those of the authors' search tables: over their
         800 runs a uniform decay has p < 1e-22, the log-uniform law p = .13 and .23 (Kolmogorov & Smirnov).

@@ -24,6 +24,9 @@ def best(frame: pd.DataFrame, by: Sequence[str] = ("net", "depth"), of: str = "l
          largest: bool = False) -> pd.DataFrame:
     """The best cell for each combination of the fields `by`; see `top`.
 
+    Returns:
+        A row per combination, as `top`'s.
+
     >>> frame = pd.DataFrame({"cell": ["a", "a", "b"], "depth": 10, "epoch": [0, 1, 1], "loss": [2.3, 0.2, 0.1]})
     >>> best(frame, by=["depth"])["cell"].tolist()
     ['b']

@@ -162,6 +162,9 @@ def train(nets: Stack, data: Dataset, settings: Settings, tick: Callable[[float]
         at: when `observer` is called.
         checkpoint: a run that was killed goes on from it, to the same numbers; removed by the caller.
 
+    Returns:
+        A History: `loss` (net, epochs + 1) [nats per sample], `diverged` (net,), and the trained stack.
+
     Raises:
         ValueError: nets with backward hooks, which would not be called, or with frozen weights, which would be trained;
             data on another device than the nets.

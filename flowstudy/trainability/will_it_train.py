@@ -81,6 +81,11 @@ def trainability(model: nn.Module, x: Shown, y: Tensor | None, *, loss: LossName
 
     Source: Jacot et al. 2018; Xiao, Pennington & Schoenholz 2020 (trainability by the kernel's spectrum); the
         thresholds are ours (`benchmarks/trainability.py`).
+
+    >>> x = torch.randn(64, 10, generator=torch.Generator().manual_seed(0))
+    >>> net = nn.Sequential(nn.Linear(10, 32), nn.Tanh(), nn.Linear(32, 10))
+    >>> trainability(net, x, x.argmax(1), trial=50).verdict.kind
+    'trains'
     """
     return look_at("trainability", model, x, y, loss, output, optimizer, steps, samples, trial, batch_size, seconds,
                    seed, rates, dtype, progress)
@@ -108,6 +113,9 @@ def assert_trainable(model: nn.Module, x: Shown, y: Tensor | None = None, *, los
         steps: a net that is slow passes if the kernel expects half of the task within so many steps and the trial saw
             it learn.
         loss, output, trial, samples, batch_size, seconds: as `trainability`.
+
+    Returns:
+        The Trainability of a net that trains.
 
     Raises:
         UntrainableError, an AssertionError: the message is the verdict.  A net passes only if a trial saw it learn at

@@ -199,6 +199,11 @@ def gradient_flow(model: nn.Module, x: Shown, y: object = None, *, loss: LossNam
     copy (an open file, a generator) the copy uses the model's own.
 
     Source: Glorot & Bengio 2010 (section 4: back-propagated gradients by layer).
+
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    >>> flow = gradient_flow(net, torch.eye(3), torch.tensor([0, 1, 1]))
+    >>> flow.frame[["layer", "module", "gradient"]].values.tolist()
+    [[1, '0', 'value'], [2, '2', 'value']]
     """
     call = "gradient_flow"
     check_module(call, model)
@@ -242,7 +247,14 @@ def compare(models: Mapping[str, nn.Module], x: Shown, y: object = None, *, loss
     Args:
         models: by the name to show; the rest as `gradient_flow` takes it.
 
+    Returns:
+        A Comparison: `.frame`, `.verdicts` by name, `.plot()`.
+
     What it cannot measure: as `gradient_flow`, whose errors it raises.
+
+    >>> nets = {name: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)) for name in ("one", "another")}
+    >>> compare(nets, torch.eye(3), torch.tensor([0, 1, 1])).frame["model"].tolist()
+    ['one', 'one', 'another', 'another']
     """
     if not isinstance(models, Mapping) or not models:
         raise RefusalTypeError(f"compare: `models` must be a mapping of names to models, got {type(models).__name__}. "

@@ -105,6 +105,11 @@ def jacobian(function: Function, x: Float[Tensor, "sample *inputs"], *,
     Args:
         function: of a batch, (sample, ...) to (sample, ...), that treats samples one by one.
         chunk: rows or columns computed at once; None fits a memory budget. Does not change the result.
+    Returns:
+        (sample, outputs, inputs), the axes of a sample flattened.
+
+    >>> jacobian(lambda x: x**2, torch.tensor([[1.0, 3.0]])).tolist()
+    [[[2.0, 0.0], [0.0, 6.0]]]
     """
     return jacobian_of_pass(*start_and_output(function, x), x, function, chunk)
 

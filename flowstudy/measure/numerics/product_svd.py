@@ -88,6 +88,10 @@ def product_svd(factors: Iterable[MatrixLike], *, columns: int | None = None, ba
     Raises:
         ValueError: no factors, shapes that do not fit together, `columns` missing, `block` or `eps` out of range.
         TypeError: a factor that is neither a real floating tensor nor callable.
+
+    >>> halves = [torch.diag(torch.tensor([1.0, 0.5], dtype=torch.float64))] * 2000     # 0.5^2000 underflows
+    >>> (product_svd(halves).log_singular_values / math.log(2)).round(decimals=6).tolist()
+    [0.0, -2000.0]
     """
     call = "product_svd"
     if block is not None and block < 1:

@@ -168,6 +168,8 @@ def stacked_jacobian_spectrum(model: nn.Module, state: dict[str, Tensor], x: Ten
         state: parameters by name, stacked along a leading net axis.
         x: inputs (sample, inputs), shared by the nets.
         part: "body" or "all".
+    Returns:
+        Natural logs (net, sample, rank), float64, descending; -inf is exactly zero.
     """
     layers = parts_of_own_net(model)
     if layers is None:

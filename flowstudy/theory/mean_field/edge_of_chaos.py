@@ -33,6 +33,9 @@ def critical_weight_var(activation: str | Activation, bias_var: Values = 0.0) ->
     By name, or with a slope or a range of its own: `rectifier` and `hard_tanh` in `theory.mean_field.activations`.
     gelu's q attracts only from bias_var 0.17293 on; below, the length leaves it, and `mean_field` finds another phase.
 
+    Returns:
+        The variance times the fan-in, dimensionless, in the shape of `bias_var`.
+
     Raises:
         ValueError: relu, leaky_relu and linear with biases: their only critical point is at bias_var 0.
 
@@ -50,6 +53,9 @@ def edge_of_chaos(activation: str, bias_var: Values = 0.0) -> PowerLaw:
     Smooth activations: 1 - c_l -> beta / l, beta = 2 E phi'^2 / (q E phi''^2).  Activations with kinks: 9 / (s l)^2,
     s = weight_var sqrt(q / pi) sum of (jump of the slope)^2 times the density of h at the kink; relu 9 pi^2 / (2 l^2).
     The coefficient is inf where the correlation stays as it is: linear nets, and q* = 0.
+
+    Returns:
+        A PowerLaw: `power` and `coefficient` of 1 - c_l = coefficient / l^power, l the number of layers.
 
     Source: Hayou et al. 2019 (arXiv:1902.06853); the sum over kinks is the same expansion for several of them.
 

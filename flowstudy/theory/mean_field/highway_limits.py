@@ -101,6 +101,9 @@ def highway_limit(activation: str, gate_bias: Values, weight_var: Values) -> Hig
     and (1-T) x add up: q'/q = s^2 weight_var / 2 + (1-s)^2 + 2 s (1-s) rho sqrt(weight_var / (2 pi)) > chi, so that
     two inputs merge, 1 - c falling by chi / (q'/q) per layer.
 
+    Returns:
+        A HighwayLimit of what a layer does once the signal is small, each in the arguments' common shape.
+
     Raises:
         ValueError: where the signal does not decay (tanh: weight_var >= 2/s - 1), or sigmoid, which is not 0 at 0.
     """
@@ -166,6 +169,9 @@ def highway_log_volume(activation: str, gate_bias: Values, weight_var: Values, g
     Args:
         activation, gate_bias, weight_var, gate_weight_var: as in `highway`.
         q, m: mean square and mean of the layer's inputs, taken as Gaussian.
+
+    Returns:
+        [nats per singular value and layer], in the arguments' common shape.
 
     Source: derived for flowstudy from the law of diag(a) + (Gaussian matrix with a variance profile).
 

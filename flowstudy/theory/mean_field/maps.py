@@ -56,6 +56,9 @@ def mean_field(activation: str, weight_var: Values, bias_var: Values = 0.0, *, q
         bias_var: variance of a bias. Arrays broadcast.
         q0: length from which q goes to its fixed point; matters for gelu alone, which can have several.
 
+    Returns:
+        A MeanField; its fields are in the arguments' common shape.
+
     Raises:
         ValueError: an unknown activation, a variance that is negative or not finite, or no fixed point: q then grows
             without bound (relu beyond weight_var 2, or at 2 with biases). For finite depths take `plain`.
@@ -82,6 +85,9 @@ def mean_field(activation: str, weight_var: Values, bias_var: Values = 0.0, *, q
 def length_map(activation: str, q: Values, weight_var: Values, bias_var: Values = 0.0) -> Result:
     """One layer: mean square of the next preactivations, weight_var E phi(h)^2 + bias_var, h ~ N(0, q).
 
+    Returns:
+        Mean square of the next preactivations, in the arguments' common shape.
+
     >>> float(length_map("relu", q=3.0, weight_var=2.0))
     3.0
     """
@@ -97,6 +103,11 @@ def correlation_map(activation: str, c: Values, weight_var: Values, bias_var: Va
 
     Args:
         q: their mean square, the same for both; None is the fixed point q*. Where q is 0 the limit is meant.
+    Returns:
+        The correlation, -1 to 1, in the arguments' common shape.
+
+    >>> round(float(correlation_map("relu", c=0.0, weight_var=2.0, q=1.0)), 6)   # 1 / pi
+    0.31831
     """
     call = "correlation_map"
     phi = activation_named(call, activation)

@@ -89,6 +89,9 @@ def mean_log_square(log_bulk: np.ndarray, log_mode: np.ndarray) -> np.ndarray:
     """E ln ||J^T v||^2 over Gaussian v of mean square 1 / width, from ln of the bulk's and the mode's mean (mode / n).
 
     The bulk's many directions average out, the mode has one: E ln(bulk + mode g^2), g standard normal.
+
+    Returns:
+        [nats], in the arguments' common shape.
     """
     u = np.linspace(-80, 5, 1701)  # ln g^2: trapezoid sums of so smooth a function are at rounding level
     density = np.exp((u - np.exp(u)) / 2) / np.sqrt(2 * np.pi)

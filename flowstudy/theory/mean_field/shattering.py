@@ -22,6 +22,9 @@ def shattered_correlation(net: str, depth: Values, branch_var: Values | None = N
         depth: number of layers.
         branch_var: g2^2 of the highway, None is 1 / depth: the correlation then stays above 1/2, and goes to e^(-1/2).
 
+    Returns:
+        The correlation, 0 to 1, in the arguments' common shape.
+
     Source: Balduzzi et al. 2017 (arXiv:1702.08591): plain nets, residual nets without batch normalisation and highway
     nets.  With batch normalisation, which flowstudy's residual nets lack, they find about 1 / sqrt(depth).
 

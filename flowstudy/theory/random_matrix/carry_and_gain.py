@@ -27,6 +27,8 @@ def residual_squared_gain(quantile: Values, carry: Values, gain: Values) -> Resu
         quantile: t in [0, 1], counted from the smallest: (width - i + 1/2) / width for the i-th largest of `width`.
         carry: a, non-negative.
         gain: g, non-negative; not both zero.
+    Returns:
+        Squared gain per layer, dimensionless, in the arguments' common shape.
     """
     a2, g2 = squares("residual_squared_gain", carry, gain)
     return squared_gain(check_number("residual_squared_gain", "quantile", quantile, "between 0 and 1"), a2, g2)
@@ -56,6 +58,8 @@ def residual_edge(depth: Values, carry: Values, gain: Values) -> Result:
     Args:
         depth: layers, an integer of at least 1.
         carry, gain: as `residual_squared_gain`.
+    Returns:
+        A ratio, at least 1, in the arguments' common shape.
     """
     depth = check_integer("residual_edge", "depth", depth)
     depth, a2, g2 = np.broadcast_arrays(depth, *squares("residual_edge", carry, gain))

@@ -60,6 +60,8 @@ def log_input_gradient_norm(width: Values, depth: Values, activation: str, weigh
     Args: as `log_jacobian_norm`, and
         readout_var: variance of a read-out weight times width.
         in_features: inputs of the net, whose fan_in scales the first layer's weights; None is `width`.
+    Returns:
+        (mean, variance) [nats, nats^2], float64.
     """
     call = "log_input_gradient_norm"
     width, depth, weight_var = check_net(call, width, depth, activation, weights, weight_var)
@@ -84,6 +86,8 @@ def log_weight_gradient_norm(width: Values, depth: Values, activation: str, weig
     depth - l factors of the backward pass, all independent.
 
     Args: as `log_input_gradient_norm`. An input of squared norm s adds ln s to the mean.
+    Returns:
+        (mean, variance) [nats, nats^2], float64.
     """
     call = "log_weight_gradient_norm"
     width, depth, weight_var = check_net(call, width, depth, activation, weights, weight_var)
@@ -102,6 +106,8 @@ def squared_jacobian_norm(width: Values, depth: Values, activation: str, weights
     orthogonal ReLU.
 
     Args: as `log_jacobian_norm`.
+    Returns:
+        (mean, variance), dimensionless, float64.
     """
     call = "squared_jacobian_norm"
     n, depth, weight_var = check_net(call, width, depth, activation, weights, weight_var)

@@ -36,6 +36,9 @@ def fuss_catalan_moment(k: Values, depth: Values) -> Result:
 def fuss_catalan_edge(depth: Values) -> Result:
     """Largest squared singular value, (depth + 1)^(depth + 1) / depth^depth, about e (depth + 1/2).
 
+    Returns:
+        float64, in the shape of `depth`.
+
     >>> float(fuss_catalan_edge(2))
     6.75
     """
@@ -52,6 +55,8 @@ def fuss_catalan_density(x: Values, depth: Values) -> Result:
     Args:
         x: squared singular value; the density is 0 outside (0, edge), and inf at 0.
         depth: number of matrices, an integer of at least 1.
+    Returns:
+        Per unit of x, float64, in the arguments' common shape; its integral is 1.
     """
     x = check_number("fuss_catalan_density", "x", x, "a number")
     depth = check_integer("fuss_catalan_density", "depth", depth)

@@ -28,6 +28,9 @@ def expected_rank(width: Values, depth: Values, activation: str = "relu") -> Res
         depth: layers, an integer of at least 1.
         activation: "relu", or "linear", whose Jacobians have full rank.
 
+    Returns:
+        A number from 0 to `width`, in the arguments' common shape.
+
     >>> float(expected_rank(64, 10).round(2))
     25.86
     """

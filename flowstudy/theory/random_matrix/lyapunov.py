@@ -63,6 +63,9 @@ def sum_log_singular_values(width: Whole, depth: Values, weight_var: Values = 1.
         depth: number of matrices, an integer of at least 1.
         weight_var: variance of an entry times width.
 
+    Returns:
+        (mean, variance) [nats, nats^2], float64.
+
     >>> [round(float(value), 3) for value in sum_log_singular_values(16, depth=20)]
     [-175.27, 55.526]
     """

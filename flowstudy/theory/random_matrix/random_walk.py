@@ -26,6 +26,8 @@ def random_walk_gain(activation: str, width: Values, exact: bool = False, *, wei
         width: N, the layer's fan_in, an integer of at least 1.
         exact: the mean for this width, instead of the published fit.
         weights: "gaussian", or (exact only) "orthogonal": W^T W = g^2 I.
+    Returns:
+        g, dimensionless, in the shape of `width`.
     Source: Sussillo & Abbott 2014 (arXiv:1412.6558).  The exact gains are derived here.  Kogler et al. 2026
     (arXiv:2602.10949) treat leaky ReLU, of a slope that is not 0, where no layer dies: another quantity.
 

@@ -30,6 +30,9 @@ def second_moment(width: Values, depth: Values, activation: str, weight_var: Val
         weight_var: variance of a weight times width; None is the critical one, 1 linear, 2 ReLU, where
             E (1/n) tr J J^T = 1.
 
+    Returns:
+        Dimensionless, in the arguments' common shape.
+
     >>> [round(float(second_moment(64, 10, activation)), 6) for activation in ("linear", "relu")]
     [11.986831, 28.738065]
     """
@@ -44,6 +47,8 @@ def mean_squared(width: Values, depth: Values, activation: str, weight_var: Valu
     """Mean and variance over nets of the mean squared singular value (1/n) tr J J^T, as `second_moment`: exact.
 
     Args: as `second_moment`.
+    Returns:
+        (mean, variance), dimensionless, float64.
     """
     n, depth, weight_var = check_net("mean_squared", width, depth, activation, "gaussian", weight_var)
     growth, ratio = mean_square_growth(n, depth, LIVE[activation])
@@ -75,6 +80,8 @@ def spectrum_variance(activation: str, depth: Values, weights: str = "gaussian",
         depth: layers, an integer of at least 1.
         weights: "gaussian" or "orthogonal".
         q: mean square of the preactivations, non-negative, the same in all layers; linear and the ReLUs do without.
+    Returns:
+        Dimensionless, in the arguments' common shape.
     Source: Pennington, Schoenholz, Ganguli 2018 (arXiv:1802.09979).
 
     >>> round(float(spectrum_variance("tanh", 1, "orthogonal", q=0.5)), 6)
@@ -100,6 +107,8 @@ def spectrum_edge(activation: str, depth: Values, weights: str = "gaussian", q: 
         depth: layers, an integer of at least 1.
         weights: "gaussian" or "orthogonal".
         q: mean square of the preactivations, non-negative; hard_tanh alone needs it: p = erf(1 / sqrt(2 q)).
+    Returns:
+        A ratio, at least 1, in the arguments' common shape.
     Source: Pennington, Schoenholz, Ganguli 2018 (arXiv:1802.09979).
 
     >>> [round(float(spectrum_edge("relu", 8, weights)), 4) for weights in ("gaussian", "orthogonal")]

@@ -56,6 +56,9 @@ class ConvRun(NamedTuple):
 def conv_grid(net: Sequence[str], block: Sequence[str], seed: Iterable[int]) -> list[ConvRun]:
     """All combinations.
 
+    Returns:
+        A list of runs, the last argument fastest.
+
     >>> conv_grid(["mnist_16"], ["highway", "plain"], range(1))
     [ConvRun(net='mnist_16', block='highway', seed=0), ConvRun(net='mnist_16', block='plain', seed=0)]
     """
@@ -76,6 +79,9 @@ def load_images(name: str, size: int, *, channels: int | None = None, train_samp
 
     `channels` = 3 makes grey images coloured ones of three equal channels; images that have another number of channels
     and are not grey are refused.
+
+    Returns:
+        The Dataset: x (sample, channel, size, size) in [0, 1].
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -148,6 +154,9 @@ def train_conv_study(nets: Mapping[str, Sequence[str]], block: Sequence[str], se
     """`train_conv_nets` on several data sets and by several recipes: the `nets` of each data set, every combination.
 
     `size`, `channels`, `train_samples` and `device` as for `load_images`.
+
+    Returns:
+        The rows of `train_conv_nets`, one data set and recipe after the other.
     """
     seeds, frames = seeds_of("train_conv_study", seed), []
     plans = {dataset: conv_grid(names, block, seeds) for dataset, names in nets.items()}  # refused before one trains

@@ -90,7 +90,11 @@ def runs_of(names: Sequence[str]) -> list[tuple[str, slice]]:
 
 @takes(nets=several(MODULE), device=check_torch_device)
 def stack(nets: Sequence[nn.Module], device: torch.device | str = "cpu") -> Stack:
-    """Stack nets of equal structure; they must hold no buffers (batch norm's running statistics)."""
+    """Stack nets of equal structure; they must hold no buffers (batch norm's running statistics).
+
+    Returns:
+        A Stack, its parameters copied to `device`, (net, ...) each.
+    """
     parameters = [dict(net.named_parameters()) for net in nets]
     shapes, parts = {name: value.shape for name, value in parameters[0].items()}, parts_of(nets[0])
     for i, net in enumerate(nets):
@@ -112,6 +116,10 @@ def parts_of(net: nn.Module) -> list[tuple]:
 
 @takes(template=MODULE, states=several(some_tensors), device=check_torch_device)
 def stack_states(template: nn.Module, states: Sequence[dict[str, Tensor]], device: torch.device | str = "cpu") -> Stack:
-    """Stack the parameters of nets that have the template's structure."""
+    """Stack the parameters of nets that have the template's structure.
+
+    Returns:
+        A Stack, its parameters copied to `device`, (net, ...) each.
+    """
     state = {name: torch.stack([own[name].detach() for own in states]).to(device) for name in states[0]}
     return Stack(template.to(device), state)
