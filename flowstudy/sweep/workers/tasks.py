@@ -101,7 +101,7 @@ def run_task(task: Task, tick: Callable[[float], object], store: Store, load: Lo
     except (PlanError, StoreError):
         raise
     except Exception as error:
-        return given_up(task, error, tick)
+        return given_up(task, error, tick, store)
     failures: list[Failure] = []
     while waiting:
         cells = waiting.pop(0)
@@ -153,10 +153,10 @@ def attempt(task: Task, cells: Sequence[Cell], data: Dataset, tick: Callable[[fl
     return failed
 
 
-def given_up(task: Task, error: Exception, tick: Callable[[float], object]) -> list[Failure]:
+def given_up(task: Task, error: Exception, tick: Callable[[float], object], store: Store) -> list[Failure]:
     """All of the task's cells have failed, for one reason."""
     failures = [failure(cell, error) for cell in task.cells]
-    remember(task.store, task.table, failures)
+    remember(store, task.table, failures)
     tick(task.work)
     return failures
 
