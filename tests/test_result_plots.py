@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from drawn import texts_that_overlap
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import flowstudy as fs
+from flowstudy.plots.results.flow import of_several
 from flowstudy.plots.results.layer_axis import parts_of, shortened
 
 NAMES = st.lists(st.sampled_from(["a", "b", "blocks"]), min_size=1, max_size=3).map(".".join)
@@ -80,3 +83,19 @@ def test_a_layers_share_is_that_of_the_parameters_inside_it():
         own = found.by_layer[[name for name in found.by_layer.index if f"{name}.".startswith(f"{block}.")]].sum()
         assert shares[block] == pytest.approx(own, rel=1e-12) and own > 0
     assert shares.sum() == pytest.approx(1 - found.by_layer["readout"], rel=1e-9)
+
+
+def test_a_line_of_each_model_goes_through_its_own_numbers():
+    """Layers to the right, what was measured upwards, in the colour of the model's name; two decades at least."""
+    flows = {name: fs.gradient_flow(Branches(blocks), torch.randn(16, 6), torch.arange(16) % 3).frame
+             for name, blocks in (("small", 2), ("large", 4))}
+    figure = of_several(pd.concat([frame.assign(model=name) for name, frame in flows.items()]), "two")
+    columns = ("log10_error_signal_norm", "log10_weight_gradient_norm", "activation_mean_square",
+               "activation_correlation")
+    for ax, column in zip(figure.axes, columns, strict=True):
+        for line, frame in zip(ax.lines, flows.values(), strict=False):
+            known = frame[np.isfinite(frame[column])]
+            assert line.get_xdata().tolist() == known["layer"].tolist()
+            assert line.get_ydata().tolist() == known[column].tolist()
+    low, high = figure.axes[2].get_ylim()
+    assert high / low >= 99
