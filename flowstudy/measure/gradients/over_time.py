@@ -103,4 +103,4 @@ def is_only_way(path: pd.DataFrame, threshold: float) -> bool:
     """The signal changes along the loop, and at what the steps read by half as much at least (as ln of squares)."""
     change = change_of(path)
     parts = change_of(path[["log10_part_norm"]].rename(columns={"log10_part_norm": "log10_signal"}))
-    return abs(change) > threshold and 2 * parts * np.sign(change) > threshold
+    return bool(abs(change) > threshold and 2 * parts * np.sign(change) > threshold)

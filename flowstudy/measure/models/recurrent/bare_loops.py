@@ -46,11 +46,13 @@ class InBody:
         offset: nodes, in order of execution, from the first one that reads the step before.
         number: of the node's outputs.
         behind: operations on the state alone, such as the product with a factor, before the next step reads it.
+        read: what made the value that the next step reads.
     """
 
     offset: int
     number: int
     behind: int
+    read: str
 
 
 def bare_loops(order: Sequence[Node], uses: Sequence[Use], loops: Sequence[Sequence[int]]) -> list[BareLoop]:
@@ -60,7 +62,7 @@ def bare_loops(order: Sequence[Node], uses: Sequence[Use], loops: Sequence[Seque
     for series in series_in(order, uses, loops):
         body = Bodies(order, series.steps)
         states = body.states()
-        if states and at.keys().isdisjoint(body.carriers(states[1:])):
+        if states and at.keys().isdisjoint(body.carriers(states)):
             parts = [series.parts[t] for t in sorted(series.parts)][-len(states):]
             found.append(BareLoop(states, parts, last_uses(parts, at)))
     return found
@@ -72,6 +74,7 @@ class Bodies:
     def __init__(self, order: Sequence[Node], parts: Mapping[Key, int]):
         self.parts, self.last = parts, max(parts.values())
         self.moments = moments_in(order, parts)
+        self.chosen: list[InBody] = []   # where the state is made, once `states` has found it
         self.nodes: dict[int, list[Node]] = defaultdict(list)
         for node in sorted(self.moments, key=lambda node: node._sequence_nr()):
             self.nodes[self.moments[node]].append(node)
@@ -90,7 +93,7 @@ class Bodies:
         if any(t not in self.origin for t in (*inner, self.last)):
             return []
         places = set.intersection(*({self.place(t, key) for key in self.carried[t]} for t in inner))
-        chosen = sorted(places, key=lambda place: (place.offset, place.number))
+        self.chosen = chosen = sorted(places, key=lambda place: (place.offset, place.number))
         found = [[self.made_at(t, place) for place in chosen] for t in (*inner, self.last)]
         made = {tuple(edge and operation(edge) for edge in state) for state in found}
         if not places or len(made) > 1 or None in next(iter(made)):
@@ -99,10 +102,10 @@ class Bodies:
 
     def place(self, moment: int, key: Key) -> InBody:
         """Where what is carried on was joined with the part of its moment."""
-        behind = 0
+        behind, read = 0, key[0].name()
         while (before := self.before(key)) is not None:
             key, behind = before, behind + 1
-        return InBody(self.index[key[0]] - self.origin[moment], key[1], behind)
+        return InBody(self.index[key[0]] - self.origin[moment], key[1], behind, read)
 
     def before(self, key: Key) -> Key | None:
         """The value of the same moment that a value was computed from alone; None where it was from others too."""
@@ -127,10 +130,12 @@ class Bodies:
             key = key and self.before(key)
         return key
 
-    def carriers(self, states: Iterable[Iterable[GradientEdge]]) -> set[Node]:
-        """The nodes between the state before each of these and itself."""
+    def carriers(self, states: Sequence[Sequence[GradientEdge]]) -> set[Node]:
+        """The nodes that a state runs through from where it is made to where the next one is, first step aside."""
         found: set[Node] = set()
-        waiting = [edge.node for state in states for edge in state]
+        made = {edge.node for state in states[1:] for edge in state}
+        waiting = [key[0] for t in range(2, self.last) for key in self.carried[t] if self.place(t, key) in self.chosen]
+        waiting += made
         while waiting:
             node = waiting.pop()
             if node not in found:
