@@ -479,6 +479,13 @@ def test_a_loop_whose_state_no_layer_carries_on_is_read_along_time(name):
     assert keeps.verdict.kind == "stable"
 
 
+def test_a_loop_too_short_to_be_told_from_features_is_not_called_stable_where_it_fades():
+    """Of four steps the first one's input reaches the loss times kept^3: nothing is read along so few."""
+    verdict = fs.gradient_flow(ByElement(0.01), torch.randn(5, 4, FEATURES), loss=square).verdict
+    assert verdict.kind == "cannot tell" and "of into to the first, 4 in all" in verdict.sentence
+    assert "falls by 6 decades" in verdict.sentence
+
+
 class Leaky(nn.Module):
     """A loop over the input itself, and a read-out of every state."""
 
