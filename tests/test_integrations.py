@@ -12,8 +12,8 @@ import torch
 from cases import CLASSES, FEATURES, assert_same, fingerprint
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import optimizer as torch_optimizer
 
+from flowstudy.measure.monitor import optimizers
 from flowstudy.measure.monitor.monitor import GradientMonitor
 from flowstudy.nets import PlainNet, initialize
 
@@ -74,9 +74,9 @@ def assert_same_record(found: pd.DataFrame, expected: tuple[pd.DataFrame, pd.Dat
 
 
 def watched(model: nn.Module) -> object:
-    """All that a monitor hooks: modules, weights, and every optimizer there is."""
+    """All that a monitor hooks: modules, weights, and whoever listens to every optimizer's steps."""
     return (fingerprint(model)["hooks"], [list(p._post_accumulate_grad_hooks or ()) for p in model.parameters()],
-            list(torch_optimizer._global_optimizer_pre_hooks), list(torch_optimizer._global_optimizer_post_hooks))
+            optimizers.STEPS.listeners)
 
 
 @pytest.fixture(autouse=True)
@@ -255,7 +255,7 @@ def test_hugging_face_watch_can_be_ended_after_an_exception(tmp_path):
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             trainer.train()
-    assert len(torch_optimizer._global_optimizer_pre_hooks) == len(before[2]) + 1
+    assert len(optimizers.STEPS.listeners) == len(before[2]) + 1
     callback.monitor.detach()
     assert_same(before, watched(model))
     assert callback.monitor.records == 1
