@@ -4,9 +4,10 @@
 
 Highway nets of width 50 on made-up MNIST (784 features), SGD with momentum, no evaluation.  `net-steps/s` is steps per
 second x nets; the ratio is to the loop of the same depth and batch size, on one thread or on all, whichever is
-better.  On a CPU ours come twice: steps of torch's calls, and compiled ones.  `of product rate` is the share of the machine's measured rate of float32 matrix products, arithmetic
-counted as 6 operations per weight and sample.  MB: on CUDA the peak; on a CPU the tensors of the nets in training.
-Set-up (capture, compilation, first step) is apart.  On a machine that does something else the ratios mean nothing.
+better.  On a CPU ours come twice: steps of torch's calls, and compiled ones.  `of product rate` is the share of the
+machine's measured rate of float32 matrix products, arithmetic counted as 6 operations per weight and sample.  MB: on
+CUDA the peak; on a CPU the tensors of the nets in training.  Set-up (capture, compilation, first step) is apart.  On a
+machine that does something else the ratios mean nothing.
 """
 
 import itertools
