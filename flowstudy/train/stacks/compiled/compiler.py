@@ -11,6 +11,7 @@ import platform
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -94,11 +95,12 @@ def kept_library(compiler: str, apart: Path) -> Path | None:
 
 
 def cache_folder() -> Path:
-    given = os.environ.get("FLOWSTUDY_CACHE")
-    if given:
-        return Path(given) / "compiled"
-    import pooch  # knows the place by system; takes a quarter of a second
-    return Path(pooch.os_cache("flowstudy")) / "compiled"
+    """As pooch has it for data sets, whose import alone takes a quarter of a second."""
+    if given := os.environ.get("FLOWSTUDY_CACHE"):
+        return Path(given).expanduser() / "compiled"
+    systems = {"darwin": Path.home() / "Library" / "Caches", "win32": Path(os.environ.get("LOCALAPPDATA", Path.home()))}
+    otherwise = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return systems.get(sys.platform, otherwise) / "flowstudy" / "compiled"
 
 
 def is_ours(path: Path) -> bool:
