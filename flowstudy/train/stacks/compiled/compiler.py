@@ -80,7 +80,10 @@ def kept_library(compiler: str, apart: Path) -> Path | None:
 
     `apart` is an empty folder to compile in.
     """
-    path = cache_folder() / f"{identity(compiler)}.so"
+    try:
+        path = cache_folder() / f"{identity(compiler)}.so"
+    except RuntimeError:  # this user has no home
+        return None
     if path.exists():
         return path if is_ours(path.parent) and is_ours(path) else None
     content = compile_into(apart, compiler).read_bytes()
