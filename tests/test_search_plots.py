@@ -107,7 +107,7 @@ def test_the_authors_losses_stand_beside_medians_over_seeds():
 
 @pytest.mark.parametrize("dataset", ["mnist", "digits"])
 def test_training_by_the_best_settings_shows_where_the_authors_ended(dataset):
-    """Every run is a line of its own; on MNIST alone a triangle a depth stands at the right edge, at the tables' loss."""
+    """Every run is a line; on MNIST alone a triangle a depth stands at the right edge, at the tables' loss."""
     plain, highway = plots.best_settings(search(dataset)).axes
     for ax, net in ((plain, "plain"), (highway, "highway")):
         triangles = [line for line in ax.lines if line.get_marker() == "<"]
