@@ -22,6 +22,7 @@ from torch import nn
 import flowstudy as fs
 from flowstudy import kinds, measure, nets, plots, predictions, sweep, train
 from flowstudy.nets.convolutional import Conv, Dense
+from flowstudy.outcomes import judged, known_outcomes, rates
 from flowstudy.refusal import RefusalError
 
 BAD = {
@@ -109,6 +110,17 @@ def settings(**changed: object) -> dict:
 def recipe(**changed: object) -> dict:
     return {"inputs": "pixels_over_256", "learning_rate": 0.1, "drops": (), "epochs": 1, "crop": False,
             "batch_size": 10, "momentum": 0.9, "weight_decay": 0.0} | changed
+
+
+@functools.cache
+def kept_nets(*families: str) -> pd.DataFrame:
+    return known_outcomes.known_outcomes(families)
+
+
+@functools.cache
+def areas_of_kept() -> pd.DataFrame:
+    found = judged.areas(judged.scored(kept_nets("plain", "highway")), 10)
+    return found[found["optimizer"] == "adam"]
 
 
 @functools.cache
@@ -379,6 +391,7 @@ GOOD: dict[str, Callable[[], dict]] = {
     # plots
     "plots.condition_by_depth": lambda: {"frame": spectra()}, "plots.conv_training": lambda: {"frame": conv_runs()},
     "plots.each": lambda: {"frames": {"a": spectra()}, "name": "one", "plot": plots.spectrum_by_depth},
+    "plots.area_table": lambda: {"areas": areas_of_kept()},
     "plots.best_settings": lambda: {"loss": searched()},
     "plots.figure_1": lambda: {"frame": searched()},
     "plots.gate_activity": lambda: {"frame": measure.gate_activity(highway(), x()).frame},
@@ -389,10 +402,15 @@ GOOD: dict[str, Callable[[], dict]] = {
     "plots.gradient_correlation": lambda: {"frame": correlations()},
     "plots.gradient_correlation_by_depth": lambda: {"frame": correlations()},
     "plots.gradient_flow": lambda: {"frame": measure.gradient_flow(model(), x(), y()).frame},
+    "plots.highway_edge": lambda: {"nets": kept_nets("highway map"),
+                                   "edges": rates.highway_edge(kept_nets("highway map"))},
     "plots.highway_recursion": lambda: {"frame": measured("body_moments")},
     "plots.highway_spectrum": lambda: {"spectra": spectra(), "flow": flow()},
     "plots.lesions": lambda: {"frame": measured("lesions")},
     "plots.lyapunov_exponents": lambda: {"frame": spectra()},
+    "plots.predicted_against_trained": lambda: {"scores": judged.scored(kept_nets("plain", "highway"))},
+    "plots.rate_window": lambda: {"windows": rates.windows(kept_nets("plain", "highway"))},
+    "plots.roc": lambda: {"scores": judged.scored(kept_nets("plain", "highway"))},
     "plots.save": lambda: {"figures": {"a": plots.spectrum_by_depth(spectra())}, "frames": {"a": flow()},
                            "folder": "figures"},
     "plots.slope_by_depth": lambda: {"frame": flow()}, "plots.slope_gap_by_depth": lambda: {"frame": flow()},

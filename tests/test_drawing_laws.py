@@ -18,6 +18,7 @@ from torch import nn
 import flowstudy as fs
 from flowstudy import plots
 from flowstudy.figures.gallery import words_of
+from flowstudy.outcomes import judged, known_outcomes, rates, small_nets
 from flowstudy.plots import message, style
 from flowstudy.predictions import through_training, with_predicted_spectra, with_predicted_statistics
 
@@ -69,7 +70,7 @@ def figures(request, tmp_path_factory) -> dict[str, list[Figure]]:
     def run(cells: list, measure: object, **options: object) -> object:
         return fs.run(cells, measure=measure, store=store, device="cpu", progress=False, **options)
 
-    found = of_initial_nets(run) | of_trained_nets(run) | of_one_model()
+    found = of_initial_nets(run) | of_trained_nets(run) | of_one_model() | of_known_outcomes()
     assert set(found) == set(plots.__all__) - NO_FIGURES
     return found
 
@@ -155,6 +156,22 @@ def of_one_model() -> dict[str, list[Figure]]:
         "trainability": [fs.trainability(net, x, y, samples=8, trial=4).plot()],
         "gate_activity": [fs.gate_activity(net, x, y).plot()],
         "training_heat_map": [monitor.plot()],
+    }
+
+
+def of_known_outcomes() -> dict[str, list[Figure]]:
+    """Of all kept nets, and of so few that all have one outcome."""
+    rows, nets = known_outcomes.known_outcomes(small_nets.FAMILIES), known_outcomes.known_outcomes([small_nets.MAP])
+    scores = [judged.scored(some) for some in (rows, rows[:3])]
+    areas = [judged.areas(some, 50) for some in scores]
+    windows = rates.windows(rows)
+    return {
+        "predicted_against_trained": [plots.predicted_against_trained(some) for some in scores],
+        "roc": [plots.roc(some) for some in scores],
+        "area_table": [plots.area_table(some[some["optimizer"] == "adam"]) for some in areas],
+        "rate_window": [plots.rate_window(some) for _, some in windows.groupby("optimizer")],
+        "highway_edge": [plots.highway_edge(nets, rates.highway_edge(nets)),
+                         plots.highway_edge(nets[:7], rates.highway_edge(nets[:7]))],
     }
 
 

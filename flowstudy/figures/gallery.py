@@ -22,7 +22,8 @@ PLACES = ("layer", "unit", "class", "epoch", "step", "sample", "rank", "statisti
 LONG = 1000
 
 QUESTIONS = {  # at the gallery's top: the studies that answer it; what is in none comes last
-    "Does it train at this depth?": ("loss_vs_depth", "trainability_map", "mnist_conv", "cifar_conv"),
+    "Does it train at this depth?": ("loss_vs_depth", "trainability_map", "will_it_train", "mnist_conv",
+                                      "cifar_conv"),
     "What does depth do to gradients?": ("depth_vs_gradient", "shattered_gradients"),
     "What does depth do to the Jacobian's singular values?": ("jacobian_spectra", "highway_theory",
                                                               "spectra_through_training"),

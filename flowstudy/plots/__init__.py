@@ -5,6 +5,7 @@ Lines are medians over seeds, bands go from the 10th to the 90th percentile.
 
 from .gradients import gradient_by_layer, slope_by_depth, slope_gap_by_depth
 from .heat_map import TRAINING_PANELS, training_heat_map
+from .held_against import area_table, highway_edge, predicted_against_trained, rate_window, roc
 from .highway import highway_recursion, highway_spectrum
 from .results import gate_activity, gradient_flow, spectrum, trainability
 from .routing import gate_routing, gate_routing_by_class, lesions
@@ -29,6 +30,7 @@ __all__ = [
     "spectrum_statistic_by_depth", "condition_by_depth", "spectrum_by_route", "lyapunov_exponents",
     "highway_recursion", "highway_spectrum", "gradient_correlation", "gradient_correlation_by_depth",
     "gradient_around_circle", "gate_routing", "gate_routing_by_class", "lesions",
+    "predicted_against_trained", "roc", "area_table", "rate_window", "highway_edge",
     # one model, one run
     "gate_activity", "gradient_flow", "spectrum", "trainability", "training_heat_map", "TRAINING_PANELS",
     # keeping
