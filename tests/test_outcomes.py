@@ -102,18 +102,18 @@ def test_nets_side_by_side_train_as_each_alone(family, optimizer, make):
             assert course.loss[3][i, j].item() == pytest.approx(loss, rel=1e-8)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
     """What is kept is not trained again, and the rows are those of an uninterrupted run but for the seconds."""
     few = [a for a in small_nets.small_nets() if a.name in ("plain relu 3", "plain tanh 3")]
     monkeypatch.setattr(known_outcomes, "chosen_nets", lambda families: few[:1])
-    options = dict(train=True, steps=13, store=tmp_path)
+    options = dict(train=True, steps=101, store=tmp_path)
     first = known_outcomes.known_outcomes(["plain"], **options)
     monkeypatch.setattr(known_outcomes, "chosen_nets", lambda families: few)
     both = known_outcomes.known_outcomes(["plain"], **options)
     pd.testing.assert_frame_equal(both[:3], first, rtol=1e-5)
     assert both["architecture"].tolist() == ["plain relu 3"] * 3 + ["plain tanh 3"] * 3
-    assert both.columns.tolist() == [c for c in known_outcomes.known_outcomes(["plain"]).columns
-                                     if not c.startswith(("trial_25", "trial_50", "trial_100"))]
+    assert sorted(both.columns) == sorted(known_outcomes.known_outcomes(["plain"]).columns)
 
 
 # --- areas -----------------------------------------------------------------------------------------------------------

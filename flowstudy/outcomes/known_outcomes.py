@@ -6,14 +6,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from flowstudy import theory
-from flowstudy.arguments import check_one_of
+from flowstudy.arguments import check_one_of, check_whole
 from flowstudy.data import load_dataset
 from flowstudy.progress import progress_bar
 from flowstudy.refusal import RefusalError
+from flowstudy.torch_arguments import check_device_or_auto
 from flowstudy.trainability import Trainability, trainability
 from flowstudy.trainability.trials.rates import USUAL_RATES
 from flowstudy.whole_file import write_whole
@@ -31,16 +33,18 @@ FAR = 6.0                   # xi_c: Schoenholz et al. 2017 found nets of up to a
 
 
 def known_outcomes(families: Sequence[str] = (*FAMILIES, MAP), *, train: bool = False, steps: int = 300,
-                   seeds: int = 1, dataset: str = "digits", device: str = "cpu",
+                   seeds: int = 1, dataset: str = "digits", device: str = "auto",
                    store: str | Path = "results") -> pd.DataFrame:
     """The nets of `small_nets` and `highway_map`, each trained at eight rates by SGD with momentum 0.9 and by Adam.
 
     Args:
         families: of `small_nets`, or "highway map".
         train: train them now, else read the rows that are part of flowstudy: of the digits, 300 steps of batch 32, one
-            seed, 0.3 of a core of a CPU with 2 cores.  What was trained is kept in `store`, architecture by
+            seed, on a CPU of 2 cores that did other work too.  What was trained is kept in `store`, architecture by
             architecture; a run that was stopped goes on.
-        steps, seeds, dataset, device: of the training; images have one channel and are square.
+        steps, seeds, dataset: of the training, more than 100 steps, since the trial is its beginning;
+            images have one channel and are square.
+        device: "auto" is the GPU where there is one, else the CPU; or any name that torch knows.
 
     Returns:
         A row a net.  `family`, `kind`, `activation`, `depth`, `start`, `seed`, `architecture` say which.  At the start:
@@ -52,6 +56,8 @@ def known_outcomes(families: Sequence[str] = (*FAMILIES, MAP), *, train: bool = 
         it diverged), `trial_12_momentum` and so on (lowest loss over the rates; inf where all diverged).  `seconds` are
         of all of this for the architecture, over its starts.
     """
+    check_whole("known_outcomes", "steps", steps, TRIALS[-1] + 1)
+    check_whole("known_outcomes", "seeds", seeds, 1)
     for family in families:
         check_one_of("known_outcomes", "families", family, (*FAMILIES, MAP))
     if not train:
@@ -60,6 +66,9 @@ def known_outcomes(families: Sequence[str] = (*FAMILIES, MAP), *, train: bool = 
                                "got False. The rows that are kept are of the digits, 300 steps, 1 seed.")
         kept = read_rows(KEPT)
         return kept[kept["family"].isin(families)].reset_index(drop=True)
+    check_device_or_auto("known_outcomes", "device", device)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     wanted = chosen_nets(families)
     path = Path(store) / f"will_it_train_{dataset}_{steps}.csv"
     done = read_rows(path) if path.exists() else pd.DataFrame()
