@@ -84,7 +84,7 @@ def areas_in_words(scores: pd.DataFrame) -> str:
         found, trained = area(nets), int(nets["trained"].sum())
         name = OPTIMIZERS.get(optimizer, optimizer)
         words.append(f"{trained} of {len(nets)} nets train by {name}" + (
-            f", and {number(100 * found, 3)} % of the pairs are ranked rightly" if found == found else ""))
+            f", and the start ranks {number(100 * found, 3)} % of the pairs rightly" if found == found else ""))
     return f"{capital('; '.join(words))}."
 
 
