@@ -66,9 +66,9 @@ def sweep_leftovers(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """A file that nobody needs; where it cannot be removed it stays, and a later sweep tries again."""
+    """A file that nobody needs, if it is there; where it cannot be removed it stays, and a later sweep tries again."""
     with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
+        path.unlink()
 
 
 def process_lives(pid: int) -> bool:

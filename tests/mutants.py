@@ -53,7 +53,8 @@ def mutants_of(node: ast.AST) -> list[tuple[str, ast.AST]]:
             return [("dropped", node.operand)]
         case ast.IfExp() | ast.If() | ast.While():
             return [("negated", ast.UnaryOp(ast.Not(), node.test))]
-        case ast.Call(args=[first, second, *rest]) if not any(isinstance(arg, ast.Starred) for arg in node.args):
+        case ast.Call(args=[first, second, *rest]) if (
+                ast.dump(first) != ast.dump(second) and not any(isinstance(arg, ast.Starred) for arg in node.args)):
             return [("arguments", changed(node, args=[second, first, *rest]))]
         case ast.AugAssign() | ast.Expr(value=ast.Call()) | ast.Assign(targets=[ast.Attribute() | ast.Subscript()]):
             return [("deleted", ast.Pass())]
