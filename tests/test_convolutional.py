@@ -61,13 +61,18 @@ def test_plain_twins_are_plain_and_as_large(name):
 @ALL
 def test_parameters_are_counted_before_a_net_is_made(name, monkeypatch):
     """The count of a plan is that of its net, with gates and as the plain twin."""
-    plans, plain_twin = [], convolutional.plain_twin
-    monkeypatch.setattr(convolutional, "plain_twin", lambda *given: plans.append(given) or plain_twin(*given))
-    make = NETS[name][0]
-    plain = make(block="plain")
-    [(plan, *given)] = plans
-    assert convolutional.count(plan, *given, highway=True) == count(make())
-    assert convolutional.count(plain_twin(plan, *given), *given, highway=False) == count(plain)
+    twins, plain_twin = [], convolutional.plain_twin
+
+    def recorded(*given: object) -> list[object]:
+        twins.append((given, plain_twin(*given)))
+        return twins[-1][1]
+
+    monkeypatch.setattr(convolutional, "plain_twin", recorded)
+    with torch.device("meta"):  # no weight is drawn
+        highway, plain = NETS[name][0](), NETS[name][0](block="plain")
+    [((plan, *given), twin)] = twins
+    assert convolutional.count(plan, *given, highway=True) == count(highway)
+    assert convolutional.count(twin, *given, highway=False) == count(plain)
 
 
 @pytest.mark.parametrize("width", [16, 32])
