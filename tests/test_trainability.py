@@ -19,7 +19,7 @@ from flowstudy.measure.models.inputs import Inputs
 from flowstudy.trainability.causes import collapsed
 from flowstudy.trainability.constant import constant_loss
 from flowstudy.trainability.kernel.decay import Decay
-from flowstudy.trainability.kernel.linearised import Linearised
+from flowstudy.trainability.kernel.linearised import Linearised, pull_rows
 from flowstudy.trainability.trials.trial import run_trial
 
 TANGENT = sys.modules["flowstudy.trainability.kernel.tangent"]
@@ -795,6 +795,19 @@ def test_both_ways_to_push_are_the_transpose_of_pulling():
     for push in (one.push_forwards, one.push_through_backward):
         assert (push(u) * v).sum().item() == pytest.approx(along, rel=1e-12)
     assert not any(part.any() for part in one.pull(v)[-2:])
+
+
+def test_rows_of_the_jacobian_take_one_backward_pass():
+    """They are what pulling one by one gives, and the last layer's weight sees one gradient for all of them."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    x, y = torch.randn(1, 3, dtype=torch.float64), torch.zeros(1, dtype=torch.long)
+    one = Linearised(net, Inputs.of(x), y, RandomState(x.device), Objective("try", "cross_entropy", None))
+    unit, passes = torch.eye(2, dtype=torch.float64).view(2, *one.outputs.shape), []
+    alone = [one.pull(v) for v in unit]
+    one.parameters["2.weight"].register_hook(lambda g: passes.append(g))
+    for rows, parts in zip(pull_rows(one, one.outputs, unit), zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(rows, torch.stack(parts), rtol=1e-14, atol=0)
+    assert len(passes) == 1
 
 
 @pytest.mark.usefixtures("annotations_unchecked")   # a stand-in for the net
