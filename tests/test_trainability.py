@@ -19,6 +19,7 @@ from flowstudy.measure.models.inputs import Inputs
 from flowstudy.trainability.causes import collapsed
 from flowstudy.trainability.constant import constant_loss
 from flowstudy.trainability.kernel.decay import Decay
+from flowstudy.trainability.kernel.krylov import tridiagonal_matrix, with_a_node_at_zero
 from flowstudy.trainability.kernel.linearised import Linearised, pull_rows
 from flowstudy.trainability.trials.trial import run_trial
 
@@ -795,6 +796,19 @@ def test_both_ways_to_push_are_the_transpose_of_pulling():
     for push in (one.push_forwards, one.push_through_backward):
         assert (push(u) * v).sum().item() == pytest.approx(along, rel=1e-12)
     assert not any(part.any() for part in one.pull(v)[-2:])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_the_rule_with_a_node_at_zero_has_all_moments_but_the_last(steps):
+    """Golub & Meurant 2010: of the 2 n that Gauss' rule of n nodes has, e1' T^k e1, the first 2 n - 1, at any scale."""
+    draws = torch.Generator().manual_seed(steps)
+    diagonal, beside = torch.rand(steps, generator=draws).double() + 2, torch.rand(steps - 1, generator=draws).double()
+    matrix = tridiagonal_matrix(list(diagonal), list(beside))
+    rule = with_a_node_at_zero(matrix, top=4.0)
+    assert rule.ratios.min() == pytest.approx(0, abs=1e-14) and not rule.exact
+    for k in range(2 * steps - 1):
+        moment = torch.linalg.matrix_power(matrix / 4, k)[0, 0].item()
+        assert rule.shares @ rule.ratios**k == pytest.approx(moment, rel=1e-12)
 
 
 def test_rows_of_the_jacobian_take_one_backward_pass():
