@@ -802,7 +802,8 @@ def test_both_ways_to_push_are_the_transpose_of_pulling():
 def test_the_rule_with_a_node_at_zero_has_all_moments_but_the_last(steps):
     """Golub & Meurant 2010: of the 2 n that Gauss' rule of n nodes has, e1' T^k e1, the first 2 n - 1, at any scale."""
     draws = torch.Generator().manual_seed(steps)
-    diagonal, beside = torch.rand(steps, generator=draws).double() + 2, torch.rand(steps - 1, generator=draws).double()
+    diagonal, beside = (low + torch.rand(count, generator=draws).double() / 2   # positive definite, by Gershgorin
+                        for low, count in ((3, steps), (1, steps - 1)))
     matrix = tridiagonal_matrix(list(diagonal), list(beside))
     rule = with_a_node_at_zero(matrix, top=4.0)
     assert rule.ratios.min() == pytest.approx(0, abs=1e-14) and not rule.exact
