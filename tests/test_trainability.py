@@ -16,12 +16,13 @@ import flowstudy as fs
 from flowstudy.measure.gradients.losses import Objective
 from flowstudy.measure.models.context import RandomState
 from flowstudy.measure.models.inputs import Inputs
+from flowstudy.trainability import will_it_train
 from flowstudy.trainability.causes import collapsed
 from flowstudy.trainability.constant import constant_loss
 from flowstudy.trainability.kernel.decay import Decay
 from flowstudy.trainability.kernel.krylov import tridiagonal_matrix, with_a_node_at_zero
 from flowstudy.trainability.kernel.linearised import Linearised, pull_rows
-from flowstudy.trainability.trials.trial import run_trial
+from flowstudy.trainability.trials.trial import Trial, run_trial
 
 TANGENT = sys.modules["flowstudy.trainability.kernel.tangent"]
 FIRST_STEPS = sys.modules["flowstudy.trainability.kernel.first_steps"]
@@ -692,6 +693,24 @@ def test_where_sums_are_normalised_a_warm_up_makes_a_large_rate_train():
     assert "no warm-up" in found.verdict.cause and "grow linearly over the first steps (50" in found.verdict.advice
     heeded = run_trial("test", model, x, y, "cross_entropy", optimizer="adam", steps=100, warm_up=50, rates=rate)
     assert heeded.best.loss < 0.6 * found.constant_loss < found.tried.best.loss
+
+
+@pytest.mark.parametrize("trial, half", [(1, 1), (5, 2)])
+def test_the_warm_up_that_is_told_is_the_one_that_was_tried(trial, half, monkeypatch):
+    """Half of the trial's steps and one at least, where sums are normalised and no constant rate learns."""
+    asked, told, verdict = [], [], will_it_train.verdict_of_readings
+
+    def tried(*given: object, **options: object) -> Trial:
+        asked.append(options.get("warm_up", 0))
+        return run_trial(*given, **options)
+
+    monkeypatch.setattr(will_it_train, "normalises_sums", lambda _flow: True)
+    monkeypatch.setattr(will_it_train, "learns", lambda *_: len(asked) > 1)
+    monkeypatch.setattr(will_it_train, "run_trial", tried)
+    monkeypatch.setattr(will_it_train, "verdict_of_readings", lambda *given: told.extend(given[-1]) or verdict(*given))
+    fs.trainability(mlp(), *batch(8), samples=4, trial=trial, rates=(0.1,), progress=False)
+    assert asked == [0, half] and told[0].name == "no warm-up"
+    assert f"over its first {half} steps" in told[0].seen and f"({half} did in the trial)" in told[0].advice
 
 
 @pytest.mark.slow
