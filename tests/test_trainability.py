@@ -19,6 +19,7 @@ from flowstudy.measure.models.inputs import Inputs
 from flowstudy.trainability import will_it_train
 from flowstudy.trainability.causes import collapsed
 from flowstudy.trainability.constant import constant_loss
+from flowstudy.trainability.half import Survival, survival
 from flowstudy.trainability.kernel.decay import Decay
 from flowstudy.trainability.kernel.krylov import tridiagonal_matrix, with_a_node_at_zero
 from flowstudy.trainability.kernel.linearised import Linearised, pull_rows
@@ -740,6 +741,22 @@ def test_a_loss_too_small_for_float16_is_named_and_its_scale_saves_it():
     assert heeded.survival.loss_scale == 1 and "underflow" not in heeded.verdict.cause
     wide = fs.trainability(model, x, y, loss=small_loss(2.0**-24), samples=8, dtype="bfloat16")
     assert (wide.survival.frame.survives > 0.99).all()
+
+
+def test_a_weight_that_has_no_part_in_the_loss_neither_survives_nor_is_lost():
+    """A layer that nothing calls changes no number, and has no row."""
+    model, (x, y) = mlp(), batch(8)
+    apart = nn.ModuleDict({"model": model, "spare": nn.Linear(2, 2)})
+    apart.forward = model.forward
+
+    def survived(net: nn.Module) -> Survival:
+        probe = Linearised(copy.deepcopy(net).double(), Inputs.of(x.double()), y, RandomState(x.device),
+                           Objective("try", "cross_entropy", None))
+        return survival("try", net, probe, "float16")
+
+    alone, beside = survived(model), survived(apart)
+    assert beside.frame["module"].tolist() == [f"model.{name}" for name in alone.frame["module"]]
+    assert beside.frame.drop(columns="module").equals(alone.frame.drop(columns="module"))
 
 
 def test_a_gradient_too_large_for_float16_survives_at_no_scale():
