@@ -185,6 +185,7 @@ def test_every_trainable_layer_gets_a_gradient_or_is_named(name, answer, status)
     assert ("0 at 'inner' only until" in words) == (name == "zero_branch")
 
 
+@pytest.mark.usefixtures("annotations_unchecked")  # stand-ins for a batch and a flow
 def test_weights_that_begin_at_0_are_nudged_by_normal_draws(monkeypatch):
     """Mean square and mean fourth power, 1 and 3 in units of the nudge, to 4.5 standard errors (variances 2 and 96 over
     the number of draws); every other weight stays, and the user's model too."""
