@@ -379,6 +379,7 @@ GOOD: dict[str, Callable[[], dict]] = {
     # plots
     "plots.condition_by_depth": lambda: {"frame": spectra()}, "plots.conv_training": lambda: {"frame": conv_runs()},
     "plots.each": lambda: {"frames": {"a": spectra()}, "name": "one", "plot": plots.spectrum_by_depth},
+    "plots.best_settings": lambda: {"loss": searched()},
     "plots.figure_1": lambda: {"frame": searched()},
     "plots.gate_activity": lambda: {"frame": measure.gate_activity(highway(), x()).frame},
     "plots.gate_routing": lambda: {"routing": measured("gate_routing")},
