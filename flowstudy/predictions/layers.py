@@ -1,6 +1,8 @@
 """What theory says of the nets of a frame: an infinitely wide net of the same start, layer by layer."""
 
+import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -8,7 +10,7 @@ import pandas as pd
 from flowstudy import theory
 from flowstudy.arguments import NAME, ROW, a_whole, instance_of, optional, takes
 
-from .theories import theory_of
+from .theories import BodyTheory, theory_of
 
 # The columns that tell a kind of net: all of a cell's but the seed and how it learns.
 KIND = ["net", "init", "gain", "gate_bias", "bias_var", "activation", "depth", "width"]
@@ -50,6 +52,10 @@ def cell_weight_var(cell: pd.Series) -> float:
 def layer_theory(cell: pd.Series) -> pd.DataFrame:
     """Layers 2..depth at infinite width, from the measured mean square and mean of layer 1's output: a row per layer,
     `q` and `chi` as `theory.plain` has them; nan where not known."""
+    return worked_out(wide_layers, cell)
+
+
+def wide_layers(cell: pd.Series) -> pd.DataFrame:
     variance = cell_weight_var(cell)
     q, m, layers = cell["activation_mean_square"], cell["activation_mean"], int(cell["depth"]) - 1
     if layers < 1 or not math.isfinite(variance) or not q > 0:
@@ -59,6 +65,10 @@ def layer_theory(cell: pd.Series) -> pd.DataFrame:
 
 def mode_theory(cell: pd.Series) -> pd.DataFrame:
     """`theory.mean_mode` of layers 2..depth, `mode` divided by the width: what it adds to the mean square."""
+    return worked_out(wide_mode, cell)
+
+
+def wide_mode(cell: pd.Series) -> pd.DataFrame:
     variance = cell_weight_var(cell)
     q, m, layers = cell["activation_mean_square"], cell["activation_mean"], int(cell["depth"]) - 1
     columns = ["log_bulk", "log_mode", "log_bulk_back", "log_mode_back"]
@@ -66,6 +76,17 @@ def mode_theory(cell: pd.Series) -> pd.DataFrame:
         return pd.DataFrame(np.nan, index=range(max(layers, 0)), columns=[*columns, "P"])
     rows = theory_of(cell).mean_mode(cell, layers, variance, q, m, cell.get("bias_var", 0.0))
     return rows.assign(**{name: rows[name] - math.log(cell["width"]) for name in ("log_mode", "log_mode_back")})
+
+
+def worked_out(law: Callable[[pd.Series], pd.DataFrame], cell: pd.Series) -> pd.DataFrame:
+    """The law of the cell, computed once in a process: each figure of a study asks for it again, and each table."""
+    fields = tuple((name, None if pd.isna(value) else value) for name, value in cell.items())
+    return once(law, theory_of(cell), fields).copy()
+
+
+@functools.lru_cache(maxsize=2048)
+def once(law: Callable[[pd.Series], pd.DataFrame], _theory: BodyTheory, fields: tuple) -> pd.DataFrame:
+    return law(pd.Series({name: math.nan if value is None else value for name, value in fields}))
 
 
 @takes(cell=ROW)
