@@ -1,4 +1,4 @@
-"""What a command prints, and the picture and the table that it keeps."""
+"""Printing of a command's paragraphs and tables, and saving of its picture and its table."""
 
 import textwrap
 from pathlib import Path
@@ -18,7 +18,7 @@ Csv = Annotated[Path | None, typer.Option(help="keep the whole table here")]
 
 
 def say(words: str, indent: int = 0) -> None:
-    """A paragraph, as wide as the screen."""
+    """Print a paragraph, wrapped to the width of the screen."""
     typer.echo(textwrap.fill(words, max(40, Console().width - 1), initial_indent=" " * indent,
                              subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False))
 

@@ -1,4 +1,4 @@
-"""Images as the paper's convolutional nets get them: scaled or contrast-normalised, cropped and mirrored at random."""
+"""Preparation of images as for the paper's convolutional nets: scaling, contrast normalisation, crops and mirroring."""
 
 from collections.abc import Callable
 from dataclasses import replace

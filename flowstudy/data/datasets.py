@@ -117,7 +117,7 @@ def load_dataset(
     """
     if not isinstance(name, str) or name not in DATASETS:
         raise RefusalError(_unknown(name))
-    check_torch_device("load_dataset", "device", device)  # not there, it fails now and not after a download
+    check_torch_device("load_dataset", "device", device)  # a missing device is an error before the download
     if name == "digits":
         return _as_tensors(name, _digits(), classes=10, largest=16, device=device)
     form, files = _locate(name, folder, download)
@@ -131,7 +131,7 @@ def fetch_dataset(name: str) -> None:
         _locate(name, None, download=True)
 
 
-# What there is: the forms that a set comes in, the folders it is looked for in, the mirrors
+# Sources of each data set: the forms in which its files exist, the folders to search, the mirrors to download from
 
 
 @dataclass(frozen=True)

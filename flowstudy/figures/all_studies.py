@@ -55,7 +55,7 @@ def regenerate(studies: Studies, profile: str, only: str | None, device: str, ou
 
 
 def is_made(folder: Path) -> bool:
-    """Whether the study of this folder was run to its end; a stamp that cannot be read leaves it out, and is told."""
+    """Whether the study of this folder was run to its end; a stamp that cannot be read is reported and counts as no."""
     try:
         read_stamp(folder)
     except FileNotFoundError:
@@ -69,7 +69,7 @@ def is_made(folder: Path) -> bool:
 
 @contextmanager
 def told(option: str, folder: Path) -> Iterator[None]:
-    """A disk that is full or away, in the user's words."""
+    """Turn an error of the disk, such as a full one, into a message that names the option and the folder."""
     try:
         yield
     except OSError as error:
