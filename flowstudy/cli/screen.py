@@ -24,7 +24,7 @@ def say(words: str, indent: int = 0) -> None:
 
 
 def show(frame: pd.DataFrame, rows: int) -> None:
-    """The table; of one with more rows the first and the last."""
+    """Print the table; of a table with more than `rows` rows, print only the first and the last."""
     table = Table(box=None, pad_edge=False)
     for name, column in frame.items():
         table.add_column(str(name), justify="right" if pd.api.types.is_numeric_dtype(column) else "left",

@@ -108,10 +108,11 @@ def words_of(picture: Path) -> Words:
 
 
 def small_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """What a figure shows, small enough for git.
+    """The table behind a figure, made small enough for git.
 
-    Medians over the nets of each setting where a grid has several seeds; of more than `LONG` rows with an epoch those of
-    the last epochs; no columns that say the same in every row, which the page has among the study's parameters.
+    Where a grid has several seeds, the rows of one setting become their median.  A table with an epoch column and more
+    than `LONG` rows keeps its last epochs only.  Columns with one value in all rows are dropped; the page lists them
+    among the study's parameters.
     """
     axes = [name for name in frame.columns if name in SETTINGS or name in PLACES]
     of_setting = [name for name in axes if name != "seed"]

@@ -1,4 +1,4 @@
-"""gradient_flow: gradients, error signals and activations by layer, of one batch; and what may be asked of them."""
+"""gradient_flow: gradients, error signals and activations of one batch by layer, with the slope and the verdict."""
 
 import math
 from collections.abc import Mapping
@@ -235,7 +235,7 @@ def gradient_flow(model: nn.Module, x: Shown, y: object = None, *, loss: LossNam
 
 
 def mean_square_of(inputs: Inputs) -> float:
-    """Of the first input of real or complex numbers."""
+    """Mean square of the entries of the first input of real or complex numbers; nan where there is none."""
     x = next(iter(inputs.differentiable.values()), None)
     return math.nan if x is None else x.abs().square().mean().item()
 

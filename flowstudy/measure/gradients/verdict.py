@@ -37,7 +37,7 @@ from .signal import backward_slope, fading, log_squares, slope_error
 
 THRESHOLD = 6.0  # e-folds of the squared norm: six of the gradient's depth scales
 ROOM = 1.5  # times the threshold, where something makes up for the change
-FAR_FROM_ONE = 30.0  # root mean square of the inputs, or its inverse, that is named
+FAR_FROM_ONE = 30.0  # inputs with a root mean square above this, or below its inverse, are mentioned in the verdict
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def remarks(normalises: bool, input_mean_square: float = math.nan, running_stati
     return found
 
 
-# --- where there is no change to speak of ----------------------------------------------------------------------------
+# --- verdicts without a measured change of the signal ----------------------------------------------------------------
 
 
 def without_flow(frame: pd.DataFrame, path: pd.DataFrame) -> Verdict | None:
@@ -204,7 +204,8 @@ def silence(frame: pd.DataFrame, rows: pd.DataFrame) -> Verdict:
 
 
 def fading_between_uses(frame: pd.DataFrame) -> str | None:
-    """Of a layer that takes the input of every step in a loop whose state goes on by what is no layer."""
+    """The layer whose signal fades between its uses, where a loop calls it on each step's input but its state is
+    carried on by plain operations; None where there is no such layer."""
     if "main_path" not in frame:
         return None
     for name, uses in frame[~frame["main_path"]].groupby("module", sort=False):
@@ -221,7 +222,7 @@ def fading_between_uses(frame: pd.DataFrame) -> str | None:
 
 
 def of_change(path: pd.DataFrame, normalises: bool) -> Verdict:
-    """Of a path whose signal is known at two places at least, and is not 0 at the first."""
+    """The verdict on a path whose signal is known at two or more places and is not 0 at the first."""
     path = path[~np.isnan(log_squares(path))]
     layers, activations = path["layer"].to_numpy(), path["activation_mean_square"].to_numpy()
     change = log_squares(path) - log_squares(path)[-1]
@@ -283,7 +284,7 @@ def of_steps(frame: pd.DataFrame, path: pd.DataFrame) -> Verdict:
 
 
 def with_error(factor: float, error: float) -> str:
-    """Two places give a slope and no error."""
+    """The factor with its error, in words; two places alone give a slope without an error."""
     return f"{factor:.3g}" + (f" ± {error:.1g}" if math.isfinite(error) else "")
 
 

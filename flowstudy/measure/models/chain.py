@@ -22,7 +22,7 @@ from .graph import GradientEdge, Key, Segment, edge_of, key_of, leaves_in, segme
 from .layer_rules import BLOCK_RULES, UNITWISE, layer_rule
 from .layers import listed_layers
 
-SAFE = 2.0**300  # cotangents of this size, or below its inverse, are drawn anew: they may have lost digits
+SAFE = 2.0**300  # cotangents above this size or below its inverse may have lost digits, and are drawn anew
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def is_batch(edge: GradientEdge, samples: int) -> bool:
 
 
 def owner_names(model: nn.Module) -> dict[int, str]:
-    """For each parameter, the module that is to be named: the listed layer around it, or the one that holds it."""
+    """The name shown for each parameter, by its id: of the listed layer around it, or of the module that holds it."""
     listed = listed_layers(model)
     names = {}
     for path, p in model.named_parameters():
@@ -124,7 +124,7 @@ def owner_names(model: nn.Module) -> dict[int, str]:
 
 
 def name_of(segment: Segment, names: dict[int, str]) -> str:
-    """By the first node of the forward pass that uses a weight."""
+    """The segment's name, after the first node of the forward pass in it that uses a weight."""
     for node in reversed(segment.nodes):
         waiting, seen = [n for n, _ in node.next_functions if n in segment.side], set()
         while waiting:
@@ -153,7 +153,7 @@ def rule_of(segment: Segment, calls: dict[Key, Call]) -> tuple[nn.Module, Tensor
 
 
 class NotProvedError(Exception):
-    """A factor's Jacobian is not what autograd's backward pass does: the chain is not used."""
+    """A factor's Jacobian disagrees with autograd's backward pass, so that the chain must not be used."""
 
 
 def proved_jacobians(chain: list[Factor], agreement: float = AGREEMENT) -> Iterator[Float[Tensor, "sample out in"]]:
@@ -201,6 +201,6 @@ def whole(value: Tensor | None, edge: GradientEdge, like: Tensor) -> Tensor:
 
 
 def safe_samples(value: Tensor) -> Tensor:
-    """By sample: nothing of it has been lost at the ends of float64's range."""
+    """For each sample, whether its values are all far enough from the ends of float64's range to be exact."""
     size = value.abs().reshape(len(value), -1).amax(-1)
     return (size < SAFE) & (size > 1 / SAFE)

@@ -193,7 +193,7 @@ class GradientMonitor(Drawn):
             self._prepare()
 
     def _begin(self, who: "Optimizer | GradientMonitor") -> None:
-        """Somebody is about to change weights: the first to do so opens the step's record, if it has one."""
+        """An optimizer is about to change weights: the first one in a step opens the step's record, if it has one."""
         self._delivery.deliver_arrived()
         if who in self._stepped:  # for the second time: the step in progress was over
             self._team = self._stepped
@@ -212,7 +212,10 @@ class GradientMonitor(Drawn):
         self._current, self._stepped = self._current + 1, set()
 
     def _steps_alone(self, optimizer: Optimizer) -> bool:
-        """Whether nothing is left for others to step; should they all the same, the next step will tell."""
+        """Whether the optimizer makes steps by itself: it holds all trainable weights, or is the only one counted.
+
+        If another one steps all the same, the next step finds that out.
+        """
         held = {i for group in self._held_by(optimizer) for i in group}
         return optimizer is self._optimizer or all(
             i in held for i, weight in enumerate(self._watched.weights) if weight.requires_grad)
@@ -223,7 +226,7 @@ class GradientMonitor(Drawn):
         return step % self.every == 0
 
     def _prepare(self) -> None:
-        """Hooks on for the next step if it is to be recorded, off if not."""
+        """Switch the hooks on if the next step is to be recorded, else off."""
         if self._is_due(self._current + bool(self._stepped)):
             self._hooks.arm()
         else:
@@ -252,7 +255,7 @@ class GradientMonitor(Drawn):
         return known[1]
 
     def _follow(self) -> None:
-        """Parameters of the model may be replaced by others, as by load_state_dict(assign=True): watch those."""
+        """Watch the parameters that the model holds now; load_state_dict(assign=True) replaces them."""
         if self._watched.follow():
             self._position = {id(weight): i for i, weight in enumerate(self._watched.weights)}
             self._holders.clear()
@@ -273,7 +276,8 @@ class GradientMonitor(Drawn):
 
 
 def scaler_in_charge() -> torch.amp.GradScaler | None:
-    """The GradScaler whose `step` the calling optimizer step runs in: the optimizer is not told, the stack knows."""
+    """The GradScaler whose `step` the optimizer step runs in; the optimizer does not know it, so the call stack is
+    searched for it."""
     frame = sys._getframe()
     while frame is not None:
         if frame.f_code is SCALER_STEP:

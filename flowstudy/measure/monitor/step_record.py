@@ -1,4 +1,4 @@
-"""One optimizer step on record: norms gathered on the device as it goes, and from them, on the host, the table."""
+"""The record of one optimizer step: norms gathered on the device while it runs, made into a table on the host."""
 
 from array import array
 from collections import Counter
@@ -53,7 +53,7 @@ class StepRecord:
         self.before = []
 
     def change(self, group: list[int], before: Tensor) -> Tensor:
-        """Of weights since they were `before`; up to its sign."""
+        """The weights' change since `before`, up to its sign, stacked as `before` is."""
         now = [self.watched.weights[i] for i in group]
         if before[0].numel() <= SMALL:
             return before.sub_(torch.stack(now))  # one call for all; large ones are not copied for that

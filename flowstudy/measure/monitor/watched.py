@@ -1,4 +1,4 @@
-"""What of a user's model is measured: its layers, their weights, and which weight belongs to which layer."""
+"""The parts of a user's model that are watched: its layers, their weights, and which weight belongs to which layer."""
 
 import operator
 from collections.abc import Iterable

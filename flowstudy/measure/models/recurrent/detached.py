@@ -61,7 +61,7 @@ class Detachments(TorchFunctionMode):
                 self.put_out[edge_of(t).node].add(name)
 
     def cuts(self) -> dict[str, int]:
-        """Of each layer, in how many calls it is given without a gradient what came from its own earlier output."""
+        """Number of calls of each layer whose input came, without gradient, from an earlier output of that layer."""
         behind = layers_behind([edge.node for _, sources in self.met for edge in sources.values()], self.put_out)
         return dict(Counter(name for name, sources in self.met
                             if any(name in behind[edge.node] for edge in sources.values())))

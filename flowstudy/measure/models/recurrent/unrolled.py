@@ -23,14 +23,15 @@ from flowstudy.refusal import RefusalError
 from .cells import Place, RecurrentCell, State, TimeStep, cells_of, states_of
 
 CHECKED_STEPS = 2
-AGREEMENT = 1e6   # eps of the module's dtype, relative to its largest output: far above rounding, far below a mistake
+AGREEMENT = 1e6   # largest difference allowed, in eps of the module's dtype times its largest output: far above
+#                   rounding, far below a mistake
 
 Seen = Callable[[TimeStep], None]
 Sequence = list[Tensor]   # the inputs at each time step, (sample, feature); of a packed sequence, those that still run
 
 
 def is_steppable(module: nn.Module) -> bool:
-    """Runs as torch's recurrent modules do, or step by step already: not a subclass with a forward of its own."""
+    """Whether the module runs torch's own recurrent forward, or ours already; not so a subclass with its own."""
     own = vars(module).get("forward")
     return (isinstance(module, nn.RNNBase) and (own is None or getattr(own, "func", None) is checked_forward)
             and type(module).forward in (nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward))
@@ -73,7 +74,7 @@ def checked_forward(call: str, name: str, module: nn.RNNBase, seen: Seen | None,
 
 
 def check_agreement(call: str, name: str, module: nn.RNNBase, input: Tensor | PackedSequence, hx: object) -> None:
-    """Without dropout, which a GPU's own kernel draws in its own way."""
+    """Compare our steps with the module's own forward, both without dropout: cuDNN draws its masks differently."""
     short, dropout = first_steps(module, input), module.dropout
     module.dropout = 0.0
     try:
