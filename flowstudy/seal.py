@@ -1,8 +1,8 @@
-"""A file that tells whether it is still what was written: the SHA-256 of all of it travels inside.
+"""Seals: the SHA-256 of a file's content inside the file itself, by which later damage is detected.
 
-It lies where other readers do not look: in a Parquet file between the last column and the footer, in a zip (which
-torch.save writes) in the archive's comment; in JSON it is an entry of its own, `sha256`, that of the others.  A file
-without one, from an earlier version, has nothing to contradict.
+The seal is where other readers do not look: in a Parquet file between the last column and the footer, in a zip archive
+(which torch.save writes) in the archive's comment.  In JSON it is an entry `sha256`, the digest of all other entries.
+Files of earlier versions have no seal, and are accepted without.
 """
 
 import hashlib
@@ -76,7 +76,7 @@ def seal(content: bytes) -> bytes:
 
 
 def check_seal(content: bytes, end: int) -> bool:
-    """Whether a seal ends at `end`; ValueError where it is not that of what lies around it."""
+    """Whether there is a seal that ends at byte `end`; ValueError if it is not the digest of the other bytes."""
     start = end - SIZE
     if start < 0 or content[start:start + len(MARK)] != MARK:
         return False

@@ -59,17 +59,29 @@ class Dataset:
         return f"Dataset({self.name!r}, train {train}, test {test}, {self.classes} classes, on {self.x_train.device})"
 
     def flat(self) -> "Dataset":
-        """The same set with one axis of features, channel by channel and row by row."""
+        """The same set with one axis of features, channel by channel and row by row.
+
+        Returns:
+            A Dataset, x_train and x_test (sample, feature).
+        """
         return replace(self, x_train=self.x_train.flatten(1), x_test=self.x_test.flatten(1))
 
     def to(self, device: str | torch.device) -> "Dataset":
-        """The same set on another device."""
+        """The same set on another device.
+
+        Returns:
+            A Dataset; tensors that are on the device already are not copied.
+        """
         check_torch_device("Dataset.to", "device", device)
         tensors = {key: getattr(self, key).to(device) for key in ("x_train", "y_train", "x_test", "y_test")}
         return replace(self, **tensors)
 
     def subset(self, train: int) -> "Dataset":
-        """The first `train` training samples in the order of the files, and the whole test set."""
+        """The first `train` training samples in the order of the files, and the whole test set.
+
+        Returns:
+            A Dataset.
+        """
         if not is_whole(train) or not 1 <= train <= len(self.x_train):
             raise RefusalError(
                 f"Dataset.subset: `train` must be 1..{len(self.x_train)}, the samples of {self.name!r}, got {train}. "

@@ -72,7 +72,11 @@ class HighwayBlock(nn.Module):
 
     @takes(x=TENSOR)
     def transform_gate(self, x: Tensor) -> Tensor:
-        """T(x) in [0, 1], of x's shape."""
+        """The transform gate T at these inputs.
+
+        Returns:
+            T(x) in [0, 1], of x's shape.
+        """
         return torch.sigmoid(self.affine(x).chunk(2, self.channel_axis)[1])
 
     @property

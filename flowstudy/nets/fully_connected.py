@@ -41,7 +41,7 @@ class FullyConnected(nn.Module):
         return [self.input, *self.blocks]
 
     def set_activation(self, name: str) -> None:
-        """Of every hidden layer."""
+        """Set the activation of every hidden layer, by a name in `ACTIVATIONS`."""
         for module in (self, *self.hidden_layers):
             module.activation = check_activation(type(self).__name__, name)
 

@@ -10,7 +10,10 @@ SETTINGS = {"net": "highway", "activation": "tanh", "init": "lecun_uniform", "ga
 
 def best_net(dataset: str = "mnist", epochs: int = 400, depth: int = 50, width: int = 50, *,
              train_samples: int | None = None, seed: int = 0) -> list[Cell]:
-    """A plan of one cell, of which figures 2, 3 and 4 each show another measurement; by default the paper's own.
+    """The net of the paper's figures 2, 3 and 4, each of which shows another measurement of it.
+
+    Returns:
+        A plan of one cell; by default the setting of the authors' tables.
 
     Source: Srivastava, Greff & Schmidhuber 2015, section 4.
     """

@@ -1,4 +1,4 @@
-"""The paper's convolutional nets: its tables beside ours."""
+"""The test accuracies of the paper's convolutional nets, and a table of ours beside them."""
 
 import pandas as pd
 
@@ -8,15 +8,17 @@ PUBLISHED = {
     ("table 2", "cifar10", "A"): 89.18, ("table 2", "cifar10", "B"): 92.28, ("table 2", "cifar10", "C"): 91.20,
     ("table 3", "cifar10", "cifar_10"): 92.31, ("table 3", "cifar100", "cifar_100"): 67.61,
 }
-ONE_RUN = ("A", "C")  # of which the paper gives one run's accuracy
-EPOCHS = {"mnist": 300, "cifar10": 400, "cifar100": 400}  # of the authors' solvers
+ONE_RUN = ("A", "C")  # nets for which the paper gives the accuracy of a single run
+EPOCHS = {"mnist": 300, "cifar10": 400, "cifar100": 400}  # epochs in the authors' solver files
 MNIST_RATE, CIFAR_RATE = 0.01, 0.025  # the authors' learning rates
 
 
 def conv_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy of the last epoch [%], mean over seeds, beside the paper's: rows of REPLICATION.md.
+    """Test accuracy after the last epoch, mean over seeds, beside the paper's.
 
-    `paper` is empty for plain nets, which the paper did not train, for other data sets and other learning rates.
+    Returns:
+        Rows of REPLICATION.md: `item`, `quantity`, `paper` and `ours` [%], `note`.  `paper` is nan for plain nets,
+        which the paper did not train, and for other data sets or learning rates.
     """
     kinds = ["dataset", "net", "block", "learning_rate", "parameters"]
     runs = frame.groupby([*kinds, "seed"], sort=False).last().reset_index()

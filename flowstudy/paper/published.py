@@ -19,15 +19,17 @@ EPOCHS, RUNS = 400, 100
 
 
 def figure_1_claims(loss: pd.DataFrame, top: int, deepest: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Best and mean of the `top` runs of each net and depth beside the authors': what REPLICATION.md is made of.
-
-    Like stands beside like: `paper` is empty where the tables have no mean over so many runs, and on other data.
+    """The best loss, and the mean of the best `top`, for each net and depth, beside those of the authors' tables.
 
     Args:
         loss: of `run(measure="training_loss")`. A run that diverged counts as chance, ln 10, in the mean.
         top: how many runs the mean is over: 3 and 10 have their published counterparts.
         deepest: the loss of one very deep highway net, which the companion paper (arXiv:1505.00387) trained on
             CIFAR-100 without a number.
+
+    Returns:
+        Rows of REPLICATION.md: `item`, `quantity`, `paper` and `ours` [nats], `note`.  `paper` is nan where the tables
+        have no mean over as many runs, and on other data sets.
     """
     data = loss["dataset"].iloc[0]
     effort = {kind: (int(own["cell"].nunique()), int(own["epochs"].max()))
@@ -61,7 +63,7 @@ def published_loss(net: str, depth: int, name: str) -> float:
 
 
 def meaning(published: float, found: float, runs: int, epochs: int, name: str) -> str:
-    """What the distance between the authors' number and ours says, in a sentence."""
+    """A sentence that interprets the difference between the authors' number and ours."""
     if np.isnan(published):
         return ""
     theirs = "best of 100" if name == "best" else f"mean of the best {name.removeprefix('best_')} of 100"

@@ -1,4 +1,4 @@
-"""What a random search says beside its best run: how many runs train, and which gate bias trains at which depth."""
+"""Plots of a whole random search: how many runs train, and which gate bias trains at which depth."""
 
 import math
 
@@ -21,9 +21,18 @@ Z = 1.96  # of the intervals: 95 %
 
 @takes(loss=check_frame, threshold=a_real("positive and finite"))
 def which_runs_train(loss: pd.DataFrame, threshold: float = 1e-3) -> Figure:
-    """Share of the runs whose final loss is below `threshold` by depth, with Wilson intervals | final loss of the
-    highway runs by depth and gate bias, a panel per activation, since the bias from which on they train differs, with
-    both rules of `theory.suggest_gate_bias` drawn over it."""
+    """Left, the share of runs that train by depth; right, the final loss of highway runs by depth and gate bias.
+
+    The share has 95 % Wilson intervals.  The right part has a panel per activation, since the bias at which runs train
+    depends on it, with both rules of `theory.suggest_gate_bias` as lines.
+
+    Args:
+        loss: from `run(measure="training_loss")` of a random search.
+        threshold: a run trains if its final loss [nats] is below this.
+
+    Returns:
+        The Figure, its message above and its caption below.
+    """
     final = final_loss(loss)
     highway = final[final["net"] == "highway"]
     activations = sorted(highway["activation"].unique())
@@ -79,7 +88,14 @@ def shares_in_words(final: pd.DataFrame, threshold: float) -> str:
 
 @takes(loss=check_frame)
 def training_curve(loss: pd.DataFrame) -> Figure:
-    """Training loss by epoch, a line a net; chance dotted."""
+    """Training loss [nats] by epoch, a line per net; dotted: the loss of a net that guesses.
+
+    Args:
+        loss: from `run(measure="training_loss")`.
+
+    Returns:
+        The Figure, its message above and its caption below.
+    """
     last = final_loss(loss)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
@@ -115,7 +131,7 @@ def run_in_words(run: object) -> str:
 
 
 def loss_by_gate_bias(ax: Axes, highway: pd.DataFrame, lowest: float) -> PathCollection:
-    """A dot a run, of one activation; runs at one place stand side by side, the best in front."""
+    """Draw a dot per run of one activation; runs of equal depth and bias stand side by side, the best in front."""
     rows = highway.sort_values("final", ascending=False, na_position="first")
     place = rows.groupby(["depth", "gate_bias"]).cumcount() - (
         rows.groupby(["depth", "gate_bias"])["final"].transform("size") - 1) / 2
@@ -134,7 +150,7 @@ def loss_by_gate_bias(ax: Axes, highway: pd.DataFrame, lowest: float) -> PathCol
 
 
 def wilson(successes: np.ndarray, runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % interval of a share: good for few runs too, and for none or all of them."""
+    """Wilson's 95 % interval of a share, which is good for few runs too, and for none or all of them."""
     share, scale = successes / runs, 1 + Z**2 / runs
     middle = (share + Z**2 / (2 * runs)) / scale
     half = Z / scale * np.sqrt(share * (1 - share) / runs + Z**2 / (4 * runs**2))

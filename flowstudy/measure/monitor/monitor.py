@@ -114,7 +114,11 @@ class GradientMonitor(Drawn):
     # --- for users ---------------------------------------------------------------------------------------------------
 
     def attach(self) -> "GradientMonitor":
-        """Start to watch, as `with` does; once attached, nothing more."""
+        """Start to watch, as `with` does; a second call does nothing.
+
+        Returns:
+            The monitor itself.
+        """
         if self._listener is None:
             self._listener = Listener(self._before_step, self._after_step)
             STEPS.tell(self._listener)

@@ -1,4 +1,4 @@
-"""A Jacobian too large to write down, as the map that it is: its products with vectors, and its transpose's."""
+"""A Jacobian too large to write down, given by its products with vectors and those of its transpose."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class LinearMap:
 
     @property
     def floor(self) -> float:
-        """Relative to the largest singular value: what counts as zero."""
+        """The ratio to the largest singular value below which a singular value counts as zero."""
         return ROUNDING * (self.inputs + self.outputs) ** 0.5
 
 

@@ -1,4 +1,4 @@
-"""What a spectrum is: the singular values of one Jacobian per sample, as logs, with their errors."""
+"""The result of `jacobian_spectrum`: log singular values of one Jacobian per sample, with their errors."""
 
 import math
 from dataclasses import dataclass, replace
@@ -48,7 +48,7 @@ class JacobianSpectrum(Drawn):
 
     @property
     def singular_values(self) -> Float[Tensor, "sample rank"]:
-        """Overflows and underflows where the logs do not."""
+        """The singular values themselves, (sample, rank); they overflow or underflow where their logs do not."""
         return self.log_singular_values.exp()
 
     @property

@@ -8,10 +8,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-MOST_NAMES = 24   # on one axis
-FEW = 6           # names that say too little of a model with more layers than fit
-LONG = 22         # letters of a name; the middle of a longer one is left out
-WIDTH = 8.2       # of the axis, in inches, less than it has
+MOST_NAMES = 24   # the most names on one axis
+FEW = 6           # so few names, or fewer, say too little of a model with more layers than fit
+LONG = 22         # the most letters of a name; the middle of a longer one is left out
+WIDTH = 8.2       # of the axis, in inches; a little less than it really is
 LETTER = 0.075    # width of a letter, in inches
 MARKS = (("#0173b2", "o"), ("#d55e00", "s"), ("#02865f", "D"), ("#a3318f", "^"), ("#7a5c00", "v"), ("#555555", "P"))
 

@@ -12,8 +12,8 @@ from flowstudy.train.loop import seconds_per_update
 
 from .tasks import Load, Task, found_device, pieces
 
-LONG = 3e7     # updates x layers x nets; less takes about a minute on two cores, and is not worth a forecast
-WORTH = 60.0   # seconds from which on it is told
+LONG = 3e7     # updates x layers x nets from which a forecast is made; less takes about a minute on two cores
+WORTH = 60.0   # seconds; a shorter forecast is not shown
 
 
 def forecast(tasks: Sequence[Task], load: Load) -> str:

@@ -160,7 +160,7 @@ def next_state(gate: np.ndarray, values: HiddenMoments, now: HighwayState) -> Hi
 
 
 class TiltedGate(Gate):
-    """With E tau T^i (1-T)^j and E (tau^2 - var) T^i (1-T)^j beside E T^i (1-T)^j."""
+    """A gate with the moments E tau T^i (1-T)^j and E (tau^2 - var) T^i (1-T)^j beside E T^i (1-T)^j."""
 
     def __init__(self, bias: float, var: float):
         super().__init__(bias, var)
@@ -178,7 +178,7 @@ class OpenGate:
 
 
 class TiltedMoments(HiddenMoments):
-    """With the moments that a change of q brings in, in the same units."""
+    """Moments of H, and those that describe its change with q, in units of the root mean square of x."""
 
     def __init__(self, phi: Activation, length: float, q: float, weight_var: float, gate_weight_var: float):
         super().__init__(phi, length, q, weight_var, gate_weight_var)
