@@ -38,6 +38,9 @@ def lesion(model: nn.Module, layers: int | Iterable[int]) -> Iterator[None]:
         layers: a layer's number, or several; none leaves the net intact. They count as in `gate_activity`: from 1,
             plain layers included, so that a HighwayNet's are 2..depth.
 
+    Returns:
+        A context manager, which yields None.
+
     Raises:
         ValueError: a number that is no highway layer's, as 1 is in a HighwayNet; a compiled model; a HighwayBlock with
             a forward of its own. In the model's forward pass: layers that run in another order, for which the numbers

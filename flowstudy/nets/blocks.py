@@ -38,6 +38,11 @@ class PlainBlock(nn.Module):
         self.activation: ActivationName = check_activation("PlainBlock", activation)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The layer's outputs.
+
+        Returns:
+            `activation(affine(x))`, of the shape of the affine map's output.
+        """
         return ACTIVATIONS[self.activation](self.affine(x))
 
     def extra_repr(self) -> str:
@@ -67,6 +72,11 @@ class HighwayBlock(nn.Module):
         self.set_gate_bias(gate_bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The layer's outputs.
+
+        Returns:
+            `x + T(x) * (H(x) - x)`, of x's shape.
+        """
         h, t = self.affine(x).chunk(2, self.channel_axis)
         return torch.lerp(x, ACTIVATIONS[self.activation](h), torch.sigmoid(t))  # x + T (H - x)
 

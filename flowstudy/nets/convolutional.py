@@ -63,7 +63,12 @@ class ConvNet(nn.Module):
         *_, (_, shape) = with_input_shapes(plan, in_shape)
         self.readout = nn.Linear(math.prod(shape), classes)
 
-    def forward(self, x: Tensor) -> Tensor:  # (sample, channel, height, width) -> (sample, classes)
+    def forward(self, x: Tensor) -> Tensor:
+        """The logits of images (sample, channel, height, width).
+
+        Returns:
+            (sample, classes).
+        """
         return self.readout(self.body(x).flatten(1))
 
     @property

@@ -49,7 +49,7 @@ def highway_recursion(frame: pd.DataFrame) -> Figure:
     m_1 and P - 1 are without it, hollow ones with it.
 
     Args:
-        frame: from `with_predicted_moments`.
+        frame: from `run(measure="body_moments")`.
 
     Returns:
         The Figure, its message above and its caption below.

@@ -36,7 +36,7 @@ def gradient_correlation(frame: pd.DataFrame) -> Figure:
     """Correlation of the input gradients ("centred" read-out) against the angle between the inputs; dashed: theory.
 
     Args:
-        frame: from `with_predicted_correlations`.
+        frame: from `run(measure="gradient_correlation")`.
 
     Returns:
         The Figure: a panel per kind of net, a colour per depth.
@@ -75,7 +75,7 @@ def gradient_correlation_by_depth(frame: pd.DataFrame, angle: float = 45.0) -> F
     read-out as it is, not centred.
 
     Args:
-        frame: from `with_predicted_correlations`.
+        frame: from `run(measure="gradient_correlation")`.
         angle: between the two inputs [degrees].
 
     Returns:

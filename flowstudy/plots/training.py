@@ -125,9 +125,9 @@ def gate_bias_rules(highway: pd.DataFrame, low: float, high: float) -> list[Curv
 def figure_1(frame: pd.DataFrame, top: int = 10) -> Figure:
     """The paper's figure 1: the mean final loss of the `top` settings by depth, and the best training curves.
 
-    Left, the means of plain and of highway nets; small dots are the single runs, and one that diverged counts as
-    chance.  Right, the best training curve of each depth, of plain and of highway nets in a panel each.  On MNIST the
-    means over the best 10 of 100 settings in the authors' search tables are drawn as hollow marks.
+    Left, the means of plain and of highway nets; small dots are the runs in a mean, and one that diverged counts as
+    chance.  Middle and right, the best training curve of each depth, of plain and of highway nets.  On MNIST the means
+    over the best 10 of 100 settings in the authors' search tables are drawn as hollow marks.
 
     Args:
         frame: from `run(measure="training_loss")` of a random search.
@@ -236,7 +236,7 @@ def conv_training(frame: pd.DataFrame) -> Figure:
     Dotted: the error of the paper's highway nets after their last epoch, on the paper's data sets.
 
     Args:
-        frame: rows of `train_conv_nets`.
+        frame: from `train.train_conv_nets` or `train.train_conv_study`.
 
     Returns:
         The Figure, its message above and its caption below.

@@ -102,6 +102,11 @@ class Store:
 
     @takes(cells=of_cells, table=NAME)
     def missing(self, cells: Iterable[Cell], table: str) -> list[Cell]:
+        """The cells that the table does not hold.
+
+        Returns:
+            Those of `cells` without rows in the table, in their order.
+        """
         stored = self.stored(table)
         return [cell for cell in cells if cell.key not in stored]
 
