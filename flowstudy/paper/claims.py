@@ -11,12 +11,15 @@ import math
 import numpy as np
 import pandas as pd
 
+from flowstudy.arguments import NAME, a_whole, check_frame, takes
+
 OPEN = 0.5      # a gate above this lets more of H through than of x
 EARLY = 15      # the paper, on MNIST: most of the outputs' change happens, and classes differ, in the first 15 layers
 SUBSTANTIAL = 0.1  # difference of mean gate activity, of a range from 0 to 1, that can be seen in a picture
 LATE = 45       # the paper, on MNIST: layers 15 to 45 hardly matter
 
 
+@takes(routing=check_frame)
 def routing_claims(routing: pd.DataFrame) -> pd.DataFrame:
     """The paper's claims about figure 2, from a frame of the measurement "gate_routing".
 
@@ -46,6 +49,7 @@ def routing_claims(routing: pd.DataFrame) -> pd.DataFrame:
     ])
 
 
+@takes(by_class=check_frame)
 def class_claims(by_class: pd.DataFrame) -> pd.DataFrame:
     """The paper's claims about figure 3, from a frame of the measurement "gate_routing_by_class".
 
@@ -64,6 +68,7 @@ def class_claims(by_class: pd.DataFrame) -> pd.DataFrame:
     ])
 
 
+@takes(lesions=check_frame, samples=a_whole(1))
 def lesion_claims(lesions: pd.DataFrame, samples: int) -> pd.DataFrame:
     """The paper's claims about figure 4, from a frame of the measurement "lesions" of nets of one depth.
 
@@ -91,6 +96,7 @@ def lesion_claims(lesions: pd.DataFrame, samples: int) -> pd.DataFrame:
     ])
 
 
+@takes(training_loss=check_frame, accuracy=check_frame, item=NAME)
 def training_claims(training_loss: pd.DataFrame, accuracy: pd.DataFrame, item: str) -> pd.DataFrame:
     """The loss and the accuracy of the net that a figure shows, from frames of "training_loss" and "accuracy".
 

@@ -2,6 +2,8 @@
 
 import pandas as pd
 
+from flowstudy.arguments import check_frame, takes
+
 # Test accuracy of highway nets [%], mean over 5 runs where the paper gives one: Srivastava et al. 2015, tables 1 to 3.
 PUBLISHED = {
     ("table 1", "mnist", "mnist_16"): 99.40, ("table 1", "mnist", "mnist_32"): 99.54,
@@ -13,6 +15,7 @@ EPOCHS = {"mnist": 300, "cifar10": 400, "cifar100": 400}  # epochs in the author
 MNIST_RATE, CIFAR_RATE = 0.01, 0.025  # the authors' learning rates
 
 
+@takes(frame=check_frame)
 def conv_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Test accuracy after the last epoch, mean over seeds, beside the paper's.
 

@@ -9,6 +9,8 @@ the best 3, the mean of the best 10.
 import numpy as np
 import pandas as pd
 
+from flowstudy.arguments import a_whole, check_frame, optional, takes
+
 FIGURE_1 = pd.DataFrame([
     ("plain", 10, 6.6e-6, 1.1e-5, 2.6e-5), ("plain", 20, 1.35e-5, 2.6e-5, 8.4e-5),
     ("plain", 50, 1.3e-3, 2.2e-3, 4.8e-3), ("plain", 100, 3.0e-2, 5.5e-2, 1.2e-1),
@@ -18,6 +20,7 @@ FIGURE_1 = pd.DataFrame([
 EPOCHS, RUNS = 400, 100
 
 
+@takes(loss=check_frame, top=a_whole(1), deepest=optional(check_frame))
 def figure_1_claims(loss: pd.DataFrame, top: int, deepest: pd.DataFrame | None = None) -> pd.DataFrame:
     """The best loss, and the mean of the best `top`, for each net and depth, beside those of the authors' tables.
 
