@@ -21,16 +21,20 @@ AT_THE_END = RecordAt(epochs=(-1,))
 
 
 def measure_together(wanted: Wanted, cells: Sequence[Cell], data: Dataset, tick: Callable[[float], object],
-                     checkpoint: Checkpoint | None = None) -> dict[str, pd.DataFrame]:
-    """The rows of each table for cells of one structure, which are trained once for all measurements."""
+                     checkpoint: Checkpoint | None = None) -> tuple[dict[str, pd.DataFrame], str]:
+    """Train cells of one structure once, for all measurements.
+
+    Returns:
+        The rows of each table, and the backend that trained ("none" where nothing was trained).
+    """
     precision = wanted[0][2].get("precision", OF_TRAINING["precision"])  # all agree
-    recorder = Recorder(wanted, cells, data)
+    recorder, backend = Recorder(wanted, cells, data), "none"
     if cells[0].epochs == 0:  # untrained nets are built only when a measurement asks for them
         recorder.look(0, 0.0, CellsMoment(cells, data, None, precision))
     else:
-        train(stack_of(cells, data), data, settings_of(cells, data, precision), tick, at=recorder.at,
-              observer=recorder, checkpoint=checkpoint)
-    return {table: recorder.rows(table) for table, *_ in wanted}
+        backend = train(stack_of(cells, data), data, settings_of(cells, data, precision), tick, at=recorder.at,
+                        observer=recorder, checkpoint=checkpoint).backend
+    return {table: recorder.rows(table) for table, *_ in wanted}, backend
 
 
 class Recorder:
