@@ -54,7 +54,7 @@ def sealed_json(entries: dict[str, Any]) -> bytes:
 
 
 def unsealed_json(content: bytes) -> Any:
-    """What the JSON holds, without its seal.
+    """The entries of a JSON file without its seal, which is checked.
 
     Raises:
         ValueError: it is none, or its seal is not that of its content.
@@ -88,5 +88,5 @@ def check_seal(content: bytes, end: int) -> bool:
 
 
 def parquet_footer(content: bytes) -> int:
-    """Where the footer starts; below 0 where the end is not that of a table."""
+    """The byte at which a Parquet footer starts; negative if the file does not end as a Parquet file does."""
     return len(content) - PARQUET_END - int.from_bytes(content[-PARQUET_END:-PARQUET_END // 2], "little")

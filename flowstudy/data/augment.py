@@ -18,7 +18,7 @@ Images = Float[Tensor, "sample channel height width"]
 
 
 class Crops(NamedTuple):
-    """Where each sample's window begins in the padded image, and whether it is mirrored left to right."""
+    """For each sample, the corner of its window in the padded image, and whether it is mirrored left to right."""
 
     row: Int64[Tensor, " sample"]
     column: Int64[Tensor, " sample"]

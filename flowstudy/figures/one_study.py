@@ -79,7 +79,7 @@ def kernels(sockets: str) -> Config:
 
 
 def short_folder() -> str | None:
-    """Where a private folder for sockets may be made: the address of a socket is shorter than paths may be."""
+    """A place for a private folder of sockets whose path is short enough, since a socket's address has a limit."""
     places = (tempfile.gettempdir(), "/tmp", os.environ.get("XDG_RUNTIME_DIR", ""))
     short = (place for place in places if place and os.access(place, os.W_OK | os.X_OK)
              and len(os.fsencode(place)) + len("/tmp12345678/kernel-5") <= SOCKET_ADDRESS)

@@ -1,4 +1,4 @@
-"""Which of a model's layers have a transform gate, and which numbers they go by."""
+"""The layers of a model that have a transform gate, and their numbers."""
 
 from collections.abc import Iterator
 

@@ -21,8 +21,8 @@ def conv_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Test accuracy after the last epoch, mean over seeds, beside the paper's.
 
     Returns:
-        Rows of REPLICATION.md: `item`, `quantity`, `paper` and `ours` [%], `note`.  `paper` is nan for plain nets,
-        which the paper did not train, and for other data sets or learning rates.
+        Rows of REPLICATION.md: `item`, `quantity`, `paper` and `ours` [%], `note`.  `paper` is nan for plain and for
+        thinner nets, which the paper did not train, and for other data sets or learning rates.
     """
     kinds = ["dataset", "net", "block", "learning_rate", "parameters"]
     runs = frame.groupby([*kinds, "seed"], sort=False).last().reset_index()

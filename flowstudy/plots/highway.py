@@ -221,7 +221,7 @@ def with_relative(spectra: pd.DataFrame) -> pd.DataFrame:
 
 
 def predicted_log10_rms(flow: pd.DataFrame) -> float:
-    """Of the body's singular values, one kind of net: half the sum of log10 chi."""
+    """log10 of the root mean square of the body's singular values, for one kind of net: half the sum of log10 chi."""
     cell = flow[flow["layer"] == 1].iloc[0].copy()
     for name in ("activation_mean_square", "activation_mean"):
         cell[name] = flow.loc[flow["layer"] == 1, name].median()

@@ -16,7 +16,7 @@ from .message import capital, count, data_of, number, speak
 from .style import LOST, STYLE, WIDTH, depth_axis, draw_chance, halo, label_end, net_color
 from .training import CHANCE, final_loss, gate_bias_rules, how_long, runs_per_net
 
-Z = 1.96  # of the intervals: 95 %
+Z = 1.96  # half-width of the 95 % intervals, in standard errors
 
 
 @takes(loss=check_frame, threshold=a_real("positive and finite"))
@@ -63,7 +63,7 @@ def which_runs_train(loss: pd.DataFrame, threshold: float = 1e-3) -> Figure:
 
 
 def draw_share(ax: Axes, final: pd.DataFrame, net: str, threshold: float, place: float) -> None:
-    """By depth, at `place` times the depth, so that two kinds of net stand side by side."""
+    """Draw the share of trained runs at `place` times the depth, so that two kinds of net stand side by side."""
     counted = trained(final, threshold)
     low, high = wilson(*counted.to_numpy(dtype=float).T)
     middle = (counted["trained"] / counted["runs"]).to_numpy()
@@ -73,7 +73,7 @@ def draw_share(ax: Axes, final: pd.DataFrame, net: str, threshold: float, place:
 
 
 def trained(final: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """By depth: how many runs end below the threshold, and how many there are."""
+    """For each depth, the number of runs that end below the threshold, and the number of all runs."""
     return final.groupby("depth")["final"].agg(trained=lambda x: int((x < threshold).sum()), runs="size")
 
 
@@ -115,7 +115,7 @@ def training_curve(loss: pd.DataFrame) -> Figure:
 
 
 def ends_in_words(last: pd.DataFrame) -> str:
-    """Where the best run of each kind of net ends."""
+    """A sentence: the final loss of the best run of each kind of net."""
     words = []
     for net, runs in last.groupby("net", sort=False):
         runs_of = f", the best of {len(runs)}," if len(runs) > 1 else ""

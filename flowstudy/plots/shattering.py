@@ -176,7 +176,7 @@ def neighbours(gradient: np.ndarray) -> float:
 
 
 def alike_in_words(found: pd.DataFrame, angle: float, *, ends: bool = False) -> str:
-    """What correlation the deepest nets of each kind keep at the angle, from the least on; or the two `ends` alone."""
+    """The gradient correlations of the deepest nets at the angle by kind, in increasing order, or only both `ends`."""
     at = found[found["lag"] == found["lag"].loc[(np.degrees(found["angle"]) - angle).abs().idxmin()]]
     deepest = at[at["depth"] == at["depth"].max()].set_index("kind")["measured"].dropna().sort_values()
     words = [f"{round(value, 2) + 0.0:.2f} ({plain_words(kind)})".replace("-", MINUS)

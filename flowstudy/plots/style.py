@@ -18,7 +18,7 @@ STYLE = sns.axes_style("whitegrid") | {
     "axes.titlesize": 10, "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9,
     "legend.title_fontsize": 9, "figure.titlesize": 12, "grid.color": "0.9", "axes.edgecolor": "0.6",
 }
-WIDTH = 9.6  # of a figure, in inches: a notebook's width
+WIDTH = 9.6  # width of a figure, in inches: that of a notebook
 BAND = (0.1, 0.9)  # quantiles over seeds
 TEN_TO_NINETY = 1.2816  # half that band of a normal law, in standard deviations
 LABELS = {

@@ -69,7 +69,7 @@ def same_limits(row: np.ndarray) -> None:
 
 
 def spread_in_words(statistics: pd.DataFrame) -> str:
-    """By kind of the deepest nets: by which factor the relative variance has changed between start and end."""
+    """A sentence on the deepest nets of each kind: the factor by which the relative variance changed in training."""
     depth = statistics["depth"].max()
     rows = statistics[(statistics["statistic"] == "relative_variance") & (statistics["depth"] == depth)]
     words = []

@@ -28,7 +28,7 @@ def backward_slopes(flow: pd.DataFrame) -> pd.DataFrame:
 
 
 def log_conditions(spectra: pd.DataFrame, columns: tuple[str, ...] = ("log_singular_value",)) -> pd.DataFrame:
-    """By cell and sample, ln of the largest singular value over the smallest that is not 0, of each of the columns."""
+    """ln of the largest singular value over the smallest that is not 0, by cell and sample, for each of the columns."""
     finite = spectra[np.isfinite(spectra["log_singular_value"])]
     return finite.groupby(["cell", "sample"], sort=False)[list(columns)].agg(np.ptp)
 

@@ -48,7 +48,7 @@ def predicted_by_angle(nets: pd.DataFrame) -> pd.DataFrame:
 
 
 def correlations(cell: pd.Series, angle: float) -> tuple[float, float]:
-    """Of gradients and of the last hidden outputs: one plain layer, then the body; inputs of mean square 1."""
+    """Predicted cosines of two inputs' gradients and of their last hidden outputs, for inputs of mean square 1."""
     if cell["init"] not in FAN_IN:
         return math.nan, math.nan
     variance = cell_weight_var(cell)

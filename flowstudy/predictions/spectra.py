@@ -86,7 +86,7 @@ def statistics_law(cell: pd.Series) -> list[float]:
 
 
 def statistics_valid(cell: pd.Series) -> list[bool]:
-    """By statistic, of a kind of net that has a prediction."""
+    """For each statistic, whether theory covers this kind of net."""
     if cell["depth"] < 2:
         return [False] * len(STATISTICS)
     of_kind = theory_of(cell)

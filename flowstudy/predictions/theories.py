@@ -20,8 +20,9 @@ class BodyTheory:
     Attributes:
         carries: a layer hands on part of its input past its weights.  Where activations have a mean, one singular
             value then grows beyond all others (`theory.mean_mode`).
-        covers_orthogonal: theory speaks of orthogonal weights too.
-        first_order: what 1 / width changes in the mean of a layer's factor is known (`predictions.gradients`).
+        covers_orthogonal: whether theory covers orthogonal weights too.
+        first_order: whether the mean of a layer's factor is known to first order in 1 / width
+            (`predictions.gradients`).
     """
 
     carries: ClassVar[bool] = False

@@ -19,7 +19,7 @@ ANY_OF_THESE = "of these, or a list: every combination"
 
 
 def plan_schema() -> dict[str, object]:
-    """As plain data, of draft 2020-12; made from what `grid`, `random_search` and the measurements take."""
+    """The schema as plain data (draft 2020-12), made from the arguments of `grid`, `random_search` and measurements."""
     fields = {name: field_schema(name, hint) for name, hint in typing.get_type_hints(Cell).items()}
     together = [name for name in MEASUREMENTS if name not in AS_THEY_START]
     return {

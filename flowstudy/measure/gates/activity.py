@@ -28,7 +28,7 @@ Means = dict[GateUse, tuple[Float64[Tensor, " unit"], ClassMeans]]   # over all 
 
 @dataclass(frozen=True)
 class GateActivity(Drawn):
-    """What `gate_activity` found.
+    """The result of `gate_activity`.
 
     Attributes:
         frame: a row per layer and unit, in execution order: `layer`, `module`, `unit` (from 0), `gate_bias` (b_T),
@@ -147,7 +147,7 @@ Biases = dict[GateUse, Float64[Tensor, " unit"]]
 
 
 def columns_of(use: GateUse, biases: Biases | None) -> dict[str, object]:
-    """Which use of which gate; a HighwayBlock has one gate."""
+    """The columns that name a gate and its use; `gate_bias` is a HighwayBlock's, which has a single gate."""
     if biases is not None:
         return {"layer": use.layer, "module": use.module}
     return use._asdict() | {"stack_layer": pd.NA if use.stack_layer is None else use.stack_layer}

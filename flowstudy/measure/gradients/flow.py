@@ -26,7 +26,7 @@ from .verdict import THRESHOLD, Verdict, verdict_of
 
 @dataclass(frozen=True)
 class GradientFlow(Drawn):
-    """What `gradient_flow` found.
+    """The result of `gradient_flow`.
 
     Attributes:
         frame: a row per layer in execution order: `layer` (1 is next to the input), `module`, `type`, `parameters`,
@@ -116,7 +116,7 @@ class GradientFlow(Drawn):
 
 @dataclass(frozen=True)
 class Comparison(Drawn):
-    """What `compare` found.
+    """The result of `compare`.
 
     Attributes:
         frame: the models' `gradient_flow` frames one below the other, the column `model` in front.

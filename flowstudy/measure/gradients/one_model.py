@@ -255,7 +255,7 @@ def zero_fraction(weights: list[nn.Parameter]) -> float:
 
 
 def path_columns(path: list[Point], errors: list[Scaled | None], like: Tensor) -> dict[str, list]:
-    """What the verdict reads, a row per point."""
+    """The columns of `GradientFlow.path`, a row per point of the main path."""
     norms = [nothing(like) if error is None else log10_norm([error], 0) for error in errors]
     return {
         "layer": [point.use + 1 for point in path],

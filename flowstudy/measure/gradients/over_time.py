@@ -32,7 +32,7 @@ def places_in_time(uses: list[Use]) -> dict[str, object]:
 
 
 def time_columns(uses: list[Use], loops: list[list[int]], found: StateErrors, samples: int) -> list[dict[str, list]]:
-    """Of each recurrence the columns of `GradientFlow.path`, a row per step, whose last layer stands for it.
+    """The columns of `GradientFlow.path` for each recurrence, a row per step, named by the step's last layer.
 
     Args:
         loops: indices of the uses of each layer that is run in a loop.
@@ -44,9 +44,9 @@ def time_columns(uses: list[Use], loops: list[list[int]], found: StateErrors, sa
 
 def bare_columns(loops: list[BareLoop], sizes: Mapping[Key, Tensor], found: StateErrors,
                  samples: int) -> list[dict[str, list]]:
-    """The same of loops of operations alone, and the error signals at what each step reads.
+    """The columns of `GradientFlow.path` for loops without layers, and the error signals at the parts that steps read.
 
-    The sizes of states are known where a module takes or gives them.
+    The mean square of a state is known only where a module takes or returns it.
     """
     paths = [(bare_path(loop, found, samples), loop) for loop in loops]
     return [steps_as_columns(path, [sizes.get(key_of(state[0])) for state in loop.states])

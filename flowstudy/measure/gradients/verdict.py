@@ -111,7 +111,7 @@ def verdict_of(frame: pd.DataFrame, path: pd.DataFrame | None = None, *, normali
 
 def remarks(normalises: bool, input_mean_square: float = math.nan, running_statistics: int = 0,
             detached: Mapping[str, int] | None = None) -> list[str]:
-    """What stands beside the verdict: inputs of another scale than 1, another net than the one trained, a cut in time.
+    """Remarks beside the verdict: inputs far from unit scale, batch norm in evaluation mode, states that are detached.
 
     Args:
         running_statistics: batch norm layers in evaluation mode.
@@ -253,7 +253,7 @@ def of_change(path: pd.DataFrame, normalises: bool) -> Verdict:
 
 
 def of_steps(frame: pd.DataFrame, path: pd.DataFrame) -> Verdict:
-    """The same of a path over the steps of a recurrence."""
+    """The verdict on a path over the steps of a recurrence."""
     change, signal = log_squares(path) - log_squares(path)[-1], "error signal of the state"
     factor = math.exp(backward_slope(path) / 2)
     error, decades = factor * slope_error(path) / 2, change[0] / (2 * math.log(10))

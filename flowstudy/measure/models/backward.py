@@ -35,7 +35,7 @@ class Scaled:
         return Scaled(sum(times_power(one.tensor, one.exponent - exponent) for one in (self, other)), exponent)
 
     def normalised(self) -> "Scaled":
-        """The same, the largest entry of each net in [0.5, 1); a net that is zero or not finite stays as it is."""
+        """The same value with the largest entry of each net in [0.5, 1); nets of zeros, nan or inf stay as they are."""
         size = peak(self.tensor, self.exponent.ndim)
         shift = torch.where(size.isfinite() & (size > 0), torch.frexp(size).exponent.to(size), 0.0)
         return Scaled(times_power(self.tensor, -shift), self.exponent + shift)
@@ -56,7 +56,7 @@ def times_power(tensor: Tensor, exponent: Float[Tensor, "*net"]) -> Tensor:
 
 @dataclass(frozen=True)
 class Found:
-    """What a backward pass found; None where the loss does not depend on it.
+    """The gradients found by a backward pass; None where the loss does not depend on a value.
 
     Attributes:
         errors: d loss / d output of each layer, in the order in which they were asked for.

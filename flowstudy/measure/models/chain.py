@@ -98,7 +98,8 @@ def chain_of(model: nn.Module, whole: Stretch, calls: dict[Key, Call]) -> list[F
 
 
 def segments_with_weights(segments: list[Segment], samples: int) -> list[Segment]:
-    """In forward order, cut at batches alone, and those without weights joined to the one before."""
+    """The segments in forward order, without cuts at values that have no sample axis; segments without weights are
+    joined to the one before."""
     result: list[Segment] = []
     for segment in reversed(segments):
         if result and (not is_batch(result[-1].after, samples) or not leaves_in(segment.side)):
@@ -185,7 +186,7 @@ def proved_jacobians(chain: list[Factor], agreement: float = AGREEMENT) -> Itera
 
 def proves_alone(factor: Factor, jacobians: Tensor, before: tuple[Factor, Tensor] | None, samples: Tensor,
                  agreement: float) -> bool:
-    """In these samples: the factor, and the factor with the one before it, as stretches of their own."""
+    """Whether the Jacobians of a factor, and of it with the factor before, agree with autograd in these samples."""
     row = factor.random_row()
     if not proves(jacobians[samples], row[samples], factor.back(row)[samples], agreement):
         return False

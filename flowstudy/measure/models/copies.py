@@ -19,7 +19,7 @@ from .precision.held import can_be_copied, everything_in, rebound
 IMMUTABLE = {type(None), bool, int, float, str}
 CONTAINERS = {dict, OrderedDict, list, set}
 TENSORS = {Tensor, nn.Parameter}
-REBOUND = types.FunctionType, functools._lru_cache_wrapper, weakref.ref   # what deepcopy returns as it is
+REBOUND = types.FunctionType, functools._lru_cache_wrapper, weakref.ref   # objects that deepcopy does not copy
 
 
 def check_module(call: str, model: object) -> None:
@@ -80,7 +80,7 @@ def check_own_weights(call: str, model: nn.Module, leaves: Collection[int]) -> N
 
 
 def own_copy(call: str, model: nn.Module) -> nn.Module:
-    """The same in the model's own dtype, to train."""
+    """A copy in the model's own dtype, whose parameters can be trained as those of the model."""
     with own_dtype():
         return float64_copy(call, model, frozen=False)
 

@@ -22,7 +22,7 @@ Function = Callable[[Tensor], Tensor]
 # Bytes of the largest gradient on the way of all rows in flight: about a CPU's cache, or enough to fill a GPU.
 CPU_BYTES, GPU_BYTES = 2**21, 2**26
 BAR = {"delay": 5.0, "leave": False}   # seconds that may pass before a bar is shown, on stderr
-SEED = 0           # of the random directions by which two routes to one Jacobian are compared
+SEED = 0           # seed of the random directions by which two routes to one Jacobian are compared
 AGREEMENT = 1e-9   # largest relative difference between the two that is taken for rounding
 
 
@@ -90,7 +90,7 @@ class Stretch:
 
 
 def start_and_output(function: Callable[[Tensor], object], x: Tensor) -> tuple[GradientEdge, object]:
-    """Where the gradient with respect to `x` arrives, and the function of it."""
+    """The edge at which the gradient with respect to `x` arrives, and function(x)."""
     with torch.enable_grad():
         value = x.detach().requires_grad_().clone()   # a clone: the function may begin with an in-place operation
         start = edge_of(value)

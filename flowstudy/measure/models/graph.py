@@ -29,13 +29,13 @@ def key_of(edge: GradientEdge) -> Key:
 
 
 def edge_of(value: Tensor) -> GradientEdge | None:
-    """Where the gradient with respect to this tensor arrives; None where it asks for none."""
+    """The edge at which the gradient with respect to this tensor arrives; None where it requires no gradient."""
     return get_gradient_edge(value) if value.requires_grad else None
 
 
 @dataclass
 class Segment:
-    """What lies between one cut and the next, towards the start.
+    """The part of the graph between one cut and the next, towards the start.
 
     Attributes:
         after: the cut at its output, where its backward pass begins.

@@ -60,7 +60,7 @@ class Delivery:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """Of all records so far."""
+        """The table of all records so far."""
         self.deliver()
         return self.rows(self.numbers)
 

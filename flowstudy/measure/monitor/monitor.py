@@ -173,7 +173,7 @@ class GradientMonitor(Drawn):
                 f"{len(self._watched.names)} layers")
 
     def __dir__(self) -> list[str]:
-        """What users may call: its own names begin with an underscore."""
+        """The public names; the monitor's internal attributes begin with an underscore."""
         return [name for name in super().__dir__() if name.startswith("__") or not name.startswith("_")]
 
     # --- what the optimizers' hooks call -----------------------------------------------------------------------------

@@ -126,7 +126,7 @@ def tables(watched: Watched, layout: Layout, entries: Counter[int], values: np.n
 
 
 def by_kind(layout: Layout, values: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """By kind: positions (number,) and values (record, number)."""
+    """The positions (number,) and values (record, number) of each kind."""
     kinds = np.concatenate([np.full(len(positions), kind, dtype=object) for kind, positions in layout] or [[]])
     at = np.concatenate([np.asarray(positions, dtype=int) for _, positions in layout] or [np.empty(0, dtype=int)])
     return {kind: (at[chosen], values[:, chosen])

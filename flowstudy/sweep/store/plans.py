@@ -59,7 +59,7 @@ def is_kept(path: Path) -> bool:
 
 
 def remembered_plans(root: Path) -> dict[str, Record]:
-    """By name, in the order of their first run; what is not a plan is left out with a warning.
+    """The plans by name, in the order of their first run; files that hold no plan are left out with a warning.
 
     Raises:
         StoreError: one of them could not be read.

@@ -84,7 +84,7 @@ def highway(activation: str, depth: Values, gate_bias: Values, weight_var: Value
 
 @dataclass(frozen=True)
 class Init:
-    """What a stack of equal layers is drawn from."""
+    """The biases and variances from which the weights of a stack of equal layers are drawn."""
 
     phi: Activation
     gate_bias: float

@@ -149,7 +149,7 @@ class Bodies:
 
 
 def moments_in(order: Sequence[Node], parts: Mapping[Key, int]) -> dict[Node, int]:
-    """Of every node that is computed from the parts; not of the nodes that take the parts."""
+    """The moment of every node that is computed from the parts; the nodes that cut the parts out have none."""
     takes, found = {node for node, _ in parts}, {}
     for node in reversed(order):
         moment = max((parts.get(key, found.get(key[0], 0)) for key in below(node)), default=0)
@@ -159,12 +159,12 @@ def moments_in(order: Sequence[Node], parts: Mapping[Key, int]) -> dict[Node, in
 
 
 def operation(edge: GradientEdge) -> tuple[str, tuple[int, ...]]:
-    """What made a value, and its shape."""
+    """The name of the operation that made a value, and the value's shape."""
     return edge.node.name(), tuple(shape_of(edge))
 
 
 def last_uses(parts: Iterable[Part], at: Mapping[Node, int]) -> list[int]:
-    """Of each part, index of the last layer that it comes from; -1 where it comes from none."""
+    """For each part, the index of the last layer's use that it was computed from; -1 where there is none."""
     found: dict[Key, int] = {}
     for whole in (part.whole for part in parts):
         if key_of(whole) not in found:

@@ -104,7 +104,7 @@ def first_steps(module: nn.RNNBase, input: Tensor | PackedSequence) -> Tensor | 
 
 def unrolled_forward(module: nn.RNNBase, input: Tensor | PackedSequence, hx: object = None,
                      seen: Seen | None = None) -> tuple[Tensor | PackedSequence, Tensor | State]:
-    """What the module's own forward returns: the outputs of the last layer, and the last states of all."""
+    """The result of the module's own forward: the outputs of the last layer, and the last states of all layers."""
     sequence, initial = sequence_of(module, input), initial_states(module, input, hx)
     outputs, final = all_layers(module, sequence, initial, seen)
     if isinstance(input, PackedSequence):
@@ -165,7 +165,7 @@ def all_layers(module: nn.RNNBase, sequence: Sequence, initial: State, seen: See
 
 def one_cell(cell: RecurrentCell, layer: int, direction: str, sequence: Sequence, initial: State,
              seen: Seen | None) -> tuple[Sequence, State]:
-    """Of one stacked layer and direction: the outputs at every time step, and the last states of all samples.
+    """Outputs at every time step, and last states of all samples, for one stacked layer and direction.
 
     A packed sequence has its longest samples first: forward, samples end, and their states are set aside; backward,
     samples join, with their initial states.
