@@ -56,7 +56,8 @@ def stamp_of(notebook: Path, profile: str, parameters: dict, folder: Path) -> di
 
 
 def what_it_depends_on(notebook: Path, parameters: dict) -> str:
-    """A digest of everything that the figures depend on: the notebook's cells, parameters, code, and data folder."""
+    """A digest of what the figures depend on: the notebook's cells, the parameters, flowstudy's code, torch's version.
+    """
     cells = [cell["source"] for cell in nbformat.read(notebook, as_version=4)["cells"]]
     code = [short_hash(path.read_bytes()) for path in sorted(HOUSE.rglob("*.py"))]
     return short_hash(json.dumps([cells, parameters, code, torch.__version__], sort_keys=True).encode())
