@@ -1,4 +1,7 @@
-"""Names that arguments take, for editors to complete, and look-ups of names in packages that import this one."""
+"""Names of arguments, and late imports.
+
+Editors complete the names.  The late imports are of packages that import this one: they are made when needed.
+"""
 
 import importlib
 from collections.abc import Callable

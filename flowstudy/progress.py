@@ -1,4 +1,7 @@
-"""Progress bars: text in terminals and in notebooks that run unattended, a widget in a notebook that is open."""
+"""Progress bars in terminals and notebooks.
+
+They are text in terminals and in notebooks that run unattended, and a widget in a notebook that somebody has open.
+"""
 
 import sys
 from importlib.util import find_spec

@@ -1,6 +1,6 @@
-"""Errors of one line for wrong calls, which name the argument and suggest what was probably meant.
+"""Errors of one line for wrong calls.
 
-Text from files is escaped before it is shown.
+They name the argument and suggest what was probably meant.  Text from files is escaped before it is shown.
 """
 
 import difflib

@@ -1,4 +1,7 @@
-"""The display of results in notebooks: a sentence, a short table, and a picture at a readable size."""
+"""The display of results in notebooks.
+
+It consists of a sentence, a short table, and a picture at a readable size.
+"""
 
 import base64
 import html

@@ -1,4 +1,4 @@
-"""The number of threads that torch computes with."""
+"""The number of threads that torch uses."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,7 @@
-"""Files that are written completely or not at all, even if the process is killed, and read completely or not at all."""
+"""Files written completely or not at all.
+
+This holds even if the process is killed while it writes.  Files are also read completely, or an error is raised.
+"""
 
 import contextlib
 import errno

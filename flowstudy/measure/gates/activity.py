@@ -36,9 +36,9 @@ class GateActivity(Drawn):
         by_class: a row per layer, class and unit: `layer`, `module`, `class`, `unit`, `activity` (mean of T over the
             inputs of the class), `difference` (that minus the mean over all inputs). None where no labels were given.
 
-    Of gates that were given, `gate_bias` is left out, and `gate` is the name given (of recurrent modules, and which of
-    its gates: "lstm.forget"), `time` the step of the input sequence, from 1, or the number of the gate's call in the
-    pass, `direction` and `stack_layer` those of a recurrent module, as in `gradient_flow`.
+    Frames of gates that the caller names have no `gate_bias`, but `gate`, the name (for a recurrent module also that of
+    its gate: "lstm.forget"), `time`, the step of the input sequence, from 1, or the number of the gate's call in the
+    pass, and `direction` and `stack_layer` of a recurrent module, as in `gradient_flow`.
     """
 
     frame: pd.DataFrame
