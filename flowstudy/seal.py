@@ -2,7 +2,7 @@
 
 A seal is the SHA-256 of a file's content in the file itself.  It is where other readers do not look: in a Parquet file
 between the last column and the footer, in a zip archive (which torch.save writes) in the archive's comment.  In JSON it
-is an entry `sha256`, the digest of all other entries.  Files of earlier versions have no seal, and are accepted without.
+is an entry `sha256`, the digest of all other entries.  Files of earlier versions have no seal and are accepted without.
 """
 
 import hashlib

@@ -155,12 +155,12 @@ def gradient_flow(model: nn.Module, x: Shown, y: object = None, *, loss: LossNam
     weights of its own (F.linear, matrix products, a ParameterList), every use of each weight is a layer, called by the
     weight's name.
 
-    nn.LSTM, nn.GRU and nn.RNN have a row for each time step of each stacked layer and direction: those of the same cell
-    in a Python loop, which they are run as (that the two agree is checked).  h is what the cell puts out, and its error
-    signal is d loss / d h_t in total, over all later steps; of an LSTM the way through c_t is read by the verdict.
-    The weight gradient of a row is that of the weights that all its time steps share, as of any layer used many times.
-    The verdict reads such a net, and a loop over a cell or a layer, from the last state that the loss sees to the
-    first: see `GradientFlow.path`.
+    nn.LSTM, nn.GRU and nn.RNN have a row for each time step of each stacked layer and direction.  They are run as a
+    Python loop over their cell, and it is checked that the loop gives the module's own output.  h is the cell's output,
+    and its error signal is the total d loss / d h_t over all later steps; the verdict also reads the way through an
+    LSTM's c_t.  The weight gradient of a row is that of the weights, which all time steps share, as for any layer that
+    is used many times.  The verdict reads such a net, and a loop over a cell or a layer, from the last state that the
+    loss sees to the first: see `GradientFlow.path`.
 
     Args:
         model: any module; the batch runs in the mode the model is in.

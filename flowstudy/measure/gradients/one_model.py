@@ -53,9 +53,8 @@ REPEATED = 1e-9  # largest relative difference between two passes of one model t
 class Measured:
     """One model on one batch: the rows, their statistics (layer,), and what belongs to the whole net.
 
-    `path` are the columns of `GradientFlow.path`, `time_paths` those of each recurrence, `bare_paths` of those without
-    layers; `unread` are the recurrent modules whose steps cannot be seen, and `detached` as in `GradientFlow`;
-    `normalises`, that the net brings its values to a size of its own.
+    `path` has the columns of `GradientFlow.path`, `time_paths` those of each recurrence, `bare_paths` those of each
+    recurrence without layers.  `unread`, `detached` and `normalises` are as in `GradientFlow`.
     """
 
     layers: dict[str, list]

@@ -57,7 +57,7 @@ class GradientMonitor(Drawn):
     Attributes:
         frame: a row per record and layer: `step` (updates before it), `layer` (1 is the first), `module`, `type`, and
 
-            log10_weight_gradient_norm: of dL/dW as the last backward pass before the step left it: summed over
+            log10_weight_gradient_norm: of dL/dW after the last backward pass before the step: summed over
                 micro-batches, averaged over processes, unscaled, not yet clipped; biases left out.
             log10_clipped_gradient_norm: of the gradient that the optimizer was given.
             update_to_weight: ||W after - W before|| / ||W before|| of the step.
@@ -67,15 +67,15 @@ class GradientMonitor(Drawn):
 
             Norms are `gradient_flow`'s, |h|^2 = h conj(h) where numbers are complex; of an output that is a tuple, dict
             or dataclass, those of its first real or complex tensor. Layers are in the order in which the model holds
-            them, a row for a layer that runs several times. Weights in an nn.ParameterList or behind a parametrization
-            are those of the module around it that computes with them. -inf is an exact 0 (in a float64 model also what
-            is below 1e-154), nan a diverged net, or what the step did not have: a gradient of a frozen layer, or of one
-            that the loss does not see; an output of a layer that is not called.
+            them, one row for a layer that runs several times. Weights in an nn.ParameterList or behind a
+            parametrization belong to the module around it that computes with them. -inf is an exact 0 (in a float64
+            model also a norm below 1e-154). nan is a diverged net, or a number that the step did not have: the gradient
+            of a frozen layer or of one that the loss does not see, the output of a layer that is not called.
 
-        records: how many there are. The latest may be there only when the next step is made, or on leaving.
+        records: number of records. The latest may be counted only when the next step is made, or on leaving.
 
-    A step that a GradScaler leaves out is not recorded; in its place comes the next one.  Where a fused optimizer
-    leaves it out, `step` counts it all the same.  A scale that is multiplied in by hand is not known.
+    A step that a GradScaler skips is not recorded; the next one is recorded in its place.  If a fused optimizer skips
+    it, `step` counts it all the same.  A loss scale that the loop multiplies in by hand is not divided out.
 
     Compiled code does not call hooks: where error signals or activations are wanted, compiled models run eagerly in
     recorded steps, so keep `every` large there.
