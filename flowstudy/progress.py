@@ -43,7 +43,7 @@ class NetBar:
         """Add a number of nets that are done, fractions included, and their cost."""
         self.done += nets
         self.bar.set_postfix_str(f"{int(self.done + 1e-6)} of {self.nets} nets", refresh=False)
-        self.bar.update(cost)
+        self.bar.update(min(cost, self.bar.total - self.bar.n))  # parts of nets may add up to a rounding error more
 
     def say(self, words: str) -> None:
         """A line above the bar, where bars are shown."""

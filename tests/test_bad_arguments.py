@@ -377,7 +377,7 @@ GOOD: dict[str, Callable[[], dict]] = {
     "predictions.with_predicted_spectra": lambda: {"spectra": spectra(), "flow": flow()},
     "predictions.with_predicted_statistics": lambda: {"spectra": spectra(), "flow": flow()},
     # paper
-    "paper.best_net": dict,
+    "paper.best_settings_claims": lambda: {"loss": searched()},
     "paper.class_claims": lambda: {"by_class": measured("gate_routing_by_class")},
     "paper.conv_table": lambda: {"frame": conv_runs()},
     "paper.figure_1_claims": lambda: {"loss": searched(), "top": 2, "deepest": measured("training_loss")},
@@ -388,6 +388,7 @@ GOOD: dict[str, Callable[[], dict]] = {
     # plots
     "plots.condition_by_depth": lambda: {"frame": spectra()}, "plots.conv_training": lambda: {"frame": conv_runs()},
     "plots.each": lambda: {"frames": {"a": spectra()}, "name": "one", "plot": plots.spectrum_by_depth},
+    "plots.best_settings": lambda: {"loss": searched()},
     "plots.figure_1": lambda: {"frame": searched()},
     "plots.gate_activity": lambda: {"frame": measure.gate_activity(highway(), x()).frame},
     "plots.gate_routing": lambda: {"routing": measured("gate_routing")},

@@ -41,6 +41,10 @@ ITEMS = {  # of the paper: the study that has it, and where it deviates
                  "The paper's figure prints no numbers: the column is from the authors' search tables, of which a "
                  "public copy exists, and so are the ranges. Plain nets are 71 wide (the text; the tables say 50). "
                  "Classical momentum in the authors' convention. A setting's weight seed is its number."),
+    "figure 1, best settings": (
+        "best_settings", "Nets by the best setting of each depth in the authors' search",
+        "Learning rate, momentum, decay, gate bias and activation are those of the best run in the authors' tables; "
+        "the seeds and the order of samples are ours."),
     "figure 2": ("gate_routing", "Gate biases, activity and block outputs of the best 50-layer net",
                  "The net has the settings of the best run in the authors' tables, not of a search of our own; the "
                  "paper prints its b_T = -2 alone. No CIFAR-100 net: its settings are not published."),

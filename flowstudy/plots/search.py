@@ -1,4 +1,5 @@
-"""Plots of a whole random search: how many runs train, and which gate bias trains at which depth."""
+"""Plots of a whole random search: how many runs train, which gate bias trains at which depth, and how far the best
+settings come when they are trained again."""
 
 import math
 
@@ -11,10 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from flowstudy.arguments import a_real, check_frame, takes
+from flowstudy.paper.published import EPOCHS, FIGURE_1
 
 from .message import capital, count, data_of, number, speak
-from .style import LOST, STYLE, WIDTH, depth_axis, draw_chance, halo, label_end, net_color
-from .training import CHANCE, final_loss, gate_bias_rules, how_long, runs_per_net
+from .style import LOST, STYLE, WIDTH, depth_axis, depth_colors, draw_chance, halo, label_end, net_color
+from .training import CHANCE, DASHES, final_loss, gate_bias_rules, how_long, runs_per_net
 
 Z = 1.96  # half-width of the 95 % intervals, in standard errors
 
@@ -84,6 +86,60 @@ def shares_in_words(final: pd.DataFrame, threshold: float) -> str:
     highway, plain = (f"{row['trained']} of {row['runs']}" for row in found)
     return (f"At {depth} layers {highway} highway runs and {plain} plain runs end below a training loss of "
             f"{number(threshold)}; which do depends on the gate bias.")
+
+
+@takes(loss=check_frame)
+def best_settings(loss: pd.DataFrame) -> Figure:
+    """Training loss [nats] by epoch, plain and highway nets in a panel each: a colour per depth, a line per seed.
+
+    On MNIST a triangle at the right edge shows where the authors' best run of that depth ended.
+
+    Args:
+        loss: from `run(paper.best_settings.best_settings(...), measure="training_loss")`.
+
+    Returns:
+        The Figure, its message above and its caption below.
+
+    Source: Srivastava et al. 2015, figure 1; the authors' search tables.
+    """
+    nets = [net for net in ("plain", "highway") if (loss["net"] == net).any()]
+    on_mnist = loss["dataset"].iloc[0] == "mnist"
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+        for ax, net in zip(figure.subplots(1, len(nets), sharey=True, squeeze=False)[0], nets, strict=True):
+            draw_runs(ax, loss, net, on_mnist)
+            draw_chance(ax, CHANCE)
+            ax.set(title=f"{net} nets", xlabel="epoch", xlim=(0, loss["epoch"].max()))
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        figure.axes[0].set_ylabel("training loss  [nats per sample]")
+        seeds = count(loss.groupby(["net", "depth"])["cell"].nunique().max(), "seed")
+        theirs = (f" Triangles: where the authors' best of 100 runs of each depth ended after {EPOCHS} epochs."
+                  if on_mnist else "")
+        return speak(figure, ends_of_deepest(loss),
+                     f"The best setting of each depth in the authors' search, trained on {data_of(loss)} for "
+                     f"{how_long(loss)}; every line is one net, {seeds} of each. Dotted: chance.{theirs}")
+
+
+def draw_runs(ax: Axes, loss: pd.DataFrame, net: str, on_mnist: bool) -> None:
+    colors = depth_colors(loss)
+    of_net = loss[loss["net"] == net].groupby("depth")
+    for (depth, rows), dashes in zip(of_net, DASHES * len(colors), strict=False):
+        for _, run in rows.groupby("cell"):
+            ax.plot(run["epoch"], run["loss"], color=colors[depth], lw=1.2, ls=dashes)
+        label_end(ax, final_loss(rows)["final"].median(), f"{depth} layers", colors[depth])
+        if on_mnist:
+            theirs = FIGURE_1[(FIGURE_1["net"] == net) & (FIGURE_1["depth"] == depth)]["best"]
+            ax.plot([1] * len(theirs), theirs, marker="<", ms=7, ls="", color=colors[depth], clip_on=False,
+                    transform=ax.get_yaxis_transform())
+
+
+def ends_of_deepest(loss: pd.DataFrame) -> str:
+    """A sentence: the median loss after the last epoch of the deepest nets of each kind."""
+    last = final_loss(loss).fillna({"final": CHANCE})
+    depth = last["depth"].max()
+    medians = last[last["depth"] == depth].groupby("net")["final"].median()
+    words = " and ".join(f"{number(medians[net])} with {net} nets" for net in ("highway", "plain") if net in medians)
+    return f"By the authors' best settings for {depth} layers, training ends at a loss of {words}."
 
 
 @takes(loss=check_frame)
