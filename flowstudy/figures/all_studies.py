@@ -63,7 +63,7 @@ def regenerate(studies: Studies, profile: str, only: str | None, device: str, ou
 
 
 def on_gpu(device: str) -> bool:
-    """Where studies would take each other's memory."""
+    """Whether studies run on a GPU, where several at once would compete for its memory."""
     return device.startswith("cuda") or (device == "auto" and gpu_is_there())
 
 
