@@ -1,4 +1,4 @@
-"""What theory says of the nets of a frame: an infinitely wide net of the same start, layer by layer."""
+"""Infinite-width theory for the nets of a frame, layer by layer, from the measured moments of their first layer."""
 
 import functools
 import math
@@ -28,13 +28,17 @@ def has_mean_mode(cell: pd.Series) -> bool:
 
 
 def is_gaussian(cell: pd.Series) -> bool:
-    """Whether theory speaks of the weights: that of highway and residual nets does not know orthogonal ones."""
+    """Whether theory covers the weights: for highway and residual nets it does not cover orthogonal ones."""
     return theory_of(cell).covers_orthogonal or cell["init"] != "orthogonal"
 
 
 @takes(init=NAME, gain=optional(instance_of((int, float, np.number), "a number")), activation=NAME, width=a_whole(1))
 def weight_var(init: str, gain: float | None, activation: str, width: int | np.integer) -> float:
-    """Variance of a body weight times width, as the scheme draws it; of orthogonal weights, the squared scale."""
+    """Variance of a body weight times width, as the scheme draws it.
+
+    Returns:
+        width Var(w), dimensionless; for orthogonal weights the square of their scale.
+    """
     if gain is not None and not math.isnan(gain):
         return gain**2
     if init in GAINS:
@@ -50,8 +54,11 @@ def cell_weight_var(cell: pd.Series) -> float:
 
 @takes(cell=ROW)
 def layer_theory(cell: pd.Series) -> pd.DataFrame:
-    """Layers 2..depth at infinite width, from the measured mean square and mean of layer 1's output: a row per layer,
-    `q` and `chi` as `theory.plain` has them; nan where not known."""
+    """Layers 2..depth at infinite width, from the measured mean square and mean of layer 1's output.
+
+    Returns:
+        A row per layer: `q` and `chi` as in `theory.plain`, nan where theory has no answer.
+    """
     return worked_out(wide_layers, cell)
 
 
@@ -91,5 +98,9 @@ def once(law: Callable[[pd.Series], pd.DataFrame], _theory: BodyTheory, fields: 
 
 @takes(cell=ROW)
 def layer_gains(cell: pd.Series) -> np.ndarray:
-    """chi of layers 2..depth; nan where not known."""
+    """The mean squared singular value of each layer's Jacobian at infinite width.
+
+    Returns:
+        chi of layers 2..depth, (depth - 1,), dimensionless; nan where theory has no answer.
+    """
     return layer_theory(cell)["chi"].to_numpy()
