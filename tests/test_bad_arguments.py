@@ -388,6 +388,15 @@ GOOD: dict[str, Callable[[], dict]] = {
     "predictions.with_predicted_slopes": lambda: {"slopes": predictions.backward_slopes(flow()), "flow": flow()},
     "predictions.with_predicted_spectra": lambda: {"spectra": spectra(), "flow": flow()},
     "predictions.with_predicted_statistics": lambda: {"spectra": spectra(), "flow": flow()},
+    # paper
+    "paper.best_settings_claims": lambda: {"loss": searched()},
+    "paper.class_claims": lambda: {"by_class": measured("gate_routing_by_class")},
+    "paper.conv_table": lambda: {"frame": conv_runs()},
+    "paper.figure_1_claims": lambda: {"loss": searched(), "top": 2, "deepest": measured("training_loss")},
+    "paper.lesion_claims": lambda: {"lesions": measured("lesions"), "samples": 30},
+    "paper.routing_claims": lambda: {"routing": measured("gate_routing")},
+    "paper.training_claims": lambda: {"training_loss": measured("training_loss"), "accuracy": measured("accuracy"),
+                                      "item": "figure 2"},
     # plots
     "plots.condition_by_depth": lambda: {"frame": spectra()}, "plots.conv_training": lambda: {"frame": conv_runs()},
     "plots.each": lambda: {"frames": {"a": spectra()}, "name": "one", "plot": plots.spectrum_by_depth},

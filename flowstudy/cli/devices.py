@@ -1,4 +1,4 @@
-"""Where a model is measured."""
+"""The device that a model is measured on."""
 
 from typing import Annotated
 
@@ -12,7 +12,7 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; withou
 
 
 def on_device(call: str, model: nn.Module, device: str | None) -> nn.Module:
-    """The model there; inputs follow it."""
+    """Move the model to the device of the option; the inputs are made or moved there later."""
     if device is None:
         return model
     try:

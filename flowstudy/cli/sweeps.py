@@ -90,7 +90,7 @@ def in_words(seconds: float) -> str:
 
 @contextlib.contextmanager
 def one_line() -> Iterator[None]:
-    """What the user can mend is one line and no traceback."""
+    """Print errors that the user can mend as one line, without a traceback."""
     try:
         yield
     except SweepError as error:

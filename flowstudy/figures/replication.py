@@ -59,10 +59,11 @@ ITEMS = {  # of the paper: the study that has it, and where it deviates
 
 
 def keep_record(root: Path, stamp: dict, folder: Path, computed: bool = True) -> None:
-    """What a study that was just run says of the paper's numbers, with where ours come from.
+    """Write the record of a study that was just run: the paper's numbers, ours, and where ours were computed.
 
-    A run that found all its results in the store says nothing of when, where and how fast they were `computed`: what
-    an earlier record of the same parameters says of that stays.
+    Args:
+        computed: whether the run computed results.  If it found all of them in the store, it cannot say when, where and
+            how fast they were computed, and an earlier record of the same parameters keeps its entries about that.
     """
     path = folder / "replication.parquet"
     if stamp["profile"] not in PROFILES or not path.exists():
@@ -95,8 +96,8 @@ def write_record(root: Path, about: dict, rows: pd.DataFrame) -> None:
 def computed_where(stamp: dict, folder: Path, computed: bool) -> dict:
     """Device, seconds and date of the results, as the store has them for the cells of the study's frames.
 
-    What was computed together stands in a file for each measurement, with the same time: it counts once.  What has no
-    cells (convolutional nets) is the study's own doing, and so is what the store says of nothing.
+    Measurements of one training are in a file each, all with the time of that training: it is counted once.  Studies
+    without cells (convolutional nets), or with cells that the store has no times for, are described by their own stamp.
     """
     store = Store(stamp["parameters"].get("results", "results"))
     runs: dict[tuple, dict] = {}

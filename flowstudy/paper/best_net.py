@@ -12,12 +12,12 @@ SETTINGS = setting_of("highway", 50)
 
 def best_net(dataset: str = "mnist", epochs: int = 400, depth: int = 50, width: int = 50, *,
              train_samples: int | None = None, seed: int = 0) -> list[Cell]:
-    """A plan of one cell, of which figures 2, 3 and 4 each show another measurement; by default the paper's own.
-
-    Source: Srivastava, Greff & Schmidhuber 2015, section 4.
+    """The net of the paper's figures 2, 3 and 4, each of which shows another measurement of it.
 
     Returns:
-        The cell, in a list, for `run`.
+        A plan of one cell, for `run`; by default the setting of the authors' tables.
+
+    Source: Srivastava, Greff & Schmidhuber 2015, section 4.
     """
     return grid(**SETTINGS, dataset=dataset, epochs=epochs, depth=depth, width=width, train_samples=train_samples,
                 seed=seed)

@@ -1,4 +1,4 @@
-"""The best setting of each net and depth in the authors' search: nets trained by it, and how far they came.
+"""The best setting of each net and depth in the authors' search: a plan of such nets, and a table of their losses.
 
 Source: the authors' random-search tables, of which a public copy exists (`published.FIGURE_1` has their losses).  Rates
 are in the authors' convention, the decay is a factor for each epoch, the batch is of 20 samples.  That weights were
@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
+from flowstudy.arguments import check_frame, takes
 from flowstudy.sweep import Cell, grid
 
 from .published import EPOCHS, FIGURE_1, in_words
@@ -24,7 +25,7 @@ BEST_SETTINGS = pd.DataFrame([
 
 
 def setting_of(net: str, depth: int) -> dict[str, object]:
-    """What a cell of that net and depth is given, its depth apart."""
+    """The fields of a cell of that net and depth, except for its depth."""
     row = BEST_SETTINGS[(BEST_SETTINGS["net"] == net) & (BEST_SETTINGS["depth"] == depth)].iloc[0].to_dict()
     del row["depth"]
     gate_bias = None if np.isnan(row["gate_bias"]) else row["gate_bias"]
@@ -33,27 +34,29 @@ def setting_of(net: str, depth: int) -> dict[str, object]:
 
 def best_settings(depths: Iterable[int] = (10, 20, 50, 100), *, dataset: str = "mnist", epochs: int = EPOCHS,
                   seeds: int = 1, train_samples: int | None = None) -> list[Cell]:
-    """A plan: for each kind of net and depth, `seeds` nets of the authors' best setting.
-
-    Source: Srivastava, Greff & Schmidhuber 2015, figure 1; see above for where the settings are from.
+    """Nets of the authors' best setting for each kind of net and depth.
 
     Returns:
-        The cells, for `run(measure="training_loss")`.
+        A plan for `run(measure="training_loss")`, with `seeds` cells for each kind of net and depth.
+
+    Source: Srivastava, Greff & Schmidhuber 2015, figure 1; the module says where the settings are from.
     """
     return [cell for net in ("plain", "highway") for depth in depths
             for cell in grid(**setting_of(net, depth), depth=depth, dataset=dataset, epochs=epochs, seed=range(seeds),
                              train_samples=train_samples)]
 
 
+@takes(loss=check_frame)
 def best_settings_claims(loss: pd.DataFrame) -> pd.DataFrame:
-    """The loss after the last epoch beside the authors' after 400: what REPLICATION.md is made of.
+    """The loss after the last epoch, beside the authors' after 400 epochs.
 
     Args:
-        loss: of `run(best_settings(...), measure="training_loss")`.
+        loss: from `run(best_settings(...), measure="training_loss")`.
 
     Returns:
-        item, quantity, paper, ours, note: a row for each net and depth (`ours`: the median over the seeds; a run that
-        diverged counts as chance, ln 10), and how many times plain nets of 100 layers are above highway nets.
+        Rows of REPLICATION.md: `item`, `quantity`, `paper` and `ours` [nats], `note`, for each net and depth.  `ours`
+        is the median over seeds, a run that diverged counting as chance, ln 10.  A last row has the ratio of the plain
+        nets' loss at 100 layers to the highway nets'.
     """
     last = loss[loss["epoch"] == loss.groupby("cell")["epoch"].transform("max")]
     last = last.assign(loss=last["loss"].fillna(np.log(10)))
