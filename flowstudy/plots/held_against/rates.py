@@ -90,7 +90,7 @@ def highway_edge(nets: pd.DataFrame, edges: pd.DataFrame) -> Figure:
         figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
         ax = figure.subplots()
         places = np.arange(len(table))
-        picture = ax.pcolormesh(table.columns, places, table, shading="nearest", cmap="viridis_r", vmin=0, vmax=1)
+        picture = ax.pcolormesh(edges_of(table.columns), edges_of(places), table, cmap="viridis_r", vmin=0, vmax=1)
         figure.colorbar(picture, label="training accuracy, momentum")
         for name, (words, dashes, mark) in EDGES.items():
             ax.plot(edges[name], places, color="black", ls=dashes, marker=mark, ms=5, lw=1.6, label=words,
@@ -107,6 +107,14 @@ def highway_edge(nets: pd.DataFrame, edges: pd.DataFrame) -> Figure:
                      "where a line has no mark, neither happens among these biases.")
 
 
+def edges_of(middles: np.ndarray | pd.Index) -> np.ndarray:
+    """Of cells with these middles, ascending: half way between two; one cell alone is 1 wide."""
+    middles = np.asarray(middles, dtype=float)
+    steps = np.diff(middles) if len(middles) > 1 else np.ones(1)
+    return np.concatenate([[middles[0] - steps[0] / 2], middles[:-1] + np.diff(middles) / 2,
+                           [middles[-1] + steps[-1] / 2]])
+
+
 def edge_in_words(edges: pd.DataFrame) -> str:
     """How far from the edge by training the two predictions lie, on average over the depths where both are."""
     words = []
@@ -116,4 +124,6 @@ def edge_in_words(edges: pd.DataFrame) -> str:
             if len(gap):
                 side = "below" if gap.mean() < 0 else "above"
                 words.append(f"{where} lies {number(abs(gap.mean()))} {side} the edge of {OPTIMIZERS[optimizer]}")
-    return f"{'; '.join(words)} (mean over the depths)." if words else f"Of {len(edges)} depths none has an edge."
+    if not words:
+        return f"None of {count(len(edges), 'depth')} has an edge among these biases."
+    return f"{'; '.join(words)} (mean over the depths)."
