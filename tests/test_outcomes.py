@@ -1,6 +1,7 @@
 """Nets whose training is known: the kept rows are whole, areas and intervals are what they say, rivals' laws."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -172,6 +173,16 @@ def test_the_docstring_quotes_these_error_rates(rows):
     for reading in ("trial", "kernel"):
         quoted = " and ".join(f"{100 * found[reading, optimizer, 'all']:.0f} %" for optimizer in ("momentum", "adam"))
         assert quoted in said, (reading, quoted)
+
+
+def test_the_page_quotes_these_areas(scores):
+    """Every statistic has its row there, both optimizers with their intervals."""
+    page = (Path(__file__).parents[1] / "docs" / "explanation" / "held_against_training.md").read_text()
+    found = judged.areas(scores).set_index(["statistic", "optimizer", "family"])
+    for statistic in judged.STATISTICS:
+        cells = [found.loc[statistic, optimizer, "all"] for optimizer in known_outcomes.OPTIMIZERS]
+        numbers = " | ".join(f"{cell.auc:.3f} [{cell.low:.3f}, {cell.high:.3f}]" for cell in cells)
+        assert f"| {statistic} | {numbers} |" in page.replace(r"$\xi_c$", "ξ_c")
 
 
 # --- the rates, and the edge -----------------------------------------------------------------------------------------

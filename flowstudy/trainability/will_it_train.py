@@ -79,6 +79,9 @@ def trainability(model: nn.Module, x: Shown, y: Tensor | None, *, loss: LossName
     What it cannot know: other data, other schedules and other rates than the usual ones.  The kernel is that of the
     start, and says nothing of nets whose outputs are far too large, which `loss` shows.
 
+    How often it is right: with a trial for 92 % and 91 % of 102 small nets trained on digits, by SGD with momentum
+    and by Adam; by the kernel alone for 90 % and 90 % (study `will_it_train`).
+
     Source: Jacot et al. 2018; Xiao, Pennington & Schoenholz 2020 (trainability by the kernel's spectrum); the
         thresholds are ours (`benchmarks/trainability.py`).
 

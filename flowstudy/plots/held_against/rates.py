@@ -118,12 +118,11 @@ def edges_of(middles: np.ndarray | pd.Index) -> np.ndarray:
 def edge_in_words(edges: pd.DataFrame) -> str:
     """How far from the edge by training the two predictions lie, on average over the depths where both are."""
     words = []
-    for name, where in (("rule", "The rule -ln(2 L - 1)"), ("kernel", "the kernel at the start")):
-        for optimizer in OPTIMIZERS:
-            gap = (edges[name] - edges[optimizer]).dropna()
-            if len(gap):
-                side = "below" if gap.mean() < 0 else "above"
-                words.append(f"{where} lies {number(abs(gap.mean()))} {side} the edge of {OPTIMIZERS[optimizer]}")
+    for name, where in (("rule", "the rule -ln(2 L - 1)"), ("kernel", "the kernel at the start")):
+        gaps = {words_of: (edges[name] - edges[optimizer]).dropna() for optimizer, words_of in OPTIMIZERS.items()}
+        sides = [f"{number(abs(gap.mean()))} {'below' if gap.mean() < 0 else 'above'} that of {optimizer}"
+                 for optimizer, gap in gaps.items() if len(gap)]
+        words += [f"{where} puts it {listed(sides)}"] if sides else []
     if not words:
         return f"None of {count(len(edges), 'depth')} has an edge among these biases."
-    return f"{'; '.join(words)} (mean over the depths)."
+    return f"Edge of training, mean over the depths: {'; '.join(words)}."
