@@ -20,7 +20,7 @@ def windows(rows: pd.DataFrame, families: tuple[str, ...] = ("plain", "highway")
     Returns:
         A row for each net and optimizer: `lowest` and `highest` rate at which it trained, nan where it did at none;
         `rates`, at how many; `stable_rate`, the largest at which the first steps of gradient descent with momentum do
-        not raise the loss, by the kernel.
+        not raise the loss, by the kernel; nan for Adam, of which it knows none.
     """
     keys = ["architecture", "family", "activation", "depth", "start", "seed", "stable_rate", "dataset", "steps"]
     table = []
@@ -30,8 +30,8 @@ def windows(rows: pd.DataFrame, families: tuple[str, ...] = ("plain", "highway")
             trains = [rate for rate, accuracy in zip(USUAL_RATES[optimizer], accuracies, strict=True)
                       if accuracy > TRAINED]
             table.append({key: row[key] for key in keys} | {
-                "optimizer": optimizer, "lowest": min(trains, default=np.nan), "highest": max(trains, default=np.nan),
-                "rates": len(trains)})
+                "stable_rate": row["stable_rate"] if optimizer == "momentum" else np.nan, "optimizer": optimizer,
+                "lowest": min(trains, default=np.nan), "highest": max(trains, default=np.nan), "rates": len(trains)})
     return pd.DataFrame(table)
 
 

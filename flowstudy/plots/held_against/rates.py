@@ -24,7 +24,7 @@ def rate_window(windows: pd.DataFrame) -> Figure:
     largest stable rate over it.
 
     Args:
-        windows: of `outcomes.rates.windows`, of SGD with momentum.
+        windows: of `outcomes.rates.windows`, of one optimizer.
     """
     families = list(windows["family"].unique())
     with mpl.rc_context(STYLE):
@@ -41,10 +41,10 @@ def rate_window(windows: pd.DataFrame) -> Figure:
             loc="outside right center", frameon=False)
         each, steps = windows.groupby(["family", "depth"]).size().max(), windows["steps"].iloc[0]
         return speak(figure, windows_in_words(windows),
-                     f"{count(len(windows), 'net')} trained on {data_of(windows)} by SGD with momentum 0.9 for "
-                     f"{steps} steps at eight rates, up to {each} of a depth: two activations, three starts. Trained: "
-                     f"training accuracy above {TRAINED:g}. Stable: the first 20 steps do not raise the loss above the "
-                     "first.")
+                     f"{count(len(windows), 'net')} trained on {data_of(windows)} by "
+                     f"{OPTIMIZERS[windows['optimizer'].iloc[0]]} for {steps} steps at eight rates, up to {each} of a "
+                     f"depth: two activations, three starts. Trained: training accuracy above {TRAINED:g}. Stable, of "
+                     "SGD alone: the first 20 steps do not raise the loss above the first.")
 
 
 def draw_windows(ax: Axes, nets: pd.DataFrame, color: str) -> None:
@@ -119,10 +119,11 @@ def edge_in_words(edges: pd.DataFrame) -> str:
     """How far from the edge by training the two predictions lie, on average over the depths where both are."""
     words = []
     for name, where in (("rule", "the rule -ln(2 L - 1)"), ("kernel", "the kernel at the start")):
-        gaps = {words_of: (edges[name] - edges[optimizer]).dropna() for optimizer, words_of in OPTIMIZERS.items()}
+        gaps = {words_of: (edges[name] - edges[optimizer]).dropna()
+                for optimizer, words_of in (("momentum", "momentum"), ("adam", "Adam"))}
         sides = [f"{number(abs(gap.mean()))} {'below' if gap.mean() < 0 else 'above'} that of {optimizer}"
                  for optimizer, gap in gaps.items() if len(gap)]
-        words += [f"{where} puts it {listed(sides)}"] if sides else []
+        words += [f"{where} lies {listed(sides)}"] if sides else []
     if not words:
         return f"None of {count(len(edges), 'depth')} has an edge among these biases."
-    return f"Edge of training, mean over the depths: {'; '.join(words)}."
+    return f"The edge of training, mean over the depths: {'; '.join(words)}."
