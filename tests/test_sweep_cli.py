@@ -19,12 +19,13 @@ from typer.testing import CliRunner
 
 from flowstudy.cli import commands as cli
 from flowstudy.cli import sweeps
+from flowstudy.cli.commands import EXAMPLE
 from flowstudy.data import datasets
 from flowstudy.seal import sealed_json, unsealed_json
 from flowstudy.sweep import Cell, Store, grid, random_search, run
 from flowstudy.sweep.looks.table import MEASUREMENTS, training_loss
 from flowstudy.sweep.plan import table_of
-from flowstudy.sweep.plan_file import EXAMPLE, PlainYaml, as_python, read_plan
+from flowstudy.sweep.plan_file import PlainYaml, as_python, read_plan
 from flowstudy.sweep.plan_schema import plan_schema
 from flowstudy.sweep.status import busy_seconds, status
 from flowstudy.sweep.workers import code, tasks
@@ -104,7 +105,7 @@ def test_each_option_of_sweep_reaches_run(here, monkeypatch, name):
         assert call("sweep", "plan.yaml", *arguments).exit_code == 0
     without, given = told
     assert given == without | {name: value} and without[name] != value
-    assert inspect.signature(sweeps.sweep).parameters.keys() - SWEEP.keys() == {"plan", "schema"}
+    assert inspect.signature(cli.sweep).parameters.keys() - SWEEP.keys() == {"plan", "schema"}
 
 
 def test_measure_options_and_shards(here):
