@@ -34,7 +34,8 @@ def regenerate(studies: Studies, profile: str, only: str | None, device: str, ou
     if only is not None:
         check_study("figures", "`--only`", only, plan)
         if gallery is not None:
-            raise RefusalError(f"figures: `--gallery` must show every study, got `--only` {only}. Leave one of them out.")
+            raise RefusalError(f"figures: `--gallery` must show every study, got `--only` {only}. "
+                               "Leave one of them out.")
     common = {"device": device, "results": str(results)}
     bar = tqdm([study for study in plan if only in (None, study)], desc=f"{profile} profile", unit="study")
     failed = []

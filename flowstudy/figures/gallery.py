@@ -37,7 +37,8 @@ STYLE = """
 body { margin: 0 auto; max-width: 64rem; padding: 1.5rem 1rem 4rem; color: var(--ink); background: var(--page);
        font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; overflow-wrap: break-word; }
 h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { font-size: 1.3rem; margin: 0 0 .4rem; }
-nav h2 { font-size: 1rem; margin: 1rem 0 .2rem; } nav ul { margin: 0; padding-left: 1.2rem; } nav li { margin: .15rem 0; }
+nav h2 { font-size: 1rem; margin: 1rem 0 .2rem; } nav ul { margin: 0; padding-left: 1.2rem; }
+nav li { margin: .15rem 0; }
 p { max-width: 46rem; margin: .4rem 0; } a { color: var(--link); }
 section { border-top: 1px solid var(--line); margin-top: 2.2rem; padding-top: 1.4rem; }
 figure { margin: 1.2rem 0; }
@@ -110,8 +111,8 @@ def words_of(picture: Path) -> Words:
 def small_table(frame: pd.DataFrame) -> pd.DataFrame:
     """What a figure shows, small enough for git.
 
-    Medians over the nets of each setting where a grid has several seeds; of more than `LONG` rows with an epoch those of
-    the last epochs; no columns that say the same in every row, which the page has among the study's parameters.
+    Medians over the nets of each setting where a grid has several seeds; of more than `LONG` rows with an epoch those
+    of the last epochs; no columns that say the same in every row, which the page has among the study's parameters.
     """
     axes = [name for name in frame.columns if name in SETTINGS or name in PLACES]
     of_setting = [name for name in axes if name != "seed"]

@@ -1,6 +1,5 @@
 """Which studies there are, and the parameters that each has in a profile: checked before anything runs."""
 
-from flowstudy.arguments import in_short
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import papermill
 import yaml
 
+from flowstudy.arguments import in_short
 from flowstudy.refusal import RefusalError, did_you_mean, printable
 
 HOUSE = Path(__file__).resolve().parents[1]
