@@ -16,16 +16,16 @@ from .options import Asked
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False,
                   help="Will this network train at this depth, and if not, why?")
 EXAMPLE = """\
-measure: [training_loss, gradient_flow]     # one, or several of one training
+measure: [training_loss, gradient_flow]  # one, or several of one training
 options:
-  at: {epochs: [0, 5, -1]}                  # when to look: before training, after 5 epochs, after the last
-grid:                                       # every combination; a list of such mappings is several grids
+  at: {epochs: [0, 5, -1]}  # before training, after 5 epochs, after the last
+grid:  # every combination; a list of such mappings is several grids
   net: plain
   init: [glorot_normal, he_normal, orthogonal]
   depth: [10, 50]
-  seed: {range: 5}                          # 0 to 4; {range: [5, 20]} is 5 to 19
+  seed: {range: 5}  # 0 to 4; {range: [5, 20]} is 5 to 19
   epochs: 10
-random_search:                              # the authors' ranges and laws
+random_search:  # the authors' ranges and laws
   - {n: 10, net: highway, depth: [10, 50], epochs: 10, batch_size: 50}
 """
 
