@@ -4,11 +4,13 @@
 
 Highway nets of width 50 on made-up MNIST (784 features), SGD with momentum, no evaluation.  `net-steps/s` is steps per
 second x nets; the ratio is to the loop of the same depth and batch size, on one thread or on all, whichever is
-better.  `of product rate` is the share of the machine's measured rate of float32 matrix products, arithmetic
-counted as 6 operations per weight and sample.  MB: on CUDA the peak; on a CPU the tensors of the nets in training.
-Set-up (capture, compilation, first step) is apart.  On a machine that does something else the ratios mean nothing.
+better.  On a CPU ours come twice: steps of torch's calls, and compiled ones.  `of product rate` is the share of the
+machine's measured rate of float32 matrix products, arithmetic counted as 6 operations per weight and sample.  MB: on
+CUDA the peak; on a CPU the tensors of the nets in training.  Set-up (capture, compilation, first step) is apart.  On a
+machine that does something else the ratios mean nothing.
 """
 
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,7 @@ from flowstudy.nets import HighwayBlock, PlainBlock
 from flowstudy.train import stack
 from flowstudy.train.batches import batches, padded_size
 from flowstudy.train.stacks.any_module import StackedModules
+from flowstudy.train.stacks.compiled.compiler import BACKENDS
 from flowstudy.train.stacks.group import Group
 
 from .timing import machine, product_rate, report, seconds_of, synchronize
@@ -34,7 +37,7 @@ Steps = Callable[[], object]
 
 def main(device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
          depth: Annotated[list[int], typer.Option(help="hidden layers; may be given several times")] = (10, 50, 100),
-         nets: Annotated[list[int], typer.Option(help="stack sizes")] = (1, 8, 40, 100),
+         nets: Annotated[list[int], typer.Option(help="stack sizes")] = (1, 5, 50, 100),
          batch: Annotated[list[int], typer.Option(help="samples a step")] = (20, 100),
          conv: Annotated[bool, typer.Option("--conv", help="convolutional nets: stacked or one by one")] = False,
          compile: Annotated[bool, typer.Option("--compile", help="the loop under torch.compile too (minutes)")] = False,
@@ -63,8 +66,9 @@ def compare(device: torch.device, depth: int, batch: int, nets: list[int], compi
         if wrap is torch.compile and not compile:
             continue
         contenders[name] = prepared(lambda w=wrap: loop(net_of(depth).to(device), w, x, y, batch), device, count)
-    for count in nets:
-        contenders[f"ours, {count} nets"] = prepared(lambda k=count: ours(k, depth, x, y, batch), device, count)
+    for backend, count in itertools.product(BACKENDS if device.type == "cpu" else ("cuda graph",), nets):
+        contenders[f"{backend}, {count} nets"] = prepared(
+            lambda b=backend, k=count: ours(k, depth, x, y, batch, backend=b), device, count)
     seconds = best_threads({name: made["steps"] for name, made in contenders.items()}, device, rounds)
     weights = sum(p.numel() for p in net_of(depth).parameters() if p.ndim == 2)
     for name, made in contenders.items():
@@ -153,9 +157,9 @@ def loop(net: nn.Module, wrap: Callable[[nn.Module], nn.Module], x: torch.Tensor
 
 
 def ours(nets: int, depth: int, x: torch.Tensor, y: torch.Tensor, batch: int,
-         make: Callable[[int], nn.Module] = net_of) -> tuple[Steps, int, Callable[[], int]]:
+         make: Callable[[int], nn.Module] = net_of, backend: str | None = None) -> tuple[Steps, int, Callable[[], int]]:
     many = stack([make(depth) for _ in range(nets)], x.device)
-    group = Group(many, torch.full((nets,), 0.9), x, y, padded_size(batch))
+    group = Group(many, torch.full((nets,), 0.9), x, y, padded_size(batch), backend)
     group.set_rate(torch.full((nets,), 0.005))
     count = 5 if x.device.type == "cpu" else 80
     plan = batches(SAMPLES, batch, 0, 0).part(0, min(count, SAMPLES // batch))

@@ -259,5 +259,5 @@ def test_figure_shows_every_run_and_the_papers_error():
 
 
 def test_unknown_nets_are_refused():
-    with pytest.raises(ValueError, match=r"conv_grid: `net\[0\]` must be one of mnist_16, .*, got 'mnist_64'\."):
+    with pytest.raises(ValueError, match=r"conv_grid: `net\[0\]` must be one of mnist_8, .*, got 'mnist_64'\."):
         conv_grid(["mnist_64"], ["plain"], [0])

@@ -207,7 +207,7 @@ def test_a_seed_means_the_same_weights():
 @pytest.mark.parametrize("call, message", [
     (lambda: mnist_conv_net(0), r"mnist_conv_net: `width` must be an integer of at least 1, got 0"),
     (lambda: cifar_conv_net(10, "residual"), r"cifar_conv_net: `block` must be one of highway, plain, got 'residual'"),
-    (lambda: fitnet("D"), r"fitnet: `name` must be one of A, B, C, got 'D'"),
+    (lambda: fitnet("D"), r"fitnet: `name` must be one of A, B, C, thin_A, got 'D'"),
 ])
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):

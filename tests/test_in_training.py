@@ -12,6 +12,7 @@ from flowstudy.sweep.cells_to_nets import stack_of
 from flowstudy.sweep.looks import in_training
 from flowstudy.sweep.workers import memory, tasks
 from flowstudy.train import Checkpoint, RecordAt, loop
+from flowstudy.train.stacks.compiled.compiler import CHOICE
 from flowstudy.train.stacks.fully_connected import StackedFullyConnected
 
 SMALL = {"width": 5, "depth": 3, "train_samples": 120, "batch_size": 40, "learning_rate": 0.3}
@@ -59,6 +60,7 @@ def test_nets_looked_at_in_parts_have_their_own_rows(measure, tmp_path, monkeypa
 
 def test_several_measurements_share_one_training(tmp_path, monkeypatch):
     """Each frame is that of a run of its own; every net makes its updates once; what is stored is not made again."""
+    monkeypatch.setenv(CHOICE, "torch")
     steps, step = [], StackedFullyConnected.step
     monkeypatch.setattr(StackedFullyConnected, "step",
                         lambda nets, *batch: (steps.append(len(nets)), step(nets, *batch)))

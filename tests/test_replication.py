@@ -86,7 +86,7 @@ def test_results_that_another_machine_computed_are_that_machines(folder, tmp_pat
     other studies, and other measurements of the same cells, do not count."""
     asked = []
 
-    def elsewhere(device, seconds):
+    def elsewhere(device, seconds, backend):
         asked.append(seconds)
         return {"worker": f"far:{len(asked)}", "device": "NVIDIA H100", "seconds": 100.0,
                 "finished": "2026-02-03T04:05:06.789+00:00"}

@@ -28,10 +28,18 @@ from flowstudy.train.batches import Batches, batches
 from flowstudy.train.stacks import group
 from flowstudy.train.stacks.activations import STACKED
 from flowstudy.train.stacks.any_module import StackedModules
+from flowstudy.train.stacks.compiled.compiler import BACKENDS, CHOICE, library
 from flowstudy.train.stacks.cuda_graph import GraphedSteps
 from flowstudy.train.stacks.fully_connected import StackedFullyConnected, trains_by_hand
 
 KINDS = [PlainNet, HighwayNet, ResidualNet]
+
+
+def use(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training in this test is by that backend; compiled steps need a compiler."""
+    if backend == "compiled" and library()[0] is None:
+        pytest.skip(f"no compiled steps: {library()[1]}")
+    monkeypatch.setenv(CHOICE, backend)
 
 
 def nets(kind: type[nn.Module], activation: str, width: int, depth: int, count: int, dtype: torch.dtype) -> list:
@@ -129,7 +137,7 @@ def test_a_net_that_is_no_known_one_trains_as_what_it_is(case):
         net.double()
     many, samples = stack(made), data(torch.float64)
     momentum = torch.tensor([0.0, 0.9], dtype=torch.float64)
-    built = group.builder(many.template, samples.x_train, samples.y_train, 8)(many, momentum)
+    built = group.builder(many.template, samples.x_train, samples.y_train, 8, "torch")(many, momentum)
     built.set_rate(torch.full((2,), 0.05, dtype=torch.float64))
     optimizers = [torch.optim.SGD(net.parameters(), 0.05, momentum=m) for net, m in zip(made, [0.0, 0.9], strict=True)]
     for index, weight in zip(*batches(21, 7, 0, 0), strict=True):
@@ -198,30 +206,36 @@ def test_activations_are_the_nets(name, dtype):
 @pytest.mark.parametrize("kind, activation, width, batch_size", [
     (kind, *rest) for kind, rest in itertools.product(
         KINDS, [("tanh", 50, 20), ("relu", 13, 7), ("sigmoid", 71, 5), ("gelu", 7, 3), ("erf", 33, 30)])])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_what_a_net_becomes_does_not_depend_on_its_group(kind, activation, width, batch_size, dtype, monkeypatch):
+@pytest.mark.parametrize("backend, dtype", [("torch", torch.float32), ("torch", torch.float64),
+                                            ("compiled", torch.float32)])
+def test_what_a_net_becomes_does_not_depend_on_its_group(kind, activation, width, batch_size, backend, dtype,
+                                                         monkeypatch):
     """Five nets in one chunk, in chunks of two on two threads, or each alone: the same to the last bit."""
+    use(backend, monkeypatch)
     samples, rates = data(dtype), [0.1, 0.02, 0.05, 0.01, 0.03]
     made = nets(kind, activation, width, 3, 5, dtype)
     together = train(stack(made), samples, settings(rates, [0.9] * 5, batch_size=batch_size))
     monkeypatch.setattr(group, "CHUNK", 2)
+    monkeypatch.setattr(group, "COMPILED_CHUNK", 2)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
         apart = train(stack(made), samples, settings(rates, [0.9] * 5, batch_size=batch_size))
     finally:
         torch.set_num_threads(threads)
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == threads and together.backend == backend
     for i in range(5):
         alone = train(stack(made[i:i + 1]), samples, settings(rates[i:i + 1], [0.9], batch_size=batch_size))
         assert_same(weights_and_loss(together, i), weights_and_loss(alone, 0))
         assert_same(weights_and_loss(together, i), weights_and_loss(apart, i))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_nets_of_other_activations_do_not_matter(kind, monkeypatch):
+def test_nets_of_other_activations_do_not_matter(kind, backend, monkeypatch):
     """All activations in one stack, those of one that follow each other in one call, in chunks that begin anywhere,
     one net dropped on the way: losses and weights to the last bit those of each net alone."""
+    use(backend, monkeypatch)
     names = [name for name in ACTIVATIONS for _ in range(2)]
     rates = [0.1, 0.02] * len(ACTIVATIONS)
     rates[names.index("linear")] = 1e6
@@ -301,6 +315,7 @@ def test_one_wild_net_among_forty(monkeypatch):
 
 def test_dropped_nets_cost_nothing(monkeypatch):
     """After the epoch in which a net diverged no step sees it; when all have, no step is made."""
+    use("torch", monkeypatch)
     seen, step = [], StackedFullyConnected.step
     monkeypatch.setattr(StackedFullyConnected, "step",
                         lambda nets, *batch: (seen.append(len(nets)), step(nets, *batch)))
@@ -421,11 +436,13 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("kill_at", [1, 2, 4, 7, 9])
-def test_a_killed_run_goes_on_to_the_same_numbers(kill_at, device, tmp_path, monkeypatch):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_killed_run_goes_on_to_the_same_numbers(kill_at, backend, device, tmp_path, monkeypatch):
     """Stopped after any write of the checkpoint, the run that resumes ends as one that was never stopped, bit for bit.
 
     One net diverges in the first epoch: what was dropped stays dropped.
     """
+    use(backend, monkeypatch)
     plan = settings([0.1, 1e6, 0.05], [0.9, 0.0, 0.5], [0.9, 1.0, 0.95], batch_size=7, epochs=3)
     monkeypatch.setattr(loop, "SEGMENT", 0.0)  # one step between two looks at the clock
     monkeypatch.setattr(loop.Run, "first_segment", 1)

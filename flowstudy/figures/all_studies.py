@@ -13,6 +13,7 @@ from tqdm import tqdm
 from flowstudy.refusal import RefusalError, printable
 from flowstudy.sweep import StoreError
 
+from .beside import beside, cores
 from .gallery import keep_gallery, write_page
 from .one_study import run_study
 from .plan import Studies, check_study, gallery_order
@@ -27,22 +28,28 @@ def regenerate(studies: Studies, profile: str, only: str | None, device: str, ou
     Args:
         only: one study instead of all.
         out, results: folders of the figures and of the store.
-        records: folder of REPLICATION.md and of the records that it is written from; None: neither is touched.
+        records: folder of REPLICATION.md and of the records that it is written from; None: neither is touched.  Then
+            studies run one after the other, as a record says whether its study computed anything.
         gallery: folder of what git keeps of the figures; None: not touched.
     """
     plan = studies.parameters("figures", profile)
     if only is not None:
         check_study("figures", "`--only`", only, plan)
         if gallery is not None:
-            raise RefusalError(f"figures: `--gallery` must show every study, got `--only` {only}. "
-                               "Leave one of them out.")
+            raise RefusalError(f"figures: `--gallery` must show every study, got `--only` {only}. Leave one of them "
+                               "out.")
     common = {"device": device, "results": str(results)}
-    bar = tqdm([study for study in plan if only in (None, study)], desc=f"{profile} profile", unit="study")
+    wanted = [study for study in plan if only in (None, study)]
+    at_once = 1 if records is not None or on_gpu(device) else min(cores(), len(wanted))
+
+    def run(study: str) -> bool:
+        return run_study(studies.notebook(study), profile, plan[study] | common, out / study, records)
+
     failed = []
-    for study in bar:
-        bar.set_postfix_str(study)
-        if not run_study(studies.notebook(study), profile, plan[study] | common, out / study, records):
-            failed.append(study)
+    with tqdm(total=len(wanted), desc=f"{profile} profile, {at_once} at once", unit="study") as bar:
+        for study, is_done in beside(wanted, run, at_once):
+            failed += [] if is_done else [study]
+            bar.update()
     made = [study for study in gallery_order(plan) if is_made(out / study)]
     with told("--out", out):
         write_page(out, made)
@@ -53,6 +60,16 @@ def regenerate(studies: Studies, profile: str, only: str | None, device: str, ou
         with told("--records", records):
             write_report(records)
     return failed
+
+
+def on_gpu(device: str) -> bool:
+    """Where studies would take each other's memory."""
+    return device.startswith("cuda") or (device == "auto" and gpu_is_there())
+
+
+def gpu_is_there() -> bool:
+    import torch  # takes a second: figures from the store need none
+    return torch.cuda.is_available()
 
 
 def is_made(folder: Path) -> bool:

@@ -91,4 +91,5 @@ def quieten() -> None:
     os.environ.setdefault("TQDM_MININTERVAL", "5")  # the kernels' progress bars, relayed line by line
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # silences the kernel's debugger
     logging.getLogger("traitlets").setLevel(logging.ERROR)  # nbconvert asks for alternative texts
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # papermill relays a kernel's stderr as warnings
+    # papermill relays a kernel's stderr as warnings, in the thread that has the study's name.
+    logging.basicConfig(level=logging.WARNING, format="%(threadName)s: %(message)s")

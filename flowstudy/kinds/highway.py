@@ -39,6 +39,7 @@ class HighwayLayer:
     """y = x + T (H - x), T = sigmoid(W_T x + b_T), H = f(W_H x + b_H); W_H and W_T in one product."""
 
     pre_rows = 2
+    compiled = "highway"
 
     def __init__(self, affine: Affine, activation: Activation):
         self.affine, self.activation = affine, activation

@@ -25,6 +25,8 @@ def residual_jacobian(block: ResidualBlock, x: Tensor) -> Tensor:
 class ResidualLayer(PlainLayer):
     """y = x + f(W x + b)."""
 
+    compiled = "residual"
+
     def keep(self, nets: int, width: int, samples: int) -> Kept:
         kept = super().keep(nets, width, samples)
         out = torch.empty_like(kept.h)

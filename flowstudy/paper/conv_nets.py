@@ -8,6 +8,7 @@ PUBLISHED = {
     ("table 2", "cifar10", "A"): 89.18, ("table 2", "cifar10", "B"): 92.28, ("table 2", "cifar10", "C"): 91.20,
     ("table 3", "cifar10", "cifar_10"): 92.31, ("table 3", "cifar100", "cifar_100"): 67.61,
 }
+NOT_IN_THE_PAPER = "a thinner net than the paper's"
 ONE_RUN = ("A", "C")  # of which the paper gives one run's accuracy
 EPOCHS = {"mnist": 300, "cifar10": 400, "cifar100": 400}  # of the authors' solvers
 MNIST_RATE, CIFAR_RATE = 0.01, 0.025  # the authors' learning rates
@@ -26,9 +27,9 @@ def conv_table(frame: pd.DataFrame) -> pd.DataFrame:
         right = 100 * group["test_accuracy"]
         theirs = block == "highway" and rate == (MNIST_RATE if net.startswith("mnist") else CIFAR_RATE)
         epochs = sorted(group["epoch"].unique())
-        published = PUBLISHED.get((items[net], dataset, net)) if theirs else None
+        published = PUBLISHED.get((items.get(net), dataset, net)) if theirs else None
         rows.append({
-            "item": items[net],
+            "item": items.get(net, NOT_IN_THE_PAPER),
             "quantity": f"{net}, {block}, {parameters:,} parameters, learning rate {rate:g}: test accuracy %",
             "paper": published, "ours": right.mean(),
             "note": dataset + (f", mean of {len(group)} seeds, standard deviation {right.std():.2f}" if len(group) > 1

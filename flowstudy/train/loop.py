@@ -1,6 +1,7 @@
 """The training loop: a stack of nets, SGD with momentum, each net with its own settings."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from flowstudy.arguments import LARGEST, a_whole, check_function, in_short, instance_of, is_whole, optional, takes
 from flowstudy.data import Dataset
 from flowstudy.refusal import RefusalError
+from flowstudy.train.stacks.compiled.compiler import library
 from flowstudy.train.stacks.ensemble import Stack
 from flowstudy.train.stacks.group import Group
 
@@ -61,11 +63,14 @@ class History:
             before training.  nan from the epoch on in which the net diverged.
         diverged: the first epoch after which the loss was not finite; -1 for nets that stayed finite.
         stack: the nets as trained; one that diverged as it was after that epoch.
+        backend: what computed the steps: "compiled" C or "torch" on a CPU, "cuda graph" on a GPU.  The numbers of two
+            backends differ by rounding.
     """
 
     loss: Float[Tensor, "net epochs"]
     diverged: Int[Tensor, " net"]
     stack: Stack
+    backend: str = "torch"
 
 
 class Moment(NamedTuple):
@@ -218,6 +223,15 @@ def mean_loss(nets: Stack, data: Dataset) -> Float[Tensor, " net"]:
     return Group(nets, rest, data.x_train, data.y_train, padded_size(1)).loss().cpu()
 
 
+def usable(saved: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The state of a checkpoint, unless its steps were compiled and there is no compiler here."""
+    if saved is None or saved.get("backend") != "compiled" or library()[0] is not None:
+        return saved
+    warnings.warn(f"train: the checkpoint was trained by compiled steps, which this machine has not ({library()[1]}): "
+                  "the run starts again, so that all of it has one backend.", stacklevel=2)
+    return None
+
+
 class Run:
     """The state of `train`."""
 
@@ -231,15 +245,17 @@ class Run:
         self.per_epoch = -(-self.samples // settings.batch_size)
         self.state = {name: value.detach().clone() for name, value in nets.state.items()}  # of dropped nets: their last
         self.nets = replace(nets, state=self.state)
+        self.saved = usable(checkpoint.load()) if checkpoint is not None else None
+        backend = self.saved.get("backend", "torch") if self.saved is not None else None  # once there was no other
         self.group = Group(self.nets, settings.momentum, data.x_train, data.y_train,
-                           padded_size(min(settings.batch_size, self.samples)))
+                           padded_size(min(settings.batch_size, self.samples)), backend)
         self.progress = Progress(torch.ones(len(nets), dtype=torch.bool))
         self.segment = self.first_segment
 
     def start(self, look: bool) -> None:
-        saved = self.checkpoint.load() if self.checkpoint is not None else None
-        if saved is not None:
-            self.restore(saved)
+        if self.saved is not None:
+            self.restore(self.saved)
+            self.saved = None
             return
         self.epoch_is_over()
         if look:
@@ -297,7 +313,7 @@ class Run:
             self.gather()
             self.checkpoint.save({
                 "done": self.progress.done, "alive": self.progress.alive, "losses": self.progress.losses,
-                "state": self.state, "velocity": self.group.velocity(),
+                "state": self.state, "velocity": self.group.velocity(), "backend": self.group.backend,
                 "observed": self.observer.state() if self.observer is not None else {},
             })
 
@@ -315,4 +331,4 @@ class Run:
         loss = torch.stack(self.progress.losses, 1)
         failed = ~loss.isfinite()
         diverged = torch.where(failed.any(1), failed.int().argmax(1), -1)
-        return History(loss.masked_fill(failed, torch.nan), diverged, self.nets)
+        return History(loss.masked_fill(failed, torch.nan), diverged, self.nets, self.group.backend)

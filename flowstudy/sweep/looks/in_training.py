@@ -21,16 +21,20 @@ AT_THE_END = RecordAt(epochs=(-1,))
 
 
 def measure_together(wanted: Wanted, cells: Sequence[Cell], data: Dataset, tick: Callable[[float], object],
-                     checkpoint: Checkpoint | None = None) -> dict[str, pd.DataFrame]:
-    """Rows by table, of same-structure cells; those that train do so once, whatever is measured."""
+                     checkpoint: Checkpoint | None = None) -> tuple[dict[str, pd.DataFrame], str]:
+    """Rows by table, of same-structure cells; those that train do so once, whatever is measured.
+
+    Returns:
+        The rows, and the backend that trained ("none" where nothing was trained).
+    """
     precision = wanted[0][2].get("precision", OF_TRAINING["precision"])  # all agree
-    recorder = Recorder(wanted, cells, data)
+    recorder, backend = Recorder(wanted, cells, data), "none"
     if cells[0].epochs == 0:  # nets are built only as the looks want them
         recorder.look(0, 0.0, CellsMoment(cells, data, None, precision))
     else:
-        train(stack_of(cells, data), data, settings_of(cells, data, precision), tick, at=recorder.at,
-              observer=recorder, checkpoint=checkpoint)
-    return {table: recorder.rows(table) for table, *_ in wanted}
+        backend = train(stack_of(cells, data), data, settings_of(cells, data, precision), tick, at=recorder.at,
+                        observer=recorder, checkpoint=checkpoint).backend
+    return {table: recorder.rows(table) for table, *_ in wanted}, backend
 
 
 class Recorder:

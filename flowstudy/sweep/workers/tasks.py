@@ -132,7 +132,7 @@ def attempt(task: Task, cells: Sequence[Cell], data: Dataset, tick: Callable[[fl
 
     checkpoint = checkpoint_of(task, cells, store)
     try:
-        rows = measure_together(task.measurements, cells, data, count, checkpoint)
+        rows, backend = measure_together(task.measurements, cells, data, count, checkpoint)
     except (PlanError, StoreError):  # the call or the disk is wrong, not a cell
         raise
     except Exception as error:
@@ -143,7 +143,7 @@ def attempt(task: Task, cells: Sequence[Cell], data: Dataset, tick: Callable[[fl
     else:
         count(sum(map(work, cells)) - ticked)
         for table, part in rows.items():
-            store.append(table, cells, part, provenance(device, time.perf_counter() - started))
+            store.append(table, cells, part, provenance(device, time.perf_counter() - started, backend))
         forget(task.store, task.table, cells)
         if checkpoint:
             checkpoint.remove()
@@ -208,12 +208,12 @@ def found_device(device: str) -> str:
     return device
 
 
-def provenance(device: torch.device, seconds: float) -> dict:
+def provenance(device: torch.device, seconds: float, backend: str) -> dict:
     """Where numbers come from; stored beside them."""
     return {
         "flowstudy": VERSION, "code": code_digest(), "torch": torch.__version__, "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "worker": f"{socket.gethostname()}:{os.getpid()}", "seconds": round(seconds, 3),
+        "backend": backend, "worker": f"{socket.gethostname()}:{os.getpid()}", "seconds": round(seconds, 3),
         "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }
 

@@ -30,7 +30,7 @@ from flowstudy.arguments import (
 )
 from flowstudy.data.datasets import Dataset, load_dataset
 from flowstudy.nets import ConvNet, cifar_conv_net, fitnet, initialize_as_authors, mnist_conv_net
-from flowstudy.nets.convolutional import BLOCKS
+from flowstudy.nets.convolutional import BLOCKS, FITNETS
 from flowstudy.progress import progress_bar
 from flowstudy.refusal import RefusalError
 from flowstudy.torch_arguments import check_device_or_auto
@@ -38,9 +38,10 @@ from flowstudy.torch_arguments import check_device_or_auto
 from .recipe import Recipe, train_conv
 
 CONV_NETS: dict[str, Callable[..., ConvNet]] = {
-    "mnist_16": partial(mnist_conv_net, 16), "mnist_32": partial(mnist_conv_net, 32),
+    "mnist_8": partial(mnist_conv_net, 8), "mnist_16": partial(mnist_conv_net, 16),
+    "mnist_32": partial(mnist_conv_net, 32),
     "cifar_10": partial(cifar_conv_net, 10), "cifar_100": partial(cifar_conv_net, 100),
-    "A": partial(fitnet, "A"), "B": partial(fitnet, "B"), "C": partial(fitnet, "C"),
+    **{name: partial(fitnet, name) for name in FITNETS},
 }
 
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from flowstudy.train.batches import in_batches
+from flowstudy.train.batches import Batches, in_batches
 
 from .ensemble import Stack
 
@@ -31,6 +31,11 @@ class StackedModules:
 
     def set_rate(self, rate: Float[Tensor, " net"]) -> None:
         torch._foreach_copy_(self.rate, per_net(rate, self.weights))
+
+    def run(self, batches: Batches) -> None:
+        """A step for each batch."""
+        for index, weight in zip(*batches, strict=True):
+            self.step(index, weight)
 
     def step(self, index: Int[Tensor, " sample"], weight: Float[Tensor, " sample"]) -> None:
         loss = (cross_entropies(self.outputs(index), self.y[index]) * weight.to(self.weights[0])).sum()

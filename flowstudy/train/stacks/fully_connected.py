@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from flowstudy.names import meet_kinds
 from flowstudy.nets.blocks import PlainBlock, runs_as
 from flowstudy.nets.fully_connected import FullyConnected
-from flowstudy.train.batches import in_batches, padded_size
+from flowstudy.train.batches import Batches, in_batches, padded_size
 
 from .activations import SATURATED, activation_of
 from .stacked_layers import Affine, Biases, Kept, PlainLayer, Scratch, scratch_of
@@ -61,6 +61,11 @@ class StackedFullyConnected:
     def set_rate(self, rate: Float[Tensor, " net"]) -> None:
         """Step sizes: the factor on the gradient, (1 - momentum) included."""
         self.scale.copy_(-rate.view(-1, 1, 1))
+
+    def run(self, batches: Batches) -> None:
+        """A step for each batch."""
+        for index, weight in zip(*batches, strict=True):
+            self.step(index, weight)
 
     @torch.no_grad()
     def step(self, index: Int[Tensor, " sample"], weight: Float[Tensor, " sample"]) -> None:
@@ -177,6 +182,13 @@ def trains_by_hand(template: nn.Module) -> bool:
     return ([tuple(affine.weight.shape) for affine in affines] == shapes
             and parameters.keys() == names and not any(True for _ in template.buffers())
             and len({p.dtype for p in parameters.values()}) == 1 and next(iter(parameters.values())).dtype in SATURATED)
+
+
+def compiled_form(template: FullyConnected) -> str | None:
+    """What the compiled steps call the layers of such a net; None for a kind that they do not know."""
+    meet_kinds()
+    kind = type(template.blocks[0]) if len(template.blocks) else PlainBlock
+    return vars(LAYERS[kind]).get("compiled")
 
 
 def affine_names(template: FullyConnected) -> list[str]:

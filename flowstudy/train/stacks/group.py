@@ -14,12 +14,15 @@ from flowstudy.data import Dataset
 from flowstudy.train.batches import Batches, padded_size
 
 from .any_module import StackedModules
+from .compiled.compiler import chosen_backend
+from .compiled.nets import CompiledFullyConnected
 from .cuda_graph import GraphedSteps
 from .ensemble import Stack
-from .fully_connected import StackedFullyConnected, trains_by_hand
+from .fully_connected import StackedFullyConnected, affine_names, compiled_form, trains_by_hand
 
 CHUNK = 50           # nets: fewer share the cost of a call worse (25 take 6 % longer, 13 a third), more fill the memory
 CHUNK_BYTES = 2**29  # of a chunk's buffers
+COMPILED_CHUNK = 4   # nets, which share nothing: a core that is busy with other work then gets fewer of them
 CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
 
 
@@ -31,6 +34,7 @@ class Nets(Protocol):
 
     def __len__(self) -> int: ...
     def set_rate(self, rate: Float[Tensor, " net"]) -> None: ...
+    def run(self, batches: Batches) -> None: ...
     def loss(self) -> Float[Tensor, " net"]: ...
     def parameters(self) -> dict[str, Tensor]: ...
     def velocities(self) -> dict[str, Tensor]: ...
@@ -48,11 +52,16 @@ class Group:
         momentum: of each.
         x, y: the training set, on the device of the nets.
         samples: a step's batch, padding included.
+        backend: of BACKENDS, as a group that goes on has it; None: the first that these nets can have here.
+
+    Attributes:
+        backend: what computes the steps: "compiled" C or "torch" on a CPU, "cuda graph" on a GPU.
     """
 
     def __init__(self, nets: Stack, momentum: Float[Tensor, " net"], x: Tensor, y: Int[Tensor, " sample"],
-                 samples: int):
-        self.build = builder(nets.template, x, y, samples)
+                 samples: int, backend: str | None = None):
+        self.backend = backend or backend_of(nets, x)
+        self.build = builder(nets.template, x, y, samples, self.backend)
         # On a CPU grouped convolutions of 8 nets take 1.4 to 2.1 times as long as the nets one by one, of 4 nets 1.2 to
         # 1.5 times (benchmarks/training.py --conv; the MNIST net of width 16 and 32, batch 100, one thread).
         self.convolves = any(isinstance(module, CONVOLUTIONS) for module in nets.template.modules())
@@ -71,7 +80,8 @@ class Group:
             parts = [slice(0, len(nets))]
         else:
             one = self.build(nets.part(slice(0, 1)), self.momentum[:1])
-            largest = 1 if self.convolves else max(1, min(CHUNK, CHUNK_BYTES // one.bytes()))
+            most = COMPILED_CHUNK if self.backend == "compiled" else CHUNK
+            largest = 1 if self.convolves else max(1, min(most, CHUNK_BYTES // one.bytes()))
             parts = chunk_slices(len(nets), largest, torch.get_num_threads())
         for part in parts:
             chunk = self.build(nets.part(part), self.momentum[part])
@@ -96,7 +106,7 @@ class Group:
             for chunk in self.chunks:
                 chunk.run(batches)
         else:
-            in_threads(lambda chunk: [chunk.step(*batch) for batch in zip(*batches, strict=True)], self.chunks)
+            in_threads(lambda chunk: chunk.run(batches), self.chunks)
 
     def loss(self) -> Float[Tensor, " net"]:
         """Mean cross-entropy [nats per sample] over the training set, float64."""
@@ -122,12 +132,27 @@ def bytes_per_net(nets: Stack, data: Dataset, batch_size: int) -> int:
     weights = sum(value.nbytes for value in one.state.values())
     if data.x_train.device.type == "cpu":
         return 5 * weights  # with its velocity, and the copies that are taken in, handed out and checkpointed
-    return 3 * weights + builder(nets.template, data.x_train, data.y_train, samples)(one, momentum).bytes()
+    build = builder(nets.template, data.x_train, data.y_train, samples, "cuda graph")
+    return 3 * weights + build(one, momentum).bytes()
 
 
-def builder(template: nn.Module, x: Tensor, y: Tensor,
-            samples: int) -> Callable[[Stack, Tensor], StackedFullyConnected | StackedModules]:
+def backend_of(nets: Stack, x: Tensor) -> str:
+    """The first that these nets can have: what trains them is the same wherever they are stacked."""
+    if x.device.type == "cuda":
+        return "cuda graph"
+    of_nets = next(iter(nets.state.values())).dtype
+    if of_nets is x.dtype is torch.float32 and trains_by_hand(nets.template) and compiled_form(nets.template):
+        return chosen_backend()
+    return "torch"
+
+
+def builder(template: nn.Module, x: Tensor, y: Tensor, samples: int,
+            backend: str) -> Callable[[Stack, Tensor], StackedFullyConnected | StackedModules | CompiledFullyConnected]:
     """What makes chunks of such nets: of a stack of them, and the momentum of each."""
+    if backend == "compiled":
+        form, names = compiled_form(template), affine_names(template)
+        return lambda nets, momentum: CompiledFullyConnected(nets.template, form, names, nets.state, momentum, x, y,
+                                                             samples, nets.activations)
     if trains_by_hand(template):
         return lambda nets, momentum: StackedFullyConnected(nets.template, nets.state, momentum, x, y, samples,
                                                             nets.activations)

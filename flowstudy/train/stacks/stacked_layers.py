@@ -85,6 +85,7 @@ class PlainLayer:
     """y = f(W x + b)."""
 
     pre_rows = 1  # pre-activations per unit
+    compiled = "plain"  # what the compiled steps call it; a subclass without its own has no compiled steps
 
     def __init__(self, affine: Affine, activation: Activation):
         self.affine, self.activation = affine, activation
