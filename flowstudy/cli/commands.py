@@ -13,7 +13,7 @@ from . import options as o
 from . import studies
 from .options import Asked
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False,
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
                   help="Will this network train at this depth, and if not, why?")
 EXAMPLE = """\
 measure: [training_loss, gradient_flow]  # one, or several of one training
