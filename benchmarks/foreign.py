@@ -1,4 +1,4 @@
-"""flowstudy on architectures that it did not make: is every number autograd's, or the refusal one line with a way out?
+"""flowstudy on other people's architectures: is every number equal to autograd's, or the refusal one line with advice?
 
     pip install -r benchmarks/foreign.txt
     python -m benchmarks.foreign [NAME ...] [--out TABLE.md]

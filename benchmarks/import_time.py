@@ -1,4 +1,4 @@
-"""What `import flowstudy` costs beside `import torch`: processor seconds, five new processes of each, alternating.
+"""The cost of `import flowstudy` beside `import torch`: processor seconds of five new processes of each, alternating.
 
     python -m benchmarks.import_time
 

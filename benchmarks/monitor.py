@@ -1,4 +1,4 @@
-"""What watching the gradients costs: a training step with GradientMonitor, and with what others do, in one run.
+"""The cost of watching gradients: a training step with GradientMonitor, and with other libraries' tools, in one run.
 
     python -m benchmarks.monitor [--device cuda] [--json FILE] [--rounds 30]
 

@@ -1,4 +1,4 @@
-"""Jacobian spectra: what others do beside what we do, in one run.
+"""Jacobian spectra by flowstudy and by other libraries, accuracy and time side by side in one run.
 
     python -m benchmarks.spectrum [--device cuda] [--json FILE] [--quick]
 

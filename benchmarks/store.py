@@ -1,4 +1,4 @@
-"""What planning and the store cost: a plan of thousands of tiny cells, by step, in milliseconds per cell.
+"""The cost of planning and of the store: milliseconds per cell of each step, for a plan of thousands of tiny cells.
 
     python -m benchmarks.store [--cells 10000] [--json FILE]
 

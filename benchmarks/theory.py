@@ -1,4 +1,4 @@
-"""What the closed forms cost: scalar calls and a phase diagram, beside a fixed piece of numpy in the same run.
+"""The cost of the closed forms: scalar calls and a phase diagram, beside a fixed piece of numpy in the same run.
 
     python -m benchmarks.theory [--json FILE] [--repeats 9]
 

@@ -1,4 +1,4 @@
-"""Readings of trainability held against training: 201 nets whose outcome is known.
+"""The verdicts of `trainability` compared with training, for 201 nets whose outcome is known.
 
     FLOWSTUDY_DATA=... python -m benchmarks.trainability OUTCOMES.csv [--optimizer adam] [--rows FILE] [--family FC]
 

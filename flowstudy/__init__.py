@@ -1,7 +1,7 @@
-"""Will this network train at this depth, and if not, why?  The public names, by the room that they live in.
+"""Will this network train at this depth, and if not, why?  This module lists the public names by subpackage.
 
-A name is imported when it is first used: torch, scipy and pandas take seconds, which a program that only may ask should
-not wait for.  Editors and type checkers read `__init__.pyi`, which a test compares with this.
+A name is imported when it is first used, since torch, scipy and pandas take seconds to import and a program may never
+need them.  Editors and type checkers read `__init__.pyi`; a test compares the two lists.
 """
 
 import importlib
@@ -43,7 +43,7 @@ def __dir__() -> list[str]:
 
 
 class _Root(ModuleType):
-    """One public name is its room's too: importing the room must not put it in the place of the function."""
+    """`trainability` is a function and a subpackage: importing the subpackage must not replace the function."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if not (name in _HOME and isinstance(value, ModuleType)):

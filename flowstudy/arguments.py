@@ -1,7 +1,7 @@
-"""What arguments may be: a rule for each kind, which refuses any other value in one line before anything is done.
+"""Rules for arguments: each raises an error of one line for a value that is not allowed, before any work is done.
 
-A rule is called with the name of the public function, of its argument, and the value.  `takes` sets rules over a
-function:
+A rule is called with the name of the public function, the name of its argument, and the value.  The decorator `takes`
+applies rules to the arguments of a function:
 
 >>> @takes(depth=a_whole(1))
 ... def layers(depth): return list(range(depth))
@@ -27,8 +27,8 @@ from .refusal import RefusalError, RefusalTypeError, did_you_mean
 Rule = Callable[[str, str, Any], object]
 F = TypeVar("F", bound=Callable[..., Any])
 
-LARGEST = 2**63 - 1    # integer that a tensor and a column of a table hold
-MOST_LAYERS = 10**7    # to be walked one by one, or built: more take hours, or more memory than there is
+LARGEST = 2**63 - 1    # the largest integer that fits into a tensor or a column of a table (int64)
+MOST_LAYERS = 10**7    # the most layers that are computed one by one or built: more take hours, or too much memory
 NUMBERS: dict[str, Callable[[float], bool]] = {
     "a finite number": math.isfinite,
     "positive and finite": lambda value: 0 < value < math.inf,
@@ -39,7 +39,7 @@ NUMBERS: dict[str, Callable[[float], bool]] = {
 
 
 def takes(**rules: Rule) -> Callable[[F], F]:
-    """Hold these arguments of a function against their rules before it is called."""
+    """Decorate a function so that these arguments are checked by their rules before it is called."""
     def with_rules(function: F) -> F:
         signature, call = inspect.signature(function), function.__qualname__.removesuffix(".__init__")
 
@@ -47,7 +47,7 @@ def takes(**rules: Rule) -> Callable[[F], F]:
         def checked(*args: Any, **kwargs: Any) -> Any:
             try:
                 given = signature.bind(*args, **kwargs).arguments
-            except TypeError:  # one too many, or too few: Python's own words say it
+            except TypeError:  # an argument too many or too few: the call itself raises Python's own message
                 return function(*args, **kwargs)
             for name, rule in rules.items():
                 if name in given:
@@ -63,12 +63,12 @@ def takes(**rules: Rule) -> Callable[[F], F]:
 
 
 def is_whole(value: object) -> bool:
-    """An integer; numpy counts spans of time among its own."""
+    """Whether the value is an integer, Python's or numpy's; numpy counts timedelta64 as an integer, we do not."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
 
 
 def check_whole(call: str, name: str, value: Any, least: int = 0, most: int = LARGEST, way_out: str = "") -> int:
-    """An integer from `least` to `most`, Python's or numpy's."""
+    """Return the value as an int if it is an integer, Python's or numpy's, from `least` to `most`."""
     if not is_whole(value) or not least <= value <= most:
         ends = f"an integer from {least} to {most}" if most < MOST_LAYERS else f"an integer of at least {least}"
         if most >= MOST_LAYERS and is_whole(value) and value > most:
@@ -82,7 +82,7 @@ def a_whole(least: int = 0, most: int = LARGEST) -> Rule:
 
 
 def check_real(call: str, name: str, value: Any, rule: str = "a finite number", way_out: str = "") -> float:
-    """A number that keeps one of `NUMBERS`."""
+    """Return the value as a float if it is a number for which the rule, a key of `NUMBERS`, is true."""
     number = (is_whole(value) and abs(value) <= LARGEST) or isinstance(value, float | np.floating)
     if not number or not NUMBERS[rule](value):
         raise RefusalError(f"{call}: `{name}` must be {rule}, got {in_short(value)}.{way_out}")
@@ -109,7 +109,7 @@ def one_among(known: Collection[str]) -> Rule:
 
 
 def check_kind(call: str, name: str, value: Any, kind: type | tuple[type, ...], words: str, way_out: str = "") -> Any:
-    """An instance; `words` say of what, with an article."""
+    """Return the value if it is an instance of `kind`, which the error calls by `words`, such as "a function"."""
     if not isinstance(value, kind):
         raise RefusalTypeError(f"{call}: `{name}` must be {words}, got {in_short(value)}.{way_out}")
     return value
@@ -148,12 +148,12 @@ def some_mapping(call: str, name: str, value: Any) -> None:
 
 
 def optional(rule: Rule) -> Rule:
-    """None, or what another rule takes."""
+    """A rule that allows None and every value that the given rule allows."""
     return lambda call, name, value: value is None or rule(call, name, value)
 
 
 def several(rule: Rule, least: int = 1) -> Rule:
-    """A sequence, or what else can be gone through more than once, of what another rule takes."""
+    """A rule that allows a sequence, or another iterable with a length, whose entries the given rule allows."""
     def check(call: str, name: str, value: Any) -> None:
         if isinstance(value, str) or not isinstance(value, Iterable) or not hasattr(value, "__len__"):
             raise RefusalTypeError(f"{call}: `{name}` must be a sequence, got {in_short(value)}. For one pass a list "
@@ -167,7 +167,7 @@ def several(rule: Rule, least: int = 1) -> Rule:
 
 
 def in_short(value: object) -> str:
-    """A value in an error: on one line, and no long one."""
+    """A value as error messages show it: on one line, cut after 200 characters, an array by its shape."""
     text = " ".join(repr(value).split())
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple) and len(shape):

@@ -1,4 +1,7 @@
-"""What is known by name: what calls take, and what rooms above tell those below, imported when it is asked for."""
+"""Names of arguments, and late imports.
+
+Editors complete the names.  The late imports are of packages that import this one: they are made when needed.
+"""
 
 import importlib
 from collections.abc import Callable
@@ -7,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What editors complete.  Any other string may name something of one's own; where it does not, the call refuses it.
+# Names that editors complete.  Any other string may name an entry that the user has added; else the call refuses it.
 NetName = Literal["plain", "highway", "residual"] | str
 ActivationName = Literal["relu", "tanh", "sigmoid", "linear", "gelu", "hard_tanh", "erf"] | str
 SchemeName = Literal["glorot_normal", "glorot_uniform", "he_normal", "he_uniform", "lecun_normal", "lecun_uniform",
@@ -23,10 +26,10 @@ LABELS: dict[str, str] = {}  # what plots call the kinds of net; `flowstudy.kind
 
 
 def meet_kinds() -> None:
-    """The kinds of net tell the rooms below of themselves when they are imported: now at the latest."""
+    """Import `flowstudy.kinds`, which enters the kinds of net into the tables of the other packages."""
     importlib.import_module("flowstudy.kinds")
 
 
 def find_plot(name: str) -> Callable[..., "Figure"]:
-    """Of `flowstudy.plots`: frame in, Figure out.  Importing it takes a second."""
+    """The function of this name in `flowstudy.plots`, from frame to Figure; the import takes about a second."""
     return getattr(importlib.import_module("flowstudy.plots"), name)

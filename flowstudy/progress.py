@@ -1,4 +1,7 @@
-"""Progress bars: of text in terminals and in notebooks that run by themselves, a widget where somebody watches."""
+"""Progress bars in terminals and notebooks.
+
+They are text in terminals and in notebooks that run unattended, and a widget in a notebook that somebody has open.
+"""
 
 import sys
 from importlib.util import find_spec
@@ -7,7 +10,7 @@ from tqdm import tqdm
 
 
 def progress_bar(**options: object) -> tqdm:
-    """tqdm's, of the kind that can be seen; its options."""
+    """A tqdm bar of the kind that can be shown here, with tqdm's options."""
     if is_watched():
         from tqdm.notebook import tqdm as widget
 
@@ -16,10 +19,10 @@ def progress_bar(**options: object) -> tqdm:
 
 
 def is_watched() -> bool:
-    """Whether this is a cell of a notebook that somebody has open, and that can show widgets.
+    """Whether this runs in a notebook that somebody has open and that can show widgets.
 
-    papermill and nbconvert say of the cells that they run that nobody can answer a question; they pass text on to the
-    terminal, and widgets would be lost.
+    papermill and nbconvert run cells with the setting that nobody can answer a prompt.  They pass text on to the
+    terminal, but not widgets.
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if not hasattr(shell, "kernel") or find_spec("ipywidgets") is None:
@@ -28,7 +31,7 @@ def is_watched() -> bool:
 
 
 class NetBar:
-    """A bar of nets, whose length and time left go by what the nets cost: the deep ones take longer."""
+    """A progress bar that counts nets, weighted by their cost, since deep nets take longer."""
 
     def __init__(self, name: str, nets: int, cost: float | int, shown: bool = True):
         self.nets, self.done = nets, 0.0
@@ -37,10 +40,10 @@ class NetBar:
             "{desc}: {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} left{postfix}"))
 
     def advance(self, nets: float | int, cost: float | int) -> None:
-        """So many more nets are done, parts of nets being counted too."""
+        """Add a number of nets that are done, fractions included, and their cost."""
         self.done += nets
         self.bar.set_postfix_str(f"{int(self.done + 1e-6)} of {self.nets} nets", refresh=False)
-        self.bar.update(cost)
+        self.bar.update(min(cost, self.bar.total - self.bar.n))  # parts of nets may add up to a rounding error more
 
     def say(self, words: str) -> None:
         """A line above the bar, where bars are shown."""

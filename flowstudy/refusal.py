@@ -1,6 +1,6 @@
-"""How a wrong call is refused: by one line that names the argument, with what was probably meant.
+"""Errors of one line for wrong calls.
 
-It shows what files hold with care.
+They name the argument and suggest what was probably meant.  Text from files is escaped before it is shown.
 """
 
 import difflib
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 
 class RefusalError(ValueError):
-    """The call is wrong, in one line that says what to do: no fault of what is computed, and nothing was."""
+    """A wrong call, refused before anything is computed, in one line that says what to do."""
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.splitlines()))  # a value in it may have several
@@ -29,7 +29,7 @@ def did_you_mean(word: object, known: Iterable[str], most: int = 1, quoted: Call
 
 
 def printable(text: object) -> str:
-    """What a file holds, fit for a terminal: characters that would move its cursor or change its colours are spelt out.
+    """Text from a file made safe for a terminal: characters that would move the cursor or change colours are escaped.
 
     >>> printable(chr(27) + "[2J")
     '\\\\x1b[2J'

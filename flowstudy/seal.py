@@ -1,8 +1,8 @@
-"""A file that tells whether it is still what was written: the SHA-256 of all of it travels inside.
+"""Digests inside files, by which damage is found.
 
-It lies where other readers do not look: in a Parquet file between the last column and the footer, in a zip (which
-torch.save writes) in the archive's comment; in JSON it is an entry of its own, `sha256`, that of the others.  A file
-without one, from an earlier version, has nothing to contradict.
+A seal is the SHA-256 of a file's content in the file itself.  It is where other readers do not look: in a Parquet file
+between the last column and the footer, in a zip archive (which torch.save writes) in the archive's comment.  In JSON it
+is an entry `sha256`, the digest of all other entries.  Files of earlier versions have no seal and are accepted without.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ def sealed_json(entries: dict[str, Any]) -> bytes:
 
 
 def unsealed_json(content: bytes) -> Any:
-    """What the JSON holds, without its seal.
+    """The entries of a JSON file without its seal, which is checked.
 
     Raises:
         ValueError: it is none, or its seal is not that of its content.
@@ -76,7 +76,7 @@ def seal(content: bytes) -> bytes:
 
 
 def check_seal(content: bytes, end: int) -> bool:
-    """Whether a seal ends at `end`; ValueError where it is not that of what lies around it."""
+    """Whether there is a seal that ends at byte `end`; ValueError if it is not the digest of the other bytes."""
     start = end - SIZE
     if start < 0 or content[start:start + len(MARK)] != MARK:
         return False
@@ -88,5 +88,5 @@ def check_seal(content: bytes, end: int) -> bool:
 
 
 def parquet_footer(content: bytes) -> int:
-    """Where the footer starts; below 0 where the end is not that of a table."""
+    """The byte at which a Parquet footer starts; negative if the file does not end as a Parquet file does."""
     return len(content) - PARQUET_END - int.from_bytes(content[-PARQUET_END:-PARQUET_END // 2], "little")

@@ -1,4 +1,7 @@
-"""How a result shows itself in a notebook: its words, a short table, and its picture at a size that can be read."""
+"""The display of results in notebooks.
+
+It consists of a sentence, a short table, and a picture at a readable size.
+"""
 
 import base64
 import html

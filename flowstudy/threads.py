@@ -1,4 +1,4 @@
-"""How many threads torch computes with."""
+"""The number of threads that torch uses."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """What runs inside gives the same bits whatever the number of cores, and does not wait for busy ones.
+    """Compute with one thread: results do not depend on the number of cores, and busy cores do not slow them down.
 
     On busy cores a second thread made LAPACK's eigenvalues 200 times slower (0.07 s became 15), and a step of a
     convolutional net 27 times.

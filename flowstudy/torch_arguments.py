@@ -1,4 +1,4 @@
-"""What arguments may be, where they are torch's: tensors, modules, devices."""
+"""Rules for arguments that are torch's: tensors, modules, devices."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ MODULE = instance_of(nn.Module, "an nn.Module")
 
 
 def some_tensors(call: str, name: str, value: Any) -> None:
-    """A mapping of names to them."""
+    """Check that the value is a mapping of names to tensors."""
     some_mapping(call, name, value)
     for key, one in value.items():
         TENSOR(call, f"{name}[{key!r}]", one)
 
 
 def check_torch_device(call: str, name: str, value: Any, known: str = "") -> torch.device:
-    """One on which tensors can be made here."""
+    """Return the value as a device, if tensors can be made on it on this machine."""
     try:
         return torch.empty(0, device=torch.device(value)).device
     except (RuntimeError, AssertionError, TypeError, ValueError, OverflowError) as error:

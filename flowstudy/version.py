@@ -1,3 +1,6 @@
-"""This version, where nothing need be installed to read it: a tree that is only copied says it too."""
+"""The version, readable without installation.
+
+It is written in the source, so that a copied tree that was never installed knows it too.
+"""
 
 VERSION = "0.1.0"  # as in pyproject.toml

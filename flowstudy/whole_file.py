@@ -1,4 +1,7 @@
-"""A file that is there whole or not at all, whenever the process is killed; all of it is read, or an error raised."""
+"""Files written completely or not at all.
+
+This holds even if the process is killed while it writes.  Files are also read completely, or an error is raised.
+"""
 
 import contextlib
 import errno
@@ -18,7 +21,7 @@ Read = TypeVar("Read")
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write under another name, then rename: nobody ever sees half a file, and after a power cut neither."""
+    """Write under a temporary name, then rename, so that nobody ever sees half a file, not even after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = temporary(path)
     try:
@@ -48,9 +51,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def temporary(path: Path) -> Path:
-    """Says whose it is: what a killed process left can be told from what a living one writes.
+    """A temporary name with the host and the process in it, so that files of killed processes can be recognised.
 
-    Containers may share the name of a host and the number of a process, and threads do: the last part is random.
+    The last part is random, since containers may share host names and process numbers, and threads share both.
     """
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
@@ -66,7 +69,7 @@ def sweep_leftovers(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """A file that nobody needs; where it cannot be removed it stays, and a later sweep tries again."""
+    """Remove a file that nobody needs; if that fails it stays, and a later call of `sweep_leftovers` tries again."""
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
 
@@ -101,9 +104,9 @@ def content_of(path: Path) -> bytes:
 
 
 def listed(folder: Path, ending: str) -> list[Path]:
-    """The files of a folder whose names end so, by name; none where there is no folder.
+    """The files of a folder whose names have this ending, sorted; empty where there is no folder.
 
-    `Path.glob` takes a folder that cannot be read for an empty one.
+    `Path.glob` is not used, because it treats a folder that cannot be read as an empty one.
 
     Raises:
         OSError: it could not be read, also after some pauses.
@@ -116,7 +119,7 @@ def listed(folder: Path, ending: str) -> list[Path]:
 
 
 def patiently(read: Callable[[], Read]) -> Read:
-    """What `read` returns; where it fails it is tried again, more and more slowly."""
+    """The result of `read`, which is tried again after longer and longer pauses if it fails."""
     for pause in PAUSES:
         try:
             return read()

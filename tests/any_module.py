@@ -1,4 +1,4 @@
-"""What models do that a look at their layers does not show: functions of parts, and gradients of their own."""
+"""Models whose computation cannot be seen from their layers: they call functions on parts, or define gradients."""
 
 from collections.abc import Callable
 

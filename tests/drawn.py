@@ -1,4 +1,4 @@
-"""What is on a drawn figure: where its words and its lines are, and how dark its colours."""
+"""Inspection of a drawn figure: the places of its words and lines, and how dark its colours are."""
 
 import itertools
 

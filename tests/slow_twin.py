@@ -1,4 +1,4 @@
-"""What plain autograd says of any module: no tracing, no batching, nothing of the library's; and how near is right.
+"""Plain autograd's numbers for any module, without tracing, batching or code of the library, and the tolerances.
 
 One forward pass of a float64 copy and one backward pass through hooks give every gradient; the Jacobian is built row by
 row, one `torch.autograd.grad` call each, and numpy finds its singular values.

@@ -1,4 +1,4 @@
-"""Random products of matrices with the structures that networks have, and worse ones. One a seed, its kind by turns."""
+"""Random products of matrices with the structures of networks, and harder ones: one per seed, the kinds in turn."""
 
 import random
 from collections.abc import Callable

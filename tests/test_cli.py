@@ -300,8 +300,9 @@ def test_messages_name_options_that_exist():
     folder = Path(inspect.getfile(cli)).parent
     named = {word for path in folder.glob("*.py") for word in re.findall(r"--[a-z][a-z-]*[a-z]", path.read_text())}
     assert named and named <= known | {"--help"}, named - known
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    lines = [line for line in readme.splitlines() if line.startswith("flowstudy ")]
+    root = Path(__file__).parents[1]
+    lines = [line for page in (root / "README.md", *(root / "docs").rglob("*.md"))
+             for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("flowstudy ")]
     assert {word for line in lines for word in re.findall(r"--[a-z][a-z-]*[a-z]", line)} <= known | {"--help"}
 
 

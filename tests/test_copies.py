@@ -1,4 +1,4 @@
-"""The float64 copy: what copy.deepcopy and double() make, faster, and nothing shared with the model."""
+"""The float64 copy: equal to copy.deepcopy(model).double(), faster, and sharing nothing with the model."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Who gets in: the README's Dask lines listen to this machine alone, and with certificates nobody comes without one."""
+"""Who gets in: the lines of docs/how-to/cluster.md listen to this machine alone; TLS lets in certificates only."""
 
 import contextlib
 import ipaddress
@@ -17,7 +17,7 @@ import pytest
 from flowstudy.sweep import grid, run
 from flowstudy.sweep.workers.dask_engine import is_private
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+PAGE = (Path(__file__).parents[1] / "docs" / "how-to" / "cluster.md").read_text()
 PLAN = "grid: {depth: 2, width: 3, train_samples: 20, batch_size: 10, epochs: 1}"
 
 
@@ -49,8 +49,8 @@ def test_a_scheduler_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
 
 
 def lines_of(word: str) -> list[str]:
-    """The README's block of commands that has this word."""
-    blocks = README.split("```")[1::2]
+    """The page's block of commands that has this word."""
+    blocks = PAGE.split("```")[1::2]
     (block,) = [block for block in blocks if word in block and "dask scheduler" in block]
     return [line.partition("#")[0] for line in block.splitlines() if line.strip()]
 
@@ -122,7 +122,7 @@ def test_the_lines_for_one_machine_listen_to_it_alone(tmp_path):
 
 
 def certificates(folder: Path) -> None:
-    """An authority and a certificate by it, as README's lines name them."""
+    """An authority and a certificate by it, as the page's lines name them."""
     openssl = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=flowstudy test"]
     done = subprocess.run([*openssl, "-keyout", "key.pem", "-out", "cert.pem"], cwd=folder, capture_output=True)
     if done.returncode:

@@ -1,4 +1,4 @@
-"""Densities of ln s: what a quadrature leaves open is in its error, and the values of a product are theirs exactly."""
+"""Densities of ln s: the stated error covers what a quadrature leaves open, and known values give an exact density."""
 
 import functools
 import math

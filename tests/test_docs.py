@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import re
 import runpy
 import sys
@@ -68,6 +69,35 @@ def public_things():
     named = {id(thing): thing for room in rooms for name in getattr(room, "__all__", ())
              if hasattr(thing := getattr(room, name), "__qualname__")}
     return sorted(named.values(), key=lambda thing: (thing.__module__, thing.__qualname__))
+
+
+def lacks_returns(thing):
+    """A public function that returns something, and does not say what."""
+    return inspect.isfunction(thing) and inspect.signature(thing).return_annotation not in (None, "None") \
+        and "Returns:" not in (inspect.getdoc(thing) or "")
+
+
+def test_every_public_function_says_what_it_returns():
+    assert not [thing.__qualname__ for thing in public_things() if lacks_returns(thing)]
+
+
+def test_a_function_without_returns_is_found():
+    def silent() -> int:
+        """One."""
+        return 1
+
+    def told() -> int:
+        """One.
+
+        Returns:
+            1.
+        """
+        return 1
+
+    def acts() -> None:
+        """Nothing comes back."""
+
+    assert [lacks_returns(function) for function in (silent, told, acts)] == [True, False, False]
 
 
 def test_examples_in_docstrings_print_what_they_say():

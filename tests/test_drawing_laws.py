@@ -127,6 +127,7 @@ def of_trained_nets(run) -> dict[str, list[Figure]]:
                          for epoch in (1, 2, 3)])
     return {
         "figure_1": [plots.figure_1(searched, top=1), plots.figure_1(searched.assign(dataset="mnist"), top=1)],
+        "best_settings": [plots.best_settings(searched), plots.best_settings(searched.assign(dataset="mnist"))],
         "which_runs_train": [plots.which_runs_train(searched, 2.0)],
         "training_curve": [plots.training_curve(deep)],
         "trainability_map": [plots.trainability_map(maps[maps["net"] == net], axis)

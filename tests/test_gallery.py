@@ -1,4 +1,4 @@
-"""What git keeps of the figures, and what it does not see."""
+"""The gallery: which pictures and tables of the studies git keeps, and which it ignores."""
 
 import errno
 import itertools

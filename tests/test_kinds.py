@@ -1,4 +1,4 @@
-"""Every kind of net, and one that this file makes up, goes through all rooms; what a kind has not is declared."""
+"""Every kind of net, and one made up in this file, works in all packages; parts that a kind lacks are declared."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields

@@ -8,12 +8,14 @@ import functools
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from flowstudy import theory
 from flowstudy.measure import jacobian_spectrum, product_svd, stacked_gradient_flow, stacked_jacobian_spectrum
 from flowstudy.nets import PlainNet, initialize
+from flowstudy.predictions import layers
 from flowstudy.theory.mean_field.activations import ACTIVATIONS
 from flowstudy.train import stack
 
@@ -239,3 +241,18 @@ def test_variance_of_the_spectrum_at_the_fixed_point(activation, weights, q, dep
     square = np.exp(2 * jacobian_spectrum(net, x, part="body").log_singular_values[0].numpy())
     measured = square.var() / square.mean() ** 2
     assert measured == pytest.approx(theory.spectrum_variance(activation, depth, weights, q), rel=.15)
+
+
+def test_a_law_is_worked_out_once_for_each_cell_and_is_the_callers_own():
+    """Equal cells ask once, other ones anew, nan being equal to nan; what a caller does to its frame stays with it."""
+    asked = []
+
+    def law(cell: pd.Series) -> pd.DataFrame:
+        asked.append(cell["depth"])
+        return pd.DataFrame({"chi": [cell["depth"] * 1.0], "gain": [cell["gain"]]})
+
+    cells = [pd.Series({"net": "plain", "depth": depth, "gain": np.nan}) for depth in (3, 3, 4)]
+    first = layers.worked_out(law, cells[0])
+    first["chi"] = 0.0
+    assert [layers.worked_out(law, cell)["chi"][0] for cell in cells] == [3.0, 3.0, 4.0]
+    assert asked == [3, 4] and np.isnan(layers.worked_out(law, cells[2])["gain"][0])

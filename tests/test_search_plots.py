@@ -6,7 +6,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from flowstudy import plots, theory
-from flowstudy.paper import published
+from flowstudy.paper import best_net, best_settings, published
 from flowstudy.plots.search import Z, wilson
 
 
@@ -75,3 +75,43 @@ def test_published_numbers_stand_beside_ours():
     for dataset in ("mnist", "digits"):
         words = [text.get_text() for text in plots.figure_1(search(dataset), top=2).axes[0].texts]
         assert any("authors" in text for text in words) == (dataset == "mnist")
+
+
+def test_the_best_settings_are_the_tables():
+    """Each net and depth of figure 1 once; the cells have its setting, the width of its kind and its weights' law; the
+    net of figures 2 to 4 is the one of 50 highway layers."""
+    table = best_settings.BEST_SETTINGS
+    assert table[["net", "depth"]].to_records(index=False).tolist() == (
+        published.FIGURE_1[["net", "depth"]].to_records(index=False).tolist())
+    cells = best_settings.best_settings([10, 50], seeds=2, epochs=3)
+    assert [(cell.net, cell.depth, cell.seed) for cell in cells] == [
+        (net, depth, seed) for net in ("plain", "highway") for depth in (10, 50) for seed in (0, 1)]
+    plain, highway = cells[0], cells[-1]
+    assert (plain.width, plain.activation, plain.init, plain.gate_bias) == (71, "relu", "he_uniform", None)
+    assert (highway.width, highway.activation, highway.init, highway.gate_bias) == (50, "tanh", "lecun_uniform", -2.0)
+    assert (plain.learning_rate, plain.momentum, plain.decay, plain.batch_size) == (0.11886, 0.98140, 0.98484, 20)
+    one, = best_net.best_net(epochs=3, seed=1)
+    assert one == highway
+
+
+def test_the_authors_losses_stand_beside_medians_over_seeds():
+    """On MNIST alone; a run that diverged counts as chance; the ratio of the text is of the deepest."""
+    loss = search().replace({"depth": {50: 100}})
+    found = best_settings.best_settings_claims(loss).set_index("quantity")
+    assert found.loc["plain 10: loss by the authors' best setting", ["paper", "ours"]].tolist() == [6.6e-6, 1e-2]
+    assert found.loc["highway 100: loss by the authors' best setting", "ours"] == 2.0  # of 1e-4, ln 10, 2
+    assert found.loc["plain over highway, depth 100, the authors' best settings", "ours"] == 1e-2 / 2.0
+    assert best_settings.best_settings_claims(search("digits"))["paper"].isna().all()
+    assert len(best_settings.best_settings_claims(search())) == 4
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "digits"])
+def test_training_by_the_best_settings_shows_where_the_authors_ended(dataset):
+    """Every run is a line; on MNIST alone a triangle a depth stands at the right edge, at the tables' loss."""
+    plain, highway = plots.best_settings(search(dataset)).axes
+    for ax, net in ((plain, "plain"), (highway, "highway")):
+        triangles = [line for line in ax.lines if line.get_marker() == "<"]
+        assert len([line for line in ax.lines if len(line.get_xdata()) == 2 and line.get_ls() != ":"]) == 6
+        theirs = published.FIGURE_1.set_index(["net", "depth"])["best"][net]
+        assert [line.get_ydata()[0] for line in triangles] == ([theirs[10], theirs[50]] if dataset == "mnist" else [])
+        assert all(line.get_xdata()[0] == 1 and line.get_transform() == ax.get_yaxis_transform() for line in triangles)

@@ -1,4 +1,4 @@
-"""All that a GPU can tell of flowstudy, by one command, the most valuable facts first.
+"""All measurements of flowstudy on a GPU by one command, the most important first.
 
     python -m benchmarks.gpu --minutes 9 --out DIR [--profile gpu10] [--tiny]
     python -m benchmarks.gpu --read DIR        # into benchmarks/results/gpu.md, replication/gpu10 and REPLICATION.md

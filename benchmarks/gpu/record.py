@@ -1,4 +1,4 @@
-"""What was found, on disk after every part, and the time that is left."""
+"""The results, written to disk after every part, and the time that is left."""
 
 import contextlib
 import json

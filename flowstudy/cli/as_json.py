@@ -12,7 +12,7 @@ import typer
 
 @contextlib.contextmanager
 def answer(as_json: bool) -> Iterator[dict[str, object]]:
-    """What is put into the dict is printed at the end, and nothing else, whatever the user's code prints too."""
+    """Give a dict to fill, and print it as JSON at the end; anything else that is printed meanwhile is discarded."""
     found: dict[str, object] = {}
     if not as_json:
         yield found
@@ -23,7 +23,7 @@ def answer(as_json: bool) -> Iterator[dict[str, object]]:
 
 
 def plain(value: object) -> object:
-    """As JSON has it, which knows neither nan nor infinity."""
+    """The value as JSON can hold it: nan becomes None, infinities become the strings "inf" and "-inf"."""
     if isinstance(value, Mapping):
         return {str(name): plain(one) for name, one in value.items()}
     if isinstance(value, pd.DataFrame):

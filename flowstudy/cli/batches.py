@@ -1,4 +1,4 @@
-"""What a model is shown: inputs and targets that are drawn, or those of the user's files."""
+"""The batch that a model is measured on: inputs and targets drawn at random, or read from the user's files."""
 
 import math
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from .options import Asked
 from .outcomes import stop
 from .targets import outputs_of
 
-MOST_NUMBERS = 2**31  # in drawn inputs: 8 GiB of float32
+MOST_NUMBERS = 2**31  # the most numbers in drawn inputs: 8 GiB of float32
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Batch:
     Attributes:
         x, y: (sample, ...), on the model's device; y None where no labels can be drawn for the model's outputs.
         objective: "cross_entropy" for labels, "mse" for real targets, "output" where the model returns its loss.
-        words: what they are.
-        outputs: of the first samples, what the loss takes of them.
+        words: a description of the inputs and targets for the user.
+        outputs: the part of the model's outputs for the first samples that the loss is computed from.
     """
 
     x: Inputs
@@ -38,7 +38,7 @@ class Batch:
 
     @property
     def options(self) -> dict[str, object]:
-        """Of `gradient_flow` and `trainability`."""
+        """The keyword arguments `loss` and `output` for `gradient_flow` and `trainability`."""
         return {"loss": self.objective.loss, "output": self.objective.entry}
 
 
@@ -52,7 +52,7 @@ def check_loss_option(call: str, loss: str | None) -> None:
 
 
 def inputs_asked_for(call: str, model: nn.Module, asked: Asked) -> tuple[Inputs, str]:
-    """Those of the file, or drawn ones, and what they are in words."""
+    """The inputs of the user's file, or drawn ones; and a description of them."""
     if asked.file is None:
         x = draw_inputs(call, model, asked)
         shapes = " and ".join("x".join(map(str, t.shape[1:])) for t in x.tensors.values())
@@ -67,7 +67,7 @@ def inputs_asked_for(call: str, model: nn.Module, asked: Asked) -> tuple[Inputs,
 
 
 def draw_inputs(call: str, model: nn.Module, asked: Asked) -> Inputs:
-    """Of every shape (samples, *shape), on the model's device: standard normal, or token ids."""
+    """Draw a tensor (samples, *shape) for each shape, on the model's device: standard normal, or token ids."""
     device, dtype = home_of(model)
     draws = generator(asked.seed)
 
@@ -96,7 +96,7 @@ def sizes_of(call: str, shape: str) -> list[int]:
 
 
 def on_model(call: str, option: str, model: nn.Module, x: object) -> Inputs:
-    """What a file holds, on the model's device, real numbers in its dtype."""
+    """The tensors of a file moved to the model's device, those of real numbers cast to the model's dtype."""
     if not isinstance(x, Tensor | tuple | list | dict) or not Inputs.of(x).tensors:
         stop(f"{call}: `{option}` must hold tensors, alone, in a tuple or in a dict, got {type(x).__name__}.")
     device, dtype = home_of(model)
@@ -183,6 +183,6 @@ def read(call: str, option: str, path: Path, save: str) -> object:
         stop(f"{call}: `{option}` must name a file that exists, got {str(path)!r}.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # bytes that are no such file are met with errors of a dozen kinds
+    except Exception:  # torch.load raises a dozen kinds of error for a file that it did not write
         return stop(f"{call}: `{option}` must be a file of tensors that torch.save wrote, got {str(path)!r}, which "
                     f"torch.load(weights_only=True) cannot read. {save}")

@@ -19,8 +19,8 @@ from .readings import Reading, gradient_reading, signal_reading, training_readin
 from .screen import check_picture, keep, say, show
 from .targets import has_batch_statistics, load, on_device
 
-ROWS = 12  # of the table at most: all of it is one screen
-NAME = 30  # characters of a module's name: its end tells more than its beginning
+ROWS = 12  # the most rows of the table, so that the whole report fits on one screen
+NAME = 30  # the most characters of a module's name; the beginning is cut, since the end tells more
 COLUMNS = {"layer": "layer", "module": "module", "log10_error_signal_norm": "|dL/dh|",
            "log10_weight_gradient_norm": "|dL/dW|", "gradient": "gradient", "activation_mean_square": "h^2",
            "activation_correlation": "cosine"}
@@ -69,7 +69,7 @@ def check_options(asked: Asked, data: Path | None, optimizer: str, picture: Path
 
 
 def some_of(batch: Batch, samples: int, seed: int) -> Batch:
-    """So many of its samples, drawn at random: data are often sorted by class."""
+    """A batch of `samples` samples drawn at random from this one, since data are often sorted by class."""
     if samples >= len(batch.x):
         return batch
     chosen = torch.randperm(len(batch.x), generator=generator(seed))[:samples].sort().values.to(batch.x.device)
@@ -97,7 +97,7 @@ def tell(number: int, reading: Reading) -> None:
 
 
 def summed_up(readings: list[Reading]) -> int:
-    """The last line, and the exit status: what is against the model goes before what could not be taken."""
+    """Print the last line and return the exit status; a reading against the model outranks one that is missing."""
     against = [f"({number})" for number, reading in enumerate(readings, 1) if reading.against]
     missing = [f"({number})" for number, reading in enumerate(readings, 1) if reading.missing]
     if against:

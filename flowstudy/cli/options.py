@@ -70,9 +70,9 @@ Progress = Annotated[bool, typer.Option(help="a progress bar")]
 
 @dataclass(frozen=True)
 class Asked:
-    """What the options say of inputs, targets and the loss.
+    """The command's options about inputs, targets and the loss.
 
-    Attributes: as the options of `flowstudy check`; `file` is --inputs.
+    Attributes: the options of `flowstudy check` of the same names; `shapes` is --input, `file` is --inputs.
     """
 
     shapes: list[str] | None
@@ -90,5 +90,5 @@ class Asked:
 
 
 def key_of_option(key: str | None) -> str | int | None:
-    """The place in a tuple that a number is."""
+    """The key of an output's entry: an int, the place in a tuple, where the option is a number."""
     return int(key) if key is not None and key.isdecimal() else key

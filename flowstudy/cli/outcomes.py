@@ -1,4 +1,4 @@
-"""How a command ends: what is the user's mistake, what their code's, and what is ours."""
+"""How a command ends: by a mistake of the user, a crash of the user's code, or an error of flowstudy."""
 
 import sysconfig
 import traceback
@@ -16,23 +16,27 @@ from flowstudy.refusal import RefusalError
 AGAINST, MISTAKE, NOT_TAKEN, OURS = 1, 2, 3, 70  # exit statuses; 70 is EX_SOFTWARE of BSD's sysexits
 HOUSE = Path(flowstudy.__file__).parent
 STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
-# What flowstudy calls, and what the user's code calls in turn: an error in there is whoever's called it last.
+# Both flowstudy and the user's code call these libraries: an error inside one counts as an error of its caller.
 LIBRARIES = ("torch", "numpy", "scipy", "pandas", "pyarrow", "matplotlib", "seaborn", "rich", "typer", "click",
              "jaxtyping", "beartype")
 
 
 @contextmanager
 def endings(call: str) -> Iterator[None]:
-    """A refusal is one line and status 2; a crash of the user's code their traceback and 2; one of ours 70."""
+    """Turn errors into messages and exit statuses while the context lasts.
+
+    A refused argument prints one line and exits with 2; a crash of the user's code prints its traceback and exits with
+    2; a crash of flowstudy prints the whole traceback and exits with 70.
+    """
     try:
         yield
     except (typer.Exit, typer.Abort):
         raise
     except RefusalError as error:
-        if error.__cause__ is not None and is_users(error.__cause__):  # their model raised it as it was measured
+        if error.__cause__ is not None and is_users(error.__cause__):  # the user's model raised it while measured
             crashed(call, error.__cause__)
         stop(str(error))
-    except SystemExit as error:  # nothing of ours ends the program so
+    except SystemExit as error:  # flowstudy never raises this: the user's code did
         crashed(call, error)
     except Exception as error:
         if is_users(error):
@@ -45,7 +49,7 @@ def endings(call: str) -> Iterator[None]:
 
 @contextmanager
 def users_code(call: str) -> Iterator[None]:
-    """Whatever is raised in here, sys.exit(0) too, the user's code has raised."""
+    """Treat every error raised while the context lasts, sys.exit(0) too, as a crash of the user's code."""
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -53,7 +57,7 @@ def users_code(call: str) -> Iterator[None]:
 
 
 def crashed(call: str, error: BaseException) -> NoReturn:
-    """Their traceback, from the first frame that is theirs, and one line."""
+    """Print the traceback from the first frame of the user's code on, then one line, and exit."""
     traceback.print_exception(error.with_traceback(without_ours(error.__traceback__)))
     what = f"ended the program with status {error.code}" if isinstance(error, SystemExit) else \
         f"raised {type(error).__name__}"
@@ -62,7 +66,7 @@ def crashed(call: str, error: BaseException) -> NoReturn:
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """What the user can mend is one line and no traceback."""
+    """Print errors that the user can mend as one line, without a traceback."""
     from flowstudy.sweep import StoreError, SweepError  # of commands that have imported it
 
     try:
@@ -84,7 +88,7 @@ def stop(message: str) -> NoReturn:
 
 
 def is_users(error: BaseException) -> bool:
-    """Of the frames that lie in no library, the innermost is not flowstudy's."""
+    """Whether the user's code raised the error: the innermost frame outside of all libraries is not flowstudy's."""
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         if not in_library(frame):
             return not in_house(frame)
@@ -92,7 +96,7 @@ def is_users(error: BaseException) -> bool:
 
 
 def without_ours(trace: TracebackType | None) -> TracebackType | None:
-    """The traceback without its outermost frames as far as they are of flowstudy or what imports modules."""
+    """The traceback without its outermost frames that belong to flowstudy or to Python's import machinery."""
     while trace is not None and (in_house(trace.tb_frame) or trace.tb_frame.f_code.co_filename.startswith("<frozen")
                                  or Path(trace.tb_frame.f_code.co_filename).parent.name == "importlib"):
         trace = trace.tb_next
@@ -105,7 +109,7 @@ def in_house(frame: FrameType) -> bool:
 
 def in_library(frame: FrameType) -> bool:
     path = Path(frame.f_code.co_filename)
-    if path.name.startswith("<"):  # made on the fly: generated methods, checked annotations
+    if path.name.startswith("<"):  # code without a file: generated methods, wrappers that check annotations
         return True
     package = frame.f_globals.get("__name__", "").partition(".")[0]
     return package in LIBRARIES or (path.is_relative_to(STANDARD_LIBRARY) and "site-packages" not in path.parts)

@@ -16,20 +16,20 @@ from flowstudy.trainability.causes import collapsed, cosines, softmax_twice
 
 from .batches import Batch
 
-NAMED = 4            # layers at most
-NUDGE = 1e-2         # standard deviation of what weights that are all zeros are replaced by
-NOT_AGAINST = ("stable", "cannot tell", "cut off")  # kinds of the signal's verdict; the last is the first reading's
+NAMED = 4            # the most layers that a sentence names
+NUDGE = 1e-2         # standard deviation of the random weights that replace a weight tensor of zeros
+NOT_AGAINST = ("stable", "cannot tell", "cut off")  # kinds of verdict; "cut off" counts in the first reading instead
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One answer.
+    """The answer to one of the three questions.
 
     Attributes:
         question, answer: in a few words.
-        reasons: paragraphs.
-        against: it speaks against the model.
-        missing: it was asked for, and could not be taken.
+        reasons: paragraphs that explain the answer.
+        against: whether it speaks against the model.
+        missing: whether it was asked for and could not be taken.
     """
 
     question: str
@@ -67,9 +67,9 @@ def gradient_reading(model: nn.Module, batch: Batch, flow: GradientFlow) -> Read
 
 
 def gradients_of_layers(frame: pd.DataFrame) -> dict[str, str]:
-    """Of every layer that ran and whose weights are meant to learn: "value" if any use of it has one, "zero" or "none".
+    """Gradient of every layer that ran and has trainable weights, by name: "value", "zero" or "none".
 
-    A bias alone does not make a layer one: the frame speaks of weights.
+    It is "value" if the gradient is not 0 in any use of the layer.  A layer with a bias but no weights is not listed.
     """
     found: dict[str, str] = {}
     for name, gradient in frame.loc[frame["trainable"], ["module", "gradient"]].itertuples(index=False):
@@ -82,10 +82,11 @@ def listed(names: list[str]) -> str:
 
 
 def still_zero(model: nn.Module, batch: Batch, flow: GradientFlow, layers: list[str]) -> list[str]:
-    """Those of the layers whose gradient is 0 for another reason than weights behind them that begin at 0.
+    """The layers whose gradient is 0 for another reason than that weights behind them start at 0.
 
-    Read-outs and residual branches are often begun at 0, and what lies before them learns from the second step on.  So
-    such weights are replaced by small random ones in a copy, which is measured again.
+    Read-outs and residual branches often start at 0; the layers before them get a gradient after the first step.  So a
+    copy in which weight tensors of zeros are replaced by small random numbers is measured as well, and the layers whose
+    gradient is still 0 there are returned.
     """
     nudged = own_copy("flowstudy check", model)
     zeros = [p for name, p in nudged.named_parameters()
@@ -131,7 +132,7 @@ def cosines_in_words(flow: GradientFlow) -> str:
 
 def training_reading(model: nn.Module, batch: Batch, *, saved: bool, trial: int, optimizer: str, samples: int,
                      seconds: float | None, seed: int) -> tuple[Reading, Trainability | None]:
-    """What `trainability` says, if there is something to say it of: the user's batch, or a trial on a drawn one."""
+    """The reading of `trainability` on the user's batch, or, where a trial is asked for, on a drawn batch."""
     question = "Will it train?"
     if not saved and not trial:
         hint = ("Save a batch by torch.save((x, y), 'batch.pt') and pass --data batch.pt, with --trial 100 to train "
@@ -172,6 +173,6 @@ def reading_of(question: str, found: Trainability, batch: Batch, saved: bool, op
 
 
 def softmax_named(batch: Batch) -> tuple[str, ...]:
-    """That the outputs are probabilities already, if they are: it is named, and does not count against the model."""
+    """A remark if the outputs are probabilities already; it does not count against the model."""
     cause = None if batch.y is None else softmax_twice(batch.outputs.double(), batch.objective.loss)
     return () if cause is None else (f"{cause.name}: {cause.seen}. {cause.advice}",)

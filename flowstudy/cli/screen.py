@@ -1,4 +1,4 @@
-"""What a command prints, and the picture and the table that it keeps."""
+"""Printing of a command's paragraphs and tables, and saving of its picture and its table."""
 
 import textwrap
 from pathlib import Path
@@ -14,13 +14,13 @@ from .outcomes import stop
 
 
 def say(words: str, indent: int = 0) -> None:
-    """A paragraph, as wide as the screen."""
+    """Print a paragraph, wrapped to the width of the screen."""
     typer.echo(textwrap.fill(words, max(40, Console().width - 1), initial_indent=" " * indent,
                              subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False))
 
 
 def show(frame: pd.DataFrame, rows: int) -> None:
-    """The table; of one with more rows the first and the last."""
+    """Print the table; of a table with more than `rows` rows, print only the first and the last."""
     table = Table(box=None, pad_edge=False)
     for name, column in frame.items():
         table.add_column(str(name), justify="right" if pd.api.types.is_numeric_dtype(column) else "left",

@@ -40,7 +40,10 @@ def tell_spectrum(target: str, asked: Asked, *, part: str, method: str, k: int |
 
 
 def log10_by_rank(frame: pd.DataFrame) -> pd.DataFrame:
-    """Over the samples, a row per rank: `median`, `lowest`, `highest`, and the largest `error`, all in decades."""
+    """A row per rank of the singular value: `median`, `lowest`, `highest` over samples and the largest `error`.
+
+    All are in decades (log10).
+    """
     decades = frame[["log_singular_value", "log_error"]] / math.log(10)
     return decades.assign(rank=frame["rank"]).groupby("rank").agg(
         median=("log_singular_value", "median"), lowest=("log_singular_value", "min"),

@@ -66,13 +66,13 @@ def import_file(call: str, path: Path) -> object:
 
 
 def own_name(stem: str) -> str:
-    """A file's name as a module's, or one beside it where a module is called so: json.py must not be others' json."""
+    """The module name for a file: its stem, or stem_file where a module of that name exists, as for json.py."""
     taken = stem in sys.modules or stem in sys.stdlib_module_names or importlib.util.find_spec(stem) is not None
     return f"{stem}_file" if taken else stem
 
 
 def outputs_of(call: str, model: nn.Module, x: Inputs) -> object:
-    """What a copy of the model makes of the inputs, in its own dtype: what is raised here is no fault of measuring."""
+    """The outputs of a copy of the model in its own dtype: an error here is the model's, not the measurement's."""
     copied = own_copy(call, model)
     with users_code(call), torch.random.fork_rng(), torch.no_grad():
         return x.call_model(copied)
@@ -83,7 +83,7 @@ def has_batch_statistics(model: nn.Module) -> bool:
 
 
 def on_device(call: str, model: nn.Module, device: str | None) -> nn.Module:
-    """The model there; inputs follow it."""
+    """Move the model to the device of the option; the inputs are made or moved there later."""
     if device is None:
         return model
     try:

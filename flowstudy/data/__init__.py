@@ -1,4 +1,4 @@
-"""On what: data sets as tensors on the device, read from files that are checked."""
+"""Data sets as tensors on the device, read from files whose checksums are compared."""
 
 from .datasets import Dataset, load_dataset, read_mnist
 

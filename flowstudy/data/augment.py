@@ -1,4 +1,4 @@
-"""Images as the paper's convolutional nets get them: scaled or contrast-normalised, cropped and mirrored at random."""
+"""Preparation of images as for the paper's convolutional nets: scaling, contrast normalisation, crops and mirroring."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +18,7 @@ Images = Float[Tensor, "sample channel height width"]
 
 
 class Crops(NamedTuple):
-    """Where each sample's window begins in the padded image, and whether it is mirrored left to right."""
+    """For each sample, the corner of its window in the padded image, and whether it is mirrored left to right."""
 
     row: Int64[Tensor, " sample"]
     column: Int64[Tensor, " sample"]

@@ -59,17 +59,29 @@ class Dataset:
         return f"Dataset({self.name!r}, train {train}, test {test}, {self.classes} classes, on {self.x_train.device})"
 
     def flat(self) -> "Dataset":
-        """The same set with one axis of features, channel by channel and row by row."""
+        """The same set with one axis of features, channel by channel and row by row.
+
+        Returns:
+            A Dataset, x_train and x_test (sample, feature).
+        """
         return replace(self, x_train=self.x_train.flatten(1), x_test=self.x_test.flatten(1))
 
     def to(self, device: str | torch.device) -> "Dataset":
-        """The same set on another device."""
+        """The same set on another device.
+
+        Returns:
+            A Dataset; tensors that are on the device already are not copied.
+        """
         check_torch_device("Dataset.to", "device", device)
         tensors = {key: getattr(self, key).to(device) for key in ("x_train", "y_train", "x_test", "y_test")}
         return replace(self, **tensors)
 
     def subset(self, train: int) -> "Dataset":
-        """The first `train` training samples in the order of the files, and the whole test set."""
+        """The first `train` training samples in the order of the files, and the whole test set.
+
+        Returns:
+            A Dataset.
+        """
         if not is_whole(train) or not 1 <= train <= len(self.x_train):
             raise RefusalError(
                 f"Dataset.subset: `train` must be 1..{len(self.x_train)}, the samples of {self.name!r}, got {train}. "
@@ -117,7 +129,7 @@ def load_dataset(
     """
     if not isinstance(name, str) or name not in DATASETS:
         raise RefusalError(_unknown(name))
-    check_torch_device("load_dataset", "device", device)  # not there, it fails now and not after a download
+    check_torch_device("load_dataset", "device", device)  # a missing device is an error before the download
     if name == "digits":
         return _as_tensors(name, _digits(), classes=10, largest=16, device=device)
     form, files = _locate(name, folder, download)
@@ -131,7 +143,7 @@ def fetch_dataset(name: str) -> None:
         _locate(name, None, download=True)
 
 
-# What there is: the forms that a set comes in, the folders it is looked for in, the mirrors
+# Sources of each data set: the forms in which its files exist, the folders to search, the mirrors to download from
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""One file from a mirror: bounded in bytes and in seconds without progress, and there whole and right or not at all."""
+"""Download one file from a mirror, with limits on its bytes and on the seconds without progress.
+
+The file appears under its name only when it is complete and its checksum is right.
+"""
 
 import hashlib
 import importlib
@@ -19,7 +22,7 @@ ABANDONED = 600.0    # seconds after which a temporary file is nobody's: one in 
 
 
 class MissingPackageError(RefusalError, ModuleNotFoundError):
-    """What downloads is not installed."""
+    """A package that downloads need is not installed."""
 
 
 class WrongBytesError(ValueError):
@@ -68,11 +71,11 @@ def fetch(requests: ModuleType, url: str, known: str, target: Path) -> None:
 
 
 def body_of(answer: Any, name: str) -> Iterator[bytes]:
-    """The body as it arrives, no more than the bound of it, at the least pace."""
+    """The body in pieces as it arrives; an error if it is longer than MOST_BYTES or slower than PACE allows."""
     promised = int(answer.headers.get("content-length", 0))
     size, marked, since = 0, 0, time.monotonic()
     with progress_bar(total=promised or None, desc=name, unit="B", unit_scale=True) as bar:
-        while part := answer.raw.read1(2**16):  # what there is; nothing for PATIENCE seconds raises
+        while part := answer.raw.read1(2**16):  # the bytes at hand; requests raises after PATIENCE seconds without any
             size += len(part)
             if max(size, promised) > MOST_BYTES:
                 raise WrongBytesError(f"it has more than {MOST_BYTES:,} bytes")
@@ -87,7 +90,7 @@ def body_of(answer: Any, name: str) -> Iterator[bytes]:
 
 
 def sweep_abandoned(target: Path) -> None:
-    """Remove what killed downloads have left: of this file, and what pooch, which fetched for earlier versions, did."""
+    """Remove the temporary files of killed downloads: ours of this file, and pooch's, which earlier versions used."""
     for pattern in (f".{target.name}.*.tmp", "tmp*"):
         for path in target.parent.glob(pattern):
             if path.is_file() and time.time() - path.stat().st_mtime > ABANDONED:
@@ -95,7 +98,7 @@ def sweep_abandoned(target: Path) -> None:
 
 
 def package(name: str) -> ModuleType:
-    """Of those that downloads need and nothing else."""
+    """Import a package that only downloads need; the error says how to install it."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

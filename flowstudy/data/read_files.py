@@ -1,4 +1,4 @@
-"""The official files of the data sets, read into arrays of bytes; what is wrong in a file is an error that names it.
+"""Readers of the data sets' official files, into arrays of bytes; a wrong file is an error that names the file.
 
 Every reader takes the files of one data set, those for testing last, and returns batches, the test batch last.
 """
@@ -81,7 +81,7 @@ class MissingDataError(RefusalError, FileNotFoundError):
 
 
 def wrong_file(file: str | Path, rule: str, got: object, call: str = "load_dataset") -> RefusalError:
-    """The one error for a file that is there and is not what it should be."""
+    """The error for a file that exists but does not hold what it should."""
     return RefusalError(
         f"{call}: {file} must {rule}, got {got}. Replace it with a good copy, "
         f"or remove the set's files there and let load_dataset download the official ones."
@@ -171,7 +171,7 @@ def read_idx(file: Path, axes: int) -> UInt8[np.ndarray, "..."]:
             got = f"{raw[:4].hex(' ') or 'nothing'} in {file.stat().st_size} bytes"
             raise wrong_file(file, f"begin with an idx header, {start.hex(' ')} and {axes} sizes", got, "read_mnist")
         shape = tuple(np.frombuffer(raw, ">u4", axes, offset=4).tolist())
-        whole = header + math.prod(shape)  # and no byte more is unpacked than that and one
+        whole = header + math.prod(shape)  # one byte more is unpacked at most, to see that the file ends there
         if math.prod(shape) > MOST_PIXELS:
             raise wrong_file(file, f"say of at most {MOST_PIXELS:,} bytes in its header", shape, "read_mnist")
         stream.seek(0)

@@ -63,7 +63,7 @@ def regenerate(studies: Studies, profile: str, only: str | None, device: str, ou
 
 
 def on_gpu(device: str) -> bool:
-    """Where studies would take each other's memory."""
+    """Whether studies run on a GPU, where several at once would compete for its memory."""
     return device.startswith("cuda") or (device == "auto" and gpu_is_there())
 
 
@@ -73,7 +73,7 @@ def gpu_is_there() -> bool:
 
 
 def is_made(folder: Path) -> bool:
-    """Whether the study of this folder was run to its end; a stamp that cannot be read leaves it out, and is told."""
+    """Whether the study of this folder was run to its end; a stamp that cannot be read is reported and counts as no."""
     try:
         read_stamp(folder)
     except FileNotFoundError:
@@ -87,7 +87,7 @@ def is_made(folder: Path) -> bool:
 
 @contextmanager
 def told(option: str, folder: Path) -> Iterator[None]:
-    """A disk that is full or away, in the user's words."""
+    """Turn an error of the disk, such as a full one, into a message that names the option and the folder."""
     try:
         yield
     except OSError as error:

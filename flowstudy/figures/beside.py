@@ -11,21 +11,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # what a kernel reads when it starts
+ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # read by a kernel as it starts
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
 def cores() -> int:
-    """That this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def beside(jobs: Sequence[Job], work: Callable[[Job], Result], at_once: int) -> Iterator[tuple[Job, Result]]:
-    """`work` of each job, so many at once in threads named after their jobs; results as they come.
+    """Do `work` for each job, `at_once` at a time, in threads named after their jobs; yield results as they come.
 
-    Threads, as a job does nothing but wait for its kernel; daemons, so that an interrupt ends this process at once, and
-    its kernels, which look for their parent every second, after it.
+    Threads are enough, because a job only waits for its kernel.  They are daemons, so that an interrupt ends this
+    process at once; its kernels, which check for their parent every second, end after it.
     """
     waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
     done: queue.SimpleQueue[tuple[Job, Result | None, BaseException | None]] = queue.SimpleQueue()
@@ -56,7 +56,7 @@ def beside(jobs: Sequence[Job], work: Callable[[Job], Result], at_once: int) -> 
 
 @contextmanager
 def one_thread_each(at_once: int) -> Iterator[None]:
-    """In this process's environment, from which kernels take theirs; what the user has set stays."""
+    """Set one thread per kernel in this process's environment, which kernels inherit; the user's own settings stay."""
     set_here = [name for name in ONE_THREAD if at_once > 1 and name not in os.environ]
     os.environ.update(dict.fromkeys(set_here, "1"))
     try:

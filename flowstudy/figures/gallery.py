@@ -17,11 +17,11 @@ from .stamp import read_stamp
 # The table that a study's figures are drawn from, where it does not bear the study's name.
 TABLES = {"depth_vs_gradient": "slopes", "highway_theory": "body_moments", "jacobian_spectra": "statistics",
           "shattered_gradients": "gradient_correlation", "spectra_through_training": "statistics"}
-SETTINGS = (*CELL_FIELDS, "block", "parameters")  # of a net, by which the rows of its seeds are put together
+SETTINGS = (*CELL_FIELDS, "block", "parameters")  # columns by which the rows of a net's seeds are grouped
 PLACES = ("layer", "unit", "class", "epoch", "step", "sample", "rank", "statistic", "readout", "lag", "angle")
 LONG = 1000
 
-QUESTIONS = {  # at the gallery's top: the studies that answer it; what is in none comes last
+QUESTIONS = {  # headings of the gallery and the studies under each; studies under no heading come last
     "Does it train at this depth?": ("loss_vs_depth", "trainability_map", "mnist_conv", "cifar_conv"),
     "What does depth do to gradients?": ("depth_vs_gradient", "shattered_gradients"),
     "What does depth do to the Jacobian's singular values?": ("jacobian_spectra", "highway_theory",
@@ -67,9 +67,9 @@ def write_page(out: Path, studies: list[str]) -> None:
 
 
 def keep_gallery(runs: Path, gallery: Path, studies: list[str]) -> None:
-    """Copy what git keeps of the runs' figures, and write gallery/index.html: pictures, and one small table a study.
+    """Copy the pictures and one small table per study into the folder that git keeps, and write gallery/index.html.
 
-    What a study no longer draws goes last: a disk that is full on the way leaves each file as it was or as it is now.
+    Pictures that a study no longer draws are removed last, so that a disk that fills up meanwhile loses nothing.
     """
     shown, sections, kept = {}, {}, {}
     for study in studies:
@@ -109,10 +109,11 @@ def words_of(picture: Path) -> Words:
 
 
 def small_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """What a figure shows, small enough for git.
+    """The table behind a figure, made small enough for git.
 
-    Medians over the nets of each setting where a grid has several seeds; of more than `LONG` rows with an epoch those
-    of the last epochs; no columns that say the same in every row, which the page has among the study's parameters.
+    Where a grid has several seeds, the rows of one setting become their median.  A table with an epoch column and more
+    than `LONG` rows keeps its last epochs only.  Columns with one value in all rows are dropped; the page lists them
+    among the study's parameters.
     """
     axes = [name for name in frame.columns if name in SETTINGS or name in PLACES]
     of_setting = [name for name in axes if name != "seed"]

@@ -74,12 +74,12 @@ def run_notebook(notebook: Path, executed: Path, parameters: dict) -> None:
 
 
 def kernels(sockets: str) -> Config:
-    """How to talk to the kernel: through sockets in a folder of this run's own; no port is opened."""
+    """Configuration of the kernel's connection: through socket files in a private folder, so that no port is opened."""
     return Config({"KernelManager": {} if os.name == "nt" else {"transport": "ipc", "ip": f"{sockets}/kernel"}})
 
 
 def short_folder() -> str | None:
-    """Where a private folder for sockets may be made: the address of a socket is shorter than paths may be."""
+    """A place for a private folder of sockets whose path is short enough, since a socket's address has a limit."""
     places = (tempfile.gettempdir(), "/tmp", os.environ.get("XDG_RUNTIME_DIR", ""))
     short = (place for place in places if place and os.access(place, os.W_OK | os.X_OK)
              and len(os.fsencode(place)) + len("/tmp12345678/kernel-5") <= SOCKET_ADDRESS)
@@ -87,7 +87,7 @@ def short_folder() -> str | None:
 
 
 def quieten() -> None:
-    """Of what kernels and converters say, only what a user can act on; for a process whose only work is studies."""
+    """Silence the messages of kernels and converters that a user cannot act on, in a process that only runs studies."""
     os.environ.setdefault("TQDM_MININTERVAL", "5")  # the kernels' progress bars, relayed line by line
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # silences the kernel's debugger
     logging.getLogger("traitlets").setLevel(logging.ERROR)  # nbconvert asks for alternative texts

@@ -1,4 +1,4 @@
-"""Which studies there are, and the parameters that each has in a profile: checked before anything runs."""
+"""The list of studies, and the parameters of each in a profile, checked before anything runs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Studies:
         return {study: plan[study] for study in gallery_order(plan)}
 
     def profiles(self, call: str) -> dict[str, dict]:
-        """By name, as profiles.yaml has them."""
+        """The profiles by name, as profiles.yaml has them."""
         try:
             found = yaml.safe_load((self.folder / "profiles.yaml").read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:

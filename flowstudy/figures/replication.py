@@ -41,6 +41,10 @@ ITEMS = {  # of the paper: the study that has it, and where it deviates
                  "The paper's figure prints no numbers: the column is from the authors' search tables, of which a "
                  "public copy exists, and so are the ranges. Plain nets are 71 wide (the text; the tables say 50). "
                  "Classical momentum in the authors' convention. A setting's weight seed is its number."),
+    "figure 1, best settings": (
+        "best_settings", "Nets by the best setting of each depth in the authors' search",
+        "Learning rate, momentum, decay, gate bias and activation are those of the best run in the authors' tables; "
+        "the seeds and the order of samples are ours."),
     "figure 2": ("gate_routing", "Gate biases, activity and block outputs of the best 50-layer net",
                  "The net has the settings of the best run in the authors' tables, not of a search of our own; the "
                  "paper prints its b_T = -2 alone. No CIFAR-100 net: its settings are not published."),
@@ -55,10 +59,11 @@ ITEMS = {  # of the paper: the study that has it, and where it deviates
 
 
 def keep_record(root: Path, stamp: dict, folder: Path, computed: bool = True) -> None:
-    """What a study that was just run says of the paper's numbers, with where ours come from.
+    """Write the record of a study that was just run: the paper's numbers, ours, and where ours were computed.
 
-    A run that found all its results in the store says nothing of when, where and how fast they were `computed`: what
-    an earlier record of the same parameters says of that stays.
+    Args:
+        computed: whether the run computed results.  If it found all of them in the store, it cannot say when, where and
+            how fast they were computed, and an earlier record of the same parameters keeps its entries about that.
     """
     path = folder / "replication.parquet"
     if stamp["profile"] not in PROFILES or not path.exists():
@@ -91,8 +96,8 @@ def write_record(root: Path, about: dict, rows: pd.DataFrame) -> None:
 def computed_where(stamp: dict, folder: Path, computed: bool) -> dict:
     """Device, seconds and date of the results, as the store has them for the cells of the study's frames.
 
-    What was computed together stands in a file for each measurement, with the same time: it counts once.  What has no
-    cells (convolutional nets) is the study's own doing, and so is what the store says of nothing.
+    Measurements of one training are in a file each, all with the time of that training: it is counted once.  Studies
+    without cells (convolutional nets), or with cells that the store has no times for, are described by their own stamp.
     """
     store = Store(stamp["parameters"].get("results", "results"))
     runs: dict[tuple, dict] = {}

@@ -1,4 +1,4 @@
-"""What a study's figures were made from, written beside them last: a run with the same is not made again."""
+"""Stamps: a record of what a study's figures depend on, written last; a study with an equal stamp is not run again."""
 
 import hashlib
 import json
@@ -56,7 +56,8 @@ def stamp_of(notebook: Path, profile: str, parameters: dict, folder: Path) -> di
 
 
 def what_it_depends_on(notebook: Path, parameters: dict) -> str:
-    """What the figures depend on: the notebook's cells, the parameters, the code, the data's place."""
+    """A digest of what the figures depend on: the notebook's cells, the parameters, flowstudy's code, torch's version.
+    """
     cells = [cell["source"] for cell in nbformat.read(notebook, as_version=4)["cells"]]
     code = [short_hash(path.read_bytes()) for path in sorted(HOUSE.rglob("*.py"))]
     return short_hash(json.dumps([cells, parameters, code, torch.__version__], sort_keys=True).encode())
@@ -69,7 +70,7 @@ def effective(executed: Path) -> dict:
 
 
 def outputs(folder: Path) -> list[Path]:
-    """In the order in which the study wrote them, which the gallery keeps."""
+    """The study's files in the order in which it wrote them, which is the gallery's order too."""
     found = (path for path in folder.iterdir() if path.name != "stamp.json" and not path.name.startswith("."))
     return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
 
@@ -85,7 +86,7 @@ def device_name(device: str) -> str:
 
 
 def revision() -> str:
-    """Of flowstudy's own clone; an installed package may lie inside somebody else's."""
+    """The git revision of flowstudy's own clone; an installed package may lie inside another repository."""
     if not (HOUSE.parent / ".git").exists():
         return "not a git checkout"
     try:

@@ -1,4 +1,4 @@
-"""From a monitor to a trainer's own log."""
+"""A writer that hands a monitor's curves on to a trainer's own log."""
 
 
 class LatestScalars(dict[str, float]):

@@ -17,7 +17,7 @@ from flowstudy.train.stacks.stacked_layers import Affine, Kept, Scratch
 from .kind import Kind
 
 aten = torch.ops.aten
-NODES = 24  # layers at which a layer's volume is worked out; it is smooth in the logarithm of the layer
+NODES = 24  # layers at which ln |det J| of a layer is computed; it is smooth in the logarithm of the layer number
 
 
 def highway_jacobian(block: HighwayBlock, x: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class HighwayTheory(CarryingTheory):
         return np.array([Gate(cell["gate_bias"], weight_var * mean_square).moments[0, 2] for mean_square in q])
 
     def mean_log(self, cell: pd.Series, weight_var: float, layers: pd.DataFrame) -> float:
-        """The volume of every layer, worked out at some and interpolated."""
+        """ln |det J| / width of each layer's Jacobian J, summed over layers: computed at some, interpolated between."""
         if layers["chi"].isna().any():
             return float("nan")
         q = np.append(cell["activation_mean_square"], layers["q"].to_numpy()[:-1])

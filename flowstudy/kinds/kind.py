@@ -1,4 +1,4 @@
-"""What a kind of net is made of, and how the rooms below come to know it."""
+"""The record of a kind of net, and the registration by which the packages that `kinds` imports come to know it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from flowstudy.train.stacks import fully_connected
 class Kind:
     """A kind of fully connected net: a plain input layer, depth - 1 blocks of one class, a linear read-out.
 
-    What a kind does not have is None, and is then done in the general way.
+    An attribute that a kind does not have is None; the general way, named below, is then used.
 
     Attributes:
         name: what `Cell.net` calls it.
@@ -51,7 +51,7 @@ KINDS: dict[str, Kind] = {}  # by name
 
 @takes(kind=instance_of(Kind, "a Kind"))
 def register(kind: Kind) -> None:
-    """Each room below takes what it can use of the kind."""
+    """Enter the kind into the tables of the other packages: nets, stacks, Jacobians in closed form, theories."""
     if kind.name in KINDS:
         raise RefusalError(f"register: `name` must be that of no other kind, got {kind.name!r}.")
     KINDS[kind.name] = kind

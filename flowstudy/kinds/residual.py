@@ -16,7 +16,7 @@ from .kind import Kind
 
 
 def residual_jacobian(block: ResidualBlock, x: Tensor) -> Tensor:
-    """The plain layer's, and I more."""
+    """The Jacobian of the plain layer plus the identity, (sample, width, width)."""
     result = plain_rule(block.affine, ACTIVATIONS[block.activation], x)
     result.diagonal(dim1=-2, dim2=-1).add_(1)
     return result

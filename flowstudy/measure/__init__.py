@@ -1,4 +1,4 @@
-"""What is observed: model and batch in, float64 numbers out."""
+"""Measurements: functions that take a model and a batch and return float64 numbers."""
 
 from .gates.activity import GateActivity, gate_activity
 from .gradients.flow import (

@@ -1,4 +1,4 @@
-"""What mean field predicts of a net's body, measured layer by layer: two signals, and the Jacobians at them."""
+"""The quantities that mean-field theory predicts for a net's body, measured layer by layer for two inputs."""
 
 from collections.abc import Iterator, Sequence
 
@@ -67,8 +67,12 @@ def body_moments(blocks: Blocks, x: Float[Tensor, "2 width"], *, every: int = 1,
 
 def signals_and_jacobians(call: str, blocks: Blocks, h: Float64[Tensor, "2 width"], probes: int, seed: int,
                           state: RandomState) -> Iterator[tuple[Tensor, ...]]:
-    """By layer: the outputs, the layer's two Jacobians, J of the first input scaled to mean square singular value 1
-    with the log of what it was, and both inputs' J times random directions."""
+    """Go through the layers and yield, for each, five things.
+
+    They are the outputs for the two inputs (2, width), the layer's two Jacobians (2, width, width), the Jacobian J from
+    the first input to here scaled to a mean square singular value of 1, ln of that value before scaling, and both
+    inputs' J times the random directions (2, width, probes).
+    """
     width = h.shape[1]
     total = torch.eye(width, dtype=torch.float64, device=h.device)
     log_square = torch.zeros((), dtype=torch.float64, device=h.device)
@@ -93,7 +97,7 @@ def moments(layer: int, h: Tensor, jacobians: Tensor, total: Tensor, log_square:
 
 
 def spectral_moments(total: Tensor, log_square: Tensor) -> dict[str, Tensor]:
-    """P of all singular values; mean square and P of all but the largest."""
+    """P of all singular values, and the mean square and P without the largest, as `body_moments` defines them."""
     if total.isfinite().all():
         with one_thread():
             squares = torch.linalg.eigvalsh(total @ total.mT)  # ascending
@@ -110,7 +114,13 @@ def relative_second_moment(squares: Tensor) -> Tensor:
 
 def two_inputs(width: int, q: float = 1.0, m: float = 0.0, c: float = 0.5, *,
                seed: int = 0) -> Float64[Tensor, "2 width"]:
-    """Two vectors with Gaussian entries but for this: mean square q, mean m and cosine c hold exactly.
+    """Two random vectors whose mean square q, mean m and cosine c are exact; otherwise their entries are Gaussian.
+
+    Args:
+        seed: of the draw.
+
+    Returns:
+        (2, width), float64.
 
     Raises:
         ValueError: a width below 3, or numbers that no two vectors have.
@@ -138,8 +148,11 @@ def check_blocks(call: str, blocks: Blocks, **integers: int) -> None:
 
 def outputs_and_jacobians(call: str, block: nn.Module, h: Float64[Tensor, "2 width"], state: RandomState,
                           ) -> tuple[Float64[Tensor, "2 width"], Float64[Tensor, "2 width width"]]:
-    """In closed form where the block is exactly what `layer_rule` knows, else by differentiation, input by input, of
-    the very pass that the outputs are from."""
+    """The block's outputs for the two inputs and its Jacobians at them.
+
+    The Jacobians are in closed form where `layer_rule` knows the block; else they are differentiated input by input, in
+    the same forward pass that gave the outputs.
+    """
     width = h.shape[1]
     try:
         jacobians = layer_rule(block, h)

@@ -10,17 +10,17 @@ if TYPE_CHECKING:
 
 
 class Drawn:
-    """`plot()`, and words, table and picture in notebooks, of a result with a `frame`, whose plot in `flowstudy.plots`
-    is named `drawn_by`.
+    """Base of results with a `frame`: gives them `plot()`, and words, table and picture in notebooks.
 
-    Measuring knows nothing of plots: it finds one by its name when it is to draw.
+    `drawn_by` is the name of the function in `flowstudy.plots` that draws the result.  It is looked up when a plot is
+    asked for, so that `flowstudy.measure` does not import matplotlib.
     """
 
     drawn_by: ClassVar[str]
 
     @property
     def drawn_with(self) -> dict[str, object]:
-        """What the plot is told besides the frame."""
+        """Keyword arguments for the plotting function, besides the frame."""
         return {}
 
     def plot(self) -> "Figure":

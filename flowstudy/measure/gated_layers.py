@@ -1,4 +1,4 @@
-"""Which of a model's layers have a transform gate, and which numbers they go by."""
+"""The layers of a model that have a transform gate, and their numbers."""
 
 from collections.abc import Iterator
 
@@ -11,14 +11,15 @@ from .models.layers import layers_of
 
 
 def layers_and_gates(call: str, model: nn.Module) -> tuple[list[nn.Module], dict[str, int]]:
-    """The layers in the order in which the model holds them; of each HighwayBlock, by name, its layer's number."""
+    """The layers in the order in which the model holds them, and each HighwayBlock's layer number by block name."""
     layers = set(layers_of(call, model).values())
     order = [module for module in dict.fromkeys(inside_out(model)) if module in layers]
     number: dict[nn.Module, int] = {}
     for i, layer in enumerate(order, 1):
         for part in layer.modules():
             number.setdefault(part, i)
-    # By its affine map: the layer is the block itself in `hidden_layers`, else the map, since it holds the weights.
+    # A block is found by its affine map, which lies in the block's layer: that layer is the block itself where
+    # `hidden_layers` lists it, else the map, because it holds the weights.
     blocks = {name: m for name, m in model.named_modules() if isinstance(m, HighwayBlock)}
     for name, block in blocks.items():
         check_forward(call, name, block)
@@ -30,7 +31,7 @@ def layers_and_gates(call: str, model: nn.Module) -> tuple[list[nn.Module], dict
 
 
 def check_forward(call: str, name: str, block: HighwayBlock) -> None:
-    """Hooks may be there: T is read off what the affine map puts out after them."""
+    """Refuse a block with a forward of its own; hooks are allowed, since T is read off the affine map's output."""
     if type(block).forward is not HighwayBlock.forward or "forward" in vars(block):
         raise RefusalError(f"{call}: `model` must have blocks that run as HighwayBlock does, got {name!r}, a "
                            f"{type(block).__name__} with a forward of its own: what its gate does is not known. "

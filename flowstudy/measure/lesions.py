@@ -1,4 +1,4 @@
-"""What becomes of a net when a layer's transform gates are closed: any layers of any model, or every one in turn."""
+"""Lesions of highway nets: the transform gates of some layers are closed, or of every layer in turn."""
 
 import operator
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ from flowstudy.nets.fully_connected import FullyConnected
 from flowstudy.refusal import RefusalError, RefusalTypeError
 from flowstudy.torch_arguments import TENSOR
 
-CHUNK = 500  # samples: what goes through at once, times the number of layers, stays small
+CHUNK = 500  # samples in one pass; memory grows by this number times the number of layers
 
 
 @contextmanager
@@ -37,6 +37,9 @@ def lesion(model: nn.Module, layers: int | Iterable[int]) -> Iterator[None]:
             them.
         layers: a layer's number, or several; none leaves the net intact. They count as in `gate_activity`: from 1,
             plain layers included, so that a HighwayNet's are 2..depth.
+
+    Returns:
+        A context manager, which yields None.
 
     Raises:
         ValueError: a number that is no highway layer's, as 1 is in a HighwayNet; a compiled model; a HighwayBlock with
@@ -62,7 +65,7 @@ def lesion(model: nn.Module, layers: int | Iterable[int]) -> Iterator[None]:
 
 
 def copy_input(_block: nn.Module, args: tuple, kwargs: dict, _output: Tensor) -> Tensor:
-    return next(iter((*args, *kwargs.values()))).clone()  # a clone, since what follows may work in place
+    return next(iter((*args, *kwargs.values()))).clone()  # a clone, since later operations may work in place
 
 
 def watch_order(call: str, model: nn.Module, layers: list[nn.Module], stack: ExitStack) -> None:
@@ -124,9 +127,9 @@ def lesion_losses(net: HighwayNet, x: Tensor, y: Int[Tensor, " sample"]
                   ) -> tuple[Float64[Tensor, " lesion"], Float64[Tensor, " lesion"]]:
     """Error and loss of the intact net and with each highway layer's gates closed in turn.
 
-    A closed layer copies its input.  The nets without layer 2, 3, ... are one until the layer that they lack: at layer
-    l one more variant branches off, and those that have branched go on together through one matrix product.  That is
-    half the work of a pass for each, in the net's own precision.
+    A closed layer copies its input.  Lesioned nets agree with the intact one up to the layer they lack.  So at each
+    layer one variant is split off, and all so far go through as one batched product, in the net's own precision: half
+    the work of one pass per lesion.
 
     Args:
         net: fully connected.
@@ -159,7 +162,7 @@ def variants(net: HighwayNet, x: Tensor) -> Tensor:
         whole = together[:1]
         h, t = torch.nn.functional.linear(together, block.affine.weight, block.affine.bias).chunk(2, -1)
         through = torch.lerp(together, ACTIVATIONS[block.activation](h), torch.sigmoid(t))
-        together = torch.cat([through, whole])  # the last to branch off has just lost this layer
+        together = torch.cat([through, whole])  # the new last variant skips this layer: it keeps the layer's input
     return together
 
 

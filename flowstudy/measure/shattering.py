@@ -1,4 +1,4 @@
-"""How alike the gradients at two inputs are, by the angle between the inputs: all pairs of points of a circle."""
+"""The cosine between the gradients at two inputs by the angle between them, from all pairs of points on a circle."""
 
 import math
 
@@ -52,8 +52,10 @@ def input_gradients(net: FullyConnected, x: Float[Tensor, "point feature"]) -> t
 
 
 def cosine_by_lag(vectors: Float64[Tensor, "point entry"], lags: list[int]) -> Float64[Tensor, " lag"]:
-    """Mean cosine of all pairs `lag` steps apart around the circle; pairs with a vector of exactly 0 are left out, and
-    nan is what no pair is left for."""
+    """Mean cosine over all pairs of vectors `lag` steps apart around the circle.
+
+    Pairs with a vector of exactly 0 are left out; nan where no pair is left.
+    """
     sizes = vectors.abs().amax(1, keepdim=True)
     unit = nn.functional.normalize(vectors / sizes.where(sizes > 0, 1.0), dim=1)  # no square that underflows
     live = (sizes > 0).double()

@@ -1,4 +1,4 @@
-"""What is studied: nets whose depth is one number, and the schemes that draw their weights."""
+"""The nets that are studied, whose depth is one number, and the schemes that draw their weights."""
 
 from .blocks import ACTIVATIONS, HighwayBlock, PlainBlock
 from .convolutional import ConvNet, cifar_conv_net, fitnet, initialize_as_authors, mnist_conv_net

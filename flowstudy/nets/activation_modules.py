@@ -1,4 +1,4 @@
-"""Which activation stands between a model's weights, options and all, as far as theory knows it."""
+"""The activation between a model's weight layers, with its options, by the name that theory has for it."""
 
 from dataclasses import dataclass
 
@@ -32,7 +32,7 @@ class Nonlinearity:
 
 
 def activation_between(model: nn.Module, name: str | None = None) -> Nonlinearity | None:
-    """What the model's activation modules are, if they are one and the same; None where it has none.
+    """The activation of the model's activation modules, if all have the same; None where the model has none.
 
     Args:
         name: theory's name of the one that is meant; its options are those of the model's modules of that name.
@@ -50,7 +50,7 @@ def nonlinearity_in_words(one: Nonlinearity) -> str:
 
 
 def read(module: nn.Module) -> Nonlinearity:
-    """Exact types: a subclass may compute something else."""
+    """The activation of a module, known for torch's own classes only, since a subclass may compute something else."""
     kind = type(module)
     if kind in WITHOUT_OPTIONS:
         return Nonlinearity(WITHOUT_OPTIONS[kind])

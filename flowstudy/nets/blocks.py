@@ -38,6 +38,11 @@ class PlainBlock(nn.Module):
         self.activation: ActivationName = check_activation("PlainBlock", activation)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The layer's outputs.
+
+        Returns:
+            `activation(affine(x))`, of the shape of the affine map's output.
+        """
         return ACTIVATIONS[self.activation](self.affine(x))
 
     def extra_repr(self) -> str:
@@ -67,12 +72,21 @@ class HighwayBlock(nn.Module):
         self.set_gate_bias(gate_bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The layer's outputs.
+
+        Returns:
+            `x + T(x) * (H(x) - x)`, of x's shape.
+        """
         h, t = self.affine(x).chunk(2, self.channel_axis)
         return torch.lerp(x, ACTIVATIONS[self.activation](h), torch.sigmoid(t))  # x + T (H - x)
 
     @takes(x=TENSOR)
     def transform_gate(self, x: Tensor) -> Tensor:
-        """T(x) in [0, 1], of x's shape."""
+        """The transform gate T at these inputs.
+
+        Returns:
+            T(x) in [0, 1], of x's shape.
+        """
         return torch.sigmoid(self.affine(x).chunk(2, self.channel_axis)[1])
 
     @property

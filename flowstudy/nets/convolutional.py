@@ -63,7 +63,12 @@ class ConvNet(nn.Module):
         *_, (_, shape) = with_input_shapes(plan, in_shape)
         self.readout = nn.Linear(math.prod(shape), classes)
 
-    def forward(self, x: Tensor) -> Tensor:  # (sample, channel, height, width) -> (sample, classes)
+    def forward(self, x: Tensor) -> Tensor:
+        """The logits of images (sample, channel, height, width).
+
+        Returns:
+            (sample, classes).
+        """
         return self.readout(self.body(x).flatten(1))
 
     @property
@@ -172,7 +177,9 @@ def fitnet(name: str, block: str = "highway", classes: int = 10) -> ConvNet:
 
 @takes(net=instance_of(ConvNet, "a ConvNet"))
 def initialize_as_authors(net: ConvNet, seed: int = 0) -> ConvNet:
-    """He-normal weights, H's and T's alike, and biases 0 as the authors'; b_T stays; the nets' exceptions.
+    """Draw He-normal weights for H and T, set their biases to 0, as in the authors' files, and keep b_T.
+
+    The first layer and the read-out have the standard deviation that the net gives for them, if any.
 
     A seed means the same weights on every device (see `initialize`, which draws).
 

@@ -32,7 +32,12 @@ class FullyConnected(nn.Module):
         self.blocks = nn.Sequential(*(block() for _ in range(depth - 1)))
         self.readout = nn.Linear(width, out_features)
 
-    def forward(self, x: Tensor) -> Tensor:  # (..., in_features) -> (..., out_features)
+    def forward(self, x: Tensor) -> Tensor:
+        """The logits of inputs (..., in_features).
+
+        Returns:
+            (..., out_features).
+        """
         return self.readout(self.blocks(self.input(x)))
 
     @property
@@ -41,7 +46,7 @@ class FullyConnected(nn.Module):
         return [self.input, *self.blocks]
 
     def set_activation(self, name: str) -> None:
-        """Of every hidden layer."""
+        """Set the activation of every hidden layer, by a name in `ACTIVATIONS`."""
         for module in (self, *self.hidden_layers):
             module.activation = check_activation(type(self).__name__, name)
 

@@ -29,6 +29,11 @@ class ResidualBlock(nn.Module):
         self.activation: ActivationName = check_activation("ResidualBlock", activation)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The layer's outputs.
+
+        Returns:
+            `x + activation(affine(x))`, of x's shape.
+        """
         return x + ACTIVATIONS[self.activation](self.affine(x))
 
     def extra_repr(self) -> str:

@@ -1,7 +1,7 @@
-"""What the paper's section 4 says of a trained highway net, each claim as a number beside the paper's.
+"""The claims of the paper's section 4 about a trained highway net, each as a number beside the paper's.
 
-Rows are `item` (the figure), `quantity`, `paper` and `ours` (numbers, None where none is published), `note` (the
-verdict, and what it means): what REPLICATION.md is made of.  A frame of several nets gives their mean.
+Each function returns rows of REPLICATION.md: `item` (the figure), `quantity`, `paper` and `ours` (numbers, None where
+none is published), `note` (the verdict and its meaning).  For a frame of several nets, `ours` is their mean.
 
 Source: Srivastava, Greff, Schmidhuber 2015 (arXiv:1507.06228), sections 4.1 and 4.2.
 """
@@ -11,14 +11,21 @@ import math
 import numpy as np
 import pandas as pd
 
-OPEN = 0.5      # a gate that lets more of H through than of x
-EARLY = 15      # layers: by then most of the change in the outputs has happened and classes differ, on MNIST
-SUBSTANTIAL = 0.1  # of a gate's range, 0 to 1: a difference of mean activity that a picture shows
-LATE = 45       # layers 15 to 45 hardly matter, on MNIST
+from flowstudy.arguments import NAME, a_whole, check_frame, takes
+
+OPEN = 0.5      # a gate above this lets more of H through than of x
+EARLY = 15      # the paper, on MNIST: most of the outputs' change happens, and classes differ, in the first 15 layers
+SUBSTANTIAL = 0.1  # difference of mean gate activity, of a range from 0 to 1, that can be seen in a picture
+LATE = 45       # the paper, on MNIST: layers 15 to 45 hardly matter
 
 
+@takes(routing=check_frame)
 def routing_claims(routing: pd.DataFrame) -> pd.DataFrame:
-    """Of frames of `gate_routing`."""
+    """The paper's claims about figure 2, from a frame of the measurement "gate_routing".
+
+    Returns:
+        Rows of REPLICATION.md, see the module.
+    """
     change = routing["trained_gate_bias"] - routing["gate_bias"]
     by_layer = routing.groupby("layer")[["trained_gate_bias", "activity"]].mean()
     outputs = routing.pivot_table(index="layer", columns=["cell", "unit"], values="single_output").to_numpy()
@@ -42,8 +49,13 @@ def routing_claims(routing: pd.DataFrame) -> pd.DataFrame:
     ])
 
 
+@takes(by_class=check_frame)
 def class_claims(by_class: pd.DataFrame) -> pd.DataFrame:
-    """Of frames of `gate_routing_by_class`."""
+    """The paper's claims about figure 3, from a frame of the measurement "gate_routing_by_class".
+
+    Returns:
+        Rows of REPLICATION.md, see the module.
+    """
     size = by_class["difference"].abs()
     early = size[by_class["layer"] <= EARLY]
     even = (EARLY - 1) / (by_class["layer"].max() - 1)  # if it were the same in every layer
@@ -56,8 +68,16 @@ def class_claims(by_class: pd.DataFrame) -> pd.DataFrame:
     ])
 
 
+@takes(lesions=check_frame, samples=a_whole(1))
 def lesion_claims(lesions: pd.DataFrame, samples: int) -> pd.DataFrame:
-    """Of frames of `lesions`, of nets of one depth and a training set of so many samples."""
+    """The paper's claims about figure 4, from a frame of the measurement "lesions" of nets of one depth.
+
+    Args:
+        samples: size of the training set, for the standard error of the training error.
+
+    Returns:
+        Rows of REPLICATION.md, see the module.
+    """
     by_layer = lesions.groupby("layer")["error"].mean()
     intact, cut = by_layer.loc[0], by_layer.drop(0)
     early, middle = cut[cut.index <= EARLY].mean(), cut[(cut.index > EARLY) & (cut.index <= LATE)].mean()
@@ -76,8 +96,13 @@ def lesion_claims(lesions: pd.DataFrame, samples: int) -> pd.DataFrame:
     ])
 
 
+@takes(training_loss=check_frame, accuracy=check_frame, item=NAME)
 def training_claims(training_loss: pd.DataFrame, accuracy: pd.DataFrame, item: str) -> pd.DataFrame:
-    """Whether the net that is looked at has learnt, of frames of `training_loss` and `accuracy`."""
+    """The loss and the accuracy of the net that a figure shows, from frames of "training_loss" and "accuracy".
+
+    Returns:
+        Rows of REPLICATION.md, see the module; `item` names the figure.
+    """
     last = training_loss[training_loss["epoch"] == training_loss["epoch"].max()]["loss"].mean()
     return claims([(item, "training loss of the net  [nats]", None, float(last), ""),
                    (item, "test accuracy of the net", None, float(accuracy["test_accuracy"].mean()), "")])
@@ -88,15 +113,19 @@ def concat(frames: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def idle_margin(error: float, samples: int) -> float:
-    """Two standard errors of a share: more would show in another sample of the data; and one in a thousand at least."""
+    """The rise of the error below which a layer counts as idle: two binomial standard errors, at least 0.001."""
     return max(2 * math.sqrt(error * (1 - error) / samples), 1e-3)
 
 
 def share_of_change(outputs: np.ndarray, counted: np.ndarray, power: int) -> float:
-    """Of the change from block to block of outputs (layer, unit), what the counted steps (layer - 1,) make.
+    """Share of the outputs' change from block to block that falls into the counted steps.
 
-    Squared, the few units that change much weigh more than the many that drift a little in every layer.  Where nothing
-    changes at all, all that there is comes early.
+    With `power` 2, the few units that change much weigh more than the many that drift a little in every layer.  The
+    share is 1 where nothing changes at all.
+
+    Args:
+        outputs: (layer, unit).
+        counted: (layer - 1,), whether a step counts.
     """
     steps = (np.abs(np.diff(outputs, axis=0)) ** power).sum(axis=1)
     return float(steps[counted].sum() / steps.sum()) if steps.sum() > 0 else 1.0

@@ -1,6 +1,8 @@
-"""The paper's convolutional nets: its tables beside ours."""
+"""The test accuracies of the paper's convolutional nets, and a table of ours beside them."""
 
 import pandas as pd
+
+from flowstudy.arguments import check_frame, takes
 
 # Test accuracy of highway nets [%], mean over 5 runs where the paper gives one: Srivastava et al. 2015, tables 1 to 3.
 PUBLISHED = {
@@ -9,15 +11,18 @@ PUBLISHED = {
     ("table 3", "cifar10", "cifar_10"): 92.31, ("table 3", "cifar100", "cifar_100"): 67.61,
 }
 NOT_IN_THE_PAPER = "a thinner net than the paper's"
-ONE_RUN = ("A", "C")  # of which the paper gives one run's accuracy
-EPOCHS = {"mnist": 300, "cifar10": 400, "cifar100": 400}  # of the authors' solvers
+ONE_RUN = ("A", "C")  # nets for which the paper gives the accuracy of a single run
+EPOCHS = {"mnist": 300, "cifar10": 400, "cifar100": 400}  # epochs in the authors' solver files
 MNIST_RATE, CIFAR_RATE = 0.01, 0.025  # the authors' learning rates
 
 
+@takes(frame=check_frame)
 def conv_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy of the last epoch [%], mean over seeds, beside the paper's: rows of REPLICATION.md.
+    """Test accuracy after the last epoch, mean over seeds, beside the paper's.
 
-    `paper` is empty for plain nets, which the paper did not train, for other data sets and other learning rates.
+    Returns:
+        Rows of REPLICATION.md: `item`, `quantity`, `paper` and `ours` [%], `note`.  `paper` is nan for plain and for
+        thinner nets, which the paper did not train, and for other data sets or learning rates.
     """
     kinds = ["dataset", "net", "block", "learning_rate", "parameters"]
     runs = frame.groupby([*kinds, "seed"], sort=False).last().reset_index()

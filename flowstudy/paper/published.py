@@ -9,6 +9,8 @@ the best 3, the mean of the best 10.
 import numpy as np
 import pandas as pd
 
+from flowstudy.arguments import a_whole, check_frame, optional, takes
+
 FIGURE_1 = pd.DataFrame([
     ("plain", 10, 6.6e-6, 1.1e-5, 2.6e-5), ("plain", 20, 1.35e-5, 2.6e-5, 8.4e-5),
     ("plain", 50, 1.3e-3, 2.2e-3, 4.8e-3), ("plain", 100, 3.0e-2, 5.5e-2, 1.2e-1),
@@ -18,16 +20,19 @@ FIGURE_1 = pd.DataFrame([
 EPOCHS, RUNS = 400, 100
 
 
+@takes(loss=check_frame, top=a_whole(1), deepest=optional(check_frame))
 def figure_1_claims(loss: pd.DataFrame, top: int, deepest: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Best and mean of the `top` runs of each net and depth beside the authors': what REPLICATION.md is made of.
-
-    Like stands beside like: `paper` is empty where the tables have no mean over so many runs, and on other data.
+    """The best loss, and the mean of the best `top`, for each net and depth, beside those of the authors' tables.
 
     Args:
         loss: of `run(measure="training_loss")`. A run that diverged counts as chance, ln 10, in the mean.
         top: how many runs the mean is over: 3 and 10 have their published counterparts.
         deepest: the loss of one very deep highway net, which the companion paper (arXiv:1505.00387) trained on
             CIFAR-100 without a number.
+
+    Returns:
+        Rows of REPLICATION.md: `item`, `quantity`, `paper` and `ours` [nats], `note`.  `paper` is nan where the tables
+        have no mean over as many runs, and on other data sets.
     """
     data = loss["dataset"].iloc[0]
     effort = {kind: (int(own["cell"].nunique()), int(own["epochs"].max()))
@@ -61,7 +66,7 @@ def published_loss(net: str, depth: int, name: str) -> float:
 
 
 def meaning(published: float, found: float, runs: int, epochs: int, name: str) -> str:
-    """What the distance between the authors' number and ours says, in a sentence."""
+    """A sentence that interprets the difference between the authors' number and ours."""
     if np.isnan(published):
         return ""
     theirs = "best of 100" if name == "best" else f"mean of the best {name.removeprefix('best_')} of 100"

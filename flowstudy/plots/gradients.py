@@ -40,9 +40,19 @@ THIN = {"color": "black", "lw": 0.9, "path_effects": halo(2.0)}
 
 @takes(frame=check_frame, quantity=NAME)
 def gradient_by_layer(frame: pd.DataFrame, quantity: str = ERROR) -> Figure:
-    """The norm of `quantity` by place in the net: a panel per initialiser and a line per depth; of highway nets of
-    several gate biases a panel per activation and a line per bias, of the deepest nets.  Dashed, what theory says of
-    nets of the same last norm, and dotted, the band in which it has most of the deepest."""
+    """The norm of `quantity` by place in the net: a panel per initialiser and a line per depth.
+
+    If gate biases vary, there is a panel per activation and a line per bias instead, and only the deepest nets.
+    Dashed: predicted from the last layer's norm.  Dotted: its 10-90 % band at the largest depth.  The caption gives
+    measured less predicted at the first predicted layer.
+
+    Args:
+        frame: from `run(measure="gradient_flow")`.
+        quantity: a column of log10 norms.
+
+    Returns:
+        The Figure, its message above and its caption below.
+    """
     frame = with_family(with_predicted_norms(frame, quantity)).assign(place=lambda rows: rows["layer"] / rows["depth"])
     gated = frame["gate_bias"].nunique() > 1
     shown = frame[frame["depth"] == frame["depth"].max()] if gated else frame
@@ -75,7 +85,8 @@ def draw_predicted_layers(ax: Axes, nets: pd.DataFrame, band: bool) -> None:
 
 
 def norms_in_words(frame: pd.DataFrame, quantity: str) -> str:
-    """What the deepest nets do to the norm: from the last layer back to the first, or over all layers but the first."""
+    """A sentence on the deepest nets: the norm's change from the last layer back to the first, or over layers 2..depth.
+    """
     deepest = frame[frame["depth"] == frame["depth"].max()]
     depth, error = int(deepest["depth"].max()), quantity == ERROR
     changes = {}
@@ -114,7 +125,7 @@ def norms_caption(frame: pd.DataFrame, quantity: str) -> str:
 
 
 def largest_gap(known: pd.DataFrame, quantity: str) -> str:
-    """Of the deepest nets, where theory is farthest from its start: the largest mean gap and its standard error."""
+    """A sentence on the deepest nets: measured less predicted at the first predicted layer, where it is largest."""
     covered = known[known["valid"] & (known["depth"] == known["depth"].max())]
     rows = covered[covered["layer"] == covered.groupby("family")["layer"].transform("min")]
     rows = rows.assign(gap=(rows[quantity] - rows["predicted"]).replace([math.inf, -math.inf], np.nan))
@@ -128,8 +139,14 @@ def largest_gap(known: pd.DataFrame, quantity: str) -> str:
 
 @takes(frame=check_frame)
 def slope_by_depth(frame: pd.DataFrame) -> Figure:
-    """Change of ln ||error signal||^2 per layer on the way back, against depth, a line per initialiser or gate bias;
-    dashed what theory says."""
+    """Change of ln ||error signal||^2 per layer towards the input, against depth; dashed: theory.
+
+    Args:
+        frame: from `run(measure="gradient_flow")`, with several depths.
+
+    Returns:
+        The Figure: a line per initialiser or gate bias, a panel per kind of net and activation.
+    """
     slopes = with_family(with_predicted_slopes(backward_slopes(frame), frame))
     panels, styles = slopes["panel"].unique(), family_styles(slopes)
     with mpl.rc_context(STYLE):
@@ -161,7 +178,7 @@ def draw_slopes(ax: Axes, nets: pd.DataFrame, family: str, place: float, style: 
 
 
 def slopes_in_words(slopes: pd.DataFrame) -> str:
-    """How much of the squared gradient a layer of the deepest nets keeps: the least and the most."""
+    """A sentence on the deepest nets: the least and the largest change of the squared gradient per layer."""
     deepest = slopes[slopes["depth"] == slopes["depth"].max()]
     middle = deepest.groupby(["panel", "family"])["slope"].median().dropna()
     if middle.empty:
@@ -173,7 +190,7 @@ def slopes_in_words(slopes: pd.DataFrame) -> str:
 
 
 def largest_slope_gap(slopes: pd.DataFrame) -> str:
-    """Of the deepest nets: the gap from theory that is largest in standard errors."""
+    """A sentence on the deepest nets: measured less predicted slope where it is largest in standard errors."""
     deepest = slopes[(slopes["depth"] == slopes["depth"].max()) & slopes["valid"]]
     gaps = deepest.assign(gap=deepest["slope"] - deepest["predicted"]).groupby(["panel", "family"]).agg(
         gap=("gap", "mean"), z=("z", "first")).dropna()
@@ -188,9 +205,18 @@ def largest_slope_gap(slopes: pd.DataFrame) -> str:
 
 @takes(frame=check_frame)
 def slope_gap_by_depth(frame: pd.DataFrame) -> Figure:
-    """What finite width does: mean slope less its limit of infinite width, a mark per author of initialisers (normal
-    and uniform ones obey one law) or gate bias, with its standard error; black lines are the exact finite-width law,
-    with its standard error for so many nets, dashed ones its first order in 1 / width."""
+    """The effect of finite width: mean slope of ln ||error signal||^2 less its infinite-width limit, against depth.
+
+    Bars are standard errors.  Normal and uniform initialisers of one author share a mark, since they obey one law.
+    Solid black lines: the exact finite-width law, with the standard error of as many nets in grey.  Dashed lines: the
+    first order in 1 / width.
+
+    Args:
+        frame: from `run(measure="gradient_flow")`, with several depths.
+
+    Returns:
+        The Figure: a panel per kind of net and activation.
+    """
     slopes = with_family(with_predicted_slopes(backward_slopes(frame), frame))
     slopes["gap"] = slopes["slope"] - slopes["limit"]
     slopes["law"] = slopes["family"].str.replace(r" normal| uniform| \(.*\)", "", regex=True)
@@ -226,7 +252,7 @@ def draw_gap(ax: Axes, nets: pd.DataFrame, family: str, place: float, style: dic
 
 
 def draw_finite_width(ax: Axes, slopes: pd.DataFrame) -> None:
-    """A line and band for Gaussian weights, one for orthogonal ones."""
+    """Draw the exact finite-width law as a line with a band, for Gaussian and for orthogonal weights."""
     exact = slopes[slopes["predicted_std"].notna()].assign(law=lambda rows: rows["predicted"] - rows["limit"])
     for orthogonal, rows in exact.groupby(exact["init"] == "orthogonal"):
         by_depth = rows.groupby("depth").agg(law=("law", "mean"), std=("predicted_std", "first"))
@@ -237,7 +263,7 @@ def draw_finite_width(ax: Axes, slopes: pd.DataFrame) -> None:
 
 
 def gap_in_a_sentence(slopes: pd.DataFrame) -> str:
-    """Of the deepest nets: what finite width takes where the law is exact, else the largest gap of all."""
+    """A sentence on the deepest nets: the effect of finite width where the law is exact, else the largest gap."""
     deepest = slopes[slopes["depth"] == slopes["depth"].max()]
     exact = deepest[deepest["predicted_std"].notna() & (deepest["init"] != "orthogonal")]
     where = f"at {deepest['depth'].max()} layers of width {listed(sorted(deepest['width'].unique()))}"

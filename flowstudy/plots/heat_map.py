@@ -19,12 +19,19 @@ TRAINING_PANELS = {  # column: title, unit, whether the column is a logarithm al
     "log10_error_signal_norm": ("error signal at the layer's output", "log$_{10}$ ‖∂L/∂h‖", True),
     "activation_mean_square": ("activation", "log$_{10}$ mean square", False),
 }
-STEPS_DRAWN = 250  # more would be narrower than two pixels
+STEPS_DRAWN = 250  # the most steps that are drawn; more would be narrower than two pixels each
 
 
 @takes(frame=check_frame)
 def training_heat_map(frame: pd.DataFrame) -> Figure:
-    """A whole training run: layers x steps, a panel per recorded quantity.  Black is an exact 0, grey not a number."""
+    """A whole training run: layers x steps, a panel per recorded quantity.  Black is an exact 0, grey not a number.
+
+    Args:
+        frame: `GradientMonitor.frame`.
+
+    Returns:
+        The Figure, its message above and its caption below.
+    """
     steps = np.unique(frame["step"])
     drawn = steps[np.unique(np.linspace(0, len(steps) - 1, STEPS_DRAWN).round().astype(int))] if len(steps) else steps
     panels = [name for name in TRAINING_PANELS if name in frame.columns]
@@ -46,7 +53,7 @@ def training_heat_map(frame: pd.DataFrame) -> Figure:
 
 
 def last_step_in_words(frame: pd.DataFrame, panels: list[str]) -> str:
-    """Of the first quantity drawn: between which layers it lies furthest apart at the last recorded step."""
+    """A sentence on the first quantity drawn: the two layers between which it differs most at the last step."""
     last = frame[frame["step"] == frame["step"].max()].set_index("layer") if len(frame) else frame
     logs = [name for name in panels if TRAINING_PANELS[name][2]]
     known = last[logs[0]][np.isfinite(last[logs[0]])] if logs and len(last) else []

@@ -36,7 +36,7 @@ PANELS = {  # quantity: title, what is added before drawing, y scale
     "P": ("their relative variance  $P - 1$", -1.0, "log"),
 }
 COSINES = ("c", "gradient_correlation")
-LOWEST = -12.0  # log10 of a singular value
+LOWEST = -12.0  # log10 of the smallest singular value that is drawn
 
 
 @takes(frame=check_frame)
@@ -47,6 +47,12 @@ def highway_recursion(frame: pd.DataFrame) -> Figure:
     Dots are means over nets with their standard errors, lines are theory at infinite width, thin and dotted where it
     does not cover the nets. Where activations have a mean, theory leaves out the largest singular value: full dots of
     m_1 and P - 1 are without it, hollow ones with it.
+
+    Args:
+        frame: from `run(measure="body_moments")`.
+
+    Returns:
+        The Figure, its message above and its caption below.
     """
     rows, lines = named(with_predicted_moments(frame)), named(predictions_of(frame))
     colors = family_colors(rows)
@@ -101,7 +107,7 @@ def draw_theory(ax: Axes, lines: pd.DataFrame, quantity: str, shift: float, colo
 
 
 def draw_measured(ax: Axes, rows: pd.DataFrame, quantity: str, shift: float, color: object) -> None:
-    """Full where there is a prediction, hollow else; without the largest singular value only where that is meant."""
+    """Draw the measured dots: full where there is a prediction, else hollow."""
     for name in (quantity, quantity + WITHOUT):
         part = rows[rows["quantity"] == name]
         meant = part["predicted"].notna().any()
@@ -137,9 +143,16 @@ def family_colors(rows: pd.DataFrame) -> dict[str, str]:
 def highway_spectrum(spectra: pd.DataFrame, flow: pd.DataFrame) -> Figure:
     """Singular values of the body's Jacobian by rank: raw, and each Jacobian's divided by their root mean square.
 
-    Dashed is the root mean square that theory predicts, from the measured mean square of the first layer (`flow`: the
-    same nets' gradient flow). Where activations have a mean, it leaves out the largest singular value. The axes end at
-    `LOWEST`: plain nets go far beyond, or to 0.
+    Dashed is the root mean square that theory predicts, from the measured mean square of the first layer. Where
+    activations have a mean, it leaves out the largest singular value. The axes end at `LOWEST`: plain nets go far
+    beyond, or to 0.
+
+    Args:
+        spectra: from `run(measure="jacobian_spectrum")`.
+        flow: from `run(measure="gradient_flow")` of the same nets.
+
+    Returns:
+        The Figure, its message above and its caption below.
     """
     rows = named(with_relative(spectra))
     colors, sizes = family_colors(rows), []
@@ -180,7 +193,7 @@ def lower(rows: pd.DataFrame) -> bool:
 
 
 def flatness_in_words(rows: pd.DataFrame) -> str:
-    """Over how many decades the half of the singular values in the middle spread, by kind of net."""
+    """A sentence: the decades over which the middle half of the singular values spread, by kind of net."""
     words, lost = [], []
     for family, part in rows.groupby("family", sort=False):
         middle = part.groupby("quantile")["log10_s"].median()
@@ -208,7 +221,7 @@ def with_relative(spectra: pd.DataFrame) -> pd.DataFrame:
 
 
 def predicted_log10_rms(flow: pd.DataFrame) -> float:
-    """Of the body's singular values, one kind of net: half the sum of log10 chi."""
+    """log10 of the root mean square of the body's singular values, for one kind of net: half the sum of log10 chi."""
     cell = flow[flow["layer"] == 1].iloc[0].copy()
     for name in ("activation_mean_square", "activation_mean"):
         cell[name] = flow.loc[flow["layer"] == 1, name].median()

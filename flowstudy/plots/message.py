@@ -1,6 +1,6 @@
-"""What a figure says in words: above it one sentence that its data make, below it what its marks are.
+"""The words of a figure: a message above it, one sentence computed from its data, and a caption below it.
 
-Whoever sees the picture alone has both; whoever does not see it has them as its alternative text.
+Both are part of the picture, and are its alternative text for those who cannot see it.
 """
 
 import math
@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from .style import keep_apart
 
-MESSAGE, CAPTION = 11.0, 8.5  # size of the letters, in points
-PER_INCH = {MESSAGE: 10.8, CAPTION: 15.2}  # letters, of bold and plain type
+MESSAGE, CAPTION = 11.0, 8.5  # font sizes, in points
+PER_INCH = {MESSAGE: 10.8, CAPTION: 15.2}  # letters per inch, of the bold message and of the plain caption
 DATASETS = {"digits": "scikit-learn's digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST",
             "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 MINUS, TIMES, NO_BREAK = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{NO-BREAK SPACE}"
@@ -47,7 +47,7 @@ def caption_of(figure: Figure) -> str:
 
 
 def number(x: float | np.number, digits: int = 2) -> str:
-    """As people write it: 0.046, 210, with a sign for minus, and powers of ten where it is far from 1."""
+    """A number as people write it: 0.046, 210, with a true minus sign, and powers of ten where it is far from 1."""
     words = f"{x:.{digits}g}"
     if 10**digits <= abs(x) < 1e5:
         words = f"{float(words):,.0f}"
@@ -58,7 +58,7 @@ def number(x: float | np.number, digits: int = 2) -> str:
 
 
 def power_of_ten(log10: float) -> str:
-    """10^log10 in words, however small: what a float can no longer hold too."""
+    """10^log10 as text, also where it is too small or too large for a float."""
     if not math.isfinite(log10):
         return "0" if log10 < 0 else "infinity"
     return number(10**log10) if abs(log10) < 2 else f"10{str(round(log10)).translate(RAISED)}"
@@ -85,7 +85,7 @@ def nets_of(frame: pd.DataFrame) -> str:
 
 
 def plain_words(text: str) -> str:
-    """Without the marks of mathematics: what a reader's voice can say."""
+    """The text without mathematical markup, as a screen reader can speak it."""
     words = re.sub(r"[$\\{}]", "", " ".join(text.split())).replace("b_T =", "gate bias")
     return re.sub(r"-(?=\d)", MINUS, words)
 

@@ -19,13 +19,19 @@ ROUTING = {  # column: title, colour map, what its bar counts
     "single_activity": ("gate activity, one sample", "magma", "share transformed"),
     "single_output": ("block outputs, one sample", "RdBu_r", "output"),
 }
-DRAWN = 0.99   # share of the cells that a scale of colours reaches
-SLIGHT = 0.01  # share of the samples
+DRAWN = 0.99   # share of a map's values that lie within its colour scale
+SLIGHT = 0.01  # a layer hardly matters if its lesion adds errors on less than this share of the samples
 
 
 @takes(routing=check_frame)
 def gate_routing(routing: pd.DataFrame) -> Figure:
     """Gate biases, mean and single-sample gate activity, and block outputs of one net: units across, layers down.
+
+    Args:
+        routing: from `run(measure="gate_routing")`.
+
+    Returns:
+        The Figure, its message above and its caption below.
 
     Source: Srivastava et al. 2015, figure 2.
     """
@@ -51,8 +57,16 @@ def gate_routing(routing: pd.DataFrame) -> Figure:
 
 @takes(by_class=check_frame, classes=several(a_whole(0)))
 def gate_routing_by_class(by_class: pd.DataFrame, classes: tuple[int, ...] = (0, 7)) -> Figure:
-    """Mean gate activity of a class less that over all classes, a panel per class, units across, layers down, and
-    beside them how large the differences are by layer.
+    """Mean gate activity of a class less that over all classes: a panel per class, units across, layers down.
+
+    A further panel has the size of the differences by layer.
+
+    Args:
+        by_class: from `run(measure="gate_routing_by_class")`.
+        classes: those that are drawn.
+
+    Returns:
+        The Figure, its message above and its caption below.
 
     Source: Srivastava et al. 2015, figure 3.
     """
@@ -94,7 +108,13 @@ def unit_map(ax: Axes, table: pd.DataFrame, title: str, colors: str, unit: str |
 
 @takes(frame=check_frame)
 def lesions(frame: pd.DataFrame) -> Figure:
-    """Training error without one layer, against that layer; dashed the intact net.  A line a net.
+    """Training error with one layer's gates closed, against that layer, a line per net; dashed: the intact net.
+
+    Args:
+        frame: from `run(measure="lesions")`.
+
+    Returns:
+        The Figure, its message above and its caption below.
 
     Source: Srivastava et al. 2015, figure 4.
     """
@@ -119,7 +139,7 @@ def lesions(frame: pd.DataFrame) -> Figure:
 
 
 def lesions_in_words(frame: pd.DataFrame) -> str:
-    """Which layers matter most, and how many hardly do: less than one percent of the samples more."""
+    """A sentence: the layers that matter most, and the number of layers whose lesion adds less than 1 % of errors."""
     first = frame[frame["cell"] == frame["cell"].iloc[0]]
     cut = first[first["layer"] > 0].set_index("layer")["error"]
     worst = cut.nlargest(3)

@@ -14,14 +14,21 @@ from flowstudy.whole_file import write_whole
 
 from .message import caption_of, message_of
 
-DOTS_PER_INCH = 200  # twice what a screen shows at full width: letters stay sharp
-MOST_ROWS = 100_000  # of a table that is written as text too
+DOTS_PER_INCH = 200  # twice a screen's resolution at full width, so that letters stay sharp
+MOST_ROWS = 100_000  # the most rows of a table that is also written as CSV
 
 
 @takes(frames=MAPPING, name=NAME, plot=check_function)
 def each(frames: Mapping[str, pd.DataFrame], name: str, plot: Callable[..., Figure],
          *args: object) -> dict[str, Figure]:
-    """The same plot of several frames: {"<name>_<key>": figure}."""
+    """The same plot for several frames.
+
+    Args:
+        frames: by key; `name`, the beginning of the figures' names; `plot`, the function from frame to Figure.
+
+    Returns:
+        The figures by name: {"<name>_<key>": figure}.
+    """
     return {f"{name}_{key}": plot(frame, *args) for key, frame in frames.items()}
 
 

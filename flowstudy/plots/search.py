@@ -1,4 +1,5 @@
-"""What a random search says beside its best run: how many runs train, and which gate bias trains at which depth."""
+"""Plots of a whole random search: how many runs train, which gate bias trains at which depth, and how far the best
+settings come when they are trained again."""
 
 import math
 
@@ -11,19 +12,29 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from flowstudy.arguments import a_real, check_frame, takes
+from flowstudy.paper.published import EPOCHS, FIGURE_1
 
 from .message import capital, count, data_of, number, speak
-from .style import LOST, STYLE, WIDTH, depth_axis, draw_chance, halo, label_end, net_color
-from .training import CHANCE, final_loss, gate_bias_rules, how_long, runs_per_net
+from .style import LOST, STYLE, WIDTH, depth_axis, depth_colors, draw_chance, halo, label_end, net_color
+from .training import CHANCE, DASHES, final_loss, gate_bias_rules, how_long, runs_per_net
 
-Z = 1.96  # of the intervals: 95 %
+Z = 1.96  # half-width of the 95 % intervals, in standard errors
 
 
 @takes(loss=check_frame, threshold=a_real("positive and finite"))
 def which_runs_train(loss: pd.DataFrame, threshold: float = 1e-3) -> Figure:
-    """Share of the runs whose final loss is below `threshold` by depth, with Wilson intervals | final loss of the
-    highway runs by depth and gate bias, a panel per activation, since the bias from which on they train differs, with
-    both rules of `theory.suggest_gate_bias` drawn over it."""
+    """Left, the share of runs that train by depth; right, the final loss of highway runs by depth and gate bias.
+
+    The share has 95 % Wilson intervals.  The right part has a panel per activation, since the bias at which runs train
+    depends on it, with both rules of `theory.suggest_gate_bias` as lines.
+
+    Args:
+        loss: from `run(measure="training_loss")` of a random search.
+        threshold: a run trains if its final loss [nats] is below this.
+
+    Returns:
+        The Figure, its message above and its caption below.
+    """
     final = final_loss(loss)
     highway = final[final["net"] == "highway"]
     activations = sorted(highway["activation"].unique())
@@ -54,7 +65,7 @@ def which_runs_train(loss: pd.DataFrame, threshold: float = 1e-3) -> Figure:
 
 
 def draw_share(ax: Axes, final: pd.DataFrame, net: str, threshold: float, place: float) -> None:
-    """By depth, at `place` times the depth, so that two kinds of net stand side by side."""
+    """Draw the share of trained runs at `place` times the depth, so that two kinds of net stand side by side."""
     counted = trained(final, threshold)
     low, high = wilson(*counted.to_numpy(dtype=float).T)
     middle = (counted["trained"] / counted["runs"]).to_numpy()
@@ -64,7 +75,7 @@ def draw_share(ax: Axes, final: pd.DataFrame, net: str, threshold: float, place:
 
 
 def trained(final: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """By depth: how many runs end below the threshold, and how many there are."""
+    """For each depth, the number of runs that end below the threshold, and the number of all runs."""
     return final.groupby("depth")["final"].agg(trained=lambda x: int((x < threshold).sum()), runs="size")
 
 
@@ -78,8 +89,69 @@ def shares_in_words(final: pd.DataFrame, threshold: float) -> str:
 
 
 @takes(loss=check_frame)
+def best_settings(loss: pd.DataFrame) -> Figure:
+    """Training loss [nats] by epoch, plain and highway nets in a panel each: a colour per depth, a line per seed.
+
+    On MNIST a triangle at the right edge shows where the authors' best run of that depth ended.
+
+    Args:
+        loss: from `run(paper.best_settings.best_settings(...), measure="training_loss")`.
+
+    Returns:
+        The Figure, its message above and its caption below.
+
+    Source: Srivastava et al. 2015, figure 1; the authors' search tables.
+    """
+    nets = [net for net in ("plain", "highway") if (loss["net"] == net).any()]
+    on_mnist = loss["dataset"].iloc[0] == "mnist"
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+        for ax, net in zip(figure.subplots(1, len(nets), sharey=True, squeeze=False)[0], nets, strict=True):
+            draw_runs(ax, loss, net, on_mnist)
+            draw_chance(ax, CHANCE)
+            ax.set(title=f"{net} nets", xlabel="epoch", xlim=(0, loss["epoch"].max()))
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        figure.axes[0].set_ylabel("training loss  [nats per sample]")
+        seeds = count(loss.groupby(["net", "depth"])["cell"].nunique().max(), "seed")
+        theirs = (f" Triangles: where the authors' best of 100 runs of each depth ended after {EPOCHS} epochs."
+                  if on_mnist else "")
+        return speak(figure, ends_of_deepest(loss),
+                     f"The best setting of each depth in the authors' search, trained on {data_of(loss)} for "
+                     f"{how_long(loss)}; every line is one net, {seeds} of each. Dotted: chance.{theirs}")
+
+
+def draw_runs(ax: Axes, loss: pd.DataFrame, net: str, on_mnist: bool) -> None:
+    colors = depth_colors(loss)
+    of_net = loss[loss["net"] == net].groupby("depth")
+    for (depth, rows), dashes in zip(of_net, DASHES * len(colors), strict=False):
+        for _, run in rows.groupby("cell"):
+            ax.plot(run["epoch"], run["loss"], color=colors[depth], lw=1.2, ls=dashes)
+        label_end(ax, final_loss(rows)["final"].median(), f"{depth} layers", colors[depth])
+        if on_mnist:
+            theirs = FIGURE_1[(FIGURE_1["net"] == net) & (FIGURE_1["depth"] == depth)]["best"]
+            ax.plot([1] * len(theirs), theirs, marker="<", ms=7, ls="", color=colors[depth], clip_on=False,
+                    transform=ax.get_yaxis_transform())
+
+
+def ends_of_deepest(loss: pd.DataFrame) -> str:
+    """A sentence: the median loss after the last epoch of the deepest nets of each kind."""
+    last = final_loss(loss).fillna({"final": CHANCE})
+    depth = last["depth"].max()
+    medians = last[last["depth"] == depth].groupby("net")["final"].median()
+    words = " and ".join(f"{number(medians[net])} with {net} nets" for net in ("highway", "plain") if net in medians)
+    return f"By the authors' best settings for {depth} layers, training ends at a loss of {words}."
+
+
+@takes(loss=check_frame)
 def training_curve(loss: pd.DataFrame) -> Figure:
-    """Training loss by epoch, a line a net; chance dotted."""
+    """Training loss [nats] by epoch, a line per net; dotted: the loss of a net that guesses.
+
+    Args:
+        loss: from `run(measure="training_loss")`.
+
+    Returns:
+        The Figure, its message above and its caption below.
+    """
     last = final_loss(loss)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
@@ -99,7 +171,7 @@ def training_curve(loss: pd.DataFrame) -> Figure:
 
 
 def ends_in_words(last: pd.DataFrame) -> str:
-    """Where the best run of each kind of net ends."""
+    """A sentence: the final loss of the best run of each kind of net."""
     words = []
     for net, runs in last.groupby("net", sort=False):
         runs_of = f", the best of {len(runs)}," if len(runs) > 1 else ""
@@ -115,7 +187,7 @@ def run_in_words(run: object) -> str:
 
 
 def loss_by_gate_bias(ax: Axes, highway: pd.DataFrame, lowest: float) -> PathCollection:
-    """A dot a run, of one activation; runs at one place stand side by side, the best in front."""
+    """Draw a dot per run of one activation; runs of equal depth and bias stand side by side, the best in front."""
     rows = highway.sort_values("final", ascending=False, na_position="first")
     place = rows.groupby(["depth", "gate_bias"]).cumcount() - (
         rows.groupby(["depth", "gate_bias"])["final"].transform("size") - 1) / 2
@@ -134,7 +206,7 @@ def loss_by_gate_bias(ax: Axes, highway: pd.DataFrame, lowest: float) -> PathCol
 
 
 def wilson(successes: np.ndarray, runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % interval of a share: good for few runs too, and for none or all of them."""
+    """Wilson's 95 % interval of a share, which is good for few runs too, and for none or all of them."""
     share, scale = successes / runs, 1 + Z**2 / runs
     middle = (share + Z**2 / (2 * runs)) / scale
     half = Z / scale * np.sqrt(share * (1 - share) / runs + Z**2 / (4 * runs**2))

@@ -33,8 +33,14 @@ READ_OUT = "The read-out has no component along the mean of the hidden outputs"
 
 @takes(frame=check_frame)
 def gradient_correlation(frame: pd.DataFrame) -> Figure:
-    """Correlation of the input gradients ("centred" read-out) against the angle between the inputs, a panel per kind of
-    net, a colour per depth; dashed theory."""
+    """Correlation of the input gradients ("centred" read-out) against the angle between the inputs; dashed: theory.
+
+    Args:
+        frame: from `run(measure="gradient_correlation")`.
+
+    Returns:
+        The Figure: a panel per kind of net, a colour per depth.
+    """
     found = with_predicted_correlations(frame[frame["readout"] == "centred"]).assign(kind=kind_in_words)
     colors, kinds = depth_colors(found), found["kind"].unique()
     with mpl.rc_context(STYLE):
@@ -63,9 +69,17 @@ def gradient_correlation(frame: pd.DataFrame) -> Figure:
 
 @takes(frame=check_frame, angle=a_real())
 def gradient_correlation_by_depth(frame: pd.DataFrame, angle: float = 45.0) -> Figure:
-    """The same at one angle [degrees] against depth, a line per kind of net, and beside it the last hidden outputs'.
+    """Correlation of the input gradients at one angle against depth, and beside it that of the last hidden outputs.
 
-    Dashed theory; dotted what independent masks would give (Balduzzi et al. 2017); hollow the read-out as it is.
+    Dashed: theory.  Dotted: the correlation if masks were independent (Balduzzi et al. 2017).  Hollow: gradients of the
+    read-out as it is, not centred.
+
+    Args:
+        frame: from `run(measure="gradient_correlation")`.
+        angle: between the two inputs [degrees].
+
+    Returns:
+        The Figure: a line per kind of net.
     """
     found = with_predicted_correlations(frame).assign(kind=kind_in_words)
     nearest = found["lag"].loc[(np.degrees(found["angle"]) - angle).abs().idxmin()]
@@ -111,8 +125,16 @@ def kind_style(cell: pd.Series) -> dict:
 
 @takes(frame=check_frame)
 def gradient_around_circle(frame: pd.DataFrame) -> Figure:
-    """The gradient itself along the circle, in units of its root mean square, a panel per kind and depth of net: of the
-    first seed; below them white and brown noise.  After Balduzzi et al. 2017, figure 1."""
+    """The gradient along the circle in units of its root mean square, for the first seed; white and brown noise below.
+
+    Args:
+        frame: from `run(measure="gradient_around_circle")`.
+
+    Returns:
+        The Figure: a panel per kind and depth of net.
+
+    Source: after Balduzzi et al. 2017, figure 1.
+    """
     one = frame[frame["seed"] == frame["seed"].min()].assign(kind=kind_in_words)
     curves = {f"{kind}, depth {depth}": (rows["angle"].to_numpy(), rows["gradient"].to_numpy(),
                                          kind_style(rows.iloc[0])["color"])
@@ -154,7 +176,7 @@ def neighbours(gradient: np.ndarray) -> float:
 
 
 def alike_in_words(found: pd.DataFrame, angle: float, *, ends: bool = False) -> str:
-    """What correlation the deepest nets of each kind keep at the angle, from the least on; or the two `ends` alone."""
+    """The gradient correlations of the deepest nets at the angle by kind, in increasing order, or only both `ends`."""
     at = found[found["lag"] == found["lag"].loc[(np.degrees(found["angle"]) - angle).abs().idxmin()]]
     deepest = at[at["depth"] == at["depth"].max()].set_index("kind")["measured"].dropna().sort_values()
     words = [f"{round(value, 2) + 0.0:.2f} ({plain_words(kind)})".replace("-", MINUS)

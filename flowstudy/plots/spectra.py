@@ -44,13 +44,18 @@ ROUTE_LABELS = {"float32": ("multiplied out, float32", "s"), "float64": ("multip
 
 @takes(frame=check_frame, statistics=optional(check_frame))
 def spectrum_by_depth(frame: pd.DataFrame, statistics: pd.DataFrame | None = None) -> Figure:
-    """log10 singular values of the Jacobian by rank: a panel per initialiser and a line per depth, of highway nets of
-    several gate biases a panel per activation and a line per bias, of the deepest; a rank that most nets of a family
-    lack is not drawn.
+    """log10 singular values of the Jacobian by rank: a panel per initialiser and a line per depth.
 
-    Of a frame from `with_predicted_spectra`, dashed, the limit law of infinite width where it is known, dotted where it
-    is not quite that of such nets.  Given `statistics` from `with_predicted_statistics`: triangles, the exact mean rank
-    of ReLU nets.
+    If gate biases vary, there is a panel per activation and a line per bias instead, and only the deepest nets.  A rank
+    that most nets of a family lack is not drawn.  Dashed: the infinite-width law where it is known, dotted where it is
+    only close to that of such nets.  Triangles: the exact mean rank of ReLU nets.
+
+    Args:
+        frame: from `run(measure="jacobian_spectrum")`, or from `with_predicted_spectra`, which adds the law.
+        statistics: from `with_predicted_statistics`, for the triangles.
+
+    Returns:
+        The Figure, its message above and its caption below.
     """
     frame = with_family(frame)
     frame = frame.assign(
@@ -82,7 +87,7 @@ def spectrum_by_depth(frame: pd.DataFrame, statistics: pd.DataFrame | None = Non
 
 
 def widest(frame: pd.DataFrame, ranks: dict) -> float:
-    """Where the axis ends: at the last rank that most nets of a kind have, or theory's mean rank."""
+    """The last rank on the axis: the last that most nets of a kind have, or theory's mean rank."""
     kinds = [frame[name] for name in ("panel", "family", "depth", "quantile")]
     kept = np.isfinite(frame["log10_s"]).groupby(kinds).mean()
     most = kept[kept > 1 - BAND[0]].index.get_level_values("quantile").max()
@@ -109,7 +114,7 @@ def exact_ranks(statistics: pd.DataFrame | None) -> dict[tuple, float]:
 
 
 def spectra_in_words(frame: pd.DataFrame) -> str:
-    """Over how many decades the middle eight tenths of the ranks of the deepest nets spread: the least and the most."""
+    """A sentence on the deepest nets: the fewest and the most decades over which the middle 80 % of ranks spread."""
     deepest = frame[frame["depth"] == frame["depth"].max()]
     spreads = {}
     for (_, family), rows in deepest.groupby(["panel", "family"], sort=False):
@@ -145,8 +150,15 @@ def spectra_caption(frame: pd.DataFrame, ranks: dict) -> str:
 
 @takes(statistics=check_frame, statistic=NAME)
 def spectrum_statistic_by_depth(statistics: pd.DataFrame, statistic: str) -> Figure:
-    """One number of each spectrum against depth, from `with_predicted_statistics` (logs per layer of the body), dashed
-    what theory says."""
+    """One statistic of each spectrum against depth, logs divided by the body's layers; dashed: theory.
+
+    Args:
+        statistics: from `with_predicted_statistics`.
+        statistic: a value of its column `statistic`.
+
+    Returns:
+        The Figure: a panel per kind of net, a line per initialiser or gate bias.
+    """
     check_one_of("spectrum_statistic_by_depth", "statistic", statistic, list(statistics["statistic"].unique()))
     rows = with_family(statistics[(statistics["statistic"] == statistic) & (statistics["depth"] > 1)])
     per_layer = statistic in ("mean_log", "log_mean_square")
@@ -194,7 +206,7 @@ def lines_by_depth(rows: pd.DataFrame, y: str, label: str, *, log: bool = False,
 
 
 def statistic_in_words(rows: pd.DataFrame, y: str, name: str) -> str:
-    """Of the deepest nets: the least and the most."""
+    """A sentence on the deepest nets: the least and the largest value of the statistic."""
     deepest = rows[rows["depth"] == rows["depth"].max()]
     middle = deepest.groupby(["panel", "family"])[y].median().replace([math.inf, -math.inf], np.nan).dropna()
     if middle.empty:
@@ -213,8 +225,14 @@ def distance_in_words(rows: pd.DataFrame, y: str) -> str:
 
 @takes(frame=check_frame)
 def condition_by_depth(frame: pd.DataFrame) -> Figure:
-    """The ratio of the largest to the smallest non-zero singular value against depth; of a frame from
-    `with_predicted_spectra`, dashed, what the limit law of infinite width makes of it."""
+    """The condition number, largest over smallest non-zero singular value, against depth; dashed: infinite width.
+
+    Args:
+        frame: from `run(measure="jacobian_spectrum")`, or from `with_predicted_spectra`, which adds the prediction.
+
+    Returns:
+        The Figure: a panel per kind of net, a line per initialiser or gate bias.
+    """
     spread = with_family(with_predicted_conditions(frame))
     with mpl.rc_context(STYLE):
         figure, axes = lines_by_depth(spread, "log10_condition", "condition number", share_y=False)
@@ -237,7 +255,14 @@ def condition_by_depth(frame: pd.DataFrame) -> Figure:
 
 @takes(frame=check_frame)
 def spectrum_by_route(frame: pd.DataFrame) -> Figure:
-    """All singular values of one net three ways: multiplied out in float32 and float64, and by the product route."""
+    """All singular values of one net by three routes: multiplied out in float32, in float64, and by the product route.
+
+    Args:
+        frame: from `run(measure="spectrum_by_route")`.
+
+    Returns:
+        The Figure: log10 singular value by rank, a line per route.
+    """
     finite = frame[np.isfinite(frame["log_singular_value"])].assign(
         log10_s=lambda rows: rows["log_singular_value"] / math.log(10))
     cell, ends = frame.iloc[0], finite.groupby("route")["log10_s"].min()
@@ -262,7 +287,14 @@ def spectrum_by_route(frame: pd.DataFrame) -> Figure:
 
 @takes(frame=check_frame)
 def lyapunov_exponents(frame: pd.DataFrame) -> Figure:
-    """ln singular value per layer of linear Gaussian nets against rank, and Newman's exact limit of infinite depth."""
+    """ln singular value per layer of linear Gaussian nets against rank, and Newman's exact limit of infinite depth.
+
+    Args:
+        frame: from `run(measure="jacobian_spectrum")` of plain linear nets with Gaussian weights.
+
+    Returns:
+        The Figure: a line per depth.
+    """
     layers = frame["depth"] - 1  # of the body
     frame = frame.assign(exponent=frame["log_singular_value"] / layers)
     width, deepest = int(frame["width"].iloc[0]), int(frame["depth"].max())

@@ -1,4 +1,4 @@
-"""What the figures share: the palette, axes, labels at the ends of lines, medians and bands."""
+"""Parts that all figures share: the palette, axes, labels at the ends of lines, medians and bands."""
 
 import math
 
@@ -18,7 +18,7 @@ STYLE = sns.axes_style("whitegrid") | {
     "axes.titlesize": 10, "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9,
     "legend.title_fontsize": 9, "figure.titlesize": 12, "grid.color": "0.9", "axes.edgecolor": "0.6",
 }
-WIDTH = 9.6  # of a figure, in inches: a notebook's width
+WIDTH = 9.6  # width of a figure, in inches: that of a notebook
 BAND = (0.1, 0.9)  # quantiles over seeds
 TEN_TO_NINETY = 1.2816  # half that band of a normal law, in standard deviations
 LABELS = {
@@ -40,8 +40,8 @@ OTHER = "#7a4b2a"
 MARKERS = {"normal": "o", "uniform": "s", "orthogonal": "D", "walk": "^"}  # by the end of a scheme's name
 CLASSES = ("#6a4c93", "#00695c", "#ad1457", "#5d4037")  # of a data set, or one trained net beside another
 ROUTES = {"float32": "#7b1fa2", "float64": "#3c5a73", "product": "#000000"}  # to one net's singular values
-REFERENCE = "0.35"  # chance, and what else is not a result
-LOST = "#b00020"    # a run that diverged
+REFERENCE = "0.35"  # colour of lines that are not results, such as chance
+LOST = "#b00020"    # colour of a run that diverged
 
 
 def with_family(frame: pd.DataFrame) -> pd.DataFrame:
@@ -67,13 +67,13 @@ def net_color(net: str) -> str:
 
 
 def gate_colors(biases: pd.Series) -> dict[float, str]:
-    """Of highway nets by gate bias: the more closed, the darker."""
+    """A colour for each gate bias: the more closed the gates, the darker."""
     known = sorted(biases.dropna().unique(), reverse=True)
     return {bias: to_hex(GATES(i / max(len(known) - 1, 1))) for i, bias in enumerate(known)}
 
 
 def depth_colors(frame: pd.DataFrame) -> dict[int, str]:
-    """The deeper, the darker."""
+    """A colour for each depth: the deeper, the darker."""
     depths = sorted(frame["depth"].unique().tolist())
     places = np.linspace(*DEPTH_RANGE, len(depths)) if len(depths) > 1 else [DEPTH_RANGE[1]]
     return {depth: to_hex(DEPTHS(place)) for depth, place in zip(depths, places, strict=True)}
@@ -112,7 +112,7 @@ def median_and_band(ax: Axes, rows: pd.DataFrame, x: str, y: str, *, band: bool 
 
 
 def draw_prediction(ax: Axes, predicted: pd.Series, valid: pd.Series, **style: object) -> None:
-    """Against the index: dashed where theory covers the nets, thin and dotted on where it has a number but does not."""
+    """Draw theory against the index: dashed where it covers the nets, thin and dotted where it only has a number."""
     ax.plot(predicted.index, predicted.where(valid.astype(bool)), **{"ls": "--"} | style)
     if (predicted.notna() & ~valid.astype(bool)).any():
         ax.plot(predicted.index, predicted, **style | {"ls": ":", "lw": 0.9})
@@ -198,7 +198,7 @@ def depth_axis(ax: Axes, depths: pd.Series) -> None:
 
 
 def widen(ax: Axes, decades: float) -> None:
-    """The y axis shows at least so many decades: a small fluctuation looks small."""
+    """Let the y axis show at least this many decades, so that a small fluctuation looks small."""
     log = ax.get_yscale() == "log"
     low, high = np.log10(ax.get_ylim()) if log else ax.get_ylim()
     add = max(0.0, decades - (high - low)) / 2

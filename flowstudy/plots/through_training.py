@@ -18,14 +18,22 @@ ROWS = {  # statistic: label, whether the axis is logarithmic
     "log10_condition": ("log$_{10}$ condition\nnumber", False),
     "slope": ("Δ ln ‖∂L/∂h‖² per layer\ntowards the input", False),
 }
-AT_CHANCE = 0.05  # share of the loss by which a net must have come below where it started, to have learnt
+AT_CHANCE = 0.05  # a net has learnt if its loss has fallen by more than this share of its first value
 
 
 @takes(statistics=check_frame)
 def spectra_through_training(statistics: pd.DataFrame) -> Figure:
-    """Spread of the Jacobian's squared singular values, its condition number, and the slope of the error signal against
-    the epoch: a column a depth, a colour a kind of net, a thin line a net, a thick one their median; dashed what theory
-    says of the start."""
+    """Relative variance of the squared singular values, condition number, and slope of the error signal by epoch.
+
+    A column per depth, a colour per kind of net, a thin line per net, a thick one for their median.  Dashed: theory of
+    the untrained nets.
+
+    Args:
+        statistics: from `through_training`.
+
+    Returns:
+        The Figure, its message above and its caption below.
+    """
     kinds, depths = kinds_with_styles(statistics), sorted(statistics["depth"].unique())
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 6.4), layout="constrained")
@@ -61,7 +69,7 @@ def same_limits(row: np.ndarray) -> None:
 
 
 def spread_in_words(statistics: pd.DataFrame) -> str:
-    """By kind of the deepest nets: by which factor the relative variance has changed between start and end."""
+    """A sentence on the deepest nets of each kind: the factor by which the relative variance changed in training."""
     depth = statistics["depth"].max()
     rows = statistics[(statistics["statistic"] == "relative_variance") & (statistics["depth"] == depth)]
     words = []
@@ -76,7 +84,14 @@ def spread_in_words(statistics: pd.DataFrame) -> str:
 
 @takes(loss=check_frame)
 def training_curves(loss: pd.DataFrame) -> Figure:
-    """Training loss by epoch, a column a depth, a colour a kind of net, a line a net."""
+    """Training loss [nats] by epoch: a column per depth, a colour per kind of net, a line per net.
+
+    Args:
+        loss: from `run(measure="training_loss")`.
+
+    Returns:
+        The Figure, its message above and its caption below.
+    """
     kinds, depths = kinds_with_styles(loss), sorted(loss["depth"].unique())
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
@@ -105,7 +120,7 @@ def has_not_learnt(rows: pd.DataFrame) -> bool:
 
 
 def trained_in_words(loss: pd.DataFrame) -> str:
-    """Of the deepest nets: which have learnt and which have not."""
+    """A sentence on the deepest nets: which have learnt and which have not."""
     rows = loss[loss["depth"] == loss["depth"].max()].rename(columns={"loss": "measured"})
     stuck, learnt = [], []
     for name, (kind, _) in kinds_with_styles(loss).items():

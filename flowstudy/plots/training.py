@@ -19,7 +19,7 @@ from .message import count, data_of, listed, number, speak
 from .style import STYLE, WIDTH, depth_axis, depth_colors, draw_chance, halo, label_end, net_color
 
 CLASSES = 10
-TRAINS = 0.5  # test accuracy above which a net of the map counts as trained
+TRAINS = 0.5  # a net of the map counts as trained if its test accuracy is above this
 DASHES = ("-", (0, (5, 1.5)), (0, (4, 1, 1, 1)), (0, (6, 1, 1, 1, 1, 1)))  # a depth or a net where colour fails
 CHANCE = math.log(CLASSES)  # cross-entropy of a ten-class net that knows nothing [nats]
 
@@ -31,6 +31,14 @@ def trainability_map(frame: pd.DataFrame, axis: str = "weight_var", accuracy: st
     Plain tanh nets over "weight_var": 6 xi_c, six depth scales of the correlation of two inputs (Schoenholz et al.
     2017).  Highway nets over "gate_bias": both rules of `theory.suggest_gate_bias`.  A run that diverged counts as
     chance.
+
+    Args:
+        frame: from `run(measure="accuracy")`.
+        axis: the cell's field along the second axis, "weight_var" or "gate_bias".
+        accuracy: the column that is drawn.
+
+    Returns:
+        The Figure, its message above and its caption below.
     """
     check_one_of("trainability_map", "accuracy", accuracy, list(frame.columns))
     frame = frame.assign(weight_var=frame["gain"] ** 2, right=frame[accuracy].fillna(1 / CLASSES))
@@ -115,11 +123,18 @@ def gate_bias_rules(highway: pd.DataFrame, low: float, high: float) -> list[Curv
 
 @takes(frame=check_frame, top=a_whole(1))
 def figure_1(frame: pd.DataFrame, top: int = 10) -> Figure:
-    """The paper's figure 1: mean of the `top` settings of plain and of highway nets by depth | the best training curve
-    of each depth, of plain | of highway nets.
+    """The paper's figure 1: the mean final loss of the `top` settings by depth, and the best training curves.
 
-    In the mean, a run that diverged counts as chance; small dots are its runs.  On MNIST the means over the best 10 of
-    100 settings in the authors' search tables stand beside ours, hollow.
+    Left, the means of plain and of highway nets; small dots are the runs in a mean, and one that diverged counts as
+    chance.  Middle and right, the best training curve of each depth, of plain and of highway nets.  On MNIST the means
+    over the best 10 of 100 settings in the authors' search tables are drawn as hollow marks.
+
+    Args:
+        frame: from `run(measure="training_loss")` of a random search.
+        top: number of settings in the mean.
+
+    Returns:
+        The Figure, its message above and its caption below.
 
     Source: Srivastava et al. 2015, figure 1.
     """
@@ -153,7 +168,7 @@ MARKS = {"plain": "o", "highway": "s"}
 
 
 def depth_in_words(best: pd.DataFrame, top: int) -> str:
-    """What the deepest nets reach, and what that is beside the shallowest plain nets."""
+    """A sentence: the loss that the deepest nets reach, compared with the shallowest plain nets."""
     depth = best["depth"].max()
     plain, highway = (mean_of_best(best[(best["net"] == net) & (best["depth"] == depth)]["final"], top)
                       for net in NETS_HERE)
@@ -215,9 +230,16 @@ def runs_per_net(best: pd.DataFrame, net: str) -> int:
 
 @takes(frame=check_frame)
 def conv_training(frame: pd.DataFrame) -> Figure:
-    """Training loss and test error by epoch, a row of panels for each data set and learning rate: highway nets and
-    their plain twins, a line for each seed, a dash for each net; the paper's highway nets after their last epoch
-    dotted, where the data set is theirs.
+    """Training loss and test error of convolutional highway nets and their plain twins by epoch.
+
+    There is a row of panels for each data set and learning rate, a line for each seed, and a dash pattern for each net.
+    Dotted: the error of the paper's highway nets after their last epoch, on the paper's data sets.
+
+    Args:
+        frame: from `train.train_conv_nets` or `train.train_conv_study`.
+
+    Returns:
+        The Figure, its message above and its caption below.
 
     Source: Srivastava et al. 2015, tables 1 to 3.
     """

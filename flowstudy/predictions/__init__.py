@@ -1,4 +1,4 @@
-"""Theory beside measured frames: the joins that add `predicted` and `z`, a file for each kind of measurement."""
+"""Functions that add theory to measured frames as columns `predicted` and `z`, a file for each kind of measurement."""
 
 from .body import with_predicted_moments
 from .by_net import backward_slopes

@@ -14,19 +14,22 @@ KIND = [*by_layer.KIND, "q0", "m0", "c0"]
 WITHOUT = "_without_largest"
 SPECTRAL = ["mean_squared", "P"]  # measured with and without the largest singular value
 QUANTITIES = ["q", "m", "c", "chi", "gradient_correlation", *SPECTRAL, *(name + WITHOUT for name in SPECTRAL)]
-SMALL_SHARE = 0.1  # of the mean square, up to which the mean mode does not show in two gradients' cosine
+SMALL_SHARE = 0.1  # the mean mode's share of the mean square up to which it does not show in two gradients' cosine
 
 
 @takes(rows=check_frame)
 def with_predicted_moments(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row per kind of net, layer and quantity of `body_moments`, from a frame of many nets.
+    """Theory beside the quantities of `body_moments`, from a frame of many nets.
 
-    `measured`: mean over nets; `standard_error` of that mean, nan where there is one net.  `predicted`: for infinite
-    width, nan where theory has nothing to say: of the moments with and without the largest singular value one is
-    predicted, the latter for nets with a mean mode (see `theory.highway`).  `z`: measured less predicted, in standard
-    errors; at finite width there is a bias of the order depth / width, which z counts too.  `valid`: false where theory
-    has a number but does not cover the nets: the cosine of two gradients where the mean mode, which both share, is more
-    than a tenth of the Jacobian's mean square.
+    At finite width there is a bias of the order depth / width, which z counts as a deviation.
+
+    Returns:
+        A row per kind of net, layer and quantity.  `measured`: mean over nets; `standard_error` of that mean, nan for a
+        single net.  `predicted`: at infinite width, nan where theory has no answer; of the moments with and without the
+        largest singular value only one is predicted, the latter for nets with a mean mode (see `theory.highway`).
+        `z`: measured less predicted, in standard errors.  `valid`: false where theory has a number but does not cover
+        the nets: the cosine of two gradients where the mean mode, which both share, is more than a tenth of the
+        Jacobian's mean square.
     """
     groups = rows.groupby([*KIND, "layer"], dropna=False, sort=False)[QUANTITIES]
     found = groups.mean().melt(ignore_index=False, var_name="quantity", value_name="measured").reset_index()

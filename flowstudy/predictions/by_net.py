@@ -1,4 +1,4 @@
-"""What the measured rows of each net come to: the slope of its error signal, and its condition number."""
+"""One number for each net from its measured rows: the slope of its error signal, or its condition number."""
 
 import math
 
@@ -12,9 +12,12 @@ from .gradients import KIND, z_of
 
 @takes(flow=check_frame)
 def backward_slopes(flow: pd.DataFrame) -> pd.DataFrame:
-    """A row per net, `slope` the least-squares slope of ln ||error signal||^2 over the layers, towards the input.
+    """The least-squares slope of ln ||error signal||^2 over the layers, towards the input, of fully connected nets.
 
-    Of fully connected nets; `GradientFlow.slope` also knows what pooling does.
+    `GradientFlow.slope` is the same for a single model, and also allows for pooling.
+
+    Returns:
+        A row per net: the cell's columns, and `slope` [per layer].
     """
     norm = flow["log10_error_signal_norm"]
     log_square = 2 * math.log(10) * norm.where(np.isfinite(norm))
@@ -25,7 +28,7 @@ def backward_slopes(flow: pd.DataFrame) -> pd.DataFrame:
 
 
 def log_conditions(spectra: pd.DataFrame, columns: tuple[str, ...] = ("log_singular_value",)) -> pd.DataFrame:
-    """By cell and sample, ln of the largest singular value over the smallest that is not 0, of each of the columns."""
+    """ln of the largest singular value over the smallest that is not 0, by cell and sample, for each of the columns."""
     finite = spectra[np.isfinite(spectra["log_singular_value"])]
     return finite.groupby(["cell", "sample"], sort=False)[list(columns)].agg(np.ptp)
 

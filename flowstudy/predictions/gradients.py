@@ -1,11 +1,12 @@
 """Theory beside measured gradients: norms by layer and their slopes, in the limit of width and exactly at finite width.
 
-The limit of width holds for a batch as for one sample.  What finite width does to it is known exactly for one sample,
-plain linear and ReLU nets, Gaussian or orthogonal weights, no biases, where the read-out's error signal is isotropic:
-every layer multiplies ||error signal||^2 by an independent factor (`theory.log_jacobian_norm`).  Of other plain nets
-the mean is known to first order in 1 / width (`mean_steps`); uniform weights obey the Gaussian law to that order.
-Highway and residual nets whose activations have a mean hand on part of the error through one singular value that
-outgrows chi, the mean mode, counted at their own width (`theory.mean_mode`): far from the loss nothing else is left.
+Infinite-width predictions hold for batches as for single samples.  Finite-width ones are exact only for one sample, in
+plain linear or ReLU nets without biases, with Gaussian or orthogonal weights and an isotropic error signal at the
+read-out: every layer then multiplies ||error signal||^2 by an independent factor (`theory.log_jacobian_norm`).  For
+other plain nets the mean is known to first order in 1 / width (`mean_steps`); uniform weights obey the Gaussian law to
+that order.  In highway and residual nets whose activations have a mean, part of the error passes through one singular
+value that grows faster than chi, the mean mode.  It is computed at the nets' own width (`theory.mean_mode`); far from
+the loss almost all of the error is in it.
 
 A cross-entropy's error signal is isotropic up to what the softmax knows of the last layer's output, which lies on live
 units alone: that touches the first of the depth - 1 steps, by O(1 / width).
@@ -24,10 +25,10 @@ from flowstudy.refusal import RefusalError
 from .layers import KIND, cell_weight_var, has_mean_mode, is_gaussian, layer_theory, mode_theory
 from .theories import NOT_KNOWN, theory_of
 
-START = ["activation_mean_square", "activation_mean"]  # of layer 1: where theory sets out
+START = ["activation_mean_square", "activation_mean"]  # measured values of layer 1, from which theory starts
 NATS = 2 * math.log(10)   # log10 of a norm -> ln of its square
-ROUNDING = 1e-6           # what float32 weights leave of a gap that is exactly 0
-SMALL_SHARE = 0.1         # of the mean mode, up to which all units' error signals are alike
+ROUNDING = 1e-6           # a gap that is exactly 0 in theory is below this with float32 weights
+SMALL_SHARE = 0.1         # share of the mean mode up to which the units' error signals count as alike
 
 
 # --- slopes over the layers ------------------------------------------------------------------------------------------
@@ -69,9 +70,9 @@ def predicted_slope(chi: np.ndarray) -> float:
 
 
 def slope_weights(depth: int) -> np.ndarray:
-    """How a least-squares slope over `depth` points weighs the steps between them: 6 j (depth - j) / (depth^3 - depth).
+    """Weights of the steps between `depth` points in their least-squares slope: 6 j (depth - j) / (depth^3 - depth).
 
-    They add up to 1; the middle counts most.
+    The weights add up to 1; steps in the middle count most.
     """
     j = np.arange(1, depth)
     return 6 * j * (depth - j) / (depth**3 - depth) if depth > 1 else np.zeros(0)
@@ -195,7 +196,7 @@ def mean_steps(cell: pd.Series) -> np.ndarray:
 
 
 def batch_steps(cell: pd.Series) -> np.ndarray:
-    """As `mean_steps`, of the logarithm of the mean over many samples: their fluctuations average out."""
+    """As `mean_steps`, for the norm over a batch of many samples, whose fluctuations average out."""
     if not has_mean_mode(cell):
         return np.log(layer_theory(cell)["chi"].to_numpy())
     back = mode_theory(cell)
@@ -203,7 +204,8 @@ def batch_steps(cell: pd.Series) -> np.ndarray:
 
 
 def steps_of(logs: np.ndarray) -> np.ndarray:
-    """From ln ||error signal||^2 at layers 1..depth - 1, that at the last being 0, to its steps."""
+    """The differences between neighbouring layers, from ln ||error signal||^2 at layers 1..depth - 1, relative to the
+    last layer's."""
     return -np.diff(np.append(logs, 0.0))
 
 
@@ -216,12 +218,12 @@ def mode_share(cell: pd.Series) -> np.ndarray:
 
 
 def exact_step(cell: pd.Series) -> theory.Moments:
-    """Of ln ||error signal||^2 from one layer's output to that of the layer before: see the module."""
+    """Exact mean and variance of the change of ln ||error signal||^2 from one layer's output to the one before."""
     return theory_of(cell).exact_step(cell, cell_weight_var(cell))
 
 
 def one_sample(flow: pd.DataFrame) -> bool:
-    """Whether the norms are of one sample: two inputs' correlation is then not known anywhere."""
+    """Whether the norms are of one sample only, as seen from the correlation of two inputs, which is then nan."""
     return bool(flow["activation_correlation"].isna().all())
 
 

@@ -1,6 +1,8 @@
-"""What theory says of the nets of a frame: an infinitely wide net of the same start, layer by layer."""
+"""Infinite-width theory for the nets of a frame, layer by layer, from the measured moments of their first layer."""
 
+import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -8,7 +10,7 @@ import pandas as pd
 from flowstudy import theory
 from flowstudy.arguments import NAME, ROW, a_whole, instance_of, optional, takes
 
-from .theories import theory_of
+from .theories import BodyTheory, theory_of
 
 # The columns that tell a kind of net: all of a cell's but the seed and how it learns.
 KIND = ["net", "init", "gain", "gate_bias", "bias_var", "activation", "depth", "width"]
@@ -26,13 +28,17 @@ def has_mean_mode(cell: pd.Series) -> bool:
 
 
 def is_gaussian(cell: pd.Series) -> bool:
-    """Whether theory speaks of the weights: that of highway and residual nets does not know orthogonal ones."""
+    """Whether theory covers the weights: for highway and residual nets it does not cover orthogonal ones."""
     return theory_of(cell).covers_orthogonal or cell["init"] != "orthogonal"
 
 
 @takes(init=NAME, gain=optional(instance_of((int, float, np.number), "a number")), activation=NAME, width=a_whole(1))
 def weight_var(init: str, gain: float | None, activation: str, width: int | np.integer) -> float:
-    """Variance of a body weight times width, as the scheme draws it; of orthogonal weights, the squared scale."""
+    """Variance of a body weight times width, as the scheme draws it.
+
+    Returns:
+        width Var(w), dimensionless; for orthogonal weights the square of their scale.
+    """
     if gain is not None and not math.isnan(gain):
         return gain**2
     if init in GAINS:
@@ -48,8 +54,15 @@ def cell_weight_var(cell: pd.Series) -> float:
 
 @takes(cell=ROW)
 def layer_theory(cell: pd.Series) -> pd.DataFrame:
-    """Layers 2..depth at infinite width, from the measured mean square and mean of layer 1's output: a row per layer,
-    `q` and `chi` as `theory.plain` has them; nan where not known."""
+    """Layers 2..depth at infinite width, from the measured mean square and mean of layer 1's output.
+
+    Returns:
+        A row per layer: `q` and `chi` as in `theory.plain`, nan where theory has no answer.
+    """
+    return worked_out(wide_layers, cell)
+
+
+def wide_layers(cell: pd.Series) -> pd.DataFrame:
     variance = cell_weight_var(cell)
     q, m, layers = cell["activation_mean_square"], cell["activation_mean"], int(cell["depth"]) - 1
     if layers < 1 or not math.isfinite(variance) or not q > 0:
@@ -59,6 +72,10 @@ def layer_theory(cell: pd.Series) -> pd.DataFrame:
 
 def mode_theory(cell: pd.Series) -> pd.DataFrame:
     """`theory.mean_mode` of layers 2..depth, `mode` divided by the width: what it adds to the mean square."""
+    return worked_out(wide_mode, cell)
+
+
+def wide_mode(cell: pd.Series) -> pd.DataFrame:
     variance = cell_weight_var(cell)
     q, m, layers = cell["activation_mean_square"], cell["activation_mean"], int(cell["depth"]) - 1
     columns = ["log_bulk", "log_mode", "log_bulk_back", "log_mode_back"]
@@ -68,7 +85,22 @@ def mode_theory(cell: pd.Series) -> pd.DataFrame:
     return rows.assign(**{name: rows[name] - math.log(cell["width"]) for name in ("log_mode", "log_mode_back")})
 
 
+def worked_out(law: Callable[[pd.Series], pd.DataFrame], cell: pd.Series) -> pd.DataFrame:
+    """The law of the cell, computed once in a process: each figure of a study asks for it again, and each table."""
+    fields = tuple((name, None if pd.isna(value) else value) for name, value in cell.items())
+    return once(law, theory_of(cell), fields).copy()
+
+
+@functools.lru_cache(maxsize=2048)
+def once(law: Callable[[pd.Series], pd.DataFrame], _theory: BodyTheory, fields: tuple) -> pd.DataFrame:
+    return law(pd.Series({name: math.nan if value is None else value for name, value in fields}))
+
+
 @takes(cell=ROW)
 def layer_gains(cell: pd.Series) -> np.ndarray:
-    """chi of layers 2..depth; nan where not known."""
+    """The mean squared singular value of each layer's Jacobian at infinite width.
+
+    Returns:
+        chi of layers 2..depth, (depth - 1,), dimensionless; nan where theory has no answer.
+    """
     return layer_theory(cell)["chi"].to_numpy()

@@ -17,13 +17,16 @@ ROUNDING = 1e-12  # what is left of a gap that is exactly 0
 
 @takes(rows=check_frame)
 def with_predicted_correlations(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row per kind of net, `readout` and `lag` of `gradient_correlation`, from a frame of many nets.
+    """Theory beside the correlation of two inputs' gradients, from a frame of "gradient_correlation" of many nets.
 
-    `measured`: mean over nets of `correlation`; `standard_error` of that mean, nan where there is one net.
-    `predicted`: for infinite width, nan where theory has nothing to say; `gap` and `z`: measured less predicted, z in
-    standard errors.  `hidden`, `predicted_hidden`: the same of the last hidden outputs.  `independent`: what gradients
-    would have if the masks of two inputs were independent (`theory.shattered_correlation`); nan where that has nothing
-    to say.  At finite width there is a bias of the order depth / width, which z counts as a deviation.
+    At finite width there is a bias of the order depth / width, which z counts as a deviation.
+
+    Returns:
+        A row per kind of net, `readout` and `lag`.  `measured`: mean over nets of `correlation`; `standard_error` of
+        that mean, nan for a single net.  `predicted`: at infinite width, nan where theory has no answer; `gap` and `z`:
+        measured less predicted, z in standard errors.  `hidden`, `predicted_hidden`: the same for the last hidden
+        outputs.  `independent`: the gradients' correlation if the masks of two inputs were independent
+        (`theory.shattered_correlation`), nan where that does not apply.
     """
     groups = rows.groupby([*KIND, "readout", "lag", "angle"], dropna=False, sort=False)
     found = groups["correlation"].agg(measured="mean", standard_error="sem").reset_index()
@@ -45,7 +48,7 @@ def predicted_by_angle(nets: pd.DataFrame) -> pd.DataFrame:
 
 
 def correlations(cell: pd.Series, angle: float) -> tuple[float, float]:
-    """Of gradients and of the last hidden outputs: one plain layer, then the body; inputs of mean square 1."""
+    """Predicted cosines of two inputs' gradients and of their last hidden outputs, for inputs of mean square 1."""
     if cell["init"] not in FAN_IN:
         return math.nan, math.nan
     variance = cell_weight_var(cell)

@@ -1,4 +1,4 @@
-"""Theory beside measured spectra of the body Jacobian, J: what its singular values amount to, and their whole law."""
+"""Theory beside measured spectra of the body's Jacobian J: statistics of its singular values, and whole spectra."""
 
 import math
 
@@ -20,8 +20,8 @@ STATISTICS = {
     "relative_variance": "variance of s² over its mean squared",
 }
 NONE_LIVE = (-math.inf, math.nan)
-BESIDE_WIDTH = 1 / 4  # of n singular values: how large E s^4 / (E s^2)^2 may be for the limit to hold to some 10 %
-SAME_LAW = 0.1        # relative distance of the relative variances, up to which a free law stands for the spectrum's
+BESIDE_WIDTH = 1 / 4  # largest E s^4 / (E s^2)^2 over the width at which the infinite-width limit holds to some 10 %
+SAME_LAW = 0.1        # largest relative difference of relative variances at which the free law counts as the spectrum's
 
 
 @takes(spectra=check_frame, flow=check_frame)
@@ -86,7 +86,7 @@ def statistics_law(cell: pd.Series) -> list[float]:
 
 
 def statistics_valid(cell: pd.Series) -> list[bool]:
-    """By statistic, of a kind of net that has a prediction."""
+    """For each statistic, whether theory covers this kind of net."""
     if cell["depth"] < 2:
         return [False] * len(STATISTICS)
     of_kind = theory_of(cell)
@@ -137,8 +137,12 @@ def predicted_spectrum(cell: pd.Series) -> tuple[np.ndarray, bool]:
 
 @takes(spectra=check_frame, flow=check_frame)
 def with_predicted_spectra(spectra: pd.DataFrame, flow: pd.DataFrame) -> pd.DataFrame:
-    """`predicted` beside each `log_singular_value`, `valid` (see `predicted_spectrum`), and `z`: mean over nets of one
-    kind and rank, less `predicted`, in standard errors of that mean.  `flow` as in `with_predicted_statistics`."""
+    """Theory beside each measured singular value; `spectra` and `flow` as in `with_predicted_statistics`.
+
+    Returns:
+        The rows of `spectra` with `predicted` beside `log_singular_value` [nats], `valid` (see `predicted_spectrum`),
+        and `z`: mean over nets of one kind and rank, less `predicted`, in standard errors of that mean.
+    """
     laws = []
     for _, cell in kinds_of(flow).iterrows():
         law, valid = predicted_spectrum(cell)

@@ -1,4 +1,4 @@
-"""What predictions ask of the theory of a kind of net, and which kinds have answers."""
+"""The interface between predictions and the theory of a kind of net, and the table of the kinds that have one."""
 
 import math
 from typing import ClassVar
@@ -12,7 +12,7 @@ NOT_KNOWN = theory.Moments(math.nan, math.nan)
 
 
 class BodyTheory:
-    """Of the layers 2..depth of one kind of net.  This class knows nothing: a kind overrides what theory says of it.
+    """Theory of layers 2..depth of one kind of net.  Here every answer is nan; a kind overrides those that it has.
 
     `cell` is a row of a frame with the fields of a `Cell`, and the measured `activation_mean_square` and
     `activation_mean` of the first layer's output where norms are predicted; `layers` counts the body's, depth - 1.
@@ -20,8 +20,9 @@ class BodyTheory:
     Attributes:
         carries: a layer hands on part of its input past its weights.  Where activations have a mean, one singular
             value then grows beyond all others (`theory.mean_mode`).
-        covers_orthogonal: theory speaks of orthogonal weights too.
-        first_order: what 1 / width changes in the mean of a layer's factor is known (`predictions.gradients`).
+        covers_orthogonal: whether theory covers orthogonal weights too.
+        first_order: whether the mean of a layer's factor is known to first order in 1 / width
+            (`predictions.gradients`).
     """
 
     carries: ClassVar[bool] = False
@@ -61,13 +62,13 @@ class BodyTheory:
     # --- at the nets' own width --------------------------------------------------------------------------------------
 
     def exact_step(self, cell: pd.Series, weight_var: float) -> theory.Moments:
-        """Of ln ||error signal||^2 from one layer's output to that of the layer before."""
+        """Mean and variance of the change of ln ||error signal||^2 from one layer's output to the one before."""
         return NOT_KNOWN
 
     # --- spectra of the body's Jacobian ------------------------------------------------------------------------------
 
     def rank(self, cell: pd.Series) -> float:
-        """How many singular values are not 0, mean over nets."""
+        """Mean over nets of the number of singular values that are not 0."""
         return math.nan
 
     def mean_log(self, cell: pd.Series, weight_var: float, layers: pd.DataFrame) -> float:
@@ -84,7 +85,8 @@ class BodyTheory:
 
 
 class CarryingTheory(BodyTheory):
-    """Of kinds whose layers hand on part of their input: one recursion, `moments`, tells all of infinite width."""
+    """Theory of kinds whose layers pass on part of their input: one recursion, `moments`, gives all infinite-width
+    answers."""
 
     carries = True
 

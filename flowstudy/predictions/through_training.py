@@ -13,14 +13,17 @@ from .spectra import net_statistics, with_predicted_statistics
 
 @takes(spectra=check_frame, flow=check_frame)
 def through_training(spectra: pd.DataFrame, flow: pd.DataFrame) -> pd.DataFrame:
-    """A row per net, moment and statistic: `measured`, and `predicted` at epoch 0 where theory has it.
-
-    Besides those of `with_predicted_statistics`: `log10_condition`, the largest over the smallest singular value that
-    is not 0, mean over samples; `slope`, least squares, of ln ||error signal||^2 per layer towards the input.
+    """Statistics of nets' spectra and gradients during training, and theory for epoch 0.
 
     Args:
         spectra: rows of "jacobian_spectrum", part "body", measured `at` epochs.
-        flow: rows of "gradient_flow", `at` the same.
+        flow: rows of "gradient_flow", `at` the same epochs.
+
+    Returns:
+        A row per net, moment and statistic: `measured`, and `predicted` at epoch 0 where theory has an answer.  The
+        statistics are those of `with_predicted_statistics`; `log10_condition`, log10 of the largest over the smallest
+        singular value that is not 0, mean over samples; and `slope`, of ln ||error signal||^2 per layer towards the
+        input.
     """
     frames = []
     for epoch, rows in spectra.groupby("epoch"):

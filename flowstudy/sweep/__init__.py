@@ -1,4 +1,4 @@
-"""Which nets: plans as plain data, results in a store, and the engines between them."""
+"""Sweeps over many nets: plans as plain data, results in a store, and the engines that compute them."""
 
 from .cells import Cell, grid, random_search
 from .engine import run

@@ -28,14 +28,14 @@ PAPER_RANGES: dict[str, tuple] = {
     "activation": ("relu", "tanh"),   # one of
     "gate_bias": (-10, -1),           # uniform integer, highway nets only
 }
-DECAY_LAWS = {  # of the decay between its ends, by one uniform number u in [0, 1)
+DECAY_LAWS = {  # functions of a uniform number u in [0, 1) that give the decay, between `low` and `high`
     "log-uniform": lambda low, high, u: 1 - (1 - low) * ((1 - high) / (1 - low)) ** u,  # of 1 - decay
     "uniform": lambda low, high, u: low + (high - low) * u,                             # of the decay itself
 }
 
 
-MOST_CELLS = 10**6  # of a plan: more take minutes to write down and gigabytes to hold
-LATER = {"bias_var": 0.0}  # fields that older stores do not know: their keys stay what they were
+MOST_CELLS = 10**6  # the most cells of a plan; more take minutes to list and gigabytes to hold
+LATER = {"bias_var": 0.0}  # fields added later; at these values they are left out of the keys, so older keys stay valid
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ CELL_FIELDS = tuple(field.name for field in fields(Cell))
 
 
 def samples_of(cell: Cell) -> int:
-    """Of its training set: what it asks for, or as many as there are."""
+    """Number of training samples: `train_samples`, or all that the data set has."""
     there = TRAIN_SAMPLES[cell.dataset]
     return min(cell.train_samples or there, there)
 
@@ -204,7 +204,7 @@ def check_schemes(init: str | Mapping[str, str], activations: Sequence[str]) -> 
 
 
 def draw_settings(rng: np.random.Generator, ranges: Mapping[str, Sequence], decay_law: str) -> dict[str, object]:
-    """All five are drawn, in this order, whatever is used of them: nets then share their common settings' draws."""
+    """Draw all five settings in this order, even those a net has no use for, so that all kinds of net share draws."""
     low, high = np.log(ranges["learning_rate"])
     slow, fast = np.log([1 - ranges["momentum"][1], 1 - ranges["momentum"][0]])
     return {

@@ -1,4 +1,4 @@
-"""Cells to nets: the modules that cells describe, as they start."""
+"""From cells to nets: the untrained modules that cells describe."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,8 +18,9 @@ WEIGHTS = ("init", "gain", "bias_var", "seed", "activation")
 
 
 def nets_of(cells: Sequence[Cell], data: Dataset, device: torch.device | str) -> Iterator[nn.Module]:
-    """Each cell's net: one module, made what the next cell wants in turn (building modules is what costs), so a net is
-    valid until the next one.
+    """Each cell's net in turn, valid until the next one: one module is changed from cell to cell.
+
+    Building a module costs more than drawing its weights.
 
     Args:
         cells: of one structure.  Those that follow each other and have the same weights (differing in gate bias, say)

@@ -125,7 +125,7 @@ def run(cells: Sequence[Cell], *, measure: MeasureName | Sequence[MeasureName] =
 
 
 def fetch_datasets(cells: Sequence[Cell], engine: object) -> dict[str, Exception]:
-    """Those of the cells' data sets that cannot be had, with the reason; where none can, that is raised."""
+    """The errors of data sets that could not be loaded, by name; raised if no data set of the plan can be."""
     if engine != "local":  # workers elsewhere have files of their own
         return {}
     wanted, absent = list(dict.fromkeys(cell.dataset for cell in cells)), {}
@@ -170,7 +170,7 @@ def cost_of(task: Task) -> float:
 
 
 def counted(done: Iterator[Done], tick: Callable[[Task, float], object]) -> Iterator[Done]:
-    """Workers elsewhere move the bar by whole tasks."""
+    """Advance the progress bar by whole tasks as they end, for workers that do not report parts of a task."""
     for task, failed in done:
         tick(task, task.work)
         yield task, failed

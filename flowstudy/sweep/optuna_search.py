@@ -64,7 +64,7 @@ def ask(study: optuna.Study) -> optuna.Trial:
 
 
 def fail_abandoned(study: optuna.Study) -> None:
-    """Trials of processes that are no more: they would count as running for ever."""
+    """Tell Optuna that trials of processes that have ended are failed, since they would count as running for ever."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         host, process = trial.user_attrs.get(WORKER, (None, 0))
         if host == socket.gethostname() and not process_lives(process):

@@ -1,4 +1,4 @@
-"""A plan before it runs: what is refused, what is trained together, and which part is whose."""
+"""Checks a plan, groups its cells by structure and divides it into shards, before anything runs."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,9 +34,9 @@ def check_plan(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def check_options(measure: str, options: Mapping[str, object]) -> dict[str, object]:
-    """The measurement's options with its defaults filled in, so that a default spelt out is the same table.
+    """The measurement's options with its defaults filled in, so that a default that is spelt out names the same table.
 
-    What every measurement in training can be told came later: left out at its defaults, older tables keep their names.
+    The options of `OF_TRAINING` came later.  At their defaults they are left out, so older tables keep their names.
     """
     if not isinstance(measure, str) or measure not in MEASUREMENTS:
         raise PlanError(f"run: `measure` must be one of {', '.join(MEASUREMENTS)}, got {measure!r}."
@@ -55,7 +55,7 @@ def check_options(measure: str, options: Mapping[str, object]) -> dict[str, obje
 
 def check_measures(measure: str | Sequence[str], options: Mapping[str, object],
                    cells: Sequence[Cell]) -> dict[str, dict[str, object]]:
-    """The options of each measurement that is wanted: of several, each takes those that it knows."""
+    """The options of each measurement, by its name; where there are several, each gets the options that it knows."""
     if isinstance(measure, str):
         wanted = {measure: check_options(measure, options)}
     else:
@@ -72,7 +72,7 @@ def check_measures(measure: str | Sequence[str], options: Mapping[str, object],
 
 
 def check_moments(wanted: Mapping[str, Mapping[str, object]], cells: Sequence[Cell]) -> None:
-    """Nets are looked at while they train, not later: told before any of them does."""
+    """Refuse epochs and updates to measure at (`at`) that a cell's training does not reach, before any net trains."""
     moments = [as_record_at(options["at"]) for options in wanted.values() if options.get("at") is not None]
     for cell in dict.fromkeys(cells) if moments else ():
         per_epoch = -(-samples_of(cell) // cell.batch_size)
@@ -102,7 +102,7 @@ def check_several(names: Sequence[str], options: Mapping[str, object]) -> dict[s
 
 
 def table_of(measure: str, options: Mapping[str, object]) -> str:
-    """The store's table of these results: the same measurement with other options is another one."""
+    """The name of the store's table for these results; each choice of options has a table of its own."""
     return f"{measure}-{digest(check_options(measure, options))}"
 
 
@@ -155,5 +155,5 @@ def shard_of(cells: Sequence[Cell], which: int, parts: int) -> list[Cell]:
 
 
 def cost(cell: Cell) -> int:
-    """Time that a cell takes, in units of its own: cells of one structure cost the same."""
+    """Relative computing time of a cell; cells of one structure cost the same."""
     return work(cell) * cell.depth

@@ -1,10 +1,10 @@
-"""Plans, measurements and engines that cannot be used: the call is wrong, none of its cells."""
+"""Errors about plans, measurements and engines that cannot be used, which are not the fault of a cell."""
 
 from flowstudy.refusal import RefusalError
 
 
 class PlanError(RefusalError):
-    """What was asked for cannot be done, and no smaller plan would change that: the run stops."""
+    """The call cannot be carried out, and a smaller plan would not change that: the run stops."""
 
 
 class PlanTypeError(PlanError, TypeError):

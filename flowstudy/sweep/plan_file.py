@@ -1,4 +1,4 @@
-"""A plan as a YAML file, for the command line: what `grid`, `random_search` and `run` take, under the same names."""
+"""Plans as YAML files for the command line: the arguments of `grid`, `random_search` and `run` by their names."""
 
 import inspect
 import re
@@ -21,7 +21,7 @@ KNOWN = ["measure", "options", *SECTIONS]
 
 @dataclass(frozen=True)
 class PlanFile:
-    """What to give to `run`."""
+    """The arguments for `run` that a plan file holds."""
 
     cells: list[Cell]
     measure: str | list[str]
@@ -60,11 +60,11 @@ def read_plan(path: Path, measure: str | list[str] | None = None) -> PlanFile:
 
 
 class EntriesError(ValueError):
-    """What a file says is out of all proportion to the file."""
+    """A file's anchors stand for far more entries than the file has room for."""
 
 
 def check_entries(content: object) -> None:
-    """Anchors let a line stand for many, and those for more: what they come to is counted before it is written out."""
+    """Count a file's entries before its anchors are expanded, since nested anchors may stand for any number of them."""
     waiting, count = [content], 0
     while waiting:
         value = waiting.pop()
@@ -75,10 +75,10 @@ def check_entries(content: object) -> None:
 
 
 class PlainYaml(yaml.SafeLoader):
-    """YAML in which nothing is read as other than it looks, and nothing that is written is dropped."""
+    """A YAML loader that refuses duplicate keys and numbers that YAML reads otherwise than a person would."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        """Refuse a key that is there twice: YAML would keep the last alone."""
+        """Refuse a key that occurs twice, of which YAML would keep only the last."""
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for place, key in enumerate(keys):
             if key in keys[:place]:
@@ -86,7 +86,7 @@ class PlainYaml(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def plain_number(self, node: yaml.ScalarNode) -> int | float:
-        """Refuse 010, which YAML reads as 8, 0x10 with it, and 1:30, which it reads as 90."""
+        """Refuse numbers such as 010 (8 in YAML), 0x10 (16) and 1:30 (90)."""
         written = node.value.lstrip("+-")
         if ":" in written or (len(written) > 1 and written[0] == "0" and written[1] not in ".eE"):
             raise yaml.constructor.ConstructorError(

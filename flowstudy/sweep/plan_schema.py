@@ -1,4 +1,4 @@
-"""The JSON schema of plan files: editors complete and check with it what `read_plan` takes."""
+"""The JSON schema of plan files, with which editors complete and check them."""
 
 import typing
 from types import NoneType, UnionType
@@ -19,7 +19,7 @@ ANY_OF_THESE = "of these, or a list: every combination"
 
 
 def plan_schema() -> dict[str, object]:
-    """As plain data, of draft 2020-12; made from what `grid`, `random_search` and the measurements take."""
+    """The schema as plain data (draft 2020-12), made from the arguments of `grid`, `random_search` and measurements."""
     fields = {name: field_schema(name, hint) for name, hint in typing.get_type_hints(Cell).items()}
     together = [name for name in MEASUREMENTS if name not in AS_THEY_START]
     return {
@@ -37,7 +37,7 @@ def plan_schema() -> dict[str, object]:
 
 
 def field_schema(name: str, hint: object) -> dict[str, object]:
-    """Of one value of a cell's field."""
+    """The schema of a single value of a cell's field, from its type hint."""
     if name in CHOICES:
         return {"enum": list(CHOICES[name])}
     kinds = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
@@ -57,7 +57,10 @@ def mapping(properties: dict[str, object], required: tuple[str, ...] | list[str]
 
 
 def search_schemas(fields: dict[str, dict]) -> dict[str, object]:
-    """A search draws some fields; a fixed one takes a single value, but nets, depths and activations several."""
+    """Schemas of the arguments of `random_search`: ranges of the drawn fields, single values of the fixed ones.
+
+    Nets, depths and activations may have several values.
+    """
     number = {"anyOf": [{"type": "number"}, AS_NUMBER]}
     ends = {"type": "array", "items": number, "minItems": 2, "maxItems": 2}
     own = {
@@ -71,7 +74,7 @@ def search_schemas(fields: dict[str, dict]) -> dict[str, object]:
 
 
 def option_schemas() -> dict[str, object]:
-    """What any measurement takes; which takes what, `read_plan` says."""
+    """Schemas of the options of all measurements together; `read_plan` checks which measurement takes which."""
     epochs, steps = ({"anyOf": [one, {"type": "array", "items": one}, RANGE]}
                      for one in ({"type": "integer", "minimum": -1}, {"type": "integer", "minimum": 0}))
     known = {"at": {"type": "object", "additionalProperties": False, "minProperties": 1,

@@ -1,4 +1,4 @@
-"""What a search has found: the best settings of each kind of net."""
+"""The best cells of a search, for each kind of net."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from .cells import CELL_FIELDS
 
 
 def names(call: str, name: str, value: object) -> None:
-    """One, or several."""
+    """A rule for arguments that are one name or a sequence of names."""
     several(NAME)(call, name, [value] if isinstance(value, str) else value)
 
 

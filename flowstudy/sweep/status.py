@@ -13,7 +13,7 @@ from flowstudy.sweep.store.store import Store
 from .cells import Cell
 from .plan import cost
 
-LATEST = 100  # files that tell the pace: an earlier machine or fewer workers are then forgotten
+LATEST = 100  # the latest files, from which the pace is computed, so that earlier machines do not count
 
 
 def status(store: str | os.PathLike[str]) -> pd.DataFrame:
@@ -42,14 +42,14 @@ def status(store: str | os.PathLike[str]) -> pd.DataFrame:
 
 
 def codes_of(store: Store, table: str, done: Sequence[Cell]) -> int:
-    """Of the files that hold these cells' rows; those of earlier versions do not say."""
+    """Number of versions of the measuring code among the files of these cells; older files do not record it."""
     keys = {cell.key for cell in done}
     records = [footer["provenance"] for footer in store.footers(table) if not keys.isdisjoint(footer["cells"])]
     return len({record["code"] for record in records if isinstance(record.get("code"), str)})
 
 
 def seconds_left(store: Store, table: str, done: Sequence[Cell], left: Sequence[Cell]) -> float:
-    """The cost that is left over the pace: cost done in the time in which at least one worker was busy."""
+    """Remaining cost divided by the pace, which is the cost done per second in which at least one worker was busy."""
     if not left:
         return 0.0
     costs = {cell.key: cost(cell) for cell in done}

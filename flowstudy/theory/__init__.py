@@ -1,4 +1,4 @@
-"""What is predicted: numpy and scipy only, the same call shapes as what is measured."""
+"""Theory in numpy and scipy alone: closed forms and recursions for the quantities that `flowstudy.measure` measures."""
 
 from .checks import Moments
 from .mean_field.edge_of_chaos import critical_weight_var, edge_of_chaos

@@ -1,4 +1,4 @@
-"""What the formulas take: numbers or arrays of them; and one line that says what is wrong with them."""
+"""Checks of the formulas' arguments, numbers or arrays, which raise an error of one line."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def check_integer(call: str, name: str, value: Values, least: int = 1) -> np.ndarray:
-    """The value as float64: widths and depths go into formulas that integers would overflow."""
+    """Return an integer argument as float64, since int64 would overflow in the formulas for widths and depths."""
     array = np.asarray(value)
     if not (array.dtype.kind in "iuf" and array.size
             and np.all((array >= least) & (array < np.inf) & (array == np.floor(array)))):
@@ -46,7 +46,7 @@ def check_number(call: str, name: str, value: Values, rule: str = "positive and 
 
 
 def depth_to_walk(call: str, depth: Values) -> int:
-    """Layers that are walked one by one."""
+    """Check a depth whose layers are computed one by one, at most `MOST_LAYERS`, and return it as an int."""
     if np.ndim(depth):
         raise RefusalError(f"{call}: `depth` must be one number, got {in_short(depth)}. Call it once per net.")
     if check_integer(call, "depth", depth) > MOST_LAYERS:

@@ -1,4 +1,4 @@
-"""Will it train: the tangent kernel, a short trial, and a reading of both."""
+"""Will a net train?  The tangent kernel at its start, a short trial, and a verdict from both."""
 
 from .result import Trainability
 from .will_it_train import UntrainableError, assert_trainable, trainability

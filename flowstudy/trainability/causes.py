@@ -1,4 +1,4 @@
-"""Why a net does not train, as far as its start shows it, and what helps against each cause."""
+"""Causes for which a net does not train, as far as they can be seen before training, with advice against each."""
 
 import math
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from flowstudy.measure.gradients.verdict import cut_off, first_few
 
 from .half import Survival
 
-SMALL, LARGE = 1 / 30, 30.0   # root mean square of inputs: weights drawn for unit inputs do not fit others
-FAR_OFF = 3.0                 # times the loss of constant outputs: outputs are of a wrong scale
-ALIKE = 0.98                  # mean cosine of two samples' signals at the last hidden layer
-SURVIVES = 0.5                # of a layer's gradient, in a format of 16 bits
-DEAD = 0.98                   # share of units that put out exactly 0
+SMALL, LARGE = 1 / 30, 30.0   # inputs' root mean square outside of these does not fit weights drawn for unit inputs
+FAR_OFF = 3.0                 # the outputs' scale is wrong if the loss exceeds that of constant outputs by this factor
+ALIKE = 0.98                  # inputs have collapsed if two samples' cosine at the last hidden layer is above this
+SURVIVES = 0.5                # least share of a layer's squared gradient that must survive in a 16-bit format
+DEAD = 0.98                   # a layer is dead if this share of its outputs or more are exactly 0
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Cause:
 
 def causes_of(model: nn.Module, flow: GradientFlow, outputs: Tensor, loss_at_start: float, constant: float,
               loss: object) -> list[Cause]:
-    """All that apply, the surest first."""
+    """All causes that apply, the surest first."""
     ways = [collapsed(flow), signal(flow)]
     found = [detached(flow), softmax_twice(outputs, loss), input_scale(flow), dead(flow),
              output_scale(loss_at_start, constant), saturated(model, flow),
@@ -52,7 +52,7 @@ def detached(flow: GradientFlow) -> Cause | None:
 
 
 def underflow(found: Survival) -> list[Cause]:
-    """Half or more of a layer's gradient is lost in the format asked about, for want of a loss scale or with any."""
+    """The cause that more than half of a layer's squared gradient is lost in the 16-bit format without a loss scale."""
     worst = found.frame.sort_values("survives").head(1)
     if worst.empty or float(worst["survives"].iloc[0]) >= SURVIVES:
         return []
@@ -117,9 +117,10 @@ def saturated(model: nn.Module, flow: GradientFlow) -> Cause | None:
 
 
 def cosines(flow: GradientFlow) -> pd.DataFrame:
-    """The layers at which the cosine of two samples' signals is known.
+    """The layers at which the cosine of two samples' signals is known; none if they are fewer than three.
 
-    Not those whose weights are all 0, such as the end of a branch that begins at 0, which puts out its bias for all.
+    Layers whose weights are all 0 are left out, such as the last layer of a branch that starts at 0, since they give
+    the same output, their bias, for all samples.
     """
     frame = flow.frame[flow.frame["activation_correlation"].notna() & ~(flow.frame["weight_zero_fraction"] == 1)]
     return frame if len(frame) >= 3 else frame[:0]

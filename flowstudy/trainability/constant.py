@@ -1,4 +1,4 @@
-"""What a model reaches that learns nothing of its inputs: the same outputs for all of them."""
+"""The lowest loss of a model that gives the same outputs for all inputs, as one that has learnt nothing."""
 
 import math
 
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from flowstudy.measure.gradients.losses import IGNORED, Loss
 
-STEPS = 100     # of LBFGS: a loss of one small vector
-MOST = 2**24    # outputs that a loss of the user's own is given at once
+STEPS = 100     # steps of LBFGS, on a loss of one small vector
+MOST = 2**24    # the most outputs that a loss function of the user's gets at once
 
 
 def constant_loss(loss: str | Loss, outputs: Tensor, y: Tensor) -> float:
@@ -34,7 +34,7 @@ def constant_loss(loss: str | Loss, outputs: Tensor, y: Tensor) -> float:
 
 
 def label_shares(y: Tensor, classes: int) -> Float[Tensor, " class"]:
-    """Of labels, or of probabilities (sample, class, *position)."""
+    """The share of each class among labels, or its mean over probabilities (sample, class, *position)."""
     if y.is_floating_point():
         return y.double().transpose(0, 1).flatten(1).mean(1)
     return torch.bincount(y[y != IGNORED].flatten(), minlength=classes).double() / (y != IGNORED).sum()

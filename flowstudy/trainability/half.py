@@ -1,4 +1,4 @@
-"""What of the gradient survives in a format of 16 bits, by real passes in it, and the loss scale that saves the rest.
+"""The share of the gradient that survives in a 16-bit format, by real passes in it, and the loss scale that saves more.
 
 float16 has no number between 0 and 6e-8 and none above 65,504: small error signals become 0 on their way back, and
 large ones infinite.  Multiplying the loss by S before the backward pass, and dividing the gradients by it afterwards,
@@ -20,7 +20,7 @@ from .kernel.linearised import Linearised
 
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 SCALES = tuple(2.0**k for k in range(0, 25, 2))   # of the loss; torch.amp.GradScaler begins at 2^16
-AS_GOOD = 0.01                                    # less survives than at the best scale: a smaller one will do
+AS_GOOD = 0.01                                    # a smaller scale is chosen if it saves at most this share less
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Survival:
 
 
 def survival(call: str, model: nn.Module, net: Linearised, dtype: str) -> Survival:
-    """Of the batch of `net`, whose weights are those of `model`."""
+    """The survival of gradients on the batch of `net`, which has the weights of `model`, in the format `dtype`."""
     value = net.objective.value(net.outputs, net.y)
     exact = dict(zip(net.parameters, torch.autograd.grad(value, net.weights, retain_graph=True, allow_unused=True),
                      strict=True))
@@ -54,7 +54,7 @@ def survival(call: str, model: nn.Module, net: Linearised, dtype: str) -> Surviv
 
 def half_gradients(call: str, model: nn.Module, net: Linearised,
                    dtype: str) -> Callable[[float], dict[str, Tensor]]:
-    """Of a loss scale: the gradients by parameter, divided by it; the forward pass is made once."""
+    """A function from a loss scale to the gradients by parameter, unscaled again; the forward pass is made once."""
     half = HALVES[dtype]
     copied = own_copy(call, model).to(half).requires_grad_(False)
     copied.train(net.probe.training)
@@ -79,7 +79,7 @@ def half_gradients(call: str, model: nn.Module, net: Linearised,
 
 
 def by_layer(exact: dict[str, Tensor], found: dict[str, Tensor]) -> pd.Series:
-    """What survives of the gradient of each module's own parameters."""
+    """Share of the squared gradient of each module's own parameters at entries that are neither 0 nor infinite."""
     kept: dict[str, float] = {}
     whole: dict[str, float] = {}
     for name, g in exact.items():

@@ -1,14 +1,14 @@
-"""From what the kernel predicts and what a trial saw to one word: trains, slow, does not train, cannot tell.
+"""The verdict from the kernel's prediction and the trial: trains, slow, does not train, or cannot tell.
 
-Both readings are held against 201 nets that were trained for 1,000 steps of batch 64 at eight rates: plain, highway,
-residual and normalised nets, convolutions and transformers, on ten classes (`benchmarks/trainability.py`).  Their
-scores grow with what hinders training:
+Both were calibrated on 201 nets that were trained for 1,000 steps of batch 64 at eight rates: plain, highway, residual
+and normalised nets, convolutions and transformers, on ten classes (`benchmarks/trainability.py`).  Each has a score,
+and the larger it is, the less likely the net trains:
 
     kernel  remaining(10^4) of the kernel in Adam's metric + 0.05 log10(loss at the start / loss of constant outputs),
     trial   ln(lowest loss of the trial / loss of constant outputs) + remaining(10^4).
 
-The thresholds are those of 48 samples, 10 classes and trials of 100 steps; for others the readings are of the same
-kind, the thresholds not theirs, and what lies near them cannot be told.
+The thresholds were set with 48 samples, 10 classes and trials of 100 steps.  For other numbers the scores mean the same
+but the thresholds may not fit, and a score near a threshold gives the verdict "cannot tell".
 """
 
 import math
@@ -22,12 +22,12 @@ from .kernel.decay import HORIZON
 # Below the first a net trains, above the second it does not; between them the kernel alone cannot tell.  In Adam's
 # metric, and in the plain one where Adam's is not known.
 KERNEL = {"adam": (0.38, 0.56), "own": (0.50, 0.67)}
-TRIAL_TRAINS = 0.30   # below it, nets trained in 1,000 steps
-OTHERS = 2.0          # times as far from the thresholds must the score be where they were not calibrated
-NOTHING = 0.97        # of the loss of constant outputs: a trial that stays above has seen nothing learnt
-LOSS_WEIGHT = 0.05    # per decade of the loss at the start
-HALF = 0.5            # of the residual: what is meant by the number of steps of a slow net
-SOON = 1_000          # steps: more than these are slow
+TRIAL_TRAINS = 0.30   # nets with a trial's score below this trained in 1,000 steps
+OTHERS = 2.0          # factor by which the thresholds are farther apart where they were not calibrated
+NOTHING = 0.97        # a trial whose losses stay above this share of the loss of constant outputs has learnt nothing
+LOSS_WEIGHT = 0.05    # weight in the score of a decade of the loss at the start
+HALF = 0.5            # share of the residual left after the number of steps that a verdict names
+SOON = 1_000          # a net is slow if it takes more steps than this
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def kind_by_kernel(remaining: float, uncertain: float, metric: str, loss_at_star
 
 
 def kind_by_trial(remaining: float, lowest: float, constant: float) -> str:
-    """The trial decides; the kernel tells apart what it saw nothing of."""
+    """The verdict's kind from the score of a trial, in which the kernel's prediction is a part."""
     if not math.isfinite(lowest):
         return "does not train"
     if not constant > 0:   # a loss of the user's own, below 0 or not differentiable: what is little is not known

@@ -1,4 +1,4 @@
-"""What `trainability` found."""
+"""The result of `trainability`."""
 
 from dataclasses import dataclass, field
 
@@ -69,7 +69,11 @@ class Trainability(Drawn):
 
     @takes(share=a_real("a number"))
     def steps_to(self, share: float | int) -> float:
-        """Steps until this share of the residual is left at the best stable rate; inf where it never is."""
+        """Predicted number of steps until this share of the squared residual is left, at the best stable rate.
+
+        Returns:
+            A number of steps, not rounded; inf where the share is never reached.
+        """
         if not 0 < share < 1:
             raise RefusalError(f"steps_to: `share` must be between 0 and 1, got {share!r}.")
         return self.kernel.decay.steps_to(share)
@@ -86,7 +90,7 @@ class Trainability(Drawn):
             owner = next((name for name in around if name in known), None)
             if owner is not None:
                 shares[owner] += share
-        uses = layers.map(layers.value_counts())   # which share the module's weights
+        uses = layers.map(layers.value_counts())   # all uses of a module share its weights
         return self.flow.frame.assign(share_of_learning=layers.map(shares) / uses)
 
     @property

@@ -1,4 +1,4 @@
-"""Whether a net that learns at no constant rate does at one that grows over the first steps.
+"""The test whether a net that learns at no constant rate learns at one that grows over the first steps.
 
 Where every sum of a branch and its input is normalised on the main path (post-norm transformers), the gradients near
 the output are large at the start whatever the depth, and the steps that they allow are too small for the rest.
@@ -23,7 +23,7 @@ def normalises_sums(flow: GradientFlow) -> bool:
 
 
 def no_warm_up(warmed: Trial, steps: int) -> Cause:
-    """Of a trial that learnt with a rate that grew over so many steps, where none did at a constant one."""
+    """The cause of a trial that learnt only at a rate that grew over `steps` steps, not at a constant one."""
     best = warmed.best
     return Cause("no warm-up", f"a trial whose learning rate grows over its first {steps} steps reaches a loss of "
                  f"{best.loss:.3g} at {best.learning_rate:g}, one at constant rates does not",

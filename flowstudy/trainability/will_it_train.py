@@ -33,8 +33,8 @@ from .warm_up import no_warm_up, normalises_sums
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw")
 MOMENTUM = 0.9
 CALIBRATED = {"samples": 48, "classes": 10}
-PATIENCE = 45.0   # seconds of differentiating in float64; what would take longer is done in float32, and says so
-PASSES = 64       # of the batch, in the longer route
+PATIENCE = 45.0   # seconds of differentiation in float64; if it would take longer it is done in float32
+PASSES = 64       # number of passes of the batch in the longer route, for the estimate of its time
 
 
 def trainability(model: nn.Module, x: Shown, y: Tensor | None, *, loss: LossName | Loss = "cross_entropy",
@@ -92,7 +92,7 @@ def trainability(model: nn.Module, x: Shown, y: Tensor | None, *, loss: LossName
 
 
 class UntrainableError(AssertionError):
-    """What `assert_trainable` raises.
+    """The error of `assert_trainable`.
 
     Attributes: found, the Trainability, and its `verdict`.
     """
@@ -138,7 +138,7 @@ def look_at(call: str, model: nn.Module, x: Shown, y: Tensor | None, loss: str |
             optimizer: str, steps: Sequence[int], samples: int, trial: int, batch_size: int,
             seconds: float | int | None, seed: int = 0, rates: Sequence[float] | None = None, half: str | None = None,
             progress: bool = False) -> Trainability:
-    """What `trainability` does, in the name of the public function that was called."""
+    """The computation of `trainability`; `call` is the public function that error messages name."""
     started = time.perf_counter()
     check_module(call, model)
     check_choices(call, optimizer, steps, samples, trial, batch_size, seed, progress, half)

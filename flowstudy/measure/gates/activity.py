@@ -20,7 +20,7 @@ from .counted_pass import Gates, GateUse
 from .given import Given, check_gates, given_gates
 from .highway_blocks import gates_of_blocks
 
-CHUNK = 512  # inputs that run at once: bounds the memory that 60,000 images take in a convolutional net
+CHUNK = 512  # inputs in one forward pass, which bounds the memory: 60,000 images at once would not fit
 
 ClassMeans = Float64[Tensor, "class unit"]
 Means = dict[GateUse, tuple[Float64[Tensor, " unit"], ClassMeans]]   # over all inputs, and over those of each class
@@ -28,7 +28,7 @@ Means = dict[GateUse, tuple[Float64[Tensor, " unit"], ClassMeans]]   # over all 
 
 @dataclass(frozen=True)
 class GateActivity(Drawn):
-    """What `gate_activity` found.
+    """The result of `gate_activity`.
 
     Attributes:
         frame: a row per layer and unit, in execution order: `layer`, `module`, `unit` (from 0), `gate_bias` (b_T),
@@ -36,9 +36,9 @@ class GateActivity(Drawn):
         by_class: a row per layer, class and unit: `layer`, `module`, `class`, `unit`, `activity` (mean of T over the
             inputs of the class), `difference` (that minus the mean over all inputs). None where no labels were given.
 
-    Of gates that were given, `gate_bias` is left out, and `gate` is the name given (of recurrent modules, and which of
-    its gates: "lstm.forget"), `time` the step of the input sequence, from 1, or the number of the gate's call in the
-    pass, `direction` and `stack_layer` those of a recurrent module, as in `gradient_flow`.
+    Frames of gates that the caller names have no `gate_bias`, but `gate`, the name (for a recurrent module also that of
+    its gate: "lstm.forget"), `time`, the step of the input sequence, from 1, or the number of the gate's call in the
+    pass, and `direction` and `stack_layer` of a recurrent module, as in `gradient_flow`.
     """
 
     frame: pd.DataFrame
@@ -115,7 +115,7 @@ def gate_activity(model: nn.Module, x: Shown, y: Tensor | None = None, *,
     classes, of_class = check_classes(call, inputs, y)
     one_pass = (partial(gates_of_blocks, call) if gates is None
                 else partial(given_gates, call, check_gates(call, model, gates)))
-    with RandomState(inputs.device).replayed():   # with gradients on: a model may take some in its forward
+    with RandomState(inputs.device).replayed():   # gradients stay on: a model's forward may differentiate
         means = means_by_use(call, one_pass, copied, inputs, len(classes), of_class)
     biases = None if gates is not None else {use: copied.get_submodule(use.module).gate_bias for use in means}
     return GateActivity(frame_by_unit(means, biases), None if y is None else frame_by_class(means, classes, biases))
@@ -126,7 +126,7 @@ def gate_activity(model: nn.Module, x: Shown, y: Tensor | None = None, *,
 
 def means_by_use(call: str, one_pass: Callable[[nn.Module, Inputs], Gates], model: nn.Module, inputs: Inputs,
                  classes: int, of_class: Int64[Tensor, " sample"]) -> Means:
-    """For every use of a gate the mean of its activity."""
+    """Mean activity of every use of a gate: (unit,) over all inputs, and (class, unit) over those of each class."""
     sums: dict[GateUse, Tensor] = {}
     for start in range(0, len(inputs), CHUNK):
         gates = one_pass(model, inputs[start:start + CHUNK])
@@ -147,7 +147,7 @@ Biases = dict[GateUse, Float64[Tensor, " unit"]]
 
 
 def columns_of(use: GateUse, biases: Biases | None) -> dict[str, object]:
-    """Which use of which gate; a HighwayBlock has one gate."""
+    """The columns that name a gate and its use; `gate_bias` is a HighwayBlock's, which has a single gate."""
     if biases is not None:
         return {"layer": use.layer, "module": use.module}
     return use._asdict() | {"stack_layer": pd.NA if use.stack_layer is None else use.stack_layer}

@@ -1,4 +1,4 @@
-"""One pass of a model in which the uses of its layers are counted as `gradient_flow` counts them."""
+"""A forward pass of a model in which the uses of its layers are numbered as in `gradient_flow`."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager

@@ -19,7 +19,7 @@ CELLS = {nn.LSTMCell: "LSTM", nn.GRUCell: "GRU"}
 
 
 def check_gates(call: str, model: nn.Module, gates: Given) -> Named:
-    """Every gate as a module of the model, by name, with the function that makes its output the gate's activity."""
+    """The gates by the caller's names: the name of the module, and the function from its output to the activity."""
     if not isinstance(gates, Mapping) or not gates:
         raise RefusalTypeError(f"{call}: `gates` must be a mapping of names to modules or functions, got "
                                f"{type(gates).__name__}. Pass {{'gate': model.block.gate}}.")
@@ -42,7 +42,7 @@ def check_gates(call: str, model: nn.Module, gates: Given) -> Named:
 
 
 def check_has_gates(call: str, name: str, module: nn.Module) -> None:
-    """A recurrent module whose gates are those of nn.LSTM or nn.GRU; or any other module, whose output is the gate."""
+    """Refuse recurrent modules without gates (nn.RNN), or with other gates than those of nn.LSTM and nn.GRU."""
     if not isinstance(module, nn.RNNBase | nn.RNNCellBase):
         return
     known = module.mode in GATES and is_steppable(module) if isinstance(module, nn.RNNBase) else type(module) in CELLS
@@ -52,7 +52,7 @@ def check_has_gates(call: str, name: str, module: nn.Module) -> None:
 
 
 def given_gates(call: str, named: Named, model: nn.Module, inputs: Inputs) -> Gates:
-    """The activity of each gate in each of its uses; it goes with the last layer that has ended."""
+    """The activity of each gate in each of its uses, numbered by the last layer whose call had ended before."""
     gates: Gates = {}
     number, calls = 0, dict.fromkeys(named, 0)
     modules = {gate: model.get_submodule(path) for gate, (path, _) in named.items()}
@@ -98,7 +98,7 @@ def gates_of_cell(cell: nn.LSTMCell | nn.GRUCell, input: Tensor, hx: object = No
 
 
 def by_unit(call: str, use: GateUse, t: object, samples: int, modules: Mapping[str, nn.Module]) -> Tensor:
-    """(sample, unit): of channels, and of units at several positions, the mean over these."""
+    """A gate's activity as (sample, unit): the mean over positions, where a unit or channel has several."""
     if not isinstance(t, Tensor) or t.ndim < 2 or len(t) != samples or not t.is_floating_point():
         got = f"shape {tuple(t.shape)}" if isinstance(t, Tensor) else type(t).__name__
         raise RefusalError(f"{call}: `gates` must give one tensor (sample, unit), or with positions, for the {samples} "

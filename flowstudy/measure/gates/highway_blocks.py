@@ -1,4 +1,4 @@
-"""The transform gates of HighwayBlocks, read off what their affine maps put out."""
+"""The transform gates of HighwayBlocks, read off the outputs of their affine maps."""
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,10 @@ from .counted_pass import Gates, GateUse, counted_layers
 
 
 def gates_of_blocks(call: str, model: nn.Module, inputs: Inputs) -> Gates:
-    """T of each use of each block.
+    """The transform gate T of each use of each block, averaged over positions: (sample, unit), float64.
 
-    T is read off the affine map's output, which the pass computes anyway. As the layer may be the block, its affine
-    map or something around it, T waits for the layer's own call to end, which gives the layer its number.
+    T is read off the affine map's output, which the pass computes anyway.  The layer may be the block, its affine map
+    or a module around it, so T is held until that layer's call ends and its number is known.
     """
     blocks = {name: model.get_submodule(name) for name in layers_and_gates(call, model)[1]}
     gates: Gates = {}

@@ -1,4 +1,4 @@
-"""What usually helps, by what the verdict found."""
+"""Advice on what usually helps, chosen by the kind of the verdict."""
 
 import pandas as pd
 
@@ -30,12 +30,12 @@ SKIPS = "Add skip connections or use fewer layers: in a net that normalises, the
 
 
 def advice_on(kind: str, path: pd.DataFrame, normalises: bool) -> str:
-    """In words; "" of a net that needs none.
+    """The advice as a sentence; empty for a net that needs none.
 
     Args:
         kind: of the verdict.
-        path: what it read.
-        normalises: the net brings values to a size of its own.
+        path: the frame that the verdict was read from, see `GradientFlow.path`.
+        normalises: whether the net has normalisation layers or the like, see `GradientFlow.normalises`.
     """
     own = (OF_OPERATIONS if is_bare(path) else OVER_TIME) if "step" in path else {}
     if kind in own:
@@ -44,5 +44,5 @@ def advice_on(kind: str, path: pd.DataFrame, normalises: bool) -> str:
 
 
 def is_bare(path: pd.DataFrame) -> bool:
-    """Of a loop of operations alone."""
+    """Whether the path goes through a loop of plain tensor operations, without layers."""
     return "log10_part_norm" in path

@@ -1,4 +1,4 @@
-"""gradient_flow: gradients, error signals and activations by layer, of one batch; and what may be asked of them."""
+"""gradient_flow: gradients, error signals and activations of one batch by layer, with the slope and the verdict."""
 
 import math
 from collections.abc import Mapping
@@ -26,43 +26,43 @@ from .verdict import THRESHOLD, Verdict, verdict_of
 
 @dataclass(frozen=True)
 class GradientFlow(Drawn):
-    """What `gradient_flow` found.
+    """The result of `gradient_flow`.
 
     Attributes:
         frame: a row per layer in execution order: `layer` (1 is next to the input), `module`, `type`, `parameters`,
             `positions` (places of one sample at which the weights act: pixels, tokens; 1 if fully connected),
-            `trainable` (its weights ask for gradients), `main_path` (everything that the loss sees of the input runs
-            through what it puts out: not so inside a residual branch), `weight_zero_fraction` (share of its weights
-            that are exactly 0), and the statistics that `gradient_flow` describes.  Where nn.LSTM, nn.GRU or nn.RNN are
-            among the layers also `time` (the step of the input sequence, from 1), `direction` ("forward" or
-            "backward") and `stack_layer` (1 is next to the input); of the other rows NA and "".
-        path: what the verdict reads, a row per value that alone carries everything on, from the input on: `layer`, the
-            last one at or before it (the value is its output, or the sum or so that follows; 0 is the input, which is
-            listed where the first value comes after many layers), the value's
-            `log10_error_signal_norm` and `activation_mean_square`, `averaged_positions` (how many positions are
-            averaged over on the way to the last row), and `log10_signal`, the norm without what that averaging makes of
-            it; of a net that normalises, of ||dL/dh|| rms(h), which scales before a normalisation do not change.  Of a
-            recurrent net a row per `step` of the recurrence, the first one run first: norms are those of d loss / d
-            state, of all that a cell puts out ((h, c) of an LSTM) together, `log10_carried_norm` what the last step's
-            alone becomes on its way back, and `log10_signal` does not grow by what the loss adds at each step; of a
-            loop of operations alone `layer` is the last one that what the step reads comes from, and `log10_part_norm`
-            is of d loss / d what it reads.  Of sequences of several lengths, the norms are of those whose last step is
-            the last.
-        normalises: the net brings values to a size of its own, by batch statistics or each sample's: batch norm in
+            `trainable` (its weights require gradients), `main_path` (whether every way from the input to the loss runs
+            through its output: not so inside a residual branch), `weight_zero_fraction` (share of its weights that are
+            exactly 0), and the statistics that `gradient_flow` describes.  Where nn.LSTM, nn.GRU or nn.RNN are among
+            the layers also `time` (the step of the input sequence, from 1), `direction` ("forward" or "backward") and
+            `stack_layer` (1 is next to the input); these are NA and "" in the rows of other layers.
+        path: the values that the verdict reads, a row for each value of the main path, from the input on.  `layer` is
+            the last layer at or before the value, which is that layer's output or a sum that follows it; 0 is the
+            input, listed where many layers come before the first value.  `log10_error_signal_norm` and
+            `activation_mean_square` are those of the value, `averaged_positions` is the number of positions that are
+            averaged over between the value and the last row.  `log10_signal` is the norm corrected for that averaging;
+            if the net normalises, it is that of ||dL/dh|| rms(h), which does not depend on scales before a
+            normalisation.  A recurrent net has a row per `step` of the recurrence instead, in the order in which they
+            ran.  Norms are then of d loss / d state, the state being all outputs of a cell, (h, c) for an LSTM;
+            `log10_carried_norm` is the last step's error signal pulled back to this step, and `log10_signal` the norm
+            without the growth from losses that are added at each step.  Where sequences differ in length, norms are
+            over those that end at the last step.  In a loop without layers, `layer` is the last layer that the part
+            read at the step was computed from, and `log10_part_norm` is the norm of d loss / d that part.
+        normalises: whether the net normalises values by the statistics of the batch or of each sample: batch norm in
             training mode, layer, group, instance or RMS norms.
-        input_mean_square: over samples and entries of x, the first input of real numbers; nan for integer inputs.
-        running_statistics: batch norm layers that were in evaluation mode.
-        log10_input_gradient_norm: of d loss / d input over the whole batch, all real inputs together; nan for
-            integer inputs.
+        input_mean_square: mean over samples and entries of x, the first input of real numbers; nan for integer inputs.
+        running_statistics: number of batch norm layers that were in evaluation mode.
+        log10_input_gradient_norm: log10 of the norm of d loss / d input over the whole batch, all real inputs together;
+            nan for integer inputs.
         loss: its value, in the loss's own units.
-        dtype: the coarsest in which the model computed what was measured: "float64", or "float32" where it casts
-            inside, as the RMS norms of many language models do; the numbers then have that dtype's digits and range.
-        repeatable: False where a second pass of a fresh copy, from the same random state, gave another output: the
-            numbers are those of one pass, and another one has others.
-        detached: of layers that are called in a loop, in how many calls each is given, without its gradient
-            (`detach()`), what came from its own earlier output: no error signal crosses there.
-        unread: recurrent modules whose time steps cannot be seen: subclasses with a forward of their own, and those
-            inside a module of `hidden_layers`.
+        dtype: the coarsest dtype in which the model computed: "float64", or "float32" where the model casts inside, as
+            the RMS norms of many language models do; the numbers then have that dtype's digits and range.
+        repeatable: False if a second pass of a fresh copy, from the same random state, gave another output; the numbers
+            are then those of one pass only.
+        detached: by layer called in a loop, the number of calls whose input came from the layer's own earlier output
+            without a gradient (`detach()`); no error signal crosses there.
+        unread: names of recurrent modules whose time steps cannot be seen: subclasses with a forward of their own, and
+            those inside a module of `hidden_layers`.
     """
 
     frame: pd.DataFrame
@@ -116,7 +116,7 @@ class GradientFlow(Drawn):
 
 @dataclass(frozen=True)
 class Comparison(Drawn):
-    """What `compare` found.
+    """The result of `compare`.
 
     Attributes:
         frame: the models' `gradient_flow` frames one below the other, the column `model` in front.
@@ -155,12 +155,12 @@ def gradient_flow(model: nn.Module, x: Shown, y: object = None, *, loss: LossNam
     weights of its own (F.linear, matrix products, a ParameterList), every use of each weight is a layer, called by the
     weight's name.
 
-    nn.LSTM, nn.GRU and nn.RNN have a row for each time step of each stacked layer and direction: those of the same cell
-    in a Python loop, which they are run as (that the two agree is checked).  h is what the cell puts out, and its error
-    signal is d loss / d h_t in total, over all later steps; of an LSTM the way through c_t is read by the verdict.
-    The weight gradient of a row is that of the weights that all its time steps share, as of any layer used many times.
-    The verdict reads such a net, and a loop over a cell or a layer, from the last state that the loss sees to the
-    first: see `GradientFlow.path`.
+    nn.LSTM, nn.GRU and nn.RNN have a row for each time step of each stacked layer and direction.  They are run as a
+    Python loop over their cell, and it is checked that the loop gives the module's own output.  h is the cell's output,
+    and its error signal is the total d loss / d h_t over all later steps; the verdict also reads the way through an
+    LSTM's c_t.  The weight gradient of a row is that of the weights, which all time steps share, as for any layer that
+    is used many times.  The verdict reads such a net, and a loop over a cell or a layer, from the last state that the
+    loss sees to the first: see `GradientFlow.path`.
 
     Args:
         model: any module; the batch runs in the mode the model is in.
@@ -235,7 +235,7 @@ def gradient_flow(model: nn.Module, x: Shown, y: object = None, *, loss: LossNam
 
 
 def mean_square_of(inputs: Inputs) -> float:
-    """Of the first input of real or complex numbers."""
+    """Mean square of the entries of the first input of real or complex numbers; nan where there is none."""
     x = next(iter(inputs.differentiable.values()), None)
     return math.nan if x is None else x.abs().square().mean().item()
 

@@ -1,4 +1,4 @@
-"""What is differentiated: a loss of the output and the targets, the model's own, or a fixed random read-out."""
+"""The scalar that is differentiated: a loss of output and targets, the model's own loss, or a random read-out."""
 
 import copy
 from collections.abc import Callable
@@ -17,18 +17,19 @@ from flowstudy.refusal import RefusalError, RefusalTypeError
 
 Loss = Callable[[Any, Any], Tensor]
 LOSSES: dict[str, Loss] = {"cross_entropy": F.cross_entropy, "mse": F.mse_loss}
-OWN = "output"   # the loss is part of the model's output
-IGNORED = -100   # the label that cross-entropy leaves out
+OWN = "output"   # name of the loss that the model itself returns as part of its output
+IGNORED = -100   # the label of samples that do not count in the cross-entropy
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss, and which part of a model's output it is of.
+    """The loss, and the entry of the model's output that it is computed from.
 
     Attributes:
-        call: the public function that asks, for error messages.
+        call: name of the public function, for error messages.
         loss: "cross_entropy", "mse", "output" (the model returns it), or a function (output, y) -> scalar.
-        entry: of the model's output; None: what `entry_of` finds, and all of it for a function.
+        entry: key or place in the model's output.  None is the entry that `entry_of` finds; a function of the user's
+            then takes the whole output.
     """
 
     call: str
@@ -43,15 +44,15 @@ class Objective:
 
     @classmethod
     def measured(cls, call: str, loss: str | Loss, entry: str | int | None = None) -> "Objective":
-        """In the dtype in which the model is measured: weights that a loss module holds are those of a copy."""
+        """The objective for a measurement: a loss module is replaced by a copy in the measurement's dtype."""
         return cls(call, fast_copy(call, loss) if isinstance(loss, nn.Module) else loss, entry)
 
     def to(self, real: torch.dtype) -> "Objective":
-        """With the weights that a loss module holds in this dtype, those of a copy."""
+        """The same objective, a loss module replaced by a copy with weights of this dtype."""
         return replace(self, loss=copy.deepcopy(self.loss).to(real)) if isinstance(self.loss, nn.Module) else self
 
     def taken(self, output: object, y: object) -> Any:
-        """What the loss is a function of: for cross-entropy outputs whose second axis is the classes."""
+        """The part of the output that the loss is computed from; for cross-entropy, classes are its second axis."""
         if self.loss == OWN:
             if y is not None:
                 raise RefusalError(f"{self.call}: `y` must be left out with loss='output', got {type(y).__name__}. "
@@ -64,7 +65,7 @@ class Objective:
         return classes_second(self.call, found, y) if labels else found
 
     def value(self, taken: Any, y: object) -> Tensor:
-        """Of what `taken` gives."""
+        """The loss, a tensor of shape (), of the part of the output that `taken` returned and the targets."""
         if callable(self.loss):
             value = self.loss(taken, y)
             if not isinstance(value, Tensor) or value.ndim:
@@ -76,11 +77,11 @@ class Objective:
             return taken
         if y is None:
             return random_readout(taken)
-        labels = self.loss == "cross_entropy" and not y.is_floating_point()  # torch takes them as int64 alone
+        labels = self.loss == "cross_entropy" and not y.is_floating_point()  # torch accepts labels as int64 only
         return LOSSES[self.loss](taken, y.long() if labels else y)
 
     def check(self, taken: Any, y: object) -> None:
-        """The targets fit what `taken` gives; what a function takes it knows itself."""
+        """Refuse targets that do not fit the result of `taken`; a function of the user's checks its own arguments."""
         if not callable(self.loss) and y is not None and not isinstance(y, Tensor):
             raise RefusalTypeError(f"{self.call}: `y` must be a tensor of targets, got {type(y).__name__}. "
                                    "Use torch.as_tensor.")
@@ -118,7 +119,7 @@ def own_loss(call: str, output: object, entry: str | int | None) -> Tensor:
 
 
 def classes_second(call: str, output: Tensor, y: Tensor) -> Tensor:
-    """The output as F.cross_entropy takes it, (sample, class, position); one of (sample, position, class) is turned."""
+    """The output with axes (sample, class, position), as F.cross_entropy wants it; the last two swapped if needed."""
     if output.ndim != 3 or y.is_floating_point():
         return output
     second, last = y.shape[1:] == output.shape[2:], y.shape[1:] == output.shape[1:2]
@@ -138,7 +139,7 @@ def check_same_shape(call: str, output: Tensor, y: Tensor) -> None:
 
 
 def check_class_targets(call: str, output: Tensor, y: Tensor) -> None:
-    """Labels or probabilities of classes, which are the output's second axis."""
+    """Refuse targets that are neither labels nor probabilities of the classes, the output's second axis."""
     if output.ndim < 2:
         raise RefusalError(f"{call}: `model` must have an output of shape (sample, class) for loss='cross_entropy', "
                            f"got {tuple(output.shape)}. Pass loss='mse', or a function (output, y) -> scalar.")
@@ -154,7 +155,7 @@ def check_class_targets(call: str, output: Tensor, y: Tensor) -> None:
 
 
 def check_label_range(call: str, y: Tensor, classes: int) -> None:
-    """Labels, not probabilities, are those of the model's outputs, or left out."""
+    """Refuse labels outside of 0..classes - 1, but for those that are left out; probabilities are not checked."""
     if y.is_floating_point():
         return
     counted = y[y != IGNORED]

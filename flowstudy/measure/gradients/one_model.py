@@ -1,4 +1,4 @@
-"""One model on one batch: an untouched forward pass, a backward pass, and the rows that come of them."""
+"""One model on one batch: an unchanged forward pass, a backward pass, and the table computed from them."""
 
 import math
 from collections.abc import Callable, Container
@@ -46,16 +46,15 @@ from .losses import Objective
 from .over_time import bare_columns, places_in_time, time_columns
 from .statistics import kind_of_gradient, log10_norm, nothing, statistics_of
 
-REPEATED = 1e-9  # relative difference between two passes of one model that rounding explains
+REPEATED = 1e-9  # largest relative difference between two passes of one model that is taken for rounding
 
 
 @dataclass(frozen=True)
 class Measured:
     """One model on one batch: the rows, their statistics (layer,), and what belongs to the whole net.
 
-    `path` are the columns of `GradientFlow.path`, `time_paths` those of each recurrence, `bare_paths` of those without
-    layers; `unread` are the recurrent modules whose steps cannot be seen, and `detached` as in `GradientFlow`;
-    `normalises`, that the net brings its values to a size of its own.
+    `path` has the columns of `GradientFlow.path`, `time_paths` those of each recurrence, `bare_paths` those of each
+    recurrence without layers.  `unread`, `detached` and `normalises` are as in `GradientFlow`.
     """
 
     layers: dict[str, list]
@@ -96,7 +95,7 @@ def measure_model(call: str, model: nn.Module, fresh: Callable[[], nn.Module], i
 
 def measure_copy(call: str, model: nn.Module, fresh: Callable[[], nn.Module], inputs: Inputs, y: object,
                  objective: Objective, steps: ExitStack) -> Measured:
-    """The same; recurrent modules run step by step until `steps` is closed."""
+    """As `measure_model`, with recurrent modules run step by step until `steps` is closed."""
     state = RandomState(inputs.device)
     copied, layers, watched = pass_with_layers(call, fresh, inputs, y, objective, state, steps)
     leaf, output, value, uses, sizes = watched
@@ -132,7 +131,7 @@ def measure_copy(call: str, model: nn.Module, fresh: Callable[[], nn.Module], in
 
 def errors_of(value: Tensor, leaf: Tensor | None, uses: list[Use], path: list[Point], states: list[GradientEdge],
               leaves: dict[str, Tensor]) -> tuple[Found, list[Scaled | None], dict[Key, Scaled | None]]:
-    """What one backward pass finds of the uses; and the error signals on the path, and of the states of recurrences."""
+    """One backward pass: gradients and error signals of the uses, of the values on the path, and of loop states."""
     start = None if leaf is None else edge_of(leaf)
     found = backward_pass(value, start, [*(part.edge for part in (*uses, *path)), *states], leaves)
     of_uses, behind = found.errors[:len(uses)], found.errors[len(uses):]
@@ -142,7 +141,7 @@ def errors_of(value: Tensor, leaf: Tensor | None, uses: list[Use], path: list[Po
 
 def second_pass(copied: nn.Module, inputs: Inputs, output: object, state: RandomState,
                 in_loops: Container[str]) -> tuple[bool, dict[str, int]]:
-    """A fresh copy gives the same output, to rounding, from the same random state; and the states detached in loops.
+    """Run a fresh copy from the same random state: is the output the same to rounding, and which states are detached?
 
     flowstudy's own nets need no second pass.
 
@@ -255,7 +254,7 @@ def zero_fraction(weights: list[nn.Parameter]) -> float:
 
 
 def path_columns(path: list[Point], errors: list[Scaled | None], like: Tensor) -> dict[str, list]:
-    """What the verdict reads, a row per point."""
+    """The columns of `GradientFlow.path`, a row per point of the main path."""
     norms = [nothing(like) if error is None else log10_norm([error], 0) for error in errors]
     return {
         "layer": [point.use + 1 for point in path],

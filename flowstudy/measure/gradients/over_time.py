@@ -1,4 +1,4 @@
-"""What `gradient_flow` says of time: the columns of a recurrent net, and the path back over the steps."""
+"""The parts of `gradient_flow` about recurrent nets: the columns that name time steps, and the path back over them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from .statistics import log10_norm
 
 
 def places_in_time(uses: list[Use]) -> dict[str, object]:
-    """Of a net with recurrent modules, where in one of them each row is; no columns of other nets."""
+    """Columns that give each row's place in its recurrent module; none for a net without recurrent modules."""
     places = [use.place for use in uses]
     if not any(places):
         return {}
@@ -32,7 +32,7 @@ def places_in_time(uses: list[Use]) -> dict[str, object]:
 
 
 def time_columns(uses: list[Use], loops: list[list[int]], found: StateErrors, samples: int) -> list[dict[str, list]]:
-    """Of each recurrence the columns of `GradientFlow.path`, a row per step, whose last layer stands for it.
+    """The columns of `GradientFlow.path` for each recurrence, a row per step, named by the step's last layer.
 
     Args:
         loops: indices of the uses of each layer that is run in a loop.
@@ -44,9 +44,9 @@ def time_columns(uses: list[Use], loops: list[list[int]], found: StateErrors, sa
 
 def bare_columns(loops: list[BareLoop], sizes: Mapping[Key, Tensor], found: StateErrors,
                  samples: int) -> list[dict[str, list]]:
-    """The same of loops of operations alone, and the error signals at what each step reads.
+    """The columns of `GradientFlow.path` for loops without layers, and the error signals at the parts that steps read.
 
-    The sizes of states are known where a module takes or gives them.
+    The mean square of a state is known only where a module takes or returns it.
     """
     paths = [(bare_path(loop, found, samples), loop) for loop in loops]
     return [steps_as_columns(path, [sizes.get(key_of(state[0])) for state in loop.states])
@@ -86,11 +86,11 @@ def time_frame(columns: dict[str, list]) -> pd.DataFrame:
 
 def decisive(path: pd.DataFrame, over_time: list[pd.DataFrame], bare: list[pd.DataFrame],
              threshold: float) -> pd.DataFrame:
-    """What the verdict reads: of several paths the one along which the signal changes most.
+    """The path that the verdict reads: of several, the one along which the signal changes most.
 
-    In a recurrent net the way back over time comes first, unless it is within the threshold and the main path is not.
-    A loop of operations alone (`bare`) may be a sum over features as well as a recurrence: where it keeps the signal
-    there is nothing to say of it, nor where what its steps read gets its signal by another way.
+    In a recurrent net a path over time is preferred, unless its change is within the threshold and the main path's is
+    not.  A loop of tensor operations without layers (`bare`) may be a sum over features instead of a recurrence.  It
+    counts only if the signal changes along it, and the values that its steps read get no signal by another way.
     """
     over_time = over_time + [one for one in bare if is_only_way(one, threshold)]
     if not over_time:
@@ -100,7 +100,8 @@ def decisive(path: pd.DataFrame, over_time: list[pd.DataFrame], bare: list[pd.Da
 
 
 def is_only_way(path: pd.DataFrame, threshold: float) -> bool:
-    """The signal changes along the loop, and at what the steps read by half as much at least (as ln of squares)."""
+    """Whether the signal changes along the loop by more than the threshold (ln of squared norms), and by at least
+    half as much, in the same direction, at the values that the steps read."""
     change = change_of(path)
     parts = change_of(path[["log10_part_norm"]].rename(columns={"log10_part_norm": "log10_signal"}))
     return bool(abs(change) > threshold and 2 * parts * np.sign(change) > threshold)

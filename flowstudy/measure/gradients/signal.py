@@ -1,9 +1,9 @@
 """The error signal along the main path as one series, and its slope.
 
-Two things are levelled out.  Averaging over P positions (global pooling) divides the squared norm of the error signal
-by P whatever the weights are.  And in a net that normalises, the size of a value says nothing: a value twice as large
-in front of a normalisation has half the error signal, and the same net.  What does not change is ||dL/dh|| rms(h), the
-gradient with respect to ln h; in such nets it takes the place of ||dL/dh||.
+Two effects that do not depend on the weights are removed.  Averaging over P positions (global pooling) divides the
+squared norm of the error signal by P.  And in a net with normalisation layers the size of a value is arbitrary: if a
+value in front of such a layer doubles, its error signal halves and the net computes the same.  The product
+||dL/dh|| rms(h), the gradient with respect to ln h, stays the same; in such nets it is used in place of ||dL/dh||.
 """
 
 import math
@@ -38,7 +38,7 @@ def path_frame(columns: dict[str, list], types: list[str], normalises: bool) -> 
 
 
 def log_squares(frame: pd.DataFrame) -> Float[np.ndarray, " layer"]:
-    """ln of the squared signal: of a path as it is levelled out there, of a frame by layers of the norms."""
+    """ln of the squared signal: from `log10_signal` of a path, else from the error signal norms of a frame by layer."""
     column = "log10_signal" if "log10_signal" in frame else "log10_error_signal_norm"
     return 2 * math.log(10) * frame[column].to_numpy(dtype=float, copy=True)
 
@@ -51,7 +51,7 @@ def change_of(frame: pd.DataFrame) -> float:
 
 
 def places_of(frame: pd.DataFrame) -> np.ndarray:
-    """What changes are counted by: steps of a path over time, else layers."""
+    """The axis along which changes are counted: time steps of a path over time, else layers."""
     return frame["step" if "step" in frame else "layer"].to_numpy(float)
 
 

@@ -1,4 +1,4 @@
-"""The numbers of each layer, from what a forward and a backward pass found."""
+"""The statistics of each layer, computed from the results of a forward and a backward pass."""
 
 import math
 
@@ -51,7 +51,7 @@ def nothing(like: Tensor) -> Tensor:
 
 
 def log10_norm(parts: list[Scaled], lead: int) -> Float[Tensor, "*net"]:
-    """log10 of the joint Frobenius norm; squares are taken of entries near 1, so that none is lost."""
+    """log10 of the joint Frobenius norm; entries are scaled to near 1 before squaring, so that none underflows."""
     parts = [part.normalised() for part in parts]
     exponent = torch.stack([part.exponent for part in parts]).amax(0)
     squares = sum(part.tensor.flatten(lead).abs().double().square().sum(-1) * torch.exp2(2 * (part.exponent - exponent))

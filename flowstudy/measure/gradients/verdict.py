@@ -37,7 +37,7 @@ from .signal import backward_slope, fading, log_squares, slope_error
 
 THRESHOLD = 6.0  # e-folds of the squared norm: six of the gradient's depth scales
 ROOM = 1.5  # times the threshold, where something makes up for the change
-FAR_FROM_ONE = 30.0  # root mean square of the inputs, or its inverse, that is named
+FAR_FROM_ONE = 30.0  # inputs with a root mean square above this, or below its inverse, are mentioned in the verdict
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def verdict_of(frame: pd.DataFrame, path: pd.DataFrame | None = None, *, normali
 
 def remarks(normalises: bool, input_mean_square: float = math.nan, running_statistics: int = 0,
             detached: Mapping[str, int] | None = None) -> list[str]:
-    """What stands beside the verdict: inputs of another scale than 1, another net than the one trained, a cut in time.
+    """Remarks beside the verdict: inputs far from unit scale, batch norm in evaluation mode, states that are detached.
 
     Args:
         running_statistics: batch norm layers in evaluation mode.
@@ -133,7 +133,7 @@ def remarks(normalises: bool, input_mean_square: float = math.nan, running_stati
     return found
 
 
-# --- where there is no change to speak of ----------------------------------------------------------------------------
+# --- verdicts without a measured change of the signal ----------------------------------------------------------------
 
 
 def without_flow(frame: pd.DataFrame, path: pd.DataFrame) -> Verdict | None:
@@ -204,7 +204,8 @@ def silence(frame: pd.DataFrame, rows: pd.DataFrame) -> Verdict:
 
 
 def fading_between_uses(frame: pd.DataFrame) -> str | None:
-    """Of a layer that takes the input of every step in a loop whose state goes on by what is no layer."""
+    """The layer whose signal fades between its uses, where a loop calls it on each step's input but its state is
+    carried on by plain operations; None where there is no such layer."""
     if "main_path" not in frame:
         return None
     for name, uses in frame[~frame["main_path"]].groupby("module", sort=False):
@@ -221,7 +222,7 @@ def fading_between_uses(frame: pd.DataFrame) -> str | None:
 
 
 def of_change(path: pd.DataFrame, normalises: bool) -> Verdict:
-    """Of a path whose signal is known at two places at least, and is not 0 at the first."""
+    """The verdict on a path whose signal is known at two or more places and is not 0 at the first."""
     path = path[~np.isnan(log_squares(path))]
     layers, activations = path["layer"].to_numpy(), path["activation_mean_square"].to_numpy()
     change = log_squares(path) - log_squares(path)[-1]
@@ -252,7 +253,7 @@ def of_change(path: pd.DataFrame, normalises: bool) -> Verdict:
 
 
 def of_steps(frame: pd.DataFrame, path: pd.DataFrame) -> Verdict:
-    """The same of a path over the steps of a recurrence."""
+    """The verdict on a path over the steps of a recurrence."""
     change, signal = log_squares(path) - log_squares(path)[-1], "error signal of the state"
     factor = math.exp(backward_slope(path) / 2)
     error, decades = factor * slope_error(path) / 2, change[0] / (2 * math.log(10))
@@ -283,7 +284,7 @@ def of_steps(frame: pd.DataFrame, path: pd.DataFrame) -> Verdict:
 
 
 def with_error(factor: float, error: float) -> str:
-    """Two places give a slope and no error."""
+    """The factor with its error, in words; two places alone give a slope without an error."""
     return f"{factor:.3g}" + (f" ± {error:.1g}" if math.isfinite(error) else "")
 
 

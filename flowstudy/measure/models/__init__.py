@@ -1,1 +1,1 @@
-"""How any model is taken apart: a copy, its layers and their signals, and autograd's graph cut into factors."""
+"""Taking any model apart: copying it, finding its layers and signals, cutting autograd's graph into factors."""

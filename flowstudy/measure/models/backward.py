@@ -17,7 +17,7 @@ from torch.autograd.graph import GradientEdge
 
 from .graph import coarsest, edge_of, key_of, reachable, segments_between
 
-# Largest entries of gradients up to here, and down to its inverse, have lost nothing.
+# A gradient whose largest entry lies between this bound and its inverse has lost no digits.
 SAFE = {torch.float64: 2.0**300, torch.float32: 2.0**40, torch.bfloat16: 2.0**40, torch.float16: 2.0**4}
 AGREEMENT = 1e-9     # relative difference between the two passes that rounding explains
 VISIBLE = 2.0**-900  # peaks above this have not underflowed in autograd's own pass
@@ -35,20 +35,20 @@ class Scaled:
         return Scaled(sum(times_power(one.tensor, one.exponent - exponent) for one in (self, other)), exponent)
 
     def normalised(self) -> "Scaled":
-        """The same, the largest entry of each net in [0.5, 1); a net that is zero or not finite stays as it is."""
+        """The same value with the largest entry of each net in [0.5, 1); nets of zeros, nan or inf stay as they are."""
         size = peak(self.tensor, self.exponent.ndim)
         shift = torch.where(size.isfinite() & (size > 0), torch.frexp(size).exponent.to(size), 0.0)
         return Scaled(times_power(self.tensor, -shift), self.exponent + shift)
 
 
 def peak(tensor: Tensor, lead: int) -> Float[Tensor, "*net"]:
-    """The largest size of an entry."""
+    """The largest absolute value of the entries, of each net of a stack."""
     flat = tensor.abs().reshape(*tensor.shape[:lead], -1)
     return flat.amax(-1).double() if flat.shape[-1] else flat.sum(-1).double()
 
 
 def times_power(tensor: Tensor, exponent: Float[Tensor, "*net"]) -> Tensor:
-    """tensor * 2**exponent, in two steps: 2**1074 is no float64."""
+    """tensor * 2**exponent, multiplied in two steps, since a power such as 2**1074 overflows float64."""
     exponent = exponent.clamp(-4000.0, 4000.0).view((*exponent.shape, *[1] * (tensor.ndim - exponent.ndim)))
     half = (exponent / 2).floor()
     return tensor * torch.exp2(half).to(tensor.dtype) * torch.exp2(exponent - half).to(tensor.dtype)
@@ -56,7 +56,7 @@ def times_power(tensor: Tensor, exponent: Float[Tensor, "*net"]) -> Tensor:
 
 @dataclass(frozen=True)
 class Found:
-    """What a backward pass found; None where the loss does not depend on it.
+    """The gradients found by a backward pass; None where the loss does not depend on a value.
 
     Attributes:
         errors: d loss / d output of each layer, in the order in which they were asked for.
@@ -99,19 +99,19 @@ def backward_pass(loss: Float[Tensor, "*net"], start: GradientEdge | None, layer
 
 
 def plain_pass(loss: Tensor, wanted: list[GradientEdge], zero: Tensor) -> dict:
-    """Autograd's own."""
+    """The gradients of autograd's own backward pass, by edge."""
     keys = list(dict.fromkeys(map(key_of, wanted)))
     values = torch.autograd.grad(loss.sum(), [GradientEdge(*key) for key in keys], retain_graph=True, allow_unused=True)
     return {key: None if value is None else Scaled(dense(value), zero) for key, value in zip(keys, values, strict=True)}
 
 
 def dense(gradient: Tensor) -> Tensor:
-    """An embedding's may be sparse."""
+    """The gradient as a dense tensor: an embedding's may be sparse."""
     return gradient if gradient.layout == torch.strided else gradient.to_dense()
 
 
 def scaled_pass(loss: Tensor, source: GradientEdge | None, wanted: list[GradientEdge], zero: Tensor) -> dict:
-    """The same, segment by segment."""
+    """The gradients of `plain_pass`, computed segment by segment with an exponent at every cut."""
     found: dict = dict.fromkeys(map(key_of, wanted))
     at_node: dict = {}
     for key in found:
@@ -138,7 +138,7 @@ def scaled_pass(loss: Tensor, source: GradientEdge | None, wanted: list[Gradient
 
 
 def is_safe(value: Scaled, dtype: torch.dtype) -> bool:
-    """Far from the ends of the range of the dtype that the model computes in; or nan, which no scaling mends."""
+    """Whether the value is far from the ends of the dtype's range; true for nan too, which no scaling removes."""
     size, safe = peak(value.tensor, value.exponent.ndim), SAFE[dtype]
     return bool(((size < safe) & (size > 1 / safe) | size.isnan()).all())
 

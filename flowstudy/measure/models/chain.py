@@ -22,7 +22,7 @@ from .graph import GradientEdge, Key, Segment, edge_of, key_of, leaves_in, segme
 from .layer_rules import BLOCK_RULES, UNITWISE, layer_rule
 from .layers import listed_layers
 
-SAFE = 2.0**300  # cotangents of this size, or below its inverse, are drawn anew: they may have lost digits
+SAFE = 2.0**300  # cotangents above this size or below its inverse may have lost digits, and are drawn anew
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ def chain_of(model: nn.Module, whole: Stretch, calls: dict[Key, Call]) -> list[F
 
 
 def segments_with_weights(segments: list[Segment], samples: int) -> list[Segment]:
-    """In forward order, cut at batches alone, and those without weights joined to the one before."""
+    """The segments in forward order, without cuts at values that have no sample axis; segments without weights are
+    joined to the one before."""
     result: list[Segment] = []
     for segment in reversed(segments):
         if result and (not is_batch(result[-1].after, samples) or not leaves_in(segment.side)):
@@ -114,7 +115,7 @@ def is_batch(edge: GradientEdge, samples: int) -> bool:
 
 
 def owner_names(model: nn.Module) -> dict[int, str]:
-    """For each parameter, the module that is to be named: the listed layer around it, or the one that holds it."""
+    """The name shown for each parameter, by its id: of the listed layer around it, or of the module that holds it."""
     listed = listed_layers(model)
     names = {}
     for path, p in model.named_parameters():
@@ -124,7 +125,7 @@ def owner_names(model: nn.Module) -> dict[int, str]:
 
 
 def name_of(segment: Segment, names: dict[int, str]) -> str:
-    """By the first node of the forward pass that uses a weight."""
+    """The segment's name, after the first node of the forward pass in it that uses a weight."""
     for node in reversed(segment.nodes):
         waiting, seen = [n for n, _ in node.next_functions if n in segment.side], set()
         while waiting:
@@ -153,7 +154,7 @@ def rule_of(segment: Segment, calls: dict[Key, Call]) -> tuple[nn.Module, Tensor
 
 
 class NotProvedError(Exception):
-    """A factor's Jacobian is not what autograd's backward pass does: the chain is not used."""
+    """A factor's Jacobian disagrees with autograd's backward pass, so that the chain must not be used."""
 
 
 def proved_jacobians(chain: list[Factor], agreement: float = AGREEMENT) -> Iterator[Float[Tensor, "sample out in"]]:
@@ -185,7 +186,7 @@ def proved_jacobians(chain: list[Factor], agreement: float = AGREEMENT) -> Itera
 
 def proves_alone(factor: Factor, jacobians: Tensor, before: tuple[Factor, Tensor] | None, samples: Tensor,
                  agreement: float) -> bool:
-    """In these samples: the factor, and the factor with the one before it, as stretches of their own."""
+    """Whether the Jacobians of a factor, and of it with the factor before, agree with autograd in these samples."""
     row = factor.random_row()
     if not proves(jacobians[samples], row[samples], factor.back(row)[samples], agreement):
         return False
@@ -201,6 +202,6 @@ def whole(value: Tensor | None, edge: GradientEdge, like: Tensor) -> Tensor:
 
 
 def safe_samples(value: Tensor) -> Tensor:
-    """By sample: nothing of it has been lost at the ends of float64's range."""
+    """For each sample, whether its values are all far enough from the ends of float64's range to be exact."""
     size = value.abs().reshape(len(value), -1).amax(-1)
     return (size < SAFE) & (size > 1 / SAFE)

@@ -1,4 +1,4 @@
-"""Where measuring happens: whatever context the caller is in, the numbers are the same, and nobody else notices."""
+"""The context of a measurement: its numbers do not depend on the caller's settings, and it leaves them unchanged."""
 
 import functools
 import random
@@ -45,7 +45,7 @@ def in_own_context(measurement: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def several_backward_passes(call: str) -> Iterator[None]:
-    """Through one forward pass; what a selective checkpoint has kept serves one alone."""
+    """Refuse a model with a selective checkpoint, which allows only one backward pass through a forward pass."""
     try:
         yield
     except RuntimeError as error:
@@ -59,7 +59,7 @@ def several_backward_passes(call: str) -> Iterator[None]:
 
 
 class Caller(threading.local):
-    """Of the thread that measures: whether it has named a default device."""
+    """Per thread: whether the caller of the measurement has set a default device."""
 
     named_a_device = False
 
@@ -69,7 +69,7 @@ caller = Caller()
 
 @contextmanager
 def callers_modes_aside() -> Iterator[None]:
-    """Modes, of which a default device is one, see every call of torch's; they see none of what runs inside."""
+    """Switch off the caller's torch function modes, a default device among them, while the context lasts."""
     before, modes = caller.named_a_device, [_pop_mode() for _ in range(torch._C._len_torch_function_stack())]
     caller.named_a_device = before or any(isinstance(mode, DeviceContext) for mode in modes)
     try:
@@ -81,7 +81,7 @@ def callers_modes_aside() -> Iterator[None]:
 
 
 def modes_of_the_model(device: torch.device) -> AbstractContextManager:
-    """What runs inside makes its tensors on this device, if the caller has named another for his own."""
+    """A context in which new tensors are made on the model's device, if the caller has set a default device."""
     return device if caller.named_a_device else nullcontext()
 
 
@@ -132,7 +132,7 @@ class RandomState:
         return self.drew_inside or self.drew_outside
 
     def restore(self) -> None:
-        """What was drawn from."""
+        """Put back the generators that the measurement has drawn from."""
         if self.drew_inside:
             torch.set_rng_state(self.cpu)
             if self.cuda is not None:

@@ -19,7 +19,7 @@ from .precision.held import can_be_copied, everything_in, rebound
 IMMUTABLE = {type(None), bool, int, float, str}
 CONTAINERS = {dict, OrderedDict, list, set}
 TENSORS = {Tensor, nn.Parameter}
-REBOUND = types.FunctionType, functools._lru_cache_wrapper, weakref.ref   # what deepcopy returns as it is
+REBOUND = types.FunctionType, functools._lru_cache_wrapper, weakref.ref   # objects that deepcopy does not copy
 
 
 def check_module(call: str, model: object) -> None:
@@ -37,7 +37,7 @@ def check_module(call: str, model: object) -> None:
 
 
 def own_tensor(value: object) -> object:
-    """A tensor of the caller's, made here: one that inference mode made cannot be differentiated through."""
+    """A clone of the caller's tensor, since autograd cannot use a tensor that was made in inference mode."""
     return value.detach().clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
@@ -55,7 +55,7 @@ def float64_copy(call: str, model: nn.Module, *, frozen: bool = True) -> nn.Modu
     check_module(call, model)
     copied = fast_copy(call, model)
     tensors = itertools.chain(model.parameters(), model.buffers())
-    if any(type(tensor) not in TENSORS for tensor in tensors):  # deepcopy made these, as they were
+    if any(type(tensor) not in TENSORS for tensor in tensors):  # subclasses, which deepcopy left in their own dtype
         copied.requires_grad_(False)._apply(lambda t: t.to(measured_dtype(t.dtype)))
     for module in copied.modules():
         if getattr(module, "gradient_checkpointing", None) is True:
@@ -80,17 +80,17 @@ def check_own_weights(call: str, model: nn.Module, leaves: Collection[int]) -> N
 
 
 def own_copy(call: str, model: nn.Module) -> nn.Module:
-    """The same in the model's own dtype, to train."""
+    """A copy in the model's own dtype, whose parameters can be trained as those of the model."""
     with own_dtype():
         return float64_copy(call, model, frozen=False)
 
 
 def fast_copy(call: str, model: nn.Module) -> nn.Module:
-    """`copy.deepcopy(model).double().requires_grad_(False)` of ordinary tensors, plain modules in a fifth of its time.
+    """`copy.deepcopy(model).double().requires_grad_(False)`, in a fifth of the time for models of plain modules.
 
-    A thousand small layers take deepcopy longer than their Jacobian takes. What is its work: the twenty dicts and flags
-    of every module, one by one, though nearly all are empty or immutable. Those are made here; what else there is, and
-    modules that say how they are copied, are left to it.
+    deepcopy of a thousand small layers takes longer than their Jacobian, because it copies some twenty dicts and flags
+    per module, nearly all empty or immutable.  We copy those directly and leave the rest, and modules that define how
+    they are copied, to deepcopy.
     """
     modules = list(model.modules())
     memo: dict[int, object] = {
@@ -100,7 +100,7 @@ def fast_copy(call: str, model: nn.Module) -> nn.Module:
     }
     plain = [module for module in modules if is_plain(type(module))]
     memo |= {id(module): object.__new__(type(module)) for module in plain}
-    for module in reversed(plain):   # inner ones first: what is around them may look at them while it is copied
+    for module in reversed(plain):   # inner modules first: an outer one may read them while it is copied
         twin = vars(memo[id(module)])
         twin.update(vars(module))
         twin.pop("_compiled_call_impl", None)   # torch.compile's; Module's own __getstate__ drops it too
@@ -113,7 +113,7 @@ def fast_copy(call: str, model: nn.Module) -> nn.Module:
 
 
 def deep_copy(call: str, name: str, value: object, memo: dict[int, object]) -> object:
-    """`copy.deepcopy`, by way of what is made here of tensors, functions and what it cannot copy."""
+    """`copy.deepcopy`, with our own copies of tensors and functions; objects that it cannot copy are shared."""
     if id(value) in memo:
         return memo[id(value)]
     inside = everything_in(value, memo)
@@ -127,7 +127,7 @@ def deep_copy(call: str, name: str, value: object, memo: dict[int, object]) -> o
     try:
         return copy.deepcopy(value, memo)
     except Exception:   # whatever the objects that a model holds may raise
-        for key in list(memo)[known:]:   # half copies that the attempt has left, of what may be no more
+        for key in list(memo)[known:]:   # unfinished copies of the failed attempt, some of objects that are gone
             del memo[key]
         memo |= {id(held): held for held in others if not can_be_copied(held)}
     try:
@@ -144,6 +144,6 @@ def float64_tensor(tensor: Tensor) -> Tensor:
 
 @functools.cache
 def is_plain(kind: type) -> bool:
-    """Copied as any nn.Module is: a new object with a deep copy of its attributes."""
+    """Whether the class has no copying rules of its own, so that a copy is a new object with copied attributes."""
     rules = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")
     return all(getattr(kind, rule, None) is getattr(nn.Module, rule, None) for rule in rules)

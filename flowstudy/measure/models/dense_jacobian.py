@@ -22,8 +22,8 @@ Function = Callable[[Tensor], Tensor]
 # Bytes of the largest gradient on the way of all rows in flight: about a CPU's cache, or enough to fill a GPU.
 CPU_BYTES, GPU_BYTES = 2**21, 2**26
 BAR = {"delay": 5.0, "leave": False}   # seconds that may pass before a bar is shown, on stderr
-SEED = 0           # of the random directions by which two routes to one Jacobian are compared
-AGREEMENT = 1e-9   # relative difference between them that rounding explains
+SEED = 0           # seed of the random directions by which two routes to one Jacobian are compared
+AGREEMENT = 1e-9   # largest relative difference between the two that is taken for rounding
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ class Stretch:
         return row.new_zeros(shape_of(self.start)) if pulled is None else pulled.double()
 
     def pull_singly(self, rows: Float[Tensor, "row sample *outputs"]) -> Float[Tensor, "row sample *inputs"]:
-        """One by one; what takes long shows a bar with the time left."""
+        """Pull the rows back one by one; after some seconds a bar shows the time left."""
         return torch.stack([self.back(row) for row in tqdm(rows, "rows of the Jacobian", len(rows), **BAR)])
 
     def pull(self, rows: Float[Tensor, "row sample *outputs"]) -> Float[Tensor, "row sample *inputs"]:
-        """The same on each row, at once where every operation has a rule for that, else one by one."""
+        """Pull all rows back at once by vmap where every operation supports it, else one by one."""
         if len(rows) == 1:
             return self.back(rows[0]).unsqueeze(0)
         try:
@@ -90,7 +90,7 @@ class Stretch:
 
 
 def start_and_output(function: Callable[[Tensor], object], x: Tensor) -> tuple[GradientEdge, object]:
-    """Where the gradient with respect to `x` arrives, and the function of it."""
+    """The edge at which the gradient with respect to `x` arrives, and function(x)."""
     with torch.enable_grad():
         value = x.detach().requires_grad_().clone()   # a clone: the function may begin with an in-place operation
         start = edge_of(value)
@@ -158,7 +158,7 @@ def rounding(jacobians: Float[Tensor, "sample outputs inputs"], row: Float[Tenso
              image: Float[Tensor, "sample *inputs"]) -> Float[Tensor, " sample"]:
     """Estimate of the Jacobian's error in Frobenius norm, from one random row r: |r^T E|^2 is |r|^2 |E|^2 / outputs.
 
-    What r^T J, computed from the Jacobian, and the image of r, computed by itself, differ by is rounding of both.
+    The image of r is computed twice, as r^T J from the Jacobian and by a backward pass; they differ by rounding.
     """
     row = row.reshape(len(row), 1, -1).double()
     gap = (row @ jacobians).squeeze(1) - image.reshape(len(row), -1).double()

@@ -1,4 +1,4 @@
-"""One untouched forward pass of a model, and what its layers put out: hooks look on, and change nothing."""
+"""One unchanged forward pass of a model, in which hooks record the outputs of its layers."""
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
@@ -107,7 +107,7 @@ def watched_pass(call: str, model: nn.Module, inputs: Inputs, layers: Mapping[st
 
 
 def has_place_in_graph(h: Tensor) -> bool:
-    """Of this forward pass: not of a backward pass that computes again, not inside a transform of functions."""
+    """Whether the value belongs to this forward pass's graph: not to recomputation in a backward pass, nor to vmap."""
     return (h.requires_grad and h.layout == torch.strided and not h.is_nested and current_backward_pass() == -1
             and not functorch.is_functorch_wrapped_tensor(h))
 

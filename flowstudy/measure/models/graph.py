@@ -29,13 +29,13 @@ def key_of(edge: GradientEdge) -> Key:
 
 
 def edge_of(value: Tensor) -> GradientEdge | None:
-    """Where the gradient with respect to this tensor arrives; None where it asks for none."""
+    """The edge at which the gradient with respect to this tensor arrives; None where it requires no gradient."""
     return get_gradient_edge(value) if value.requires_grad else None
 
 
 @dataclass
 class Segment:
-    """What lies between one cut and the next, towards the start.
+    """The part of the graph between one cut and the next, towards the start.
 
     Attributes:
         after: the cut at its output, where its backward pass begins.
@@ -77,7 +77,7 @@ def reachable(edge: GradientEdge) -> list[Node]:
 
 
 def check_gradients_can_be_asked_for(call: str, nodes: Sequence[Node]) -> None:
-    """Torch's older checkpoint gives no gradient that is asked for: it accumulates those of all leaves alone."""
+    """Refuse checkpoints with use_reentrant=True: they accumulate into leaves, and support no autograd.grad."""
     if any(node.name() == "CheckpointFunctionBackward" for node in nodes):
         raise RefusalError(f"{call}: `model` must checkpoint with use_reentrant=False, got a checkpoint whose "
                            "gradients come by .backward() alone. Pass use_reentrant=False to "
@@ -121,7 +121,7 @@ def segments_between(end: GradientEdge, start: GradientEdge | None,
 
 
 def is_hooked(edge: GradientEdge) -> bool:
-    """A hook on the tensor changes the gradient that arrives there."""
+    """Whether a hook on the tensor may change the gradient that arrives there."""
     sent = torch.ones(shape_of(edge), dtype=dtype_of(edge), device=edge.node._input_metadata[edge.output_nr].device)
     (arrived,) = torch.autograd.grad(edge, edge, sent, retain_graph=True)
     return not torch.equal(arrived, torch.ones_like(sent))

@@ -1,4 +1,4 @@
-"""What a model is shown: one tensor, or several in the arguments that the model takes them in."""
+"""A model's inputs: one tensor, or several tensors in the positional and keyword arguments of the model."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +33,7 @@ class Inputs:
 
     @classmethod
     def of(cls, x: Shown) -> "Inputs":
-        """A named tuple (such as a packed sequence) and a dataclass are one argument."""
+        """The batch in the form a user passes it; a named tuple (a packed sequence) or a dataclass is one argument."""
         if isinstance(x, Inputs):
             return x
         if isinstance(x, Mapping):
@@ -45,30 +45,30 @@ class Inputs:
 
     @cached_property
     def tensors(self) -> dict[Name, Tensor]:
-        """All of them, in order."""
+        """All tensors in the arguments by name, in order."""
         return dict(named_tensors((self.args, self.kwargs)))
 
     @cached_property
     def differentiable(self) -> dict[Name, Tensor]:
-        """Those that ask for a gradient: real and complex ones, but no sparse ones, and no masks that hold -inf."""
+        """The tensors to differentiate: real and complex ones, except sparse ones and masks that hold -inf."""
         return {name: t for name, t in self.tensors.items()
                 if is_number(t) and t.layout == torch.strided and not t.is_nested and not is_mask(t)}
 
     def __len__(self) -> int:
-        """Samples: the length of the first tensor that has one."""
+        """Number of samples: the length of the first axis of the first tensor that has axes."""
         return next((len(t) for t in self.tensors.values() if t.ndim), 1)
 
     @property
     def device(self) -> torch.device:
-        """The accelerator, where some of them are on one: lengths are often kept on the CPU."""
+        """The accelerator if any tensor is on one, since lengths are often kept on the CPU; else the CPU."""
         return max((t.device for t in self.tensors.values()), key=lambda device: device.type != "cpu")
 
     def mapped(self, change: Callable[[Name, Tensor], Tensor]) -> "Inputs":
-        """With change(name, tensor) in each tensor's place."""
+        """The same arguments with each tensor replaced by change(name, tensor)."""
         return Inputs(*with_tensors((self.args, self.kwargs), lambda place, t: change(name_at(place), t)))
 
     def __getitem__(self, index: slice | Tensor) -> "Inputs":
-        """Of these samples."""
+        """The batch of these samples only."""
         samples = len(self)
         return self.mapped(lambda _, t: t[index] if t.ndim and len(t) == samples else t)
 
@@ -76,11 +76,12 @@ class Inputs:
         return [self[i:i + size] for i in range(0, len(self), size)]
 
     def measured(self, model: nn.Module) -> "Inputs":
-        """Copies of its own, in the dtype in which the model is measured."""
+        """The same batch as copies in the dtype in which the model is measured."""
         return self.mapped(lambda _, t: measured_as(model, t))
 
     def to(self, real: torch.dtype) -> "Inputs":
-        """Copies of its own, real numbers in this dtype and complex ones in the like; indices and masks stay."""
+        """The same batch as copies, real tensors in this dtype, complex ones in the complex dtype of the same
+        precision, and indices and boolean masks as they are."""
         return self.mapped(lambda _, t: in_dtype(t, real))
 
     def with_leaf(self) -> tuple[Tensor | None, "Inputs"]:
@@ -113,7 +114,7 @@ def named_tensors(value: object, place: tuple = ()) -> Iterator[tuple[Name, Tens
 
 
 def name_at(place: tuple) -> Name:
-    """From the keys on the way from (args, kwargs)."""
+    """A tensor's name, from the keys on the way to it from (args, kwargs)."""
     return place[1] if len(place) == 2 else place[1:]
 
 
@@ -122,7 +123,7 @@ def is_number(t: Tensor) -> bool:
 
 
 def is_mask(t: Tensor) -> bool:
-    """Added to attention's scores."""
+    """Whether the tensor is a mask to be added to attention scores: it holds -inf."""
     return t.is_floating_point() and bool((t == -torch.inf).any())
 
 
@@ -177,7 +178,7 @@ def check_batch(call: str, model: nn.Module, x: Shown) -> Inputs:
 
 
 def check_samples_apart(call: str, inputs: Inputs) -> None:
-    """Samples may be picked: nothing says how each of them goes with each other one, as a graph of the batch does."""
+    """Refuse to pick samples from a batch with a tensor about pairs of samples, such as a graph of the batch."""
     for name, t in inputs.tensors.items():
         if len(inputs.tensors) > 1 and t.ndim == 2 and t.shape == (len(inputs), len(inputs)) and len(inputs) > 1:
             raise RefusalError(f"{call}: `x` must have samples that can be picked, got x[{name!r}] of shape "
@@ -187,7 +188,7 @@ def check_samples_apart(call: str, inputs: Inputs) -> None:
 
 
 def check_arguments(call: str, model: nn.Module, inputs: Inputs) -> None:
-    """The model's forward takes so many inputs, of these names; what hooks make of them is not known."""
+    """Refuse inputs that do not fit the signature of the model's forward; not checked where hooks may change them."""
     if model._forward_pre_hooks or type(model).__call__ is not nn.Module.__call__:
         return
     try:
@@ -201,7 +202,7 @@ def check_arguments(call: str, model: nn.Module, inputs: Inputs) -> None:
 
 
 def check_tensor(call: str, argument: str, t: Tensor, device: torch.device, *, masks: bool) -> None:
-    """On the model's device and finite; -inf is what masks hold where `masks` says that there may be some."""
+    """Refuse a tensor on another device than the model's, or with nan or infinities; -inf is allowed if `masks`."""
     if t.device != device and not (t.device.type == "cpu" and masks and not is_number(t)):
         raise RefusalError(f"{call}: `{argument}` must be on the model's device {device}, got {t.device}. "
                            f"Pass {argument}.to({str(device)!r}).")
@@ -214,7 +215,7 @@ def check_tensor(call: str, argument: str, t: Tensor, device: torch.device, *, m
 
 
 def check_same_device(call: str, y: Tensor, device: torch.device) -> None:
-    """Targets are where the model's outputs are."""
+    """Refuse targets on another device than the model's outputs."""
     if y.device != device:
         raise RefusalError(f"{call}: `y` must be on the model's device {device}, got {y.device}. "
                            f"Pass y.to({str(device)!r}).")

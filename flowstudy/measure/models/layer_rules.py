@@ -1,4 +1,4 @@
-"""Jacobians of the commonest layers in closed form: no pass per row, for what is a scaled weight matrix."""
+"""Jacobians of the commonest layers in closed form: a scaled weight matrix, without a backward pass per row."""
 
 from collections.abc import Callable
 

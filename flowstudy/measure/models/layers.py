@@ -1,4 +1,4 @@
-"""Which modules of a model are its layers, which weights belong to which, and a way into what each puts out."""
+"""The layers of a model, the weights that belong to each, and hooks that change their outputs."""
 
 import math
 import re
@@ -58,7 +58,7 @@ def kind_of(layer: nn.Module) -> str:
 
 
 def is_norm(kind: str) -> bool:
-    """By the name of its class: BatchNorm2d, LayerNorm, LlamaRMSNorm."""
+    """Whether a layer is a normalisation, by its class name: BatchNorm2d, LayerNorm, LlamaRMSNorm."""
     return re.search(r"Norm([123]d)?$", kind) is not None
 
 

@@ -1,4 +1,4 @@
-"""What a module puts out, whatever structure it puts it in."""
+"""The tensors in a module's output, which may be any nesting of mappings, sequences and dataclasses."""
 
 import copy
 import dataclasses
@@ -59,7 +59,7 @@ def check_entry(call: str, entry: object) -> None:
 
 
 def entry_of(call: str, output: object, entry: str | int | None) -> Tensor:
-    """The tensor of a model's output that is meant.
+    """The tensor of a model's output that the caller means.
 
     Args:
         entry: its key, its place or its name.  None is the output itself where that is a tensor, the entry "logits"

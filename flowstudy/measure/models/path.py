@@ -1,8 +1,8 @@
-"""The main path of a forward pass: the values that everything on the way from the input to the loss runs through.
+"""The main path of a forward pass: the values that every way from the input to the loss runs through.
 
-What a residual branch, a gate or a table of positions puts out carries a part of the signal only; its norm is no step
-of the way from the loss to the input.  The cuts of autograd's graph are: of a plain net every layer's output, of a
-residual net the sums.
+The output of a residual branch, a gate or a position embedding carries only part of the signal, so its error signal
+says little about how the signal travels.  The main path consists of the cuts of autograd's graph: in a plain net they
+are the layers' outputs, in a residual net the sums after each block.
 """
 
 import itertools
@@ -42,10 +42,10 @@ class Point:
 
 def main_path(loss: Tensor, leaf: Tensor | None, uses: Sequence[Use], values: Mapping[Key, Tensor],
               samples: int) -> list[Point]:
-    """One value for each layer that is followed by one, from the input on: its own output, else the first after it.
+    """The values of the main path from the input on, one after each layer: its output, or else the first cut after it.
 
-    Where more layers lie before the first such value than between any two, as where whole stacks stand side by side
-    from the input on, the input itself stands in front, as what follows the use number -1.
+    A layer without a cut before the next layer has no value.  Where more layers lie before the first value than between
+    any two, as in a net of parallel stacks, the input is put in front, as the value after use number -1.
 
     Args:
         leaf: the input, all that can be differentiated together.  Where the loss gives it no gradient (token ids), the
@@ -115,7 +115,7 @@ def start_key(segments: Sequence[Segment]) -> Key | None:
 
 
 def chosen(points: Sequence[Point], values: Mapping[Key, Tensor]) -> list[Point]:
-    """Of the cuts between two layers the first layer's output; else the first whose size is known, else the first."""
+    """One cut between every two layers: the first layer's output, else the first cut of known size, else the first."""
     by_use: dict[int, list[Point]] = {}
     for point in points:
         by_use.setdefault(point.use, []).append(point)
@@ -133,7 +133,7 @@ def averaged_over(node: Node) -> float:
 
 
 def normalises(nodes: Sequence[Node], uses: Sequence[Use]) -> bool:
-    """The net brings what its layers put out to a size of its own, by the batch's statistics or each sample's."""
+    """Whether the net normalises values, by the statistics of the batch (in training mode) or of each sample."""
     named = any(use.module is not None and is_norm(kind_of(use.module))
                 and not hasattr(use.module, "running_mean") for use in uses)
     return named or any(any(part in node.name() for part in NORMALISES) or has_batch_statistics(node)

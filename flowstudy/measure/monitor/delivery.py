@@ -1,4 +1,4 @@
-"""Where a monitor's complete records go: to the host, and from there to the table, the folder and the curves."""
+"""Delivery of a monitor's complete records: to the host, and from there to the table, the folder and the curves."""
 
 import os
 import warnings
@@ -19,18 +19,18 @@ from .norms import Layout
 from .step_record import StepRecord, tables, was_left_out
 from .watched import Watched
 
-TOGETHER = 64  # records that nobody waits for are put away together: one at a time takes three times as long
+TOGETHER = 64  # records are stored in groups of this many where nothing is written; singly takes three times as long
 
 
 @runtime_checkable
 class ScalarWriter(Protocol):
-    """What a TensorBoard SummaryWriter can do."""
+    """The method of a TensorBoard SummaryWriter that the monitor uses."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> object: ...
 
 
 class Numbers(NamedTuple):
-    """A record on the host; its table is worked out when somebody asks for it."""
+    """A record's numbers on the host; they become a table when one is asked for."""
 
     step: int
     layout: Layout
@@ -55,12 +55,12 @@ class Delivery:
 
     @property
     def is_written(self) -> bool:
-        """Whether records go somewhere as they come."""
+        """Whether records are written to a folder or a writer as they come."""
         return self.folder is not None or self.writer is not None
 
     @property
     def frame(self) -> pd.DataFrame:
-        """Of all records so far."""
+        """The table of all records so far."""
         self.deliver()
         return self.rows(self.numbers)
 
@@ -73,12 +73,12 @@ class Delivery:
             self.deliver(behind)
 
     def deliver_arrived(self) -> None:
-        """What is to be written, if that needs no waiting."""
+        """Deliver the fetched records to `store` and `writer` if all have arrived, without waiting."""
         if self.fetching and self.is_written and self.fetching[-1].norms.ready():
             self.deliver()
 
     def deliver(self, number: int | None = None) -> None:
-        """Put the first so many records that were fetched where they belong, or all."""
+        """Move the first `number` fetched records (default all) into `self.numbers`, `store` and `writer`."""
         number = len(self.fetching) if number is None else number
         records, self.fetching = self.fetching[:number], self.fetching[number:]
         for record in records:

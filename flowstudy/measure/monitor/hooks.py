@@ -1,4 +1,4 @@
-"""Hooks in a model for one optimizer step: what its forward and backward passes leave behind, measured at once."""
+"""Hooks in a model for one optimizer step: they measure activations, error signals and gradients as they appear."""
 
 import sys
 from collections import Counter
@@ -14,8 +14,8 @@ from flowstudy.measure.models.outputs import is_inside_vmap, numbers_in
 
 from .norms import Norms, as_real, norm, norms
 
-current_task = torch._C._current_graph_task_id  # which backward pass the caller runs in
-HELD = 2**24  # entries of error signals on a GPU, kept to be measured by one kernel; more would cost memory
+current_task = torch._C._current_graph_task_id  # id of the backward pass that the caller runs in
+HELD = 2**24  # the most entries of error signals that are kept on a GPU until one kernel measures them all
 
 
 class Backward:
@@ -66,7 +66,7 @@ class ModelHooks:
         self.forward: list[tuple[int, float | Tensor, int]] = []
 
     def take(self) -> tuple[Norms, Counter[int]]:
-        """The passes so far; what comes then belongs to the next step."""
+        """Hand over the results of the passes so far; later passes belong to the next step."""
         taken = self.passes, self.entries
         self.forget_passes()
         return taken
@@ -77,7 +77,7 @@ class ModelHooks:
         self.armed = True
         self.reset()
         if self.watches_layers and "torch._dynamo" in sys.modules:
-            # Compiled code does not call hooks that it was compiled without.
+            # Code that was compiled before hooks were registered does not call them.
             self.stance = torch.compiler.set_stance("force_eager")
         self.switches = self.switches or self.make_switches()
         for switch in self.switches:
@@ -92,12 +92,12 @@ class ModelHooks:
             self.stance = None
 
     def watch_weights(self, groups: list[list[int]]) -> None:
-        """The list of weights has others in it: what was found in those before is no gradient of theirs."""
+        """Watch another list of weights; the gradients measured in the weights before them are dropped."""
         self.groups, self.gradient = groups, Norms()
-        if not self.watches_layers:  # hooks are in the weights themselves
+        if not self.watches_layers:  # the hooks are registered on the weights themselves
             for switch in self.switches:
                 switch.off()
-            self.switches = self.make_switches() if self.armed else []  # made, they are on
+            self.switches = self.make_switches() if self.armed else []  # a switch is on when it is made
 
     def make_switches(self) -> "list[Switch]":
         """A hook for each layer; where no layer is watched, for each weight: a frozen one may be thawed at any time."""
@@ -124,25 +124,25 @@ class ModelHooks:
             backward.measure_held()
 
     def backward_passes_by(self, _gradient: object) -> None:
-        """At a weight, or at what a layer puts out beside its first output."""
+        """Hook on a weight, or on a layer's further outputs, that notes that a backward pass has begun."""
         if self.armed and current_task() not in self.running:
             self.backward_starts()
 
     # --- a backward pass ---------------------------------------------------------------------------------------------
 
     def backward_starts(self) -> Backward:
-        """The pass that the calling hook runs in: a pass inside a pass, as in checkpointing, is one of its own."""
+        """Start the record of the pass that the hook runs in; a pass inside a pass (checkpointing) has its own."""
         task = current_task()
         if self.watches_layers:
             self.follow()
         now = self.gradients_now() if self.watches_layers else []
         if not self.running and self.left is not None and self.left != now:
-            # Not one more micro-batch: the gradients were zeroed, so the step that the earlier passes were for was
-            # never made.  A GradScaler leaves it out when it finds an infinity.
+            # The gradients were zeroed since the last pass, so this pass is not one more micro-batch: the step that
+            # the earlier passes were for was skipped, as a GradScaler does when it finds an infinity.
             self.passes, self.entries = Norms(), Counter()
         self.running[task] = backward = Backward(now)
-        # The engine runs callbacks when the pass is over, in order.  DistributedDataParallel waits for its all-reduce
-        # in one that it may queue later than this; one that is queued from within a callback comes after that.
+        # Autograd runs queued callbacks in order when the pass is over.  DistributedDataParallel may queue its
+        # all-reduce after ours; queuing from inside a callback puts ours last, so gradients are averaged by then.
         queue = Variable._execution_engine.queue_callback
         queue(lambda: queue(lambda: self.backward_ended(task)))
         return backward
@@ -163,7 +163,7 @@ class ModelHooks:
             measure_gradients(self.gradient, "gradient", self.weights, self.groups)
 
     def keep(self, backward: Backward) -> None:
-        """What a pass found in the layers, and what the forward pass before it did."""
+        """Add the error signals of a backward pass, and the activations of its forward pass, to the step's record."""
         backward.measure_held()
         self.passes.put_each("error", backward.errors)
         self.passes.put_each("activation", [(layer, value) for layer, value, _ in self.forward])
@@ -172,7 +172,7 @@ class ModelHooks:
         self.forward = []
 
     def gradients_now(self) -> list[tuple[int, int] | None]:
-        """Changes when a gradient is zeroed, replaced or written to; looks at no number."""
+        """A fingerprint of the gradients that changes when one is zeroed, replaced or written to; reads no number."""
         return [None if (g := weight.grad) is None else (id(g), g._version) for weight in self.weights]
 
 
@@ -192,11 +192,11 @@ class LayerHook:
             return  # an evaluation in between is not part of the step
         h, *others = numbers
         if is_inside_vmap(h):
-            return  # numbers cannot be looked at there
+            return  # inside torch.func.vmap the values cannot be read
         hooks, node = self.hooks, h.grad_fn
         if hooks.activations:  # at once: what follows may write into the layer's output
             hooks.forward.append((self.layer, norm(h.detach()), h.numel()))
-        if node is not None:  # which stays what it is when h is written to; a hook on h would move
+        if node is not None:  # the node stays when h is changed in place; a hook on h itself would move to the new h
             at = h.output_nr
             node.register_prehook(partial(hooks.error_arrived, self.layer, at) if at else self.first_output)
         for other in others:  # the loss may see one of these alone, such as the last state of a recurrent net
@@ -208,7 +208,10 @@ class LayerHook:
 
 
 def register_on_weight(weight: Tensor, hook: Callable) -> RemovableHandle:
-    """For when its gradient has been accumulated; torch takes such a hook only where a gradient is required."""
+    """Register a hook that runs after the weight's gradient is accumulated, even if the weight is frozen now.
+
+    torch accepts such a hook only on a tensor that requires a gradient.
+    """
     required = weight.requires_grad
     handle = weight.requires_grad_(True).register_post_accumulate_grad_hook(hook)
     weight.requires_grad_(required)
@@ -216,7 +219,7 @@ def register_on_weight(weight: Tensor, hook: Callable) -> RemovableHandle:
 
 
 class Switch:
-    """A hook that goes on and off where it was registered: registering one anew takes ten times as long."""
+    """A registered hook that can be switched on and off, since registering it anew takes ten times as long."""
 
     def __init__(self, hook: Callable, register: Callable[[Callable], RemovableHandle]):
         handle = register(hook)

@@ -1,4 +1,4 @@
-"""Records kept as they come: a folder of Parquet files that is whole whenever the process ends."""
+"""Records written as they come into a folder of Parquet files, which is readable whenever the process ends."""
 
 import errno
 import io
@@ -13,7 +13,7 @@ from flowstudy.refusal import RefusalError, RefusalTypeError, printable
 from flowstudy.seal import parquet_is_sealed, sealed_parquet
 from flowstudy.whole_file import listed, read_whole, sweep_leftovers, write_whole
 
-RECORDS = 64  # in a file; a file is written anew with every record
+RECORDS = 64  # the most records in a file, since the file is rewritten with every record
 
 
 class RecordFolder:
@@ -43,9 +43,9 @@ class RecordFolder:
             self.write()
 
     def write(self) -> None:
-        """Everything that waits."""
+        """Write all records that wait."""
         self.try_at = 2 * len(self.records)
-        if not self.folder.is_dir():  # a new one would hide that earlier records are gone
+        if not self.folder.is_dir():  # making a new folder would hide that earlier records are gone
             raise FileNotFoundError(errno.ENOENT, "the folder is gone", str(self.folder))
         path = self.folder / f"part-{self.full:06d}.parquet"
         self.begin(path)
@@ -77,7 +77,7 @@ def load_records(call: str, folder: str | os.PathLike[str]) -> pd.DataFrame:
 
 
 def read_part(call: str, path: Path) -> pd.DataFrame | None:
-    """It is opened once: a writer that is at work may replace it meanwhile."""
+    """Read one file, opened once only, since a writer that is at work may replace it meanwhile."""
     content = read_whole(path)
     if not content:  # begun, and nothing written yet
         return None

@@ -57,7 +57,7 @@ class GradientMonitor(Drawn):
     Attributes:
         frame: a row per record and layer: `step` (updates before it), `layer` (1 is the first), `module`, `type`, and
 
-            log10_weight_gradient_norm: of dL/dW as the last backward pass before the step left it: summed over
+            log10_weight_gradient_norm: of dL/dW after the last backward pass before the step: summed over
                 micro-batches, averaged over processes, unscaled, not yet clipped; biases left out.
             log10_clipped_gradient_norm: of the gradient that the optimizer was given.
             update_to_weight: ||W after - W before|| / ||W before|| of the step.
@@ -67,15 +67,15 @@ class GradientMonitor(Drawn):
 
             Norms are `gradient_flow`'s, |h|^2 = h conj(h) where numbers are complex; of an output that is a tuple, dict
             or dataclass, those of its first real or complex tensor. Layers are in the order in which the model holds
-            them, a row for a layer that runs several times. Weights in an nn.ParameterList or behind a parametrization
-            are those of the module around it that computes with them. -inf is an exact 0 (in a float64 model also what
-            is below 1e-154), nan a diverged net, or what the step did not have: a gradient of a frozen layer, or of one
-            that the loss does not see; an output of a layer that is not called.
+            them, one row for a layer that runs several times. Weights in an nn.ParameterList or behind a
+            parametrization belong to the module around it that computes with them. -inf is an exact 0 (in a float64
+            model also a norm below 1e-154). nan is a diverged net, or a number that the step did not have: the gradient
+            of a frozen layer or of one that the loss does not see, the output of a layer that is not called.
 
-        records: how many there are. The latest may be there only when the next step is made, or on leaving.
+        records: number of records. The latest may be counted only when the next step is made, or on leaving.
 
-    A step that a GradScaler leaves out is not recorded; in its place comes the next one.  Where a fused optimizer
-    leaves it out, `step` counts it all the same.  A scale that is multiplied in by hand is not known.
+    A step that a GradScaler skips is not recorded; the next one is recorded in its place.  If a fused optimizer skips
+    it, `step` counts it all the same.  A loss scale that the loop multiplies in by hand is not divided out.
 
     Compiled code does not call hooks: where error signals or activations are wanted, compiled models run eagerly in
     recorded steps, so keep `every` large there.
@@ -114,7 +114,11 @@ class GradientMonitor(Drawn):
     # --- for users ---------------------------------------------------------------------------------------------------
 
     def attach(self) -> "GradientMonitor":
-        """Start to watch, as `with` does; once attached, nothing more."""
+        """Start to watch, as `with` does; a second call does nothing.
+
+        Returns:
+            The monitor itself.
+        """
         if self._listener is None:
             self._listener = Listener(self._before_step, self._after_step)
             STEPS.tell(self._listener)
@@ -169,7 +173,7 @@ class GradientMonitor(Drawn):
                 f"{len(self._watched.names)} layers")
 
     def __dir__(self) -> list[str]:
-        """What users may call: its own names begin with an underscore."""
+        """The public names; the monitor's internal attributes begin with an underscore."""
         return [name for name in super().__dir__() if name.startswith("__") or not name.startswith("_")]
 
     # --- what the optimizers' hooks call -----------------------------------------------------------------------------
@@ -193,7 +197,7 @@ class GradientMonitor(Drawn):
             self._prepare()
 
     def _begin(self, who: "Optimizer | GradientMonitor") -> None:
-        """Somebody is about to change weights: the first to do so opens the step's record, if it has one."""
+        """An optimizer is about to change weights: the first one in a step opens the step's record, if it has one."""
         self._delivery.deliver_arrived()
         if who in self._stepped:  # for the second time: the step in progress was over
             self._team = self._stepped
@@ -212,7 +216,10 @@ class GradientMonitor(Drawn):
         self._current, self._stepped = self._current + 1, set()
 
     def _steps_alone(self, optimizer: Optimizer) -> bool:
-        """Whether nothing is left for others to step; should they all the same, the next step will tell."""
+        """Whether the optimizer makes steps by itself: it holds all trainable weights, or is the only one counted.
+
+        If another one steps all the same, the next step finds that out.
+        """
         held = {i for group in self._held_by(optimizer) for i in group}
         return optimizer is self._optimizer or all(
             i in held for i, weight in enumerate(self._watched.weights) if weight.requires_grad)
@@ -223,7 +230,7 @@ class GradientMonitor(Drawn):
         return step % self.every == 0
 
     def _prepare(self) -> None:
-        """Hooks on for the next step if it is to be recorded, off if not."""
+        """Switch the hooks on if the next step is to be recorded, else off."""
         if self._is_due(self._current + bool(self._stepped)):
             self._hooks.arm()
         else:
@@ -252,7 +259,7 @@ class GradientMonitor(Drawn):
         return known[1]
 
     def _follow(self) -> None:
-        """Parameters of the model may be replaced by others, as by load_state_dict(assign=True): watch those."""
+        """Watch the parameters that the model holds now; load_state_dict(assign=True) replaces them."""
         if self._watched.follow():
             self._position = {id(weight): i for i, weight in enumerate(self._watched.weights)}
             self._holders.clear()
@@ -273,7 +280,8 @@ class GradientMonitor(Drawn):
 
 
 def scaler_in_charge() -> torch.amp.GradScaler | None:
-    """The GradScaler whose `step` the calling optimizer step runs in: the optimizer is not told, the stack knows."""
+    """The GradScaler whose `step` the optimizer step runs in; the optimizer does not know it, so the call stack is
+    searched for it."""
     frame = sys._getframe()
     while frame is not None:
         if frame.f_code is SCALER_STEP:

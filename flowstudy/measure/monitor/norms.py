@@ -16,7 +16,7 @@ Layout = list[tuple[str, Sequence[int]]]  # the kind and the positions of consec
 SMALL, ROW = 2**14, 1024
 LOWEST_SAFE, HIGHEST_SAFE = 1e-12, 1e18
 vector_norm = torch.linalg.vector_norm  # looked up once: a record takes dozens
-NOWHERE = -1   # a position that is left out on the host
+NOWHERE = -1   # position of numbers that are dropped on the host
 
 
 Values = Tensor | list[float]  # float64 on the device; plain numbers where the device is the host

@@ -1,8 +1,8 @@
-"""Who is told of every optimizer's steps.
+"""The list of listeners that are told of every optimizer's steps.
 
-torch keeps hooks in a table that its steps go through, and a table that changes meanwhile ends the step of another
-thread.  So one pair of hooks is put in, once and for good; whoever listens is looked up here, in a tuple that is
-replaced and never changed.
+torch keeps global optimizer hooks in a dict that every step iterates over; if a thread changes it meanwhile, another
+thread's step fails.  So one pair of hooks is registered once and never removed.  It calls the listeners of a tuple kept
+here, which is replaced as a whole and never changed.
 """
 
 import threading
@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 
 class Listener(NamedTuple):
-    """What is called before and after each step, with what torch's own hooks are given."""
+    """The functions called before and after each step, with the arguments of torch's own hooks."""
 
     before: Callable[[Optimizer, tuple, dict], None]
     after: Callable[[Optimizer, tuple, dict], None]

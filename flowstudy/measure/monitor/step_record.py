@@ -1,4 +1,4 @@
-"""One optimizer step on record: norms gathered on the device as it goes, and from them, on the host, the table."""
+"""The record of one optimizer step: norms gathered on the device while it runs, made into a table on the host."""
 
 from array import array
 from collections import Counter
@@ -53,7 +53,7 @@ class StepRecord:
         self.before = []
 
     def change(self, group: list[int], before: Tensor) -> Tensor:
-        """Of weights since they were `before`; up to its sign."""
+        """The weights' change since `before`, up to its sign, stacked as `before` is."""
         now = [self.watched.weights[i] for i in group]
         if before[0].numel() <= SMALL:
             return before.sub_(torch.stack(now))  # one call for all; large ones are not copied for that
@@ -126,7 +126,7 @@ def tables(watched: Watched, layout: Layout, entries: Counter[int], values: np.n
 
 
 def by_kind(layout: Layout, values: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """By kind: positions (number,) and values (record, number)."""
+    """The positions (number,) and values (record, number) of each kind."""
     kinds = np.concatenate([np.full(len(positions), kind, dtype=object) for kind, positions in layout] or [[]])
     at = np.concatenate([np.asarray(positions, dtype=int) for _, positions in layout] or [np.empty(0, dtype=int)])
     return {kind: (at[chosen], values[:, chosen])

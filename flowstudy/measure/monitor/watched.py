@@ -1,4 +1,4 @@
-"""What of a user's model is measured: its layers, their weights, and which weight belongs to which layer."""
+"""The parts of a user's model that are watched: its layers, their weights, and which weight belongs to which layer."""
 
 import operator
 from collections.abc import Iterable
@@ -19,8 +19,9 @@ Groups = list[list[int]]  # weights by position, those of one shape, type and de
 
 @dataclass(frozen=True)
 class Watched:
-    """What of a model is measured; `owners[k]` is the layer that weight `owned[k]` belongs to (a tied one: several).
+    """The layers and weights of a model that are measured.
 
+    `owners[k]` is the layer that weight `owned[k]` belongs to; a tied weight occurs once for each of its layers.
     `places` are the module that holds each weight, and its name there.
     """
 

@@ -2,4 +2,4 @@
 
 import torch
 
-EPS = torch.finfo(torch.float64).eps  # all of it computes in float64
+EPS = torch.finfo(torch.float64).eps  # of float64, in which everything here is computed

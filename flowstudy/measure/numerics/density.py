@@ -1,4 +1,4 @@
-"""The distribution of ln s, s the singular values: sampled, with what that leaves open, or of values that are known."""
+"""The distribution of ln s, s the singular values: estimated by quadratures with an error, or of known values."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-UNDECIDED = 1e-12  # of the weight: less is rounding
+UNDECIDED = 1e-12  # an unsettled weight below this is rounding
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,9 @@ class Density:
         log_values: nodes, natural log of singular values, ascending in each row; -inf counts those below
             `resolved_above`, zeros among them.
         weights: of the nodes; each row sums to 1. The mean over rows estimates the share of singular values.
-        unsettled: from 0, the node is a singular value, to 1, it may stand for others between its neighbours.
-        resolved_above: natural log of what float64 tells from rounding beside the largest; -inf: of everything.
+        unsettled: 0 where the node is a singular value, up to 1 where it may stand for several between its neighbours.
+        resolved_above: natural log of the smallest singular value that float64 tells from rounding of the largest; -inf
+            where all are resolved.
         is_exact: all singular values are known.
     """
 

@@ -1,4 +1,4 @@
-"""A factor of wild rows and columns as a product of tame ones: A = diag(2**r) A' diag(2**c), exactly.
+"""A matrix whose rows and columns differ widely in size, as an exact product A = diag(2**r) A' diag(2**c).
 
 Rows and columns may differ by the whole range of float64, subnormal numbers included. The exponents are whole, so that
 no digit is lost; every piece spans at most 2**SPAN, so that nothing under- or overflows on the way.

@@ -1,8 +1,8 @@
-"""A long product in factored form, Q diag(2**e) U, and what one more factor does to it.
+"""A long product of matrices in factored form, Q diag(2**e) U, and its update by one more factor.
 
-Q is well conditioned, U has rows of order one, and all that is large or small is in the whole exponents e. A factor A
-is absorbed by one QR, A Q P = Q' R, then R P^T diag(2**e) U = diag(2**e') U'. Cholesky QR serves factors of ordinary
-size and conditioning; the others go by `careful`, which also tells what is exactly zero from what is not resolved.
+Q is well conditioned, U has rows of order one, and the sizes are in the integer exponents e. A factor A is absorbed by
+one QR, A Q P = Q' R, then R P^T diag(2**e) U = diag(2**e') U'. Cholesky QR is used for factors of ordinary size and
+conditioning, `careful` for all others; it also distinguishes exact zeros from values that are not resolved.
 
 Source: David E. Stewart 1997, ETNA 5 (the graded product); Tomas, Chang, Scalettar & Bai 2012 (pre-pivoting: the
 columns in order once, before the QR).
@@ -35,9 +35,9 @@ from .product_error import (
 )
 
 TIDY_EVERY = 8           # QRs between two normalisations of U's rows; they drift by powers of two only
-ROWS = 64                # of a triangular factor multiplied at once, with what stands right of them only
-FAR = 500.0              # [bits] rows' sizes that far apart are not scaled by way of a common reference
-SORT_SLACK = 4.0         # [bits] columns are put in order of size only where they are out of order by more
+ROWS = 64                # rows of a triangular factor that are multiplied at once, without the zeros left of them
+FAR = 500.0              # [bits] rows whose sizes differ by more are not scaled by way of a common reference
+SORT_SLACK = 4.0         # [bits] columns are sorted by size only if they are out of order by more than this
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,12 @@ class Graded:
 def by_cholesky(state: Graded, m: Float[Tensor, "batch rows directions"],
                 gram: Float[Tensor, "batch directions directions"], row_size: Float[Tensor, "batch rows"],
                 ) -> tuple[Graded, Bool[Tensor, " batch"], float]:
-    """Q diag(2**e) U with Q replaced by m, for which members that is safe, and the ratio that tells.
+    """Q diag(2**e) U with Q replaced by m, by Cholesky QR.
 
     Args:
-        row_size: of the rows of the factor, in units of which m is rounded.
+        row_size: norms of the factor's rows, to which the rounding of m is relative.
+    Returns:
+        The new product, the members for which it is safe, and the largest pivot ratio, by which that is judged.
     """
     order = new_order(0.5 * gram.diagonal(dim1=-2, dim2=-1).log2() + state.exponents)
     if order is not None:
@@ -99,7 +101,7 @@ def by_cholesky(state: Graded, m: Float[Tensor, "batch rows directions"],
 def careful(state: Graded, a: Float[Tensor, "batch rows columns"]) -> Graded:
     """The product times one factor whose rows, columns or singular values are far apart, or that has zeros.
 
-    Rows and columns of wild sizes are taken out first and are factors of their own, exact ones.
+    If its rows or columns differ widely in size, their scales are split off first as exact factors of their own.
     """
     finite = a.isfinite().flatten(1).all(-1)
     state = replace(state, valid=state.valid & finite)
@@ -124,9 +126,9 @@ def by_householder(state: Graded, m: Float[Tensor, "batch rows directions"],
     """Q diag(2**e) U with Q replaced by m, by a QR that is stable in every row.
 
     Args:
-        terms: the sizes of what was added up to m: where these are zero, so is m, exactly.
+        terms: sums of the absolute values of the terms in m's entries: where such a sum is 0, m is exactly 0.
         unit: rounding of m, in units of state.eps.
-        pattern: the factor's matrix, of which the zeros are looked at.
+        pattern: the factor's matrix, of which only the places of zeros matter.
     """
     peak = terms.amax(-2)
     dead = state.dead | (peak == 0)
@@ -201,7 +203,7 @@ def structural_ranks(pattern: Float[Tensor, "batch rows columns"]) -> Int[Tensor
 def absorbed(state: Graded, q: Float[Tensor, "batch rows kept"], r: Float[Tensor, "batch kept directions"],
              rounding: Float[Tensor, "batch kept"], inverse: Float[Tensor, "batch kept"],
              dead: Bool[Tensor, "batch kept"], *, tidy: bool) -> Graded:
-    """Q replaced, R taken up by e and U, and the error followed."""
+    """The product with Q replaced by q, R multiplied into e and U, and the error estimates updated."""
     kept = r.shape[-2]
     shift = torch.frexp(r.diagonal(dim1=-2, dim2=-1)).exponent.to(r)
     u = graded_times(r, state.exponents, shift, state.u)
@@ -227,7 +229,7 @@ def absorbed(state: Graded, q: Float[Tensor, "batch rows kept"], r: Float[Tensor
 
 
 def new_order(size: Float[Tensor, "batch directions"]) -> Int[Tensor, "batch directions"] | None:
-    """Directions by decreasing size [bits], for members where that is not nearly so; None where there is none such."""
+    """An order of the directions by decreasing size [bits]; None if they are nearly in order in all members."""
     unsorted = (size > size.cummin(-1).values + SORT_SLACK).any(-1)
     if not unsorted.any():
         return None

@@ -1,4 +1,4 @@
-"""A Jacobian too large to write down, as the map that it is: its products with vectors, and its transpose's."""
+"""A Jacobian too large to write down, given by its products with vectors and those of its transpose."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from flowstudy.refusal import RefusalError, RefusalTypeError
 from . import EPS
 from .vmap_loops import quiet_fallback
 
-ROUNDING = 8 * EPS       # times sqrt(inputs + outputs) s_1: what products in float64 cannot tell from zero
-SEED = 0                 # of the random directions by which forward mode is held against the backward pass
+ROUNDING = 8 * EPS       # a value below this times sqrt(inputs + outputs) s_1 cannot be told from zero
+SEED = 0                 # seed of the random directions by which forward mode is compared with the backward pass
 AGREEMENT = 1e-9         # relative difference between the two that rounding explains
 
 
@@ -44,7 +44,7 @@ class LinearMap:
 
     @property
     def floor(self) -> float:
-        """Relative to the largest singular value: what counts as zero."""
+        """The ratio to the largest singular value below which a singular value counts as zero."""
         return ROUNDING * (self.inputs + self.outputs) ** 0.5
 
 

@@ -29,8 +29,8 @@ from .linear_map import LinearMap
 
 OVERSAMPLING = 2         # block vectors beyond k: the last of the k values converges as fast as the gap behind them
 BASIS_MEMORY = 2**29     # bytes of Krylov basis, both sides together, before a restart
-BASIS_BLOCKS = 24        # ... and never more than so many blocks: the basis is orthogonalised against at each step
-PRODUCT_BLOCKS = 500     # blocks of products before it is given up as not converged
+BASIS_BLOCKS = 24        # ... and never more than so many blocks, since each step is orthogonalised against the basis
+PRODUCT_BLOCKS = 500     # blocks of products after which the search ends without having converged
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def smallest_singular_values(inverse: LinearMap, k: int, *, block: int | None = 
 
 def check_extremes(call: str, linear_map: LinearMap, k: int, block: int | None, tolerance: float,
                    max_products: int | None) -> int:
-    """The block size, or the error that says what is wrong."""
+    """Check the arguments and return the block size."""
     side = min(linear_map.inputs, linear_map.outputs)
     if not 1 <= k <= side:
         raise RefusalError(f"{call}: `k` must be from 1 to {side}, the number of singular values of a "
@@ -175,7 +175,7 @@ def near_one(linear_map: LinearMap, generator: torch.Generator) -> tuple[LinearM
 
 
 def started(linear_map: LinearMap, block: int, generator: torch.Generator) -> Bidiagonal:
-    """Nothing but random orthonormal directions to begin with."""
+    """The state before the first step: random orthonormal directions and an empty basis."""
     inputs, outputs, device = linear_map.inputs, linear_map.outputs, linear_map.device
     draw = torch.randn(block, inputs, generator=generator, dtype=torch.float64)
     fresh, none = torch.linalg.qr(draw.mT).Q.mT.to(device), draw[:0]
@@ -185,7 +185,7 @@ def started(linear_map: LinearMap, block: int, generator: torch.Generator) -> Bi
 
 
 def grown(state: Bidiagonal, linear_map: LinearMap) -> Bidiagonal:
-    """One step: J on the fresh directions, then its transpose on what that gave."""
+    """The state after one more step: J applied to the fresh directions, then J^T to the result."""
     image = linear_map.forward(state.fresh)
     if not image.isfinite().all():
         return replace(state, scale=math.nan, products=state.products + len(image))
@@ -246,8 +246,8 @@ def split(rows: Float[Tensor, "rows size"], basis: Float[Tensor, "known size"], 
     q, r = torch.linalg.qr(rows.mT)
     _, sizes, vh = torch.linalg.svd(r.mT, full_matrices=False)
     new = vh[sizes > floor] @ q.mT
-    # The second pass, at unit length: a direction that was small in `rows` is at right angles to the basis only as far
-    # as rounding of the large ones allowed.
+    # A second pass, at unit length: after the first, a direction that was small in `rows` is orthogonal to the basis
+    # only up to the rounding errors of the large ones.
     new = torch.linalg.qr((new - (new @ basis.mT) @ basis).mT).Q.mT
     return known.cpu(), (rows @ new.mT).cpu(), new
 

@@ -146,10 +146,11 @@ def begin(call: str, factors: Iterable[MatrixLike], columns: int | None, batch_s
 
 
 def narrowed(first: Float[Tensor, "*batch rows columns"], seed: int) -> Tensor:
-    """784 -> 50: A = L P, and the orthonormal rows of P change no singular value: the pass is 50 wide from the start.
+    """A wide first factor, such as 784 -> 50, made square: A = L P, where the orthonormal rows of P can be dropped.
 
-    Each row of L has the error of its norm. A random rotation spreads it over the row, so that no small entry of the
-    triangular L passes for an exact one. Columns of wild sizes, where that error hides the small ones, are left alone.
+    They change no singular value. Each row of L has an error relative to the row's norm. A random rotation spreads it
+    over the row, so that no small entry of the triangular L is taken for an exact one. A factor whose columns differ
+    widely in size, where that error would hide the small ones, is left as it is.
     """
     a = first.detach().double()
     rows, columns = a.shape[-2:]
@@ -193,11 +194,11 @@ def start(call: str, first: MatrixLike, columns: int | None, batch_shape: tuple[
 
 
 def advance(call: str, state: Graded, chunk: list[MatrixLike]) -> tuple[Graded | None, float]:
-    """The product times the factors of the chunk, by one QR; and by how much it cancels digits, at most in the batch.
+    """Multiply the product by the factors of the chunk, with one QR.
 
-    That is the ratio of the largest pivot, or of the product of the factors' own sizes if larger, to the smallest.
-    Members for which it is too large for Cholesky QR go by `careful`, one factor at a time; several factors in a chunk
-    are given back undone (None).
+    The second result is the largest ratio in the batch by which digits cancel: the largest pivot, or the product of the
+    factors' own sizes if larger, over the smallest pivot.  Members for which it is too large for Cholesky QR are
+    computed by `careful`, which takes one factor at a time; if the chunk has several, the first result is None.
     """
     if len(chunk) > 1 and any(not isinstance(factor, Tensor) for factor in chunk):
         return None, math.inf   # how large a function's factor is cannot be seen
@@ -278,7 +279,7 @@ def spectrum(state: Graded, batch_shape: tuple[int, ...], columns: int) -> Produ
 
 def hidden_below(state: Graded, sizes: Float[Tensor, "batch k"], log_values: Float[Tensor, "batch k"],
                  ) -> Float[Tensor, "batch k"] | Tensor:
-    """Relative error by unresolved directions, of at most these sizes: by Weyl's inequality, their norm over s."""
+    """Relative error of each singular value s from unresolved directions: by Weyl's inequality, their norm over s."""
     if not state.hidden.any():
         return log_values.new_zeros(())
     sizes = sizes.sort(dim=-1, descending=True, stable=True).values.masked_fill(~state.hidden, -torch.inf)

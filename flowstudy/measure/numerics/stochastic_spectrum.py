@@ -199,8 +199,11 @@ def share_unsettled(s: Float[Tensor, "query steps"], residual: Float[Tensor, "qu
 
 def bidiagonalize(narrow: LinearMap, starts: Float[Tensor, "query inputs"], steps: int,
                   ) -> tuple[Float[Tensor, "query steps"], Float[Tensor, "query steps"], Float[Tensor, " query"]]:
-    """Of each start: diagonal and superdiagonal of its bidiagonal, whose last entry leads out of it; zeros from where
-    its Krylov space is exhausted; and the size of what should be 0 in the products, and is rounding.
+    """Golub-Kahan bidiagonalisation from each start.
+
+    Returns the diagonals and the superdiagonals, with zeros from where the Krylov space is exhausted; the last entry of
+    a superdiagonal leads out of the bidiagonal matrix.  The third result is the size of rounding: entries of the
+    products that would be 0 in exact arithmetic.
 
     Source: Golub & Kahan 1965, with full reorthogonalisation.
     """

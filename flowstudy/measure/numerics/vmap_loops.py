@@ -4,7 +4,7 @@ import torch
 
 
 class quiet_fallback:
-    """vmap says in a warning that it loops over an operation that it has no rule for; that is no user's concern."""
+    """Silence vmap's warning that it loops over an operation that it has no batching rule for."""
 
     def __enter__(self) -> None:
         torch._C._functorch._set_vmap_fallback_warning_enabled(False)
@@ -14,7 +14,7 @@ class quiet_fallback:
 
 
 class rules_only:
-    """An operation that vmap has no rule for is an error: looping over it gains nothing."""
+    """Make vmap raise an error at an operation without a batching rule, since looping over it would gain nothing."""
 
     def __enter__(self) -> None:
         self.before = torch._C._functorch._is_vmap_fallback_enabled()

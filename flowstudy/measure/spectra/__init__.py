@@ -1,1 +1,1 @@
-"""Spectra of input-output Jacobians: the routes, what each costs, and what is refused."""
+"""Spectra of input-output Jacobians: three routes to the singular values, the choice between them, and checks."""

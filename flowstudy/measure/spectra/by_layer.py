@@ -84,10 +84,11 @@ def frame_by_layer(layers: list[tuple[str, JacobianSpectrum, JacobianSpectrum]])
 
 def spectra_of_part(call: str, probe: Probe, inputs: Inputs, row: Tensor, image: Tensor, state: RandomState,
                     ) -> list[tuple[str, JacobianSpectrum, JacobianSpectrum]]:
-    """Of a part of a batch, whose own pass must take a random row where the pass of the whole batch took it.
+    """The spectra by layer of a part of a batch, checked against the pass of the whole batch.
 
     Args:
-        row, image: the row, and where it was taken.
+        row: a random gradient (sample, *outputs) at the outputs.
+        image: its gradient at the inputs by the pass of the whole batch, which the part's own pass must reproduce.
     """
     whole, chain = pass_and_chain(call, probe, inputs, state)
     check_alike(call, whole.back(row), image, agreement_of(dtype_name(whole)), len(inputs))
@@ -96,7 +97,7 @@ def spectra_of_part(call: str, probe: Probe, inputs: Inputs, row: Tensor, image:
 
 def spectra_by_layer(call: str, whole: Stretch, chain: list[Factor],
                      ) -> list[tuple[str, JacobianSpectrum, JacobianSpectrum]]:
-    """Of each layer, its name, its own spectrum, and that of the product of all layers up to it."""
+    """For each layer, its name, its own spectrum, and the spectrum of the product of all layers up to it."""
     dtype = dtype_name(whole)
     try:
         factors = list(proved_jacobians(chain, agreement_of(dtype)))
@@ -110,7 +111,7 @@ def spectra_by_layer(call: str, whole: Stretch, chain: list[Factor],
 
 
 def single(factor: Float[Tensor, "sample outputs inputs"], dtype: str) -> JacobianSpectrum:
-    """A matrix's own singular values: LAPACK's where they are clear of rounding, exact zeros by rows that are zero."""
+    """Singular values of one factor: LAPACK's where all are well above rounding, else by the product route."""
     found = spectrum_of(factor, torch.zeros(len(factor)), 1, dtype, structural_rank(factor))
     if is_resolved(found):
         return found
@@ -118,7 +119,8 @@ def single(factor: Float[Tensor, "sample outputs inputs"], dtype: str) -> Jacobi
 
 
 def running_products(factors: list[Tensor], own: list[JacobianSpectrum], dtype: str) -> list[JacobianSpectrum]:
-    """Of the products A_l ... A_1: multiplied out while every value is clear of rounding, then by their factors."""
+    """Spectra of the products A_l ... A_1: multiplied out while all values are well above rounding, then by the
+    product route."""
     found, product = [own[0]], factors[0]
     error = torch.zeros(len(product))   # norm of the product's rounding so far
     rank = structural_rank(product)

@@ -1,4 +1,4 @@
-"""What a spectrum is taken of: the copy to measure, its inputs, and what is refused."""
+"""Preparation of a spectrum: the copy to measure, its inputs, and checks that the Jacobian is defined."""
 
 import math
 
@@ -16,8 +16,8 @@ from flowstudy.refusal import RefusalError, RefusalTypeError
 
 from .probe import Probe
 
-SMALLEST = 1e-290  # below it, float64 has lost digits that scaling brings to light
-SAME = 1e-6        # far above rounding, far below what any clipping changes
+SMALLEST = 1e-290  # gradients below this size may have lost digits in float64, and are not compared
+SAME = 1e-6        # largest relative difference that counts as none: far above rounding, far below any clipping
 
 
 def prepare(call: str, model: nn.Module, x: Shown | None, samples: int, seed: int, output: str | int | None = None,
@@ -45,7 +45,7 @@ def prepare(call: str, model: nn.Module, x: Shown | None, samples: int, seed: in
 
 
 def check_output(call: str, y: Tensor, samples: int) -> Tensor:
-    """Real, with a row for each sample."""
+    """Refuse an output that is not real or whose first axis does not count the samples."""
     if not y.is_floating_point():
         raise RefusalTypeError(f"{call}: `model` must have a real output, got {y.dtype}, which has no derivative. "
                                "Measure what comes before the last step.")
@@ -63,11 +63,11 @@ def check_depends(call: str, y: Tensor, start: GradientEdge) -> None:
 
 
 def check_apart(call: str, stretch: Stretch, y: Tensor) -> None:
-    """No sample's output depends on another sample.
+    """Refuse a model in which one sample's output depends on another sample.
 
-    Told from what the outputs of one half of the samples send back to the other half; any two samples are apart in one
-    of the halvings, those by a digit of their binary number.  The rows are random, so that a normalisation of the
-    outputs, which sends back nothing of their sum, hides nothing.
+    Random gradients are put on the outputs of half of the samples, and must not arrive at the other half.  The halves
+    are the samples with a 0 and with a 1 at one digit of their binary number, for each digit in turn, so that any two
+    samples are separated.  The gradients are random because normalised outputs send back nothing of their sum.
     """
     if stretch.samples < 2 or not y.isfinite().all():
         return
@@ -82,7 +82,7 @@ def check_apart(call: str, stretch: Stretch, y: Tensor) -> None:
 
 
 def check_linear(call: str, stretch: Stretch) -> None:
-    """The backward pass takes -2 times a row to -2 times what it takes the row to, as every Jacobian does.
+    """Refuse a backward pass that is not linear: a gradient times -2 must give the result times -2.
 
     Scaling by a power of two is exact, so that cancellation inside the model does not look like a fault.
     """
@@ -96,7 +96,7 @@ def check_linear(call: str, stretch: Stretch) -> None:
 
 
 def check_alike(call: str, taken: Tensor, true: Tensor, agreement: float, together: int) -> None:
-    """Of samples that are run apart: a random row is taken where the pass of the whole batch takes it, to rounding."""
+    """Refuse a model that gives other gradients if its batch is run in parts: `taken` must be `true` to rounding."""
     if true.isfinite().all() and not (taken - true).abs().amax() <= agreement * true.abs().amax():
         raise RefusalError(f"{call}: `model` must give a sample the same whatever batch it is in where memory holds "
                            f"{together} at a time, and does not (noise, a use of the batch's size, a state that it "
@@ -116,7 +116,7 @@ def check_k(call: str, k: int | None, smaller: int) -> None:
 
 
 def ends_of(call: str, part: str | tuple[int, int], chain: list) -> tuple[int, int]:
-    """Factors [start, stop) of the chain; layer l is what factor l - 1 puts out."""
+    """The range (start, stop) of the chain's factors that `part` names; layer l is the output of factor l - 1."""
     if part == "all":
         return 0, len(chain)
     if part == "body":

@@ -1,4 +1,4 @@
-"""Which route to a spectrum is taken, and for how many samples at once: by what each costs, in time and in memory."""
+"""The choice of a route to a spectrum, and of the number of samples at once, by estimates of time and memory."""
 
 import math
 
@@ -7,12 +7,12 @@ from flowstudy.measure.models.dense_jacobian import Stretch
 from flowstudy.measure.models.graph import shape_of
 
 MEMORY_BUDGET = 2**30  # bytes, beside the model's own: a quarter for the Jacobians held at once, the rest for their svd
-WIDEST = 2048  # units: "auto" takes the product route up to here; its cost goes with the cube
+WIDEST = 2048  # the largest width at which "auto" takes the product route, whose cost grows with the cube of the width
 # Multiplications of matrices of the factors' width that a step costs, measured on a CPU at widths 64 to 512: each
 # factor's QR and update, the Jacobi sweeps at the end, and LAPACK's singular values.
 QR_STEPS, JACOBI_STEPS, SVD_STEPS = 8, 150, 12
-DENSE_FIRST = 3.0      # times as cheap as the product route must the dense one be to be tried before it ...
-WORTH_CHOOSING = 5e9   # ... where the product route takes more multiplications than this, a second or so
+DENSE_FIRST = 3.0      # the dense route is tried first if it is this many times cheaper than the product route ...
+WORTH_CHOOSING = 5e9   # ... and the product route takes more multiplications than this, about a second
 
 
 def choose(method: str, chain: list[Factor], whole: Stretch) -> str:
@@ -37,7 +37,7 @@ def product_bytes(chain: list[Factor]) -> int:
 
 
 def samples_at_once(route: str, chain: list[Factor], whole: Stretch) -> int:
-    """Of which the memory budget holds what the route needs."""
+    """The number of samples whose computation by this route fits into the memory budget."""
     dense = 4 * 8 * whole.inputs * whole.outputs
     needed = {"product": product_bytes(chain), "dense first": max(dense, product_bytes(chain))}.get(route, dense)
     return max(1, MEMORY_BUDGET // needed)

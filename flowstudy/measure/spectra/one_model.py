@@ -127,7 +127,10 @@ def jacobian_spectrum(model: nn.Module, x: Shown | None = None, *, part: str | t
 
 def spectrum_over_time(call: str, copied: nn.Module, inputs: Inputs, state: RandomState, samples: int,
                        **options: object) -> JacobianSpectrum:
-    """Of as many samples at once as memory allows: a step's Jacobian and the running product are states x states."""
+    """The spectrum along time, for as many samples at once as memory allows.
+
+    A time step's Jacobian and the running product are (states, states) matrices for each sample.
+    """
     model, initial = over_time(call, copied, inputs, state, samples)
     together = max(1, MEMORY_BUDGET // (11 * 8 * initial.shape[1] ** 2))
     chosen = [slice(i, i + together) for i in range(0, len(initial), together)]
@@ -139,10 +142,11 @@ def spectrum_over_time(call: str, copied: nn.Module, inputs: Inputs, state: Rand
 def spectrum_at(call: str, probe: Probe, inputs: Inputs, state: RandomState, *, part: str | tuple[int, int],
                 method: str, k: int | None, chunk: int | None, seed: int,
                 seen: tuple[Tensor, Tensor] | None = None) -> JacobianSpectrum:
-    """Of as many samples at once as memory allows, the others after them.
+    """The spectrum at these inputs, for as many samples at once as memory allows, part by part.
 
     Args:
-        seen: of samples that are a part of a batch: a random row, and where the batch's pass took it.
+        seen: for a part of a batch, a random gradient at the outputs and its gradient at the inputs by the pass of the
+            whole batch, which the part's own pass must reproduce.
     """
     _, chain = pass_and_chain(call, probe, inputs, state)
     first, last = ends_of(call, part, chain)
@@ -173,12 +177,12 @@ def spectrum_at(call: str, probe: Probe, inputs: Inputs, state: RandomState, *, 
 def exact_spectrum(call: str, route: str, within: list[Factor], piece: Stretch,
                    forward: tuple[Function, Tensor] | None, k: int | None, chunk: int | None, *,
                    insist: bool) -> JacobianSpectrum:
-    """By the product or the dense route; where the one that comes first will not do, by the other.
+    """The spectrum by the product or the dense route; if the one that is tried first fails, by the other.
 
     Args:
-        forward: the function and its inputs, where the piece is all of a model: the dense route may go forward too.
-        k: so many values must be resolved for the dense route's to be kept; None: all.
-        insist: on the product route.
+        forward: the function and its inputs, if the piece is a whole model; the dense route may then use forward mode.
+        k: number of largest values that the dense route must resolve to be kept; None is all.
+        insist: raise an error if the product route fails, instead of taking the dense one.
     """
     dtype = dtype_name(piece)
 
@@ -203,7 +207,7 @@ def exact_spectrum(call: str, route: str, within: list[Factor], piece: Stretch,
 
 
 def pass_and_chain(call: str, probe: Probe, inputs: Inputs, state: RandomState) -> tuple[Stretch, list[Factor]]:
-    """One untouched forward pass, checked, and the factors that it falls into."""
+    """One unchanged forward pass, checked, and the factors of its graph."""
     with state.replayed(), noted_calls(probe.model) as calls:
         start, y = start_and_output(probe.function(inputs), probe.variable(inputs))
     y = check_output(call, y, len(inputs))
@@ -217,7 +221,7 @@ def pass_and_chain(call: str, probe: Probe, inputs: Inputs, state: RandomState) 
 
 def started_spectrum(call: str, probe: Probe, start: str, inputs: Inputs, chunk: int | None,
                      state: RandomState) -> JacobianSpectrum:
-    """From the output of module `start`, in the same pass."""
+    """The spectrum of the Jacobian from the output of module `start` to the model's output, by the dense route."""
     modules = dict(probe.model.named_modules())
     if start not in modules:
         raise RefusalError(f"{call}: `start` must name a module of the model, got {start!r}."

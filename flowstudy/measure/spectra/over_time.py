@@ -27,7 +27,7 @@ class OverTime(nn.Module):
         self.module, self.sequence = module, sequence
 
     def part(self, chosen: slice) -> "OverTime":
-        """Of some of the samples."""
+        """The same function for some of the samples."""
         return OverTime(self.module, [x[chosen] for x in self.sequence])
 
     def forward(self, state: Float[Tensor, "sample states"]) -> Float[Tensor, "sample states"]:
@@ -77,7 +77,7 @@ def the_recurrent_module(call: str, model: nn.Module) -> tuple[str, nn.RNNBase]:
 
 
 def call_of(call: str, model: nn.Module, name: str, module: nn.RNNBase, inputs: Inputs, state: RandomState) -> Call:
-    """What the module is given in a pass of the model."""
+    """The arguments with which a pass of the model calls the module."""
     calls: list[Call] = []
 
     def note(_module: nn.Module, args: tuple, kwargs: dict) -> None:

@@ -1,4 +1,4 @@
-"""What is differentiated: an entry of a model's output, as a function of one of its inputs."""
+"""The function that is differentiated: an entry of a model's output as a function of one of its inputs."""
 
 from dataclasses import dataclass
 
@@ -15,10 +15,10 @@ class Probe:
     """A model, and the ends between which it is measured.
 
     Attributes:
-        call: the public function that asks, for error messages.
+        call: name of the public function, for error messages.
         model: the copy to measure.
-        output: entry of its output; None: what `entry_of` finds.
-        wrt: name of the input; None: the only one of real numbers.
+        output: entry of its output; None is the one that `entry_of` finds.
+        wrt: name of the input; None is the only one of real numbers.
     """
 
     call: str
@@ -27,7 +27,7 @@ class Probe:
     wrt: Name | None = None
 
     def name(self, inputs: Inputs) -> Name:
-        """Of the input that is varied."""
+        """Name of the input with respect to which the output is differentiated."""
         real = [name for name, t in inputs.differentiable.items() if t.is_floating_point()]
         listed = ", ".join(map(repr, real))
         if self.wrt is None and len(real) > 1:
@@ -48,12 +48,12 @@ class Probe:
                                "the layer whose output is to be the input, such as the embedding.")
 
     def variable(self, inputs: Inputs) -> Tensor:
-        """(sample, *input); of one number each, (sample, 1)."""
+        """The input to differentiate, (sample, *input); (sample, 1) if there is one number for each sample."""
         x = inputs.tensors[self.name(inputs)]
         return x.unsqueeze(-1) if x.ndim == 1 else x
 
     def function(self, inputs: Inputs) -> Function:
-        """Of the varied input; the others are copies each time, which the model may write to."""
+        """The output as a function of that input; the others are copied at each call, since models may change them."""
         name = self.name(inputs)
 
         def output(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a spectrum is: the singular values of one Jacobian per sample, as logs, with their errors."""
+"""The result of `jacobian_spectrum`: log singular values of one Jacobian per sample, with their errors."""
 
 import math
 from dataclasses import dataclass, replace
@@ -18,17 +18,17 @@ class JacobianSpectrum(Drawn):
 
     Attributes:
         log_singular_values: (sample, rank) float64 on the CPU, natural log, descending, rank = min(outputs, inputs).
-            -inf: exactly zero, the Jacobian lacks the rank (product route).  nan: not resolved, that is below what
-            the dtype can tell from rounding, or a diverged net.
+            -inf: exactly zero, because the Jacobian lacks the rank (product route).  nan: not resolved, because the
+            value cannot be told from rounding in this dtype, or the net has diverged.
         log_error: (sample, rank) estimated absolute error of each log value.
-        below_floor: (sample,) how many values could not be told from rounding.
-        factors: layers between the two ends, by which `lyapunov_exponents` divide; 1 where they are not known.
+        below_floor: (sample,) number of values that could not be told from rounding.
+        factors: number of layers between the two ends, by which `lyapunov_exponents` divide; 1 if it is not known.
         inputs: number of inputs n of the Jacobian.
         method: the route taken: "product", "dense" or "matrix_free".
-        dtype: the coarsest in which the model computed what was measured: "float64", or "float32" where it casts
-            inside; floor and `log_error` are that dtype's.
-        estimates: of the matrix-free route, per sample, the `MeanSquare` (an estimate with its 95 % interval) and the
-            `Density` of all singular values; its `log_singular_values` are the k largest.
+        dtype: the coarsest dtype in which the model computed: "float64", or "float32" where the model casts inside;
+            `below_floor` and `log_error` are then for that dtype.
+        estimates: for each sample, by the matrix-free route, the `MeanSquare` (an estimate with its 95 % interval) and
+            the `Density` of all singular values; `log_singular_values` are then the k largest.
     """
 
     log_singular_values: Float[Tensor, "sample rank"]
@@ -48,7 +48,7 @@ class JacobianSpectrum(Drawn):
 
     @property
     def singular_values(self) -> Float[Tensor, "sample rank"]:
-        """Overflows and underflows where the logs do not."""
+        """The singular values themselves, (sample, rank); they overflow or underflow where their logs do not."""
         return self.log_singular_values.exp()
 
     @property

@@ -18,8 +18,8 @@ from flowstudy.refusal import RefusalError
 from .checks import check_alike
 from .result import JacobianSpectrum
 
-TOP = 10  # singular values that the matrix-free route finds where `k` does not say
-ROUNDING_FACTOR = 4.0  # times the estimated rounding of a Jacobian: one random row is a sample of it
+TOP = 10  # number of singular values that the matrix-free route finds if `k` is not given
+ROUNDING_FACTOR = 4.0  # safety factor on the rounding of a Jacobian, which is estimated from one random row
 RESOLVED = 1e-6        # largest error of a log value with which a dense spectrum is kept
 
 
@@ -34,7 +34,7 @@ def eps_of(dtype: str) -> float:
 
 
 def agreement_of(dtype: str) -> float:
-    """By how much two routes may differ: rounding of thousands of operations in this dtype."""
+    """The largest relative difference allowed between two routes: rounding of thousands of operations in this dtype."""
     return max(AGREEMENT, 1e4 * eps_of(dtype))
 
 
@@ -42,7 +42,7 @@ def agreement_of(dtype: str) -> float:
 
 
 def product_spectrum(chain: list[Factor], dtype: str) -> JacobianSpectrum:
-    """Raises NotProvedError where a factor is not what autograd makes of it."""
+    """The spectrum by the product route; NotProvedError if a factor disagrees with autograd's backward pass."""
     spectrum = product_svd(proved_jacobians(chain, agreement_of(dtype)), eps=eps_of(dtype))
     return JacobianSpectrum(*logs_of(spectrum), len(chain), chain[0].inputs, "product", dtype)
 
@@ -62,10 +62,11 @@ def dense_spectrum(stretch: Stretch, factors: int, chunk: int | None, dtype: str
 
 def spectrum_of(jacobians: Float[Tensor, "sample outputs inputs"], rounding: Float[Tensor, " sample"], factors: int,
                 dtype: str, rank: Int[Tensor, " sample"] | None = None) -> JacobianSpectrum:
-    """Of matrices that are written out, each with the norm of the error with which it is known.
+    """The spectrum of explicit matrices.
 
     Args:
-        rank: at most so many values are not exactly zero, where that is known (`structural_rank`).
+        rounding: norm of each matrix's error.
+        rank: an upper bound on the number of values that are not exactly zero (`structural_rank`); None if not known.
     """
     wild = ~jacobians.flatten(1).sum(-1).isfinite()
     if wild.any():   # or a sum that overflowed
@@ -87,7 +88,8 @@ def spectrum_of(jacobians: Float[Tensor, "sample outputs inputs"], rounding: Flo
 
 
 def singular_values(matrices: Float[Tensor, "sample rows columns"]) -> Float[Tensor, "sample rank"]:
-    """LAPACK's; rows and columns that are zero in every sample (dead units) are left out, at a cost of their cube."""
+    """Singular values by LAPACK; rows and columns that are zero in every sample (dead units) are left out to save time.
+    """
     live = (matrices != 0).any(0)
     trimmed = matrices[:, live.any(1)][:, :, live.any(0)]
     s = torch.linalg.svdvals(trimmed)
@@ -95,7 +97,7 @@ def singular_values(matrices: Float[Tensor, "sample rows columns"]) -> Float[Ten
 
 
 def structural_rank(matrices: Float[Tensor, "sample rows columns"]) -> Int[Tensor, " sample"]:
-    """An upper bound of the rank that rounding has no part in: rows, or columns, that are not exactly zero."""
+    """An upper bound of the rank that rounding cannot change: the number of nonzero rows, or of columns if less."""
     live = matrices != 0
     return torch.minimum(live.any(-1).sum(-1), live.any(-2).sum(-1))
 
@@ -105,10 +107,10 @@ def structural_rank(matrices: Float[Tensor, "sample rows columns"]) -> Int[Tenso
 
 def matrix_free_spectrum(call: str, piece: Stretch, alone: list[tuple[Function, Tensor]], factors: int, k: int,
                          seed: int, dtype: str) -> JacobianSpectrum:
-    """Sample by sample, from products with the Jacobian and its transpose.
+    """The matrix-free spectrum, sample by sample, from products with the Jacobian and its transpose.
 
     Args:
-        alone: of each sample the function and its input, (1, *inputs).
+        alone: for each sample the function and its input, (1, *inputs).
     """
     try:
         maps = [jacobian_map(lambda h, function=function, dtype=x.dtype: function(h.to(dtype).unsqueeze(0)).squeeze(0),
@@ -125,7 +127,7 @@ def matrix_free_spectrum(call: str, piece: Stretch, alone: list[tuple[Function, 
 
 
 def check_maps(call: str, piece: Stretch, maps: list[LinearMap], agreement: float) -> None:
-    """The model gives a sample alone what it gives it in the batch: each map takes a random row where the pass does."""
+    """Refuse a model that treats a sample alone otherwise than in the batch, as tested by a random gradient."""
     row, image = row_and_image(piece)
     rows = row.reshape(len(row), 1, piece.outputs)
     for linear_map, one, true in zip(maps, rows, image.flatten(1), strict=True):

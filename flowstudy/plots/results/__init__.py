@@ -1,4 +1,4 @@
-"""What single results draw of themselves: one model's gradient flow, its spectrum, its gates, its trainability."""
+"""Plots of single results: one model's gradient flow, its spectrum, its gates, its trainability."""
 
 from .flow import gradient_flow
 from .gates import gate_activity

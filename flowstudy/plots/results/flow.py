@@ -28,6 +28,9 @@ def gradient_flow(frame: pd.DataFrame, path: pd.DataFrame | None = None, title: 
         frame: `GradientFlow.frame`, or several models' with a column `model`.
         path: `GradientFlow.path`, drawn as a line; None draws every layer's own value.
         title: the verdict, or one for each model in lines.
+
+    Returns:
+        The Figure; of several models with a line for each.
     """
     several = "model" in frame and frame["model"].nunique() > 1
     return of_several(frame, title) if several else of_one(frame, frame if path is None else path, title)
@@ -99,7 +102,7 @@ def draw_path(ax: Axes, path: pd.DataFrame) -> None:
 
 
 def shaped(error: Axes, weight: Axes, size: Axes, angle: Axes, frame: pd.DataFrame) -> None:
-    """Ranges: small fluctuations look small, and where float32 loses everything is grey."""
+    """Set the axes' ranges so that small fluctuations look small, and shade in grey the norms that float32 loses."""
     layers = frame["layer"]
     for ax in (error, weight):
         widen(ax, 2.0)

@@ -11,13 +11,21 @@ from flowstudy.plots.style import STYLE, median_and_band
 
 from .layer_axis import MARKS
 
-MOST_NAMED = 3  # gates in the sentence above the picture
+MOST_NAMED = 3  # the most gates that the sentence above the picture names
 
 
 @takes(frame=check_frame)
 def gate_activity(frame: pd.DataFrame) -> Figure:
-    """The median over units and the band from their 10th to their 90th percentile, of each gate; over the time steps
-    where there are several, else over the layers."""
+    """Activity of each gate against time where there are several time steps, else against layer.
+
+    Lines are medians over units, bands go from their 10th to their 90th percentile.
+
+    Args:
+        frame: `GateActivity.frame`.
+
+    Returns:
+        The Figure, its message above and its caption below.
+    """
     over_time = "time" in frame and frame["time"].nunique() > 1
     groups = list(frame.groupby("gate", sort=False)) if "gate" in frame else [("transform gate", frame)]
     with mpl.rc_context(STYLE):

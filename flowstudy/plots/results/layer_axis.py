@@ -8,15 +8,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-MOST_NAMES = 24   # on one axis
-FEW = 6           # names that say too little of a model with more layers than fit
-LONG = 22         # letters of a name; the middle of a longer one is left out
-WIDTH = 8.2       # of the axis, in inches, less than it has
+MOST_NAMES = 24   # the most names on one axis
+FEW = 6           # so few names, or fewer, say too little of a model with more layers than fit
+LONG = 22         # the most letters of a name; the middle of a longer one is left out
+WIDTH = 8.2       # of the axis, in inches; a little less than it really is
 LETTER = 0.075    # width of a letter, in inches
 MARKS = (("#0173b2", "o"), ("#d55e00", "s"), ("#02865f", "D"), ("#a3318f", "^"), ("#7a5c00", "v"), ("#555555", "P"))
 
 
-RED = "#b00020"   # what is exactly 0, or lost
+RED = "#b00020"   # colour of values that are exactly 0, or lost
 EXACTLY_0 = Line2D([], [], ls="", marker="x", color=RED, label="exactly 0")
 
 
@@ -52,7 +52,7 @@ def parts_of(modules: Sequence[str], most: int = MOST_NAMES) -> list[Part]:
 
 
 def shortened(names: Sequence[str]) -> list[str]:
-    """Without the components that all begin with, and none too long."""
+    """The names without the components that all of them begin with, long ones cut in the middle."""
     split = [name.split(".") for name in names]
     same = 0
     while len(split) > 1 and all(len(name) > same + 1 for name in split) and len({name[same] for name in split}) == 1:

@@ -15,8 +15,17 @@ from flowstudy.plots.style import STYLE, widen
 
 @takes(frame=check_frame, title=NAME)
 def spectrum(frame: pd.DataFrame, title: str = "") -> Figure:
-    """log10 singular values by rank: every sample thin, their median thick, grey where the error is visible; values
-    that are exactly 0, or lost in rounding, are counted in the legend.  `title` says the essentials."""
+    """log10 singular values by rank: a thin line per sample, their median thick, the error grey where it is visible.
+
+    Values that are exactly 0 or lost in rounding are counted in the legend.
+
+    Args:
+        frame: `JacobianSpectrum.frame`.
+        title: a sentence above the picture.
+
+    Returns:
+        The Figure.
+    """
     values = frame.assign(log10_s=frame["log_singular_value"] / math.log(10), error=frame["log_error"] / math.log(10))
     known = values[np.isfinite(values["log10_s"])]
     samples = values["sample"].nunique()

@@ -1,4 +1,4 @@
-"""Will it train: where the first step learns, what the tangent kernel predicts, and what a trial saw."""
+"""The picture of `trainability`: learning by layer in the first step, the kernel's prediction, and the trial."""
 
 import matplotlib as mpl
 import pandas as pd
@@ -18,14 +18,17 @@ BLUE, ORANGE = MARKS[0][0], MARKS[1][0]
        constant_loss=a_real("a number"), title=NAME)
 def trainability(frame: pd.DataFrame, path: pd.DataFrame, curve: pd.DataFrame, trial: pd.DataFrame | None,
                  constant_loss: float, title: str = "") -> Figure:
-    """The error signal by layer, each layer's share of what is learnt, what remains of the task by steps as the kernel
-    predicts it, and loss by learning rate as a trial saw it.
+    """Four panels: the error signal by layer, each layer's share of the first step's learning, the remaining part of
+    the task by steps as the tangent kernel predicts it, and the loss by learning rate after a trial.
 
     Args:
         frame: `Trainability.frame`; `path`: the main path, as `GradientFlow.path`.
         curve: `steps` and `remaining`.
         trial: rate against loss, None without one.
-        constant_loss: of outputs that know nothing of the inputs.
+        constant_loss: the lowest loss of outputs that are the same for all inputs.
+
+    Returns:
+        The Figure.
     """
     marks = marks_of(frame["type"])
     with mpl.rc_context(STYLE):

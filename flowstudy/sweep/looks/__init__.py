@@ -1,1 +1,1 @@
-"""What `run` can measure: a group of same-structure cells at one moment in, tidy rows out."""
+"""The measurements of `run`: each takes a group of same-structure cells at one moment and returns tidy rows."""

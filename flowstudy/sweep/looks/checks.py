@@ -1,4 +1,4 @@
-"""What a measurement refuses of a plan: its options, and the nets that it is not for.  Told before anything trains."""
+"""Checks of a measurement's options, and of the nets that it is for, before anything trains."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -33,7 +33,7 @@ def check_looks(measure: str, options: Mapping[str, object], cells: Sequence[Cel
         if name in RULES:
             RULES[name](value)
     if measure == "body_moments":
-        two_inputs(3, options["q0"], options["m0"], options["c0"])  # it says which numbers no two vectors have
+        two_inputs(3, options["q0"], options["m0"], options["c0"])  # it refuses numbers that no two vectors have
     for cell in dict.fromkeys(cells):
         if measure in OF_HIGHWAY_NETS:
             check_highway(measure, cell)

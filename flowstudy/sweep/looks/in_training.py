@@ -1,4 +1,4 @@
-"""A group of cells is trained once, while each measurement looks at the nets when it wants to."""
+"""Trains a group of cells once, and calls each measurement at its own epochs and updates."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -16,20 +16,20 @@ from .moment import CellsMoment
 from .table import OF_TRAINING, Look
 
 Wanted = Sequence[tuple[str, Look, dict]]  # a table of the store, what is measured for it, with which options
-LOOKED_AT_ONCE = 20  # nets
+LOOKED_AT_ONCE = 20  # the most nets that a measurement gets at once
 AT_THE_END = RecordAt(epochs=(-1,))
 
 
 def measure_together(wanted: Wanted, cells: Sequence[Cell], data: Dataset, tick: Callable[[float], object],
                      checkpoint: Checkpoint | None = None) -> tuple[dict[str, pd.DataFrame], str]:
-    """Rows by table, of same-structure cells; those that train do so once, whatever is measured.
+    """Train cells of one structure once, for all measurements.
 
     Returns:
-        The rows, and the backend that trained ("none" where nothing was trained).
+        The rows of each table, and the backend that trained ("none" where nothing was trained).
     """
     precision = wanted[0][2].get("precision", OF_TRAINING["precision"])  # all agree
     recorder, backend = Recorder(wanted, cells, data), "none"
-    if cells[0].epochs == 0:  # nets are built only as the looks want them
+    if cells[0].epochs == 0:  # untrained nets are built only when a measurement asks for them
         recorder.look(0, 0.0, CellsMoment(cells, data, None, precision))
     else:
         backend = train(stack_of(cells, data), data, settings_of(cells, data, precision), tick, at=recorder.at,
@@ -38,7 +38,7 @@ def measure_together(wanted: Wanted, cells: Sequence[Cell], data: Dataset, tick:
 
 
 class Recorder:
-    """The observer of a training: looks when each measurement wants it, and keeps the rows."""
+    """The observer of a training: calls each measurement at its moments, and keeps the rows."""
 
     def __init__(self, wanted: Wanted, cells: Sequence[Cell], data: Dataset):
         self.cells, self.data, self.looks = cells, data, {}
@@ -55,8 +55,10 @@ class Recorder:
         self.look(moment.step, moment.epoch, CellsMoment(self.cells, self.data, moment))
 
     def look(self, step: int, epoch: float, moment: CellsMoment) -> None:
-        """Nets trained together are looked at a few at a time, those of one activation: a look may take far more memory
-        than a step, and is of nets that share a forward pass."""
+        """Call the measurements that are due at this step, on a few nets of one activation at a time.
+
+        A measurement may take far more memory than a training step, and needs nets that share a forward pass.
+        """
         for first, last in looked_at_together(moment.cells):
             part = moment.part(first, last)
             for table, (look, options, dated, steps) in self.looks.items():
@@ -76,7 +78,7 @@ class Recorder:
 
 
 def looked_at_together(cells: Sequence[Cell]) -> Iterator[tuple[int, int]]:
-    """From which cell to before which."""
+    """Ranges (first, last + 1) of cells that are measured together: of one activation, at most `LOOKED_AT_ONCE`."""
     for _, alike in runs_of([cell.activation for cell in cells]):
         for first in range(alike.start, alike.stop, LOOKED_AT_ONCE):
             yield first, min(first + LOOKED_AT_ONCE, alike.stop)

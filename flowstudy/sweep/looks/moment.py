@@ -1,4 +1,4 @@
-"""What a measurement is given: a group of cells at one moment, whose nets are built when they are asked for."""
+"""The argument of a measurement: a group of cells at one moment, whose nets are built when they are asked for."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What `run` can measure: functions that look at a group of cells at one moment, and return tidy rows."""
+"""The measurements of `run`, called looks: functions of a group of cells at one moment that return tidy rows."""
 
 import inspect
 from collections.abc import Callable
@@ -94,13 +94,13 @@ def spectrum_by_route(moment: CellsMoment, data: Dataset) -> pd.DataFrame:
 
 @torch.no_grad()
 def multiplied_out(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What every other tool does."""
+    """Log singular values of the body's Jacobian, multiplied out as other tools do."""
     body = nn.Sequential(*net.hidden_layers[1:])
     return torch.linalg.svdvals(torch.func.jacrev(body)(net.hidden_layers[0](x)[0])).log()
 
 
 def first_samples(data: Dataset, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
-    if samples > len(data.x_train):  # a set of another size than the plan took it for
+    if samples > len(data.x_train):  # the data set is smaller than the plan's check assumed
         raise RefusalError(f"run: `samples` must be between 1 and the training set's {len(data.x_train)}, got "
                            f"{samples}.")
     return data.x_train[:samples], data.y_train[:samples]
@@ -115,16 +115,19 @@ MEASUREMENTS: dict[str, Look] = {
     "body_moments": body_moments_rows, "gradient_correlation": gradient_correlation_rows,
     "gradient_around_circle": gradient_around_circle_rows,
 }
-AS_THEY_START = {  # these refuse nets that are trained, in these words
+AS_THEY_START = {  # measurements that refuse trained nets, with the words that the error uses for them
     "body_moments": "body_moments", "gradient_correlation": "input gradients",
     "gradient_around_circle": "input gradients",
 }
-OF_TRAINING = {"at": None, "precision": "float32"}  # no business of a look: when it is called, how exactly nets train
+# Options that every measurement of nets in training accepts; at these defaults they are left out of the table's name.
+OF_TRAINING = {"at": None, "precision": "float32"}
 FEWER = {"training_loss": ("precision",), **dict.fromkeys(AS_THEY_START, ())}  # losses are of every epoch anyway
 
 
 def options_of(measure: str) -> dict[str, object]:
-    """What a measurement can be told, with its defaults: what its look takes behind (moment, data), and what all take
-    that are of nets in training."""
+    """The options of a measurement with their defaults.
+
+    They are the arguments of its function after (moment, data), and, for nets in training, those of `OF_TRAINING`.
+    """
     own = list(inspect.signature(MEASUREMENTS[measure]).parameters.values())[2:]
     return {p.name: p.default for p in own} | {name: OF_TRAINING[name] for name in FEWER.get(measure, OF_TRAINING)}

@@ -1,1 +1,1 @@
-"""What is kept: tables of measured rows, the plans they belong to, and the cells that failed."""
+"""The store of results: tables of measured rows, the plans they belong to, and the cells that failed."""

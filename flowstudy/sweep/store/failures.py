@@ -1,4 +1,4 @@
-"""What becomes of a cell that cannot be computed: its traceback is kept, the others go on."""
+"""Records of cells that could not be computed: their tracebacks are kept while the other cells go on."""
 
 import json
 import platform
@@ -64,7 +64,7 @@ def failure(cell: Cell, error: BaseException | str) -> Failure:
 
 
 def folder_of(root: Path, table: str) -> Path:
-    """Beside the tables, not in them: a table's folder holds Parquet alone."""
+    """The folder of a table's failures; it is outside of the table's own folder, which holds only Parquet files."""
     return root / "failed" / table
 
 
@@ -74,7 +74,7 @@ def remember(store: Store, table: str, failed: Iterable[Failure]) -> None:
 
 
 def forget(root: Path, table: str, cells: Iterable[Cell]) -> None:
-    """These cells have been computed after all."""
+    """Remove the failures of cells that have been computed since."""
     failed = failed_keys(root, table)
     for cell in cells:
         if cell.key in failed:
@@ -87,7 +87,7 @@ def failed_keys(root: Path, table: str) -> set[str]:
 
 def raise_for(failures: Sequence[Failure], cells: int, root: Path, table: str,
               rows: pd.DataFrame | dict[str, pd.DataFrame]) -> None:
-    """One error for all."""
+    """Raise one SweepError for all failures; nothing where there are none."""
     if failures:
         raise SweepError(f"run: {len(failures)} of {cells} cells failed, the first with `{failures[0].error}`. "
                          f"The rows of the other {cells - len(failures)} are stored; tracebacks are in "

@@ -12,7 +12,7 @@ from flowstudy.whole_file import listed, read_whole, remove, temporary, write_wh
 
 
 class StoreError(OSError):
-    """The store's folder cannot take what is to be written, or give what it holds; that is untouched."""
+    """A file of the store could not be written or read; the files that it holds are unchanged."""
 
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -1,6 +1,7 @@
-"""Which folder a store is: an empty file in it, `.store-<random>`, whose name no other store has.
+"""The identity of a store's folder: an empty file in it, `.store-<random>`, whose name no other store has.
 
-A run holds its store by that name: where the folder was moved, or its disk has gone away, it is not made anew.
+A run remembers that name.  If the folder was moved or its disk has gone away, the run stops instead of making a new
+folder at the same path.
 """
 
 import errno

@@ -16,13 +16,13 @@ from .files import files_in, read_from_store
 from .store import Store
 
 DEFAULTS = Cell()
-NO_PLAN = (ValueError, TypeError, KeyError, RecursionError)  # what a file that holds something else leads to
-TABLE = re.compile(r"[a-z_]+-[0-9a-f]{16}")  # a folder of the store, and none outside it
+NO_PLAN = (ValueError, TypeError, KeyError, RecursionError)  # errors from a file that does not hold a plan
+TABLE = re.compile(r"[a-z_]+-[0-9a-f]{16}")  # name of a table, which cannot lead to a folder outside of the store
 
 
 @dataclass(frozen=True)
 class Record:
-    """What `run` was asked for.
+    """A plan that `run` was called with.
 
     Attributes:
         measure, options: as given to `run`, defaults filled in.
@@ -59,7 +59,7 @@ def is_kept(path: Path) -> bool:
 
 
 def remembered_plans(root: Path) -> dict[str, Record]:
-    """By name, in the order of their first run; what is not a plan is left out with a warning.
+    """The plans by name, in the order of their first run; files that hold no plan are left out with a warning.
 
     Raises:
         StoreError: one of them could not be read.

@@ -32,10 +32,10 @@ from .files import (
 )
 from .identity import check_mark, mark_of
 
-SCHEMA = "flowstudy-1"  # raise it when rows of an older version can no longer be read as this one's
-OPTIONAL = {"gain": "float64", "gate_bias": "float64", "train_samples": "Int64"}  # typed also where all are None
+SCHEMA = "flowstudy-1"  # version of the tables; raise it when older rows can no longer be read
+OPTIONAL = {"gain": "float64", "gate_bias": "float64", "train_samples": "Int64"}  # dtypes, also where all are None
 Read = TypeVar("Read")
-READINGS = 3  # of a file that reads otherwise each time, before it is given up
+READINGS = 3  # attempts at a file that gives other bytes each time it is read
 of_cells = several(instance_of(Cell, "a Cell"), least=0)
 KEPT = {"compression": "zstd", "write_page_checksum": True}
 
@@ -63,7 +63,7 @@ class Store:
 
     @takes(root=check_path, moves_damaged=FLAG)
     def __init__(self, root: str | os.PathLike[str], *, moves_damaged: bool = True):
-        """With `moves_damaged` False nothing is set aside: damage is told, and read around."""
+        """`moves_damaged`: whether damaged files are renamed; if not, they are reported and skipped."""
         self.root: Path = Path(root)
         self._moves_damaged = moves_damaged
         self._footers: dict[Path, tuple[tuple, dict | None]] = {}  # by file: its time and size, and what it said then
@@ -77,7 +77,11 @@ class Store:
         return as_html(repr(self), self.tables())
 
     def tables(self) -> pd.DataFrame:
-        """A row for each table: `table`, `files`, `cells` that are stored; reads only the files' footers."""
+        """The tables of the store; only the files' footers are read.
+
+        Returns:
+            A row per table: `table`, its name; `files` and `cells`, the numbers of files and of stored cells.
+        """
         files = {folder.name: len(files_in(folder, ".parquet")) for folder in files_in(self.root, "")}
         return pd.DataFrame([{"table": table, "files": number, "cells": len(self.stored(table))}
                              for table, number in files.items() if number],
@@ -85,7 +89,11 @@ class Store:
 
     @takes(table=NAME)
     def stored(self, table: str) -> dict[str, Path]:
-        """Which file holds each stored cell's rows, by the cell's key."""
+        """The file that holds each stored cell's rows.
+
+        Returns:
+            The path of the file by the cell's key, for every cell in the table.
+        """
         found: dict[str, Path] = {}
         for path, footer in self._files(table):
             for key in footer["cells"]:
@@ -94,22 +102,35 @@ class Store:
 
     @takes(cells=of_cells, table=NAME)
     def missing(self, cells: Iterable[Cell], table: str) -> list[Cell]:
+        """The cells that the table does not hold.
+
+        Returns:
+            Those of `cells` without rows in the table, in their order.
+        """
         stored = self.stored(table)
         return [cell for cell in cells if cell.key not in stored]
 
     @takes(cells=of_cells, table=NAME)
     def holds(self, cells: Sequence[Cell], table: str) -> bool:
-        """Whether exactly these cells were stored together: one file to look at, not all of them."""
+        """Whether exactly these cells were stored together, for which one file is read instead of all.
+
+        Returns:
+            True if the table has a file with these cells and no others.
+        """
         return self._footer(self.path(cells, table)) is not None
 
     @takes(cells=of_cells, table=NAME)
     def path(self, cells: Sequence[Cell], table: str) -> Path:
-        """The same cells have the same file, so that what is computed twice is stored once."""
+        """The file for the rows of these cells; the same cells have the same file, so nothing is stored twice.
+
+        Returns:
+            Its path, whether or not the file exists.
+        """
         return self.root / table / f"{digest([SCHEMA, *(cell.key for cell in cells)])}.parquet"
 
     @takes(table=NAME)
     def prepare(self, table: str) -> None:
-        """Make the table's folder and clear it of what killed writers left; raise StoreError if it takes no files."""
+        """Make the table's folder and remove temporary files of killed writers; StoreError if it takes no files."""
         check_writable(self.root / table)
         self.hold()
         sweep_leftovers(self.root / table)
@@ -117,22 +138,29 @@ class Store:
 
     @takes(mark=optional(NAME))
     def hold(self, mark: str | None = None) -> str:
-        """Write from now on only while the folder is the store that it is now, or that has this mark; the mark."""
+        """From now on refuse to write if the folder is no longer this store, as told by its mark.
+
+        Args:
+            mark: of the store that is meant (see `flowstudy.sweep.store.identity`); None is the present one.
+
+        Returns:
+            The mark.
+        """
         self._mark = mark or self._mark or mark_of(self.root)
         self.check_held()
         return self._mark
 
     def check_held(self) -> None:
-        """Raise StoreError where the store that is held was moved, or its disk is away."""
+        """Raise StoreError if the folder is no longer the store that `hold` was called for."""
         if self._mark is not None:
             check_mark(self.root, self._mark)
 
     @takes(path=check_path, content=instance_of(bytes, "bytes"))
     def write(self, path: Path, content: bytes) -> None:
-        """A file of the store, whole or not at all.
+        """Write a file of the store, completely or not at all.
 
         Raises:
-            StoreError: the folder takes it not, or is no longer the store that is held; nothing has changed.
+            StoreError: the folder takes no file, or is no longer the store that is held; nothing has changed.
         """
         if self.root not in Path(path).parents:
             raise RefusalError(f"Store.write: `path` must lie in the store {self.root}, got {str(path)!r}. "
@@ -142,8 +170,14 @@ class Store:
 
     @takes(table=NAME, cells=several(instance_of(Cell, "a Cell")), rows=check_frame, provenance=MAPPING)
     def append(self, table: str, cells: Sequence[Cell], rows: pd.DataFrame, provenance: dict[str, Any]) -> Path:
-        """Store the rows of whole cells; `rows` has a column `place`, the position in `cells` of the cell that a row
-        belongs to.
+        """Store the rows of whole cells.
+
+        Args:
+            rows: measured columns, and `place`, the position in `cells` of the cell that a row belongs to.
+            provenance: how the rows were computed (versions, device, seconds), kept in the file's footer.
+
+        Returns:
+            The path of the file that was written.
 
         Raises:
             StoreError: the disk is full or the folder read-only; the table is as it was.
@@ -163,7 +197,11 @@ class Store:
 
     @takes(cells=of_cells, table=NAME)
     def load(self, cells: Sequence[Cell], table: str) -> pd.DataFrame:
-        """The rows of these cells, in the order of the plan: their keys, what was measured, every field of the cell."""
+        """The rows of these cells.
+
+        Returns:
+            A frame in the order of `cells`: `cell` (its key), the measured columns, and every field of the cell.
+        """
         stored = self.stored(table)
         order = {cell.key: i for i, cell in enumerate(cells)}
         absent = [key for key in order if key not in stored]
@@ -185,12 +223,20 @@ class Store:
 
     @takes(table=NAME)
     def provenance(self, table: str) -> list[dict[str, Any]]:
-        """One record a file: versions, device, seconds."""
+        """How the rows of a table were computed.
+
+        Returns:
+            A record for each file: versions, device, worker, time and seconds.
+        """
         return [footer["provenance"] for footer in self.footers(table)]
 
     @takes(table=NAME)
     def footers(self, table: str) -> list[dict[str, Any]]:
-        """What each file that is in use says of itself: `cells` (keys) and `provenance`."""
+        """The footers of a table's files that are in use.
+
+        Returns:
+            For each file a dict with `cells`, the keys of its cells, and `provenance`.
+        """
         used = set(self.stored(table).values())
         return [footer for path, footer in self._files(table) if path in used]
 
@@ -200,7 +246,7 @@ class Store:
         return [(path, footer) for path, footer in footers if footer is not None]
 
     def _footer(self, path: Path) -> dict | None:
-        """What the file says of itself, read once while it stays as it is; None if it cannot be read."""
+        """The file's footer, cached while the file does not change; None if it cannot be read."""
         try:
             state = patiently(path.stat)
         except (FileNotFoundError, NotADirectoryError):  # set aside by another process since it was listed
@@ -221,7 +267,9 @@ class Store:
         return rows
 
     def _checked(self, path: Path, read: Callable[[pq.ParquetFile], Read]) -> Read | None:
-        """What is read of the file; None where it is gone, of a later version, or damaged: read twice, alike and wrong.
+        """The result of `read` on the file; None if the file is gone, of a later version, or damaged.
+
+        A file counts as damaged only if two readings give the same wrong bytes.
 
         Raises:
             StoreError: it cannot be read, or reads otherwise each time.

@@ -1,1 +1,1 @@
-"""Who computes: this process, others on this machine, or a Dask cluster."""
+"""The workers that compute a plan: this process, other processes on this machine, or a Dask cluster."""

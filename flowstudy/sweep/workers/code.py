@@ -1,4 +1,4 @@
-"""Which code measured: a version's number says little where the code is somebody's working copy."""
+"""A digest of the measuring code, since a version number says little about somebody's working copy."""
 
 import functools
 import hashlib

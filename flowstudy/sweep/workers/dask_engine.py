@@ -15,7 +15,7 @@ from flowstudy.sweep.store.store import Store
 from .local import Done
 from .tasks import Task, serve_task
 
-RETRIES = 2  # of a task that raises, as when a disk is away for a moment; lost workers are the scheduler's own count
+RETRIES = 2  # retries of a task that raises, as when a disk is away for a moment; lost workers are counted by Dask
 SEEN_AFTER = 90  # seconds that a network disk may take to show what another machine wrote (NFS: 60 by default)
 
 
@@ -23,7 +23,8 @@ ENCRYPTED = ("tls", "wss")  # protocols in which both sides show certificates
 
 
 def check_engine(engine: object, insecure_network: bool) -> None:
-    """Refuse what is neither "local" nor Dask's, and addresses of networks on which anybody may send code."""
+    """Refuse an engine that is neither "local" nor Dask's, and addresses at which others on the network may run code.
+    """
     address = isinstance(engine, str) and "://" in engine
     if not is_local(engine) and not address and not hasattr(engine, "scheduler_address") and not is_client(engine):
         raise PlanError("run: `engine` must be 'local', the address of a Dask scheduler such as "
@@ -62,8 +63,8 @@ def is_client(engine: object) -> bool:
 def run_on_dask(tasks: Sequence[Task], engine: object, store: Store) -> Iterator[Done]:
     """Each task with its failures, as it ends; a task whose worker is lost runs again on another.
 
-    A group that has lost four workers is tried once more when the others are done, by itself: Dask blames all that a
-    worker had in hand when it died, and most were only waiting.  If that fails too, its cells have failed.
+    Dask blames every task that a dying worker held, though most were only waiting, and gives a task up after four lost
+    workers.  Such a task is run once more, alone, at the end; if that fails too, its cells have failed.
     """
     from distributed import KilledWorker
 
@@ -83,14 +84,14 @@ def ended(client: object, tasks: Sequence[Task], prefix: str) -> Iterator[tuple[
     """Tasks and their futures in the order in which they end; none is left on the cluster."""
     from distributed import as_completed
 
-    # Named by its hash, and by the call: what another run of the same plan cancels is its own.
+    # A task's name has its hash and a random part of this call, so that another run of the plan cancels only its own.
     call = secrets.token_hex(4)
     todo = {client.submit(serve_task, task, key=f"{prefix}-{task.key}-{call}", pure=False, retries=RETRIES): task
             for task in tasks}
     try:
         completed = as_completed(list(todo), loop=client.loop, raise_errors=False)
         for future in completed:
-            if future.status in ("pending", "lost"):  # its worker died with the outcome: the scheduler has it made anew
+            if future.status in ("pending", "lost"):  # the worker died and its result is lost: Dask runs it again
                 completed.add(future)
                 continue
             if future.status == "cancelled":
@@ -116,7 +117,7 @@ def outcome(task: Task, future: object, store: Store) -> list[Failure]:
 
 
 def check_arrived(task: Task, failed: Sequence[Failure], store: Store) -> None:
-    """The worker has stored the rows: are they here too?"""
+    """Wait until the rows that the worker has stored are visible here; an error if they do not come."""
     gone, deadline = {failure.key for failure in failed}, time.monotonic() + SEEN_AFTER
     computed = [cell for cell in task.cells if cell.key not in gone]
     while not store.holds(computed, task.table) and store.missing(computed, task.table):
@@ -136,7 +137,7 @@ def client_of(engine: object) -> Iterator:
     else:
         try:
             client = Client(engine, set_as_default=False)
-        except (OSError, ValueError) as error:  # nobody answers, or the address is none
+        except (OSError, ValueError) as error:  # no scheduler answers, or the address is not valid
             raise PlanError(f"run: `engine` must be a scheduler that answers, got {in_short(engine)}: {error}"
                             ) from None
         with client:

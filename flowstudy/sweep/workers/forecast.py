@@ -12,12 +12,12 @@ from flowstudy.train.loop import seconds_per_update
 
 from .tasks import Load, Task, found_device, pieces
 
-LONG = 3e7     # updates x layers x nets; less takes about a minute on two cores, and is not worth a forecast
-WORTH = 60.0   # seconds from which on it is told
+LONG = 3e7     # updates x layers x nets from which a forecast is made; less takes about a minute on two cores
+WORTH = 60.0   # seconds; a shorter forecast is not shown
 
 
 def forecast(tasks: Sequence[Task], load: Load) -> str:
-    """In words, "about 1:20:00 expected"; empty for what is short, is not trained, or cannot be timed."""
+    """A forecast such as "about 1:20:00 expected"; empty for plans that are short, untrained, or cannot be timed."""
     costs = [layers_updated(task.cells[0]) * len(task.cells) for task in tasks]
     if sum(costs) < LONG:
         return ""
@@ -35,7 +35,7 @@ def layers_updated(cell: Cell) -> int:
 
 
 def seconds_of(task: Task, load: Load) -> float:
-    """Of a whole task, from the first updates of the first stack of it that fits into memory."""
+    """Expected seconds of a task, from the first updates of its first stack that fits into memory."""
     first = task.cells[0]
     data = load(first.dataset, first.train_samples, torch.device(found_device(task.device)))
     cells = pieces(task, data)[0]

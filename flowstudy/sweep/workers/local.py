@@ -22,7 +22,10 @@ START_SECONDS = 120  # to import torch on a busy shared disk
 
 def run_here(tasks: Sequence[Task], store: Store, tick: Callable[[Task, float], object],
              say: Callable[[str], object]) -> Iterator[Done]:
-    """`tick` is told of each part of a task's work that is done, `say` of the time expected, where it is long."""
+    """Run the tasks in this process, one after the other.
+
+    `tick` is called with each part of a task's work that is done, `say` with the expected time if it is long.
+    """
     load_once = functools.lru_cache(maxsize=1)(load)  # groups of one data set follow each other
     if expected := forecast(tasks, load_once):
         say(expected)
@@ -95,7 +98,7 @@ class Worker:
             self.connection.send(replace(task, device=self.device))
 
     def take(self) -> tuple[Task, list[Failure] | Exception | None]:
-        """The task and its outcome: failures, an exception that no smaller group would change, None if it died."""
+        """The task and its outcome: failures, an exception of the call or the store, or None if the process died."""
         task, self.task = self.task, None
         try:
             answer = self.connection.recv()
@@ -122,6 +125,6 @@ def serve(connection: Connection) -> None:
 
 
 def end_with_parent() -> None:
-    """A run that was killed cannot end its workers: they would hold their GPUs for as long as a group takes."""
+    """End this process when its parent ends: a killed run cannot stop its workers, which would go on holding GPUs."""
     wait([multiprocessing.parent_process().sentinel])
     os._exit(1)  # as if killed: every file is whole, the training goes on from its checkpoint

@@ -1,4 +1,4 @@
-"""How many nets a device has room for, and whether for one."""
+"""The number of nets that fit into a device's memory, and a check that a single one fits."""
 
 import contextlib
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from flowstudy.sweep.cells import Cell
 from flowstudy.sweep.cells_to_nets import stack_of
 from flowstudy.train.stacks.group import bytes_per_net
 
-SHARE = 0.5  # of what is free: others are there too, and what a measurement needs is not known
-OBJECTS = 5000  # bytes of Python's objects for a layer, whatever its width
+SHARE = 0.5  # share of the free memory to use: other processes need some, and a measurement's need is not known
+OBJECTS = 5000  # bytes that Python's objects take for one layer, whatever its width
 
 
 def check_room(cell: Cell, data: Dataset) -> None:
-    """Raise MemoryError for a net that is larger than what is free, in place of the kernel, which kills processes.
+    """Raise MemoryError for a net larger than the free memory, before the operating system kills the process.
 
-    Its size is told by nets of two and three layers that have shapes and no memory.
+    Its size is extrapolated from nets of two and three layers on the meta device, which take no memory.
     """
     with contextlib.suppress(NotImplementedError, RuntimeError):  # a kind that cannot be built so is tried as it is
         two, three = (bytes_of_weights(cell, data, depth) for depth in (2, 3))

@@ -29,7 +29,7 @@ from flowstudy.whole_file import sweep_leftovers
 from .code import code_digest
 from .memory import check_room, nets_that_fit
 
-CHECKPOINT = 2  # raise it when training cannot go on from what an older version kept; its file is then not looked for
+CHECKPOINT = 2  # version of checkpoint files; raise it when training cannot go on from older ones, which are ignored
 Load = Callable[[str, int | None, torch.device], Dataset]
 
 
@@ -57,7 +57,7 @@ class Task:
 
     @property
     def key(self) -> str:
-        """The same group for the same tables is the same task."""
+        """A hash of the cells and the tables, by which equal tasks have equal names."""
         return digest([*self.tables, *(cell.key for cell in self.cells)])
 
     @property
@@ -66,7 +66,7 @@ class Task:
 
     @property
     def table(self) -> str:
-        """The one beside which failures and checkpoints are kept."""
+        """The table whose name is used for the files of failures and checkpoints."""
         return self.tables[0]
 
     @property
@@ -92,7 +92,7 @@ def run_task(task: Task, tick: Callable[[float], object], store: Store, load: Lo
     room, all of the group's cells have failed.
 
     Raises:
-        PlanError, StoreError: nothing that a smaller group would change.
+        PlanError, StoreError: the call or the store is at fault, so that a smaller group would fail as well.
     """
     device = torch.device(found_device(task.device))
     try:
@@ -107,7 +107,7 @@ def run_task(task: Task, tick: Callable[[float], object], store: Store, load: Lo
         cells = waiting.pop(0)
         store.check_held()
         if all(store.holds(cells, table) for table in task.tables):
-            # computed by another process since, or before this one was lost
+            # these cells were stored meanwhile by another process, or by this task before its worker was lost
             tick(sum(map(work, cells)))
             continue
         error = attempt(task, cells, data, tick, store, device)
@@ -122,7 +122,7 @@ def run_task(task: Task, tick: Callable[[float], object], store: Store, load: Lo
 
 def attempt(task: Task, cells: Sequence[Cell], data: Dataset, tick: Callable[[float], object], store: Store,
             device: torch.device) -> Failure | None:
-    """Measure and append; what went wrong comes back as text, so that no traceback keeps the failed stack in memory."""
+    """Measure and store the cells; an error comes back as text, since a traceback would keep the stack in memory."""
     started, ticked = time.perf_counter(), 0.0
 
     def count(units: float | int) -> None:
@@ -133,7 +133,7 @@ def attempt(task: Task, cells: Sequence[Cell], data: Dataset, tick: Callable[[fl
     checkpoint = checkpoint_of(task, cells, store)
     try:
         rows, backend = measure_together(task.measurements, cells, data, count, checkpoint)
-    except (PlanError, StoreError):  # the call or the disk is wrong, not a cell
+    except (PlanError, StoreError):  # an error of the call or the store, not of a cell: halving the group cannot help
         raise
     except Exception as error:
         if checkpoint:
@@ -172,7 +172,7 @@ def pieces(task: Task, data: Dataset) -> list[Sequence[Cell]]:
 
 
 def checkpoint_of(task: Task, cells: Sequence[Cell], store: Store) -> Checkpoint | None:
-    """Where training goes on if it is killed; None for what does not train."""
+    """The checkpoint from which a killed training goes on; None for cells that are not trained."""
     if not cells[0].epochs:
         return None
     name = digest([CHECKPOINT, replace(task, cells=tuple(cells)).key])
@@ -185,7 +185,10 @@ def checkpoint_folder(root: Path, table: str) -> Path:
 
 
 def sweep_checkpoints(store: Store, tables: Sequence[str]) -> None:
-    """Remove those of groups whose cells are all stored in all these tables: in other groups, or just before a kill."""
+    """Remove the checkpoints of groups whose cells are all stored in all these tables.
+
+    Such files are left where the cells were computed in other groups, or the process was killed just after storing.
+    """
     folder = checkpoint_folder(store.root, tables[0])
     sweep_leftovers(folder)
     paths = {path.with_name(path.name.removesuffix(".before"))
@@ -209,7 +212,7 @@ def found_device(device: str) -> str:
 
 
 def provenance(device: torch.device, seconds: float, backend: str) -> dict:
-    """Where numbers come from; stored beside them."""
+    """Versions, device, worker, backend, time and seconds of a computation, which are stored beside its rows."""
     return {
         "flowstudy": VERSION, "code": code_digest(), "torch": torch.__version__, "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),

@@ -1,4 +1,4 @@
-"""Activations as mean-field theory sees them: values, slopes, and what they average to over Gaussian preactivations."""
+"""Activations for mean-field theory: their values and slopes, and means of these over Gaussian preactivations."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -190,7 +190,7 @@ def hard_tanh(low: float = -1.0, high: float = 1.0) -> Activation:
 
 
 def kink_distance(place: float, q: Result) -> Result:
-    """place / sqrt(q), in standard deviations; far enough where q is 0."""
+    """Distance of a kink from 0 in standard deviations, place / sqrt(q), bounded where q is near 0."""
     if place == 0:
         return np.zeros_like(q, dtype=np.float64)
     return place / np.sqrt(np.maximum(q, 1e-4 * place**2))  # beyond 38 the normal density is 0 in float64

@@ -9,8 +9,8 @@ from flowstudy.theory.checks import Result
 
 from .activations import Activation
 
-CRITICAL = 1e-9  # chi within this of 1 counts as 1: the critical line is known to about 1e-12
-CHUNK = 1024     # points of similar q at once: they need similar numbers of terms
+CRITICAL = 1e-9  # chi closer to 1 than this counts as 1; the critical line is known to about 1e-12
+CHUNK = 1024     # points that are solved at once, sorted by q, since similar q need similar numbers of terms
 GRID = np.concatenate([[0.0], np.logspace(-10, 10, 4001)])  # of q, where the length map may have several fixed points
 
 
@@ -71,7 +71,7 @@ def fixed_length(call: str, activation: Activation, weight_var: np.ndarray, bias
 
 
 def homogeneous_length(gain: np.ndarray, bias_var: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """q = gain q + bias_var."""
+    """The solution of q = gain q + bias_var, nan where every q solves it, and where q grows without bound."""
     critical = np.abs(gain - 1) <= CRITICAL
     lost = (gain > 1 + CRITICAL) | (critical & (bias_var > 0))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -79,7 +79,7 @@ def homogeneous_length(gain: np.ndarray, bias_var: np.ndarray) -> tuple[np.ndarr
 
 
 def bounded_length(activation: Activation, weight_var: np.ndarray, bias_var: np.ndarray) -> np.ndarray:
-    """V is concave: the one attracting fixed point is 0 or lies between the bounds below."""
+    """The only attracting fixed point for a concave V: it is 0, or lies between the bounds below."""
     def excess(q: Result) -> Result:
         return weight_var * activation.mean_square(q) + bias_var - q
 
@@ -93,7 +93,8 @@ def bounded_length(activation: Activation, weight_var: np.ndarray, bias_var: np.
 
 def scanned_length(activation: Activation, weight_var: np.ndarray, bias_var: np.ndarray,
                    q0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The length map rises, so it goes from q0 to the next fixed point on the side where it first steps."""
+    """The map is increasing, so iteration from q0 converges monotonically to the next fixed point in the direction of
+    its first step.  Returns that fixed point, and the points where there is none."""
     shape = weight_var.shape
     low, high, lost = (np.zeros(weight_var.size) for _ in range(3))
     square = activation.mean_square(GRID)
@@ -123,7 +124,7 @@ def scanned_length(activation: Activation, weight_var: np.ndarray, bias_var: np.
 
 def fixed_correlation(activation: Activation, weight_var: np.ndarray, bias_var: np.ndarray, q: np.ndarray,
                       chi_1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """c* and chi at c*, the slope of the correlation map there."""
+    """The correlation c* to which the map converges, and chi, the slope of the map at c*."""
     points = [v.ravel() for v in np.broadcast_arrays(weight_var, bias_var, q, chi_1)]
     length, slope = points[2:]
     c, chi = np.ones_like(length), slope.copy()

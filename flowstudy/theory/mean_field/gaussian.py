@@ -9,11 +9,11 @@ import numpy as np
 
 from flowstudy.theory.checks import Result
 
-NODES = 129   # of the trapezoidal rule: rounding level for variances up to 1e4
+NODES = 129   # nodes of the trapezoidal rule, enough for an error at rounding level for variances up to 1e4
 PIECE = 64    # Gauss-Legendre nodes between two kinks
 REACH = 12.0  # standard deviations; beyond is less than 1e-32
 SERIES_REACH, SERIES_STEP = 13.0, 0.05
-STEEPEST = 4  # halvings of the step: memory
+STEEPEST = 4  # the most halvings of the step, which bounds the memory
 TERMS = (128, 256, 512, 1024, 2048)
 
 

@@ -21,7 +21,7 @@ from .layer_by_layer import table_of_layers
 from .maps import NON_NEGATIVE, check_correlation, variances
 from .plain import one_number
 
-LEAST, MOST = 1e-200, 1e8  # beyond, the layers are linear, and gates shut or open at once; ratios are taken here
+LEAST, MOST = 1e-200, 1e8  # range of q; outside of it ratios to q stay the same: layers are linear, or gates 0 or 1
 
 
 def highway(activation: str, depth: Values, gate_bias: Values, weight_var: Values, gate_weight_var: Values = 1.0,
@@ -84,7 +84,7 @@ def highway(activation: str, depth: Values, gate_bias: Values, weight_var: Value
 
 @dataclass(frozen=True)
 class Init:
-    """What a stack of equal layers is drawn from."""
+    """The biases and variances from which the weights of a stack of equal layers are drawn."""
 
     phi: Activation
     gate_bias: float

@@ -1,4 +1,4 @@
-"""What deep highway nets tend to, how much volume a layer keeps, and which gate bias lets a signal through."""
+"""Limits of deep highway nets: their per-layer rates, the log volume of a layer, and the gate bias for a depth."""
 
 from dataclasses import dataclass
 
@@ -95,7 +95,7 @@ class HighwayLimit:
 
 
 def highway_limit(activation: str, gate_bias: Values, weight_var: Values) -> HighwayLimit:
-    """Where the recursion of `highway` goes: q -> 0, T -> s, and H is linear, or linear on either side of 0.
+    """The limit of the recursion of `highway`: q -> 0, T -> s, and H is linear, or linear on either side of 0.
 
     chi = s^2 weight_var E phi'^2 + (1-s)^2, and q'/q the same for odd activations.  ReLU's outputs are positive, T H
     and (1-T) x add up: q'/q = s^2 weight_var / 2 + (1-s)^2 + 2 s (1-s) rho sqrt(weight_var / (2 pi)) > chi, so that

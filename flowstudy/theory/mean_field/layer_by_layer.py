@@ -1,4 +1,4 @@
-"""Two signals and a Jacobian from layer to layer, and the table of what they come to."""
+"""The walk of two signals and a Jacobian from layer to layer, and the table of their moments."""
 
 from collections.abc import Callable, Mapping
 from typing import Protocol, TypeVar, runtime_checkable

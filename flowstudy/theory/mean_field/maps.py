@@ -15,7 +15,7 @@ NON_NEGATIVE = "non-negative and finite"
 
 @dataclass(frozen=True)
 class MeanField:
-    """What an infinitely wide and deep plain net converges to; each a float, or an array of the arguments' shape.
+    """The limits of signals in an infinitely wide and deep plain net, each a float or an array of the arguments' shape.
 
     Attributes:
         q: q*, mean square of the preactivations at which the length map arrives; nan where it keeps every length

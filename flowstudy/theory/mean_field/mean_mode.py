@@ -122,7 +122,7 @@ class ScaledVector:
 
 
 def start_vector(state: HighwayState) -> np.ndarray:
-    """Of the identity: B_ii = 1, and a random unit change shifts m by 1 . u / n, q by 2 x . u / n."""
+    """The state vector of the identity: B_ii = 1; a random unit change u shifts m by 1 . u / n and q by 2 x . u / n."""
     return np.array([1, state.m, 1, 1, 2 * state.m, 4, 0])
 
 
@@ -139,7 +139,7 @@ class Body:
 
 
 def walk(body: Body, state: HighwayState, depth: int) -> Iterator[tuple[HighwayState, np.ndarray, HighwayState]]:
-    """Of each layer: the state before it, its 7 x 7 map of state vectors, the state after it."""
+    """Yield for each layer the state before it, its 7 x 7 map of state vectors, and the state after it."""
     for _ in range(depth):
         q = float(np.exp(np.clip(state.log_q, np.log(LEAST), np.log(MOST))))
         gate = OpenGate(body.net) if body.net != "highway" else TiltedGate(body.gate_bias, body.gate_weight_var * q)
@@ -160,7 +160,7 @@ def next_state(gate: np.ndarray, values: HiddenMoments, now: HighwayState) -> Hi
 
 
 class TiltedGate(Gate):
-    """With E tau T^i (1-T)^j and E (tau^2 - var) T^i (1-T)^j beside E T^i (1-T)^j."""
+    """A gate with the moments E tau T^i (1-T)^j and E (tau^2 - var) T^i (1-T)^j beside E T^i (1-T)^j."""
 
     def __init__(self, bias: float, var: float):
         super().__init__(bias, var)
@@ -178,7 +178,7 @@ class OpenGate:
 
 
 class TiltedMoments(HiddenMoments):
-    """With the moments that a change of q brings in, in the same units."""
+    """Moments of H, and those that describe its change with q, in units of the root mean square of x."""
 
     def __init__(self, phi: Activation, length: float, q: float, weight_var: float, gate_weight_var: float):
         super().__init__(phi, length, q, weight_var, gate_weight_var)

@@ -1,4 +1,4 @@
-"""Wide plain nets layer by layer, from any start: what the fixed points of `mean_field` say nothing about."""
+"""Wide plain nets layer by layer from any start, where `mean_field` gives only the limit of large depth."""
 
 import numpy as np
 import pandas as pd

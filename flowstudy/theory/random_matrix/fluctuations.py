@@ -119,7 +119,7 @@ def squared_jacobian_norm(width: Values, depth: Values, activation: str, weights
 
 
 def log_layer_gain(width: Result, activation: str, weights: str) -> Moments:
-    """Of ln ||D W u||^2 at weight_var 1: forwards and backwards alike, since W is square and isotropic."""
+    """Mean and variance of ln ||D W u||^2 at weight_var 1, the same for W^T, since W is square and isotropic."""
     live, everything = log_chi_squared(width, activation), log_chi_squared(width)
     if weights == "gaussian":
         return Moments(live.mean - np.log(width), live.variance)
@@ -127,7 +127,7 @@ def log_layer_gain(width: Result, activation: str, weights: str) -> Moments:
 
 
 def log_chi_squared(width: Result, activation: str = "linear") -> Moments:
-    """Of ln chi2_k, k the live units of a layer that has one."""
+    """Mean and variance of ln chi2_k, k being the number of live units of a layer that has at least one."""
     if activation == "linear":
         return Moments(np.log(2) + digamma(width / 2), polygamma(1, width / 2))
     mean, between, within = np.vectorize(live_digamma)(width)

@@ -22,8 +22,8 @@ LOG_RANGE = 60.0
 def product_log_singular_values(quantile: Values, carry: np.ndarray, gain: np.ndarray) -> Result:
     """ln singular value at a quantile of the product's singular values.
 
-    Close to what residual and highway nets' Jacobians have, where carry and gain vary little from unit to unit: small
-    signals, or gates nearly shut. A ReLU net's largest singular value, its mean mode, lies above this law.
+    The law is close to that of residual and highway nets' Jacobians where carry and gain vary little from unit to unit:
+    for small signals, or gates nearly shut. A ReLU net's largest singular value, its mean mode, lies above this law.
 
     Args:
         quantile: in (0, 1), counted from the smallest: (width - i + 1/2) / width for the i-th largest of `width`.

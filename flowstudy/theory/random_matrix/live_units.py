@@ -14,7 +14,7 @@ from scipy.special import bdtrc, digamma, polygamma
 from flowstudy.arguments import NAME, takes
 from flowstudy.theory.checks import Result, Values, check_choice, check_integer
 
-SPREAD = 6  # half-width of what is summed, in units of sqrt(width): leaves out less than 2 e^-72 (Hoeffding)
+SPREAD = 6  # half-width of the sums in units of sqrt(width); the rest has a probability below 2 e^-72 (Hoeffding)
 
 
 @takes(activation=NAME)

@@ -11,7 +11,7 @@ HALVINGS = 64  # of a bracket a few hundred wide: to the last bit of a float64
 
 def rising_root(function: Callable[[Result], Result], low: float, high: float,
                 shape: tuple[int, ...]) -> Result:
-    """Where a rising elementwise function of arrays of `shape` crosses zero; an end of the bracket if it does not."""
+    """The root of an increasing elementwise function of arrays of `shape`; an end of the bracket where it has none."""
     lower, upper = np.full(shape, float(low)), np.full(shape, float(high))
     for _ in range(HALVINGS):
         middle = (lower + upper) / 2

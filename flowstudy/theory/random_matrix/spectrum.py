@@ -59,7 +59,7 @@ def mean_squared(width: Values, depth: Values, activation: str, weight_var: Valu
 
 
 def mean_square_growth(n: Result, depth: Result, live: float) -> tuple[Result, Result]:
-    """Of the eigenvalues of the recursion of (a, r): ln larger^depth, and (smaller / larger)^depth - 1.
+    """ln larger^depth, and (smaller / larger)^depth - 1, of the two eigenvalues of the recursion of (a, r).
 
     The larger is the growth of E ||J u||^4; the recursion's matrix is a multiple of 1 plus one of [[1, n], [2/n, 0]].
     """

@@ -14,7 +14,10 @@ EVALUATION_BATCH = 2_000  # samples: bounds the memory of an evaluation pass, do
 
 
 class StackedModules:
-    """What StackedFullyConnected is for the library's own fully connected nets; see there."""
+    """Trains a stack of any modules by vmap and autograd, with the interface of StackedFullyConnected.
+
+    It is slower than that class, but not limited to the library's own blocks.
+    """
 
     def __init__(self, template: nn.Module, state: dict[str, Tensor], momentum: Float[Tensor, " net"],
                  x: Float[Tensor, "sample *inputs"], y: Int[Tensor, " sample"], activations: tuple[str, ...] = ()):

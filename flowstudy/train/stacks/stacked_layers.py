@@ -69,7 +69,11 @@ class Kept(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """What all layers share: `pre` of the pre-activations' shape, its parts for H and the gate; `unit` of a unit's."""
+    """Buffers that every layer reuses.
+
+    pre: (net, rows, sample), rows being all pre-activations of a layer; pre_h, gate: views of it, the rows of H and of
+    the gate; unit: (net, width, sample).
+    """
 
     pre: Tensor
     pre_h: Tensor

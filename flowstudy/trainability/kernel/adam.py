@@ -1,4 +1,4 @@
-"""Adam's metric: what it divides the gradient by, from the batch's gradient and its samples' shares of it."""
+"""Adam's metric: the numbers by which it divides the gradient, estimated from a batch and its single samples."""
 
 import torch
 from jaxtyping import Float
@@ -6,8 +6,8 @@ from torch import Tensor
 
 from .linearised import Linearised, flat
 
-FLOOR = 1e-8      # of the largest entry: beside it gradients are as good as 0
-MOST_GAIN = 1e2   # times the median: no parameter is preconditioned more than that
+FLOOR = 1e-8      # gradients below this share of the largest entry count as 0
+MOST_GAIN = 1e2   # upper bound of a parameter's factor, as a multiple of the median factor
 
 
 def adams_scale(mean: Tensor, variance: Tensor, batch_size: int) -> Tensor:
@@ -25,7 +25,7 @@ def preconditioner_of_rows(rows: Float[Tensor, "row parameter"], residual: Tenso
 
 
 def preconditioner(net: Linearised, residual: Tensor, batch_size: int) -> Tensor:
-    """From the gradient that each sample's part of the residual gives, one pass of the batch each."""
+    """Adam's factor for each parameter, from the gradient of each sample's own loss: a backward pass per sample."""
     total, squares = 0.0, 0.0
     for i in range(net.samples):
         own = torch.zeros_like(residual)

@@ -22,8 +22,8 @@ def lanczos(net: Linearised, start: Tensor, scale: Tensor | None, steps: int,
             enough: Callable[[Tensor, float], bool]) -> tuple[Tensor, Tensor, float]:
     """An orthonormal basis (row, step) that begins with the start, and K in it, tridiagonal; fully reorthogonalised.
 
-    It ends before `steps` where what is known by then is `enough`.  The number: by how much K leads out of the space;
-    0 where it is used up, and all is known to rounding.
+    It ends before `steps` where the results so far are `enough`.  The third result is the norm of K's part that leads
+    out of the space; it is 0 where the space is exhausted, so that all is known to rounding.
     """
     v = start.flatten().double()
     size = torch.linalg.vector_norm(v)

@@ -1,4 +1,4 @@
-"""A model around its start: how a batch's outputs move with the parameters, and the loss with the outputs."""
+"""A model linearised at its start: how a batch's outputs change with the parameters, and the loss with the outputs."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from flowstudy.measure.models.outputs import way_to_one
 from flowstudy.measure.numerics.vmap_loops import quiet_fallback
 from flowstudy.refusal import RefusalError
 
-SAME = 1e-9  # relative difference between a sample's outputs alone and in the batch that rounding explains
+SAME = 1e-9  # largest relative difference between a sample's outputs alone and in the batch taken for rounding
 Parts = list[Tensor]  # one tensor for each trainable parameter
 
 
@@ -99,7 +99,7 @@ class Linearised:
         return torch.autograd.grad(along, cotangent, retain_graph=True)[0].detach()
 
     def samples_are_apart(self) -> bool:
-        """A sample has the same outputs alone as in the batch: the first, the middle and the last one are tried."""
+        """Whether samples have the same outputs alone as in the batch; the first, the middle and the last are tried."""
         whole = self.outputs.detach()
         for i in {0, self.samples // 2, self.samples - 1}:
             try:
@@ -131,7 +131,7 @@ class Linearised:
 def jacobian_rows(net: Linearised, apart: bool) -> Iterator[Parts]:
     """J row by row, in blocks of one sample's outputs: (output, *parameter) for each parameter.
 
-    Where samples are apart a sample goes through the model alone, and its row costs no more than it.
+    If `apart`, each sample goes through the model alone, so that its rows cost a pass of one sample, not of the batch.
     """
     size = net.outputs[0].numel()
     unit = torch.eye(size, dtype=net.outputs.dtype, device=net.outputs.device)
@@ -155,7 +155,7 @@ def pull_rows(net: Linearised, outputs: Tensor, cotangents: Float[Tensor, "row *
 
 
 def centred(residual: Tensor) -> Tensor:
-    """Less its mean over samples, and over positions of one sample: what a bias of the read-out learns by itself.
+    """The residual less its mean over samples and positions, the part that a bias of the read-out learns by itself.
 
     Outputs are (sample, class, *position), or (sample, value).
     """

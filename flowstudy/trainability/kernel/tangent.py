@@ -24,19 +24,19 @@ from .decay import HORIZON, Decay
 from .krylov import decay_of_krylov, lanczos
 from .linearised import Linearised, centred, jacobian_rows, split_like
 
-MEMORY_BUDGET = 2**30  # bytes of the rows of J
-MOST_ROWS = 1024       # of K that are written out
-KRYLOV_STEPS = 32      # products, at most
-LEAST_STEPS = 5        # products, at least
-PATIENCE = 20.0        # seconds of products
-KNOWN = 0.01           # error of what remains that is small enough
-POWER_STEPS = 1000     # of the power iteration for the sharpness, at most
-POWER_SETTLED = 1e-9   # relative change of it in a step, after which it stops
+MEMORY_BUDGET = 2**30  # the most bytes for the rows of J
+MOST_ROWS = 1024       # the most rows of K by the route "rows"
+KRYLOV_STEPS = 32      # the most products by the route "krylov"
+LEAST_STEPS = 5        # the fewest products by that route
+PATIENCE = 20.0        # seconds after which no more products are made
+KNOWN = 0.01           # products stop when the error of the remaining share is below this
+POWER_STEPS = 1000     # the most steps of the power iteration for the sharpness
+POWER_SETTLED = 1e-9   # the power iteration stops at a relative change per step below this
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """What the reading needs of the kernel.
+    """The results from the tangent kernel that the verdict needs.
 
     Attributes:
         decay: of the centred residual, in the optimiser's metric; `adams`, in Adam's, where it is known.
@@ -64,7 +64,7 @@ class Kernel:
 
 
 def tangent_kernel(net: Linearised, *, adam: bool, batch_size: int) -> Kernel:
-    """By rows where they are few enough and fit, else by products."""
+    """The kernel by the route "rows" if they are few enough and fit into memory, else by the route "krylov"."""
     parameters = sum(w.numel() for w in net.weights)
     outputs = net.outputs.numel()
     few = outputs <= MOST_ROWS and net.outputs.element_size() * parameters * outputs <= MEMORY_BUDGET
@@ -97,7 +97,7 @@ def kernel_by_products(net: Linearised, adam: bool, batch_size: int, steps: int)
 
 
 class Enough:
-    """Products are enough where what remains is known, or where they have taken long."""
+    """The test whether there are enough products: the remaining share is known well, or they have taken too long."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
@@ -111,7 +111,7 @@ class Enough:
 
 
 def decay_of(kernel: Float[Tensor, "row row"], residual: Tensor) -> tuple[Decay, np.ndarray]:
-    """And the eigenvalues, descending.  Of a net whose numbers are not finite nothing is learnt."""
+    """The decay of the residual, and the eigenvalues, descending; nothing decays if the numbers are not finite."""
     if not kernel.isfinite().all() or not residual.isfinite().all():
         return Decay(np.zeros(1), np.ones(1)), np.full(1, np.nan)
     values, vectors = torch.linalg.eigh(kernel)
@@ -144,7 +144,7 @@ def largest_of_product(net: Linearised, kernel: Callable[[Tensor], Tensor]) -> f
 
 
 def shares_of(net: Linearised, target: Tensor, scale: Tensor | None) -> dict[str, float]:
-    """By parameter, its part of r^T K r."""
+    """Each parameter's share of r^T K r, r being `target`, by the parameter's name."""
     pulled = net.pull(target.to(net.outputs))
     weighted = pulled if scale is None else [p * s for p, s in zip(pulled, split_like(scale, pulled), strict=True)]
     parts = {name: float((p * q).sum()) for name, p, q in zip(net.parameters, pulled, weighted, strict=True)}

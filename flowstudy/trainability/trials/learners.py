@@ -1,4 +1,4 @@
-"""What learns in a trial: one copy of the model at one learning rate, or a stack of them at all rates at once."""
+"""The learners of a trial: one copy of the model at one learning rate, or a stack of copies at all rates at once."""
 
 import random
 from collections.abc import Callable, Collection, Sequence
@@ -20,8 +20,8 @@ from flowstudy.train.stacks.group import CONVOLUTIONS
 from .optimizers import Optimizer, warm_up_factor
 
 CALL = "trainability"
-SAME = 1e-4         # relative difference of the gradients, stacked and alone: what float32 rounding of a deep net makes
-STACK_BYTES = 2**28  # of stacked weights: nets so large fill the machine one by one, and stacking only takes memory
+SAME = 1e-4         # largest relative difference between stacked and single gradients taken for float32 rounding
+STACK_BYTES = 2**28  # the most bytes of stacked weights; larger nets keep the machine busy one by one
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class TrialTask:
 
     def outcome(self, net: Callable[[Tensor], object], index: Int[Tensor, " sample"],
                 place: int) -> tuple[object, Tensor]:
-        """What the loss takes of a forward pass, and the loss, drawing what belongs to this place in the trial."""
+        """The outputs that the loss is computed from, and the loss, with random numbers drawn from a given seed."""
         self.draw_anew(place)
         with modes_of_the_model(self.x.device):
             y = self.y[index]
@@ -70,7 +70,7 @@ class TrialTask:
             np.random.seed(seed)  # noqa: NPY002  the global state is what models draw from
 
     def share_right(self, output: Tensor, index: Int[Tensor, " sample"]) -> Tensor:
-        """Of the labels that count, those whose class has the largest output; nan where the loss has no classes."""
+        """Share of the counted labels whose class has the largest output; nan where the loss has no classes."""
         if not self.has_classes:
             return torch.full((), torch.nan, dtype=torch.float64, device=self.x.device)
         y = self.y[index]
@@ -148,7 +148,7 @@ class Stacked:
         return losses.tolist()
 
     def gradients(self, index: Int[Tensor, " sample"]) -> tuple[Float[Tensor, " net"], tuple[Tensor, ...]]:
-        """Of the losses, which are given too."""
+        """The losses (net,) and their gradients by weight, (net, ...) each."""
         losses = self.of_each(lambda output, value: value, index)
         return losses.detach(), torch.autograd.grad(losses.sum(), self.weights, materialize_grads=True)
 
@@ -174,7 +174,7 @@ class Stacked:
 
 
 def can_stack(probe: nn.Module, stacked: Stacked) -> bool:
-    """Whether the nets can be one: the stack's first gradients are those of the net by itself, to rounding.
+    """Whether the copies can be stacked: the stack's first gradients equal those of a single copy, to rounding.
 
     Convolutions stay apart on a CPU, where stacking makes them slower, and so do large nets.
     """

@@ -1,8 +1,8 @@
-"""Learning rates in competition: in step with each other, those that fall behind dropped twice, within a time.
+"""Successive halving of learning rates within a time limit: all rates go on in step, and the worst are dropped twice.
 
-Successive halving alone drops what it should not where nothing has been learnt yet: at the end of a plateau the losses
-of all rates are alike but for noise, and the small rates, which move least, look best.  So a rate that is level with
-the best one goes on too.
+Plain successive halving may drop good rates while nothing has been learnt yet: on a plateau the losses of all rates
+differ by noise only, and the small rates, which move least, look best.  So rates whose loss is close to the best one's
+go on too.
 """
 
 import math
@@ -18,11 +18,11 @@ from flowstudy.progress import progress_bar
 from .learners import Alone, Stacked
 
 PARTS = 4, 2, 1  # all rates make a quarter of the steps, the better half of them half, the best quarter all
-LEVEL = 0.05     # of the lowest loss: what is no further above it goes on, wherever it stands
+LEVEL = 0.05     # rates whose loss exceeds the lowest by no more than this share of it go on in any case
 
 
 class Clock:
-    """Wall time since it was made; `limit` seconds are there, or as many as it takes where that is None."""
+    """A clock of the wall time since it was made, with a limit of `limit` seconds; None is no limit."""
 
     def __init__(self, limit: float | None):
         self.started, self.limit = time.monotonic(), math.inf if limit is None else limit
@@ -53,7 +53,7 @@ class Race:
         self.diverged, self.left_out = [False] * count, [False] * count
 
     def run(self, steps: int, progress: bool) -> None:
-        """To the end, or as far as the time reaches."""
+        """Make all steps, or as many as the time limit allows."""
         ends = [math.ceil(steps / part) for part in PARTS]
         kept = [math.ceil(len(self.rates) / (PARTS[0] // part)) for part in PARTS]
         with progress_bar(total=steps, desc="trial", unit="step", disable=not progress) as bar:
@@ -85,7 +85,7 @@ class Race:
         return True
 
     def look(self) -> None:
-        """Take loss and accuracy of the nets that have learnt."""
+        """Evaluate loss and accuracy of the nets that have made at least one step, and drop those that diverged."""
         for learner in list(self.learners):
             if not self.steps[learner.rows[0]]:
                 continue

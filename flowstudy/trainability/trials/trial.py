@@ -23,8 +23,8 @@ from .optimizers import OPTIMIZERS, Optimizer
 from .race import Clock, Race
 from .rates import USUAL_RATES
 
-LOOKED_AT = 2_000  # samples at most, on which loss and accuracy are taken
-LOOKING = 0.25     # of a limited time at most: large nets are looked at on fewer samples
+LOOKED_AT = 2_000  # the most samples on which loss and accuracy are evaluated
+LOOKING = 0.25     # largest share of the time limit for evaluation; large nets are evaluated on fewer samples
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def orders(samples: int, batch_size: int, steps: int, seed: int) -> tuple[Int[Te
 
 
 def changed_by_a_pass(probe: nn.Module, task: TrialTask) -> bool:
-    """Whether the model's buffers are; its output, and its loss of it, are checked, and its draws noticed."""
+    """Whether a pass changes the model's buffers; its output and loss are checked, and its random draws noticed."""
     index, objective = task.batches[0], task.objective
     before = {name: buffer.clone() for name, buffer in probe.named_buffers()}
     with task.draws.replayed():
@@ -185,7 +185,7 @@ def looking_in_time(task: TrialTask, clock: Clock, seconds: float, rates: int) -
 
 def learners_of(net: nn.Module, probe: nn.Module, changed: bool, task: TrialTask, optimizer: Optimizer,
                 rates: Sequence[float]) -> list[Alone] | list[Stacked]:
-    """All rates as one where the model can, else each alone; `probe` is a copy that has made a pass."""
+    """One stack for all rates if the model can be stacked, else a copy for each; `probe` is a copy after one pass."""
     if len(rates) > 1 and not changed:
         stacked = Stacked(net, task, optimizer, rates)
         if can_stack(probe, stacked):

@@ -1,1 +1,1 @@
-"""In which dtype a model is measured, and what of it has that dtype."""
+"""The dtype in which a model is measured, and the tensors that are brought to it."""

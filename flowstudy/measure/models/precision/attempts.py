@@ -18,12 +18,12 @@ from flowstudy.refusal import RefusalError
 from .float64_mode import Float64Mode
 
 P, R = ParamSpec("P"), TypeVar("R")
-KNOWN = ("torch.nn.modules.", "flowstudy.nets.")   # classes that make nothing of torch's default dtype
-FINAL = (RefusalError, MemoryError, torch.OutOfMemoryError)   # of another dtype the answer is no other
+KNOWN = ("torch.nn.modules.", "flowstudy.nets.")   # modules whose classes make no tensors of torch's default dtype
+FINAL = (RefusalError, MemoryError, torch.OutOfMemoryError)   # errors that another dtype would not avoid
 
 
 class Thread(threading.local):
-    """What the calling thread is measuring: `own` is whether in the model's own dtype."""
+    """Per thread: `own` says whether the measurement under way uses the model's own dtype."""
 
     own = False
 
@@ -32,15 +32,16 @@ thread = Thread()
 
 
 def in_float64(measurement: Callable[P, R]) -> Callable[P, R]:
-    """The measurement of a model, in the widest dtype in which it runs.
+    """Decorate a measurement so that it runs in the widest dtype in which the model runs.
 
-    First in float64, what the model casts on purpose (an RMS norm in float32) left as it is.  If that fails, as where
-    `h.float()` meets float64 weights, with these casts to float64 too.  If that fails, as where a kernel has float32
-    alone, on a copy in the model's own dtype.  What fails in that raises what it raises when the model runs by itself.
+    Three attempts are made.  The first is in float64, with the model's explicit casts (an RMS norm in float32) left as
+    they are.  It fails where `h.float()` meets float64 weights; the second attempt turns these casts into float64 too.
+    It fails where a kernel supports float32 only; the third attempt uses a copy in the model's own dtype.  An error in
+    that one is the error that the model raises by itself.
     """
     @functools.wraps(measurement)
     def measured(*args: P.args, **kwargs: P.kwargs) -> R:
-        if thread.own:   # within a measurement that float64 did not do for
+        if thread.own:   # inside of a measurement whose attempts in float64 have failed
             return measurement(*args, **kwargs)
         looks_known = is_known([args, kwargs])
         for context in (nullcontext() if looks_known else Float64Mode(casts=False), Float64Mode(casts=True),
@@ -82,7 +83,7 @@ def own_dtype() -> Iterator[None]:
 
 
 def is_known(arguments: object) -> bool:
-    """All code of theirs that will run is torch's or flowstudy's own, and asks for no mode, which costs time."""
+    """Whether all modules are torch's or flowstudy's own: these need no Float64Mode, which costs time."""
     values = tree_leaves(arguments)
     models = [value for value in values if isinstance(value, nn.Module)]
     others = any(callable(value) and not isinstance(value, nn.Module) for value in values)
@@ -92,7 +93,10 @@ def is_known(arguments: object) -> bool:
 
 
 def measured_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Of a model's tensor, in its copy: float64 or complex128, integers as they are; all as it is in its own dtype."""
+    """The dtype in the copy of a model's tensor of this dtype.
+
+    It is float64 or complex128, and the same for integers; in a measurement in the model's own dtype all stay the same.
+    """
     if thread.own:
         return dtype
     return torch.float64 if dtype.is_floating_point else torch.complex128 if dtype.is_complex else dtype

@@ -1,8 +1,8 @@
-"""While a model runs in float64, what it makes besides its weights and its input is float64 too.
+"""A mode in which the tensors that a model creates in its forward are float64, like its weights and its input.
 
-A model makes tensors of its own: states of zeros, positions, masks, tables.  Of torch's default dtype, they do not go
-with float64 weights, or they round what is written into them.  A mode sees each of torch's functions that the calling
-thread calls, from Python, and nothing else in the process: no default is set and no function is replaced.
+Models create initial states, positions, masks and tables.  In torch's default dtype, float32, these fail to combine
+with float64 weights, or round the values written into them.  A TorchFunctionMode sees the torch functions that the
+calling thread calls from Python and nothing else: no default dtype is set and no function is replaced.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,11 +25,11 @@ IN_PLACE = {"__setitem__", "__set__", "__iadd__", "__isub__", "__imul__", "__idi
 
 
 class Float64Mode(TorchFunctionMode):
-    """What is made by default is float64, and complex128: torch.zeros, torch.arange(3) / 2.
+    """New tensors of the default dtype become float64 or complex128: torch.zeros(3), torch.arange(3) / 2.
 
     Args:
-        casts: what the model asks to be coarser (`h.float()`, `dtype=torch.float32`) is float64 as well, and a coarser
-            tensor that meets a float64 one is cast to it.  Else what the model casts on purpose stays what it is.
+        casts: whether explicit requests for a coarser dtype (`h.float()`, `dtype=torch.float32`) also give float64, and
+            a coarser tensor that is combined with a float64 one is cast to float64.  If not, explicit casts are kept.
     """
 
     def __init__(self, *, casts: bool):
@@ -53,8 +53,11 @@ class Float64Mode(TorchFunctionMode):
         return made_wide(function, args, kwargs, result)
 
     def backward_pass(self, outputs: Sequence, inputs: Sequence, **how: object) -> tuple:
-        """With the mode on, for the parts of the model that run in it, such as a checkpoint's: a mode is off while it
-        handles a function, and torch hands it this one where tensors are given, not where their edges are."""
+        """autograd.grad with the mode on, for forward code that runs again in it, as of a checkpoint.
+
+        A mode is off while it handles a function.  torch passes autograd.grad to the mode if it is called on tensors,
+        but not if it is called on their graph edges; so it is called again here on the edges, with the mode on.
+        """
         tensors = [t for t in (*outputs, *inputs) if isinstance(t, Tensor)]
         if not all(t.requires_grad and not functorch.is_functorch_wrapped_tensor(t) for t in tensors):
             return torch.autograd.grad(outputs, inputs, **how)   # where there are no edges, or an error to be raised
@@ -67,21 +70,24 @@ class Float64Mode(TorchFunctionMode):
 
 
 def any_numbers(values: object) -> bool:
-    """A real or complex tensor is among them: what is made of it has its dtype."""
+    """Whether a real or complex tensor is among the values; the result then has its dtype, not the default."""
     return any(isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex()) for v in tree_leaves(values))
 
 
 def asks(args: tuple, kwargs: dict) -> bool:
-    """The call names a dtype."""
+    """Whether the call names a dtype."""
     return any(isinstance(value, torch.dtype) for value in (*args, *kwargs.values()))
 
 
 def made_wide(function: Callable, args: tuple, kwargs: dict, result: Tensor) -> Tensor:
-    """The same made again, of no number in a coarser dtype: by its `dtype`, or of its integers as float64."""
+    """Call the function again so that its result is float64 without rounding to a coarser dtype first.
+
+    The call passes `dtype=`; a function that has no such argument gets its integer tensors as float64.
+    """
     wide = WIDE[result.dtype]
     if function in DRAWS:
         return result.to(wide)
-    if function in (torch.where, Tensor.where):   # a condition is no number
+    if function in (torch.where, Tensor.where):   # its condition must stay boolean
         args, kwargs = tree_map_only(float, lambda v: torch.tensor(v, dtype=wide, device=result.device), (args, kwargs))
         return function(*args, **kwargs)
     try:
@@ -96,7 +102,7 @@ def asked_wide(args: tuple) -> tuple:
 
 
 def met(function: Callable, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """The arguments, coarser tensors cast where they meet wider ones; what is written to stays."""
+    """The arguments, coarser tensors cast to float64 where both kinds occur; a tensor that is written to stays."""
     present = {v.dtype for v in tree_leaves([args, kwargs]) if isinstance(v, Tensor)}
     if not present & set(WIDE) or not present & set(WIDE.values()):
         return args, kwargs
@@ -109,6 +115,6 @@ def met(function: Callable, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
 
 
 def is_written(function: Callable) -> bool:
-    """The first argument is changed in place."""
+    """Whether the function changes its first argument in place."""
     name = getattr(function, "__name__", "")
     return name in IN_PLACE or (name.endswith("_") and not name.endswith("__"))

@@ -1,4 +1,4 @@
-"""What a model holds besides modules, parameters and buffers, in attributes of any kind."""
+"""The objects that a model holds in its attributes besides modules, parameters and buffers."""
 
 import functools
 import types
@@ -11,7 +11,7 @@ ATOMS = (type, types.ModuleType, types.BuiltinFunctionType, str, bytes, int, flo
 
 
 def everything_in(value: object, known: Mapping[int, object]) -> list[object]:
-    """The value and all that it holds, what it holds first named last; what is `known` by its id is left out."""
+    """The value and all objects reachable from it, holders before the objects they hold; `known` ids are left out."""
     found: dict[int, object] = {}
     waiting = [value]
     while waiting:
@@ -23,7 +23,7 @@ def everything_in(value: object, known: Mapping[int, object]) -> list[object]:
 
 
 def held_by(value: object) -> Iterator[object]:
-    """What the value itself holds; of a function, what it has from around it."""
+    """The objects that the value holds directly; of a function, its closure variables and default arguments."""
     if isinstance(value, ATOMS):
         return
     if isinstance(value, Mapping):
@@ -48,7 +48,7 @@ def held_by(value: object) -> Iterator[object]:
 
 
 def is_filled(cell: types.CellType) -> bool:
-    """A function may stand before what it names."""
+    """Whether a closure variable has a value yet: a function may be defined before the variables it names."""
     try:
         return cell.cell_contents is not cell
     except ValueError:
@@ -57,10 +57,11 @@ def is_filled(cell: types.CellType) -> bool:
 
 def rebound(value: types.FunctionType | functools._lru_cache_wrapper | weakref.ref,
             copies: Mapping[int, object]) -> object:
-    """The same function of the copies of what it has from around it, or a reference to the copy; itself where of none.
+    """The function or weak reference with the objects it refers to replaced by their copies; itself if it has none.
 
-    `copy.deepcopy` leaves all of these as they are: the copy's would use the model's own weights.  What a function has
-    from around it are the variables of its closure and the defaults of its arguments; a cache starts empty.
+    `copy.deepcopy` does not copy functions and weak references, so those of a copied model would still use the
+    original's weights.  The objects that a function refers to are its closure variables and its default arguments.  A
+    copied lru_cache starts empty.
     """
     if isinstance(value, weakref.ref):
         twin = copies.get(id(value()))
@@ -72,7 +73,7 @@ def rebound(value: types.FunctionType | functools._lru_cache_wrapper | weakref.r
 
 
 def of_copies(function: object, copies: Mapping[int, object]) -> object:
-    """A function, or a method, of the copies of what it is known to have from around it."""
+    """The function or method with the objects it refers to replaced by their copies, where there are copies."""
     if isinstance(function, types.MethodType):
         return types.MethodType(function.__func__, copies.get(id(function.__self__), function.__self__))
     if not isinstance(function, types.FunctionType):
@@ -96,11 +97,11 @@ def of_copies(function: object, copies: Mapping[int, object]) -> object:
 
 
 def can_be_copied(value: object) -> bool:
-    """By itself, whatever may be said of what it holds."""
+    """Whether the object itself can be copied, regardless of the objects that it holds."""
     if isinstance(value, (*ATOMS, nn.Module, dict, list, tuple, set, frozenset, types.FunctionType, types.MethodType)):
         return not isinstance(value, types.ModuleType)
     try:
         value.__reduce_ex__(4)
-    except Exception:   # a lock, a file, a generator, a queue: each has its own
+    except Exception:   # locks, files, generators and queues each raise an error of their own
         return False
     return True

@@ -1,9 +1,9 @@
-"""Recurrences that no layer carries on: `for u in self.into(x).unbind(1): h = a * h + u`, a loop of operations alone.
+"""Recurrences without a layer in the loop, called bare loops: `for u in self.into(x).unbind(1): h = a * h + u`.
 
-Every value of autograd's graph that is computed from the parts that a loop reads step by step has a moment: the last
-step whose part it comes from.  What has the moment t and is read, in the same way at every step, by what has the moment
-t + 1, carries the state on; the state itself is the value before that in which the part of step t meets what came from
-the step before.
+They are found in autograd's graph.  A loop reads one part of a tensor at each step (here u).  Every value computed from
+such parts has a moment: the last step whose part it depends on.  A value of moment t that a value of moment t + 1
+reads, in the same way at every step, carries the state on.  The state of step t is the value, at or before that one, in
+which the part of step t is combined with the state of the step before.
 """
 
 import itertools
@@ -21,12 +21,12 @@ from .parts import Part, series_in
 
 @dataclass(frozen=True)
 class BareLoop:
-    """One loop, first step first.
+    """One loop without layers, its steps in the order in which they ran.
 
     Attributes:
         states: the edges of the state after each step.
-        parts: what each step reads.
-        uses: of each step, index of the last layer that what it reads comes from; -1 of a loop over the input.
+        parts: the part of a value that each step reads.
+        uses: index of the last layer's use that each step's part was computed from; -1 for a loop over the input.
     """
 
     states: list[list[GradientEdge]]
@@ -43,10 +43,10 @@ class InBody:
     """Where in the body of a loop its state, or a part of it, is made.
 
     Attributes:
-        offset: nodes, in order of execution, from the first one that reads the step before.
-        number: of the node's outputs.
-        behind: operations on the state alone, such as the product with a factor, before the next step reads it.
-        read: what made the value that the next step reads.
+        offset: number of nodes, in order of execution, after the first one that reads the step before.
+        number: which output of the node it is.
+        behind: number of operations on the state alone, such as a product with a factor, before the next step reads it.
+        read: name of the operation that made the value that the next step reads.
     """
 
     offset: int
@@ -88,7 +88,7 @@ class Bodies:
                     self.origin[moment] = min(self.origin.get(moment, self.index[node]), self.index[node])
 
     def states(self) -> list[list[GradientEdge]]:
-        """The state after each step; empty where what is carried on differs from step to step."""
+        """The state after each step; empty where the steps do not carry the state on by the same operations."""
         inner = range(2, self.last)
         if any(t not in self.origin for t in (*inner, self.last)):
             return []
@@ -101,14 +101,14 @@ class Bodies:
         return [*self.first_state(chosen, found[0]), *found]
 
     def place(self, moment: int, key: Key) -> InBody:
-        """Where what is carried on was joined with the part of its moment."""
+        """The place in the loop's body at which the carried value was combined with the part of its step."""
         behind, read = 0, key[0].name()
         while (before := self.before(key)) is not None:
             key, behind = before, behind + 1
         return InBody(self.index[key[0]] - self.origin[moment], key[1], behind, read)
 
     def before(self, key: Key) -> Key | None:
-        """The value of the same moment that a value was computed from alone; None where it was from others too."""
+        """The only value that this one was computed from, if it has the same moment; None where there are several."""
         read = [k for k in below(key[0]) if k in self.parts or k[0] in self.moments]
         return read[0] if len(read) == 1 and self.moments.get(read[0][0]) == self.moments[key[0]] else None
 
@@ -117,7 +117,11 @@ class Bodies:
         return GradientEdge(self.nodes[moment][i], place.number) if 0 <= i < len(self.nodes[moment]) else None
 
     def first_state(self, places: Sequence[InBody], like: Sequence[GradientEdge]) -> list[list[GradientEdge]]:
-        """The first step joins nothing: its state lies as far behind what it carries on; [] where it is none such."""
+        """The state after the first step, which has no earlier state to combine with.
+
+    It is looked for as many operations before the value that is carried on as at the other steps.  Empty where no value
+    of the same operation and shape is there.
+    """
         found = []
         for place, edge in zip(places, like, strict=True):
             ways = [self.past(key, place.behind) for key in dict.fromkeys(self.carried[1])]
@@ -145,7 +149,7 @@ class Bodies:
 
 
 def moments_in(order: Sequence[Node], parts: Mapping[Key, int]) -> dict[Node, int]:
-    """Of every node that is computed from the parts; not of the nodes that take the parts."""
+    """The moment of every node that is computed from the parts; the nodes that cut the parts out have none."""
     takes, found = {node for node, _ in parts}, {}
     for node in reversed(order):
         moment = max((parts.get(key, found.get(key[0], 0)) for key in below(node)), default=0)
@@ -155,12 +159,12 @@ def moments_in(order: Sequence[Node], parts: Mapping[Key, int]) -> dict[Node, in
 
 
 def operation(edge: GradientEdge) -> tuple[str, tuple[int, ...]]:
-    """What made a value, and its shape."""
+    """The name of the operation that made a value, and the value's shape."""
     return edge.node.name(), tuple(shape_of(edge))
 
 
 def last_uses(parts: Iterable[Part], at: Mapping[Node, int]) -> list[int]:
-    """Of each part, index of the last layer that it comes from; -1 where it comes from none."""
+    """For each part, the index of the last layer's use that it was computed from; -1 where there is none."""
     found: dict[Key, int] = {}
     for whole in (part.whole for part in parts):
         if key_of(whole) not in found:

@@ -31,7 +31,7 @@ class Place:
 
     @property
     def cell(self) -> tuple[int, str]:
-        """All of its time steps share these weights."""
+        """Key of the cell, whose weights all of its time steps share."""
         return self.stack_layer, self.direction
 
 
@@ -57,7 +57,7 @@ class RecurrentCell:
         return F.linear(x, self.into, self.into_bias), F.linear(h, self.back, self.back_bias)
 
     def gates(self, x: Tensor, state: State) -> tuple[Float[Tensor, "sample unit"], ...]:
-        """What GATES names, in [0, 1]."""
+        """The activities in [0, 1] of the gates that GATES names for this mode, in that order."""
         added = sum(self.preactivations(x, state[0]))
         if self.mode == "LSTM":
             i, f, _, o = added.chunk(4, -1)

@@ -61,7 +61,7 @@ class Detachments(TorchFunctionMode):
                 self.put_out[edge_of(t).node].add(name)
 
     def cuts(self) -> dict[str, int]:
-        """Of each layer, in how many calls it is given without a gradient what came from its own earlier output."""
+        """Number of calls of each layer whose input came, without gradient, from an earlier output of that layer."""
         behind = layers_behind([edge.node for _, sources in self.met for edge in sources.values()], self.put_out)
         return dict(Counter(name for name, sources in self.met
                             if any(name in behind[edge.node] for edge in sources.values())))
@@ -74,7 +74,7 @@ def takes_shapes_alone(operation: Callable) -> bool:
 
 
 def layers_behind(ends: Iterable[Node], put_out: Mapping[Node, set[str]]) -> dict[Node, frozenset[str]]:
-    """Of these nodes and all before them: the layers whose outputs they were computed from."""
+    """For these nodes and all nodes before them, the layers whose outputs they were computed from."""
     found: dict[Node, frozenset[str]] = {}
     waiting = list(ends)
     while waiting:
@@ -89,7 +89,7 @@ def layers_behind(ends: Iterable[Node], put_out: Mapping[Node, set[str]]) -> dic
 
 
 def detached_states(layers: Mapping[str, nn.Module], run: Callable[[], object]) -> tuple[object, dict[str, int]]:
-    """What `run`, a forward pass, returns; and of layers, in how many calls they are given a detached state."""
+    """The result of `run`, a forward pass, and for each layer the number of calls that are given a detached state."""
     if not layers:
         return run(), {}
     seen = Detachments()

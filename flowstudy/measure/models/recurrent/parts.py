@@ -1,4 +1,4 @@
-"""What a loop may be given step by step: the parts of a value along an axis, or what a layer puts out at each step."""
+"""Values that a loop may read step by step: the parts of a tensor along an axis, or a layer's output at each step."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -10,9 +10,9 @@ from torch.autograd.graph import GradientEdge
 from flowstudy.measure.models.forward import Use
 from flowstudy.measure.models.graph import Key, Node, below, key_of, shape_of
 
-FEWEST = 5   # steps; fewer parts of one value are gates, heads or features more often than moments of time
+FEWEST = 5   # steps a loop must have; fewer parts of one tensor are usually gates, heads or features, not time steps
 CUTS = {"SelectBackward", "SliceBackward", "UnbindBackward", "SplitBackward", "SplitWithSizesBackward"}
-MOST = 16    # series, those of the most parts, that are looked at: each takes a walk over the graph
+MOST = 16    # the most series that are examined, the longest ones, since each takes a walk over the graph
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Part:
     length: int = 1
 
     def of(self, gradient: Tensor) -> Tensor:
-        """The part's share of d loss / d whole, by whatever way it comes."""
+        """The part's entries of `gradient`, which is d loss / d whole by all ways, not only by way of this part."""
         return gradient if self.axis is None else gradient.narrow(self.axis, self.start, self.length)
 
 
@@ -62,7 +62,7 @@ def series_in(order: Sequence[Node], uses: Sequence[Use], loops: Sequence[Sequen
 
 
 def series_of(parts: dict[Key, Part]) -> Series:
-    """Of values in order; those of the same part are read at the same step."""
+    """The series of the given values, numbered in their order; values made of the same part share a step."""
     by_place: dict[tuple[Key, int], int] = {}
     steps = {key: by_place.setdefault((key_of(part.whole), part.start), len(by_place) + 1)
              for key, part in parts.items()}
@@ -70,7 +70,7 @@ def series_of(parts: dict[Key, Part]) -> Series:
 
 
 def parts_in(order: Sequence[Node]) -> dict[tuple[Key, int], dict[Key, Part]]:
-    """Of each value that is read part by part, and each axis of it: the values that are made of one part alone."""
+    """By each value that is taken apart and the axis: the values that hold one of its parts, with the part."""
     found: dict[tuple[Key, int], dict[Key, Part]] = defaultdict(dict)
     for node in order:
         for number, (axis, start, length) in enumerate(cuts_of(node)):
@@ -101,5 +101,5 @@ def cuts_of(node: Node) -> Iterator[tuple[int, int, int]]:
 
 
 def signed(number: int) -> int:
-    """Autograd keeps negative places as unsigned numbers of 64 bits."""
+    """The signed integer that autograd keeps as an unsigned 64-bit number."""
     return number - 2**64 if number >= 2**63 else number

@@ -1,8 +1,8 @@
-"""How the error signal travels back over the steps of a recurrence: of torch's modules, and of loops over a layer.
+"""The error signal on its way back over the steps of a recurrence: torch's recurrent modules, and loops over a layer.
 
-An input that enters at every time step leaves no single value that alone carries everything on.  What leads to the past
-is the state: all that a cell puts out at a step, (h, c) of an LSTM.  So the signal is followed from the last step that
-the loss sees to the first one, as the joint norm of d loss / d state.
+Where an input enters at every time step, no single value carries everything on, so the main path has no steps there.
+The past is reached only through the state: all outputs of a cell at one step, (h, c) for an LSTM.  So the signal is
+followed from the last step that the loss depends on to the first, as the joint norm of d loss / d state.
 """
 
 import itertools
@@ -20,8 +20,8 @@ from flowstudy.measure.models.path import Point
 
 from .bare_loops import BareLoop
 
-SHORTEST = 3   # steps of a recurrence; a layer that is used twice is tied
-LARGE = 2.0**900   # sizes up to here, and down to its inverse, have lost nothing
+SHORTEST = 3   # the fewest steps of a recurrence; a layer that is used only twice has tied weights
+LARGE = 2.0**900   # gradients with a largest entry between this and its inverse have lost no digits
 
 Errors = list[Scaled | None]   # of each part of a state; None where nothing arrives
 StateErrors = Mapping[Key, Scaled | None]   # d loss / d state, by the edges of its parts
@@ -33,8 +33,9 @@ class Step:
 
     Attributes:
         use: index of the last use of a layer in it, or before it in a loop of operations alone; -1 of none.
-        errors: d loss / d state, a tensor for each part of the state; of the samples that the last step's is of.
-        carried: what the last step's alone become on their way back through the recurrence.
+        errors: d loss / d state, a tensor for each part of the state, for the samples that the loss sees at the last
+            step.
+        carried: the error signals of the last step pulled back to this step through the recurrence alone.
     """
 
     use: int
@@ -43,7 +44,7 @@ class Step:
 
 
 def recurrences(uses: Sequence[Use], path: Sequence[Point]) -> list[list[int]]:
-    """The uses, at three steps at least, of each layer that the main path does not lead from step to step through."""
+    """The uses of each layer that is used three times or more, unless the main path leads from one use to the next."""
     by_layer: dict[object, list[int]] = {}
     for i, use in enumerate(uses):
         if use.state:
@@ -73,7 +74,7 @@ def time_paths(uses: Sequence[Use], loops: Sequence[Sequence[int]], found: State
 
 
 def bare_path(loop: BareLoop, found: StateErrors, samples: int) -> list[Step]:
-    """The same of a loop of operations alone, up to the last step that the loss sees; empty if it carries nothing."""
+    """The steps of a loop without layers, up to the last that the loss sees; empty if the loop carries no signal."""
     seen = [t for t, state in enumerate(loop.states, start=1) if is_seen([found[key_of(edge)] for edge in state])]
     states = loop.states[:seen[-1]] if seen else []
     by_sample = bool(states) and all(shape_of(edge)[:1] == (samples,) for edge in states[-1])
@@ -82,9 +83,10 @@ def bare_path(loop: BareLoop, found: StateErrors, samples: int) -> list[Step]:
 
 
 def chains_in(uses: Sequence[Use], steps: Sequence[int], found: StateErrors) -> list[list[int]]:
-    """The uses of one layer of which each is computed from the one before: several, where it runs several sequences.
+    """The uses of one layer, grouped into chains in which each use is computed from the one before.
 
-    Uses that do not depend on each other (a read-out at every time step) are none.
+    A layer that runs several sequences has a chain for each.  Uses that do not depend on each other, as of a read-out
+    at every time step, form no chain.
     """
     chains, left = [], list(steps)
     while len(left := without_unseen_end(uses, left, found)) >= SHORTEST:
@@ -99,7 +101,7 @@ def chains_in(uses: Sequence[Use], steps: Sequence[int], found: StateErrors) -> 
 
 
 def side_by_side(chains: list[list[int]]) -> list[list[list[int]]]:
-    """Chains that take turns are one recurrence, of the layers in a loop's body, which make up its state together."""
+    """Group chains whose uses alternate: they are the layers of one loop's body, whose outputs make up its state."""
     groups: list[list[list[int]]] = []
     for chain in chains:
         group = next((group for group in groups if take_turns([*group, chain])), None)
@@ -131,10 +133,11 @@ def path_over(states: Sequence[Sequence[GradientEdge]], uses: Sequence[int], by_
 
 
 def of_last_samples(errors: list[list[Scaled]]) -> list[list[Scaled]]:
-    """Of the samples alone that the loss sees at the last step.
+    """The error signals restricted to the samples whose state the loss sees at the last step.
 
-    Where sequences end earlier, their own signals, which are large there, would hide that those of the others fade.  Of
-    a packed sequence the longest samples come first; in its backward direction, where samples join, all of them count.
+    A shorter sequence has a large signal at its own last step, which would hide that the signals of the longer ones
+    fade.  In a packed sequence the longest samples come first.  In its backward direction samples join on the way;
+    there all of them count.
     """
     rows = [error.tensor.shape[0] if error.tensor.ndim else 0 for here in errors for error in here]
     if len(set(rows[-len(errors[-1]):])) > 1 or min(rows) < rows[-1]:
@@ -148,13 +151,16 @@ def errors_at(uses: Sequence[Use], step: Sequence[int], found: StateErrors) -> E
 
 
 def without_unseen_end(uses: Sequence[Use], steps: list[int], found: StateErrors) -> list[int]:
-    """Up to the last step that the loss sees; an exact 0 before it has been lost on the way."""
+    """The steps up to the last that the loss sees; an exact 0 at an earlier step is a signal that was lost."""
     seen = [n for n, i in enumerate(steps) if is_seen(errors_at(uses, [i], found))]
     return steps[:seen[-1] + 1] if seen else []
 
 
 def is_seen(errors: Errors) -> bool:
-    """By the loss, at this step or later: not None, and not the exact 0 of a step that a slice of the output drops."""
+    """Whether the loss sees this step or a later one: an error is not None, and not exactly 0.
+
+    A step that a slice of the output drops has an error signal of exactly 0.
+    """
     return any(bool(error.tensor.any()) for error in present(errors))
 
 
@@ -163,9 +169,9 @@ def present(errors: Errors) -> list[Scaled]:
 
 
 def carried_back(states: Sequence[Sequence[GradientEdge]], errors: Errors) -> list[Errors]:
-    """The error signals of the last state, and of every state before what they become there; None where not reached.
+    """The error signals of the last state, pulled back to every state before it; None where they do not arrive.
 
-    One backward pass; where what it finds leaves float64's range, another one takes over at that state.
+    It takes one backward pass.  Where its results leave float64's range, a new pass starts at that state.
     """
     found = [list(errors)]
     while len(found) < len(states):
@@ -180,12 +186,15 @@ def carried_back(states: Sequence[Sequence[GradientEdge]], errors: Errors) -> li
 
 
 def direct(state: Sequence[GradientEdge], errors: Errors) -> Errors:
-    """What arrives at each part of a state other than through the other parts: an LSTM's h is computed from its c."""
+    """The error signals of a state's parts without the share that comes by way of the state's other parts.
+
+    An LSTM's h is computed from its c, so the total signal at c contains the signal at h already.
+    """
     sent = {i: pulled([state[i]], [errors[i]], [edge for edge in state if edge is not state[i]])[0]
             for i in range(len(state))} if len(state) > 1 else {}
     reached_by = [[j for j in sent if key_of(edge) in sent[j]] for edge in state]
     result: Errors = list(errors)
-    for i in sorted(range(len(state)), key=lambda i: len(reached_by[i])):   # what others are computed from comes last
+    for i in sorted(range(len(state)), key=lambda i: len(reached_by[i])):   # parts that others depend on come last
         for j in reached_by[i]:
             values, exponent = pulled([state[j]], [result[j]], [state[i]])
             back = values.get(key_of(state[i]))
@@ -196,7 +205,7 @@ def direct(state: Sequence[GradientEdge], errors: Errors) -> Errors:
 
 def pulled(roots: Sequence[GradientEdge], errors: Errors, targets: Sequence[GradientEdge],
            ) -> tuple[dict[Key, Tensor], Tensor | None]:
-    """Where the errors at the roots arrive among the targets, and the exponent of two that all of that goes with."""
+    """Pull the errors back from the roots: the gradient at each target that they reach, and a common exponent of 2."""
     present_at = [(edge, error.normalised()) for edge, error in zip(roots, errors, strict=True) if error is not None]
     if not present_at or not targets:
         return {}, None
@@ -210,5 +219,5 @@ def pulled(roots: Sequence[GradientEdge], errors: Errors, targets: Sequence[Grad
 
 
 def in_range(errors: Errors) -> bool:
-    """Far from where float64 loses digits."""
+    """Whether all errors are far from the sizes at which float64 loses digits."""
     return all(1 / LARGE < peak(error.tensor, 0) < LARGE for error in present(errors))

@@ -23,14 +23,15 @@ from flowstudy.refusal import RefusalError
 from .cells import Place, RecurrentCell, State, TimeStep, cells_of, states_of
 
 CHECKED_STEPS = 2
-AGREEMENT = 1e6   # eps of the module's dtype, relative to its largest output: far above rounding, far below a mistake
+AGREEMENT = 1e6   # largest difference allowed, in eps of the module's dtype times its largest output: far above
+#                   rounding, far below a mistake
 
 Seen = Callable[[TimeStep], None]
 Sequence = list[Tensor]   # the inputs at each time step, (sample, feature); of a packed sequence, those that still run
 
 
 def is_steppable(module: nn.Module) -> bool:
-    """Runs as torch's recurrent modules do, or step by step already: not a subclass with a forward of its own."""
+    """Whether the module runs torch's own recurrent forward, or ours already; not so a subclass with its own."""
     own = vars(module).get("forward")
     return (isinstance(module, nn.RNNBase) and (own is None or getattr(own, "func", None) is checked_forward)
             and type(module).forward in (nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward))
@@ -73,7 +74,7 @@ def checked_forward(call: str, name: str, module: nn.RNNBase, seen: Seen | None,
 
 
 def check_agreement(call: str, name: str, module: nn.RNNBase, input: Tensor | PackedSequence, hx: object) -> None:
-    """Without dropout, which a GPU's own kernel draws in its own way."""
+    """Compare our steps with the module's own forward, both without dropout: cuDNN draws its masks differently."""
     short, dropout = first_steps(module, input), module.dropout
     module.dropout = 0.0
     try:
@@ -103,7 +104,7 @@ def first_steps(module: nn.RNNBase, input: Tensor | PackedSequence) -> Tensor | 
 
 def unrolled_forward(module: nn.RNNBase, input: Tensor | PackedSequence, hx: object = None,
                      seen: Seen | None = None) -> tuple[Tensor | PackedSequence, Tensor | State]:
-    """What the module's own forward returns: the outputs of the last layer, and the last states of all."""
+    """The result of the module's own forward: the outputs of the last layer, and the last states of all layers."""
     sequence, initial = sequence_of(module, input), initial_states(module, input, hx)
     outputs, final = all_layers(module, sequence, initial, seen)
     if isinstance(input, PackedSequence):
@@ -164,7 +165,7 @@ def all_layers(module: nn.RNNBase, sequence: Sequence, initial: State, seen: See
 
 def one_cell(cell: RecurrentCell, layer: int, direction: str, sequence: Sequence, initial: State,
              seen: Seen | None) -> tuple[Sequence, State]:
-    """Of one stacked layer and direction: the outputs at every time step, and the last states of all samples.
+    """Outputs at every time step, and last states of all samples, for one stacked layer and direction.
 
     A packed sequence has its longest samples first: forward, samples end, and their states are set aside; backward,
     samples join, with their initial states.
