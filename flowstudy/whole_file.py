@@ -69,9 +69,10 @@ def sweep_leftovers(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file that nobody needs; if that fails it stays, and a later call of `sweep_leftovers` tries again."""
+    """Remove a file that nobody needs, if it is there; if that fails it stays, and a later call of `sweep_leftovers`
+    tries again."""
     with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
+        path.unlink()
 
 
 def process_lives(pid: int) -> bool:

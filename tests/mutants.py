@@ -53,8 +53,9 @@ def mutants_of(node: ast.AST) -> list[tuple[str, ast.AST]]:
             return [("dropped", node.operand)]
         case ast.IfExp() | ast.If() | ast.While():
             return [("negated", ast.UnaryOp(ast.Not(), node.test))]
-        case ast.Call(args=[first, second, *rest]) if not any(isinstance(arg, ast.Starred) for arg in node.args):
-            return [("arguments", changed(node, args=[second, first, *rest]))]
+        case ast.Call(args=[first, second, *rest]) if ast.dump(first) != ast.dump(second):
+            if not any(isinstance(arg, ast.Starred) for arg in node.args):
+                return [("arguments", changed(node, args=[second, first, *rest]))]
         case ast.AugAssign() | ast.Expr(value=ast.Call()) | ast.Assign(targets=[ast.Attribute() | ast.Subscript()]):
             return [("deleted", ast.Pass())]
     return []
@@ -130,16 +131,15 @@ def main() -> None:
     wanted = [mutant for package in asked.package or rooms for mutant in drawn(package, asked.count, asked.seed)]
     todo = [one for one in wanted if not any(one.items() <= before.items() for before in known)]
     trees, files = Queue(), subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines()
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(asked.jobs) as pool:
-        for tree in (Path(folder, str(number)) for number in range(asked.jobs)):
+    with tempfile.TemporaryDirectory() as home, ThreadPoolExecutor(asked.jobs) as pool, asked.results.open("a") as out:
+        for tree in (Path(home, str(number)) for number in range(asked.jobs)):
             for file in files:
                 (tree / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / file, tree / file)
             trees.put(tree)
         for found in pool.map(lambda mutant: tried(mutant, trees, asked.limit), todo):
             known.append(found)
-            with asked.results.open("a") as results:
-                results.write(json.dumps(found) + "\n")
+            print(json.dumps(found), file=out, flush=True)
             print("{outcome:14} {file}:{line} {operator}: {old!r} -> {new!r} {test}".format(**found), flush=True)
     counts = Counter((one["package"], one["outcome"].split()[0]) for one in known)
     print(*(f"{room:14} {counts[room, 'caught']:3} caught, {counts[room, 'survived']:3} survived" for room in rooms),

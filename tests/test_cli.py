@@ -10,12 +10,14 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import typer
+from torch import nn
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -185,6 +187,25 @@ def test_every_trainable_layer_gets_a_gradient_or_is_named(name, answer, status)
     assert ("cut off: the loss does not depend on the weights of 'below'" in words) == (name == "Cut")
     assert ("exactly 0 at 'inner', 'out'" in words) == (name == "dead_branch")
     assert ("0 at 'inner' only until" in words) == (name == "zero_branch")
+
+
+@pytest.mark.usefixtures("annotations_unchecked")  # stand-ins for a batch and a flow
+def test_weights_that_begin_at_0_are_nudged_by_normal_draws(monkeypatch):
+    """Mean square and mean fourth power, 1 and 3 in units of the nudge, to 4.5 standard errors (variances 2 and 96 over
+    the number of draws); every other weight stays, and the user's model too."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 3))
+    nn.init.zeros_(model[1].weight)
+    before, measured = {name: p.clone() for name, p in model.named_parameters()}, []
+    found = SimpleNamespace(frame=pd.DataFrame({"module": ["0"], "trainable": [True], "gradient": ["value"]}))
+    monkeypatch.setattr(readings, "gradient_flow", lambda net, *_, **__: measured.append(net) or found)
+    batch = SimpleNamespace(x=torch.randn(2, 64), y=torch.zeros(2), options={})
+    assert readings.still_zero(model, batch, found, ["0", "1"]) == ["1"]
+    after = dict(measured[0].named_parameters())
+    draws = after.pop("1.weight").detach().double() / readings.NUDGE
+    for power, moment, variance in ((2, 1, 2), (4, 3, 96)):
+        assert abs(draws.pow(power).mean().item() - moment) < 4.5 * math.sqrt(variance / draws.numel())
+    assert all(p.equal(before[name]) for name, p in after.items())
+    assert all(p.equal(before[name]) for name, p in model.named_parameters())
 
 
 @pytest.mark.usefixtures("user")

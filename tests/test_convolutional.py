@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from flowstudy import cifar_conv_net, fitnet, gate_activity, gradient_flow, jacobian_spectrum, lesion, mnist_conv_net
-from flowstudy.nets import ConvNet, HighwayBlock, PlainBlock, initialize_as_authors
+from flowstudy.nets import ConvNet, HighwayBlock, PlainBlock, convolutional, initialize_as_authors
 
 NETS = {
     "mnist 16": (mnist_conv_net, 9, 38_986, (1, 28, 28)),
@@ -56,6 +56,23 @@ def test_plain_twins_are_plain_and_as_large(name):
     half_a_channel = sum(3 * layer.affine.weight[0].numel() for layer in plain.hidden_layers
                          if isinstance(layer.affine, nn.Conv2d)) / 2  # one more out, one more in, the next read-out's
     assert abs(count(plain) - count(highway)) < half_a_channel
+
+
+@ALL
+def test_parameters_are_counted_before_a_net_is_made(name, monkeypatch):
+    """The count of a plan is that of its net, with gates and as the plain twin."""
+    twins, plain_twin = [], convolutional.plain_twin
+
+    def recorded(*given: object) -> list[object]:
+        twins.append((given, plain_twin(*given)))
+        return twins[-1][1]
+
+    monkeypatch.setattr(convolutional, "plain_twin", recorded)
+    with torch.device("meta"):  # no weight is drawn
+        highway, plain = NETS[name][0](), NETS[name][0](block="plain")
+    [((plan, *given), twin)] = twins
+    assert convolutional.count(plan, *given, highway=True) == count(highway)
+    assert convolutional.count(twin, *given, highway=False) == count(plain)
 
 
 @pytest.mark.parametrize("width", [16, 32])

@@ -382,6 +382,18 @@ def test_a_mirror_that_never_ends_or_hardly_moves_is_left(mirrors, monkeypatch, 
     assert files_under(tmp_path / "cache") == sorted(IDX_FILES)
 
 
+@pytest.mark.parametrize("begins", [[], [download.PACE], [download.PACE, 2 * download.PACE]])
+def test_a_good_beginning_does_not_excuse_a_mirror_that_hardly_moves(begins, monkeypatch):
+    """What counts are the bytes since there were last enough of them; patience is over at once here."""
+    monkeypatch.setattr(download, "PATIENCE", -1.0)
+    pieces = iter([b"x" * size for size in (*begins, 7)])
+    answer = SimpleNamespace(headers={}, raw=SimpleNamespace(read1=lambda _most: next(pieces, b"")))
+    came = []
+    with pytest.raises(download.WrongBytesError, match=r"^7 bytes in .* are no progress"):
+        came.extend(map(len, download.body_of(answer, "file")))
+    assert came == begins
+
+
 def test_what_killed_downloads_left_is_swept(mirrors, monkeypatch, tmp_path):
     """Of this version and of earlier ones, which pooch fetched for; what still grows is left alone."""
     host, _ = mirrors

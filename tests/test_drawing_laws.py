@@ -20,6 +20,7 @@ from flowstudy import plots
 from flowstudy.figures.gallery import words_of
 from flowstudy.plots import message, style
 from flowstudy.predictions import through_training, with_predicted_spectra, with_predicted_statistics
+from flowstudy.predictions.spectra import spectrum_statistics
 
 ERROR, WEIGHT = "log10_error_signal_norm", "log10_weight_gradient_norm"
 SHARED = dict(width=8, dataset="digits", seed=range(2))
@@ -212,6 +213,53 @@ def test_labels_are_kept_apart_by_the_nearest_places(places, gap):
     nearest = IsotonicRegression().fit_transform(steps, places[order] - steps) + steps
     assert moved[order] == pytest.approx(nearest, abs=1e-9)
     assert (np.diff(moved[order]) >= gap - 1e-9).all()
+
+
+@pytest.mark.parametrize("panels, columns", [(1, 2), (3, 2), (4, 2), (5, 3)])
+def test_axes_are_labelled_at_the_left_and_lower_edges_alone(panels, columns):
+    """Where nothing lies further left, and where nothing lies below, by the places on the page."""
+    figure, axes = style.grid_of_axes(panels, columns)
+    style.finish(axes, "rank", "size")
+    figure.draw_without_rendering()
+    boxes = [ax.get_position() for ax in axes]
+    for ax, box in zip(axes, boxes, strict=True):
+        below = any(other.y1 < box.y0 and abs(other.x0 - box.x0) < 1e-6 for other in boxes)
+        left = any(other.x1 < box.x0 for other in boxes)
+        assert (ax.get_xlabel(), ax.get_ylabel()) == ("" if below else "rank", "" if left else "size")
+
+
+def test_lines_lie_over_each_other_in_the_order_of_the_legend():
+    """Of gate biases, whose names sort otherwise: -10 before -2."""
+    common = {"cell": "a", "net": "highway", "activation": "tanh", "init": "he_normal", "gain": np.nan, "seed": 0,
+              "dataset": "digits", "depth": 9, "width": 3}
+    spectra = pd.DataFrame([common | {"gate_bias": bias, "rank": rank, "log_singular_value": bias / rank}
+                            for bias in (-2.0, -10.0) for rank in (1, 2, 3)])
+    figure = plots.spectrum_by_depth(spectra)
+    measured = [line.get_color() for line in figure.axes[0].lines if line.get_color() != "black"]
+    assert measured == [handle.get_color() for handle in figure.legends[0].legend_handles]
+
+
+def test_steps_and_layers_are_counted_in_whole_numbers():
+    """However few there are: nothing happens at step 0.5."""
+    frame = pd.DataFrame([{"step": step, "layer": layer, "log10_weight_gradient_norm": -float(step + layer)}
+                          for step in range(3) for layer in (1, 2)])
+    figure = plots.training_heat_map(frame)
+    figure.draw_without_rendering()
+    for ticks in (figure.axes[0].get_xticks(), figure.axes[0].get_yticks()):
+        assert (ticks == np.round(ticks)).all()
+
+
+def test_one_value_alone_has_the_relative_variance_that_is_called_the_most():
+    """The dotted line's height is that of a spectrum with a single value other than 0."""
+    width = 5
+    single = spectrum_statistics(np.array([0.0] + [-np.inf] * (width - 1)))
+    statistics = pd.DataFrame([{
+        "cell": depth, "dataset": "digits", "width": width, "activation": "tanh", "init": "he_normal", "seed": 0,
+        "net": "plain", "depth": depth, "gate_bias": np.nan, "gain": np.nan, "statistic": "relative_variance",
+        "measured": depth / 9, "predicted": float(depth), "valid": True, "z": 1.0} for depth in (3, 12)])
+    [ax] = plots.spectrum_statistic_by_depth(statistics, "relative_variance").axes
+    [dotted] = [line for line in ax.lines if line.get_linestyle() == ":"]
+    assert list(dotted.get_ydata()) == pytest.approx([single["relative_variance"]] * 2)
 
 
 def test_pictures_carry_their_words(figures, tmp_path):

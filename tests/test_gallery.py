@@ -7,15 +7,19 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from flowstudy.figures import all_studies, one_study
 from flowstudy.figures.gallery import LONG, keep_gallery, small_table
 from flowstudy.figures.plan import own_studies
+from flowstudy.figures.stamp import read_stamp
 from flowstudy.seal import sealed_json
 from flowstudy.sweep import StoreError
 from flowstudy.whole_file import write_whole
@@ -131,6 +135,58 @@ def test_a_study_whose_files_find_no_room_has_failed_and_the_others_go_on(tmp_pa
     assert not one_study.run_study(notebook, "quick", {"device": "cpu", "results": str(tmp_path)}, tmp_path / "lesions")
     assert "lesions: FAILED: [Errno 28] No space left on device" in capsys.readouterr().err
     assert not (tmp_path / "lesions" / "stamp.json").exists()
+
+
+def test_a_study_is_run_again_only_where_something_has_changed(tmp_path, monkeypatch):
+    """A parameter, or a file that is no longer what the study wrote; the stamp names the device that `auto` chose."""
+    folder, ran = tmp_path / "lesions", []
+
+    def run_notebook(notebook: Path, executed: Path, parameters: dict) -> None:
+        cells = nbformat.read(notebook, as_version=4)
+        cells["metadata"]["papermill"] = {"parameters": parameters}
+        nbformat.write(cells, executed)
+        (folder / "lesions.svg").write_text("<svg></svg>")
+        ran.append(parameters)
+
+    def is_run(**parameters: object) -> bool:
+        before, common = len(ran), {"device": "auto", "results": str(tmp_path)}
+        assert one_study.run_study(ROOT / "studies" / "lesions.ipynb", "quick", common | parameters, folder)
+        return len(ran) > before
+
+    monkeypatch.setattr(one_study, "run_notebook", run_notebook)
+    monkeypatch.setattr(one_study.HTMLExporter, "from_filename", lambda *_: ("<html></html>", {}))
+    assert is_run() and not is_run()
+    assert read_stamp(folder)["device"].startswith("CPU") == (not torch.cuda.is_available())
+    (folder / "lesions.svg").write_text("<svg/>")
+    assert is_run() and not is_run()
+    assert is_run(epochs=3) and not is_run(epochs=3)
+
+
+def test_the_studies_that_are_asked_for_are_run_once_and_counted(tmp_path, monkeypatch, capsys):
+    """All of a profile, or one alone; those that failed are named, and the bar ends full."""
+    ran, studies = [], own_studies()
+
+    def run_study(notebook: Path, *_arguments: object) -> bool:
+        ran.append(notebook.stem)
+        return notebook.stem != "lesions"
+
+    monkeypatch.setattr(type(studies), "parameters", lambda *_: {"mnist_conv": {}, "lesions": {}})
+    monkeypatch.setattr(all_studies, "run_study", run_study)
+    for only, wanted in (("mnist_conv", ["mnist_conv"]), (None, ["lesions", "mnist_conv"])):
+        ran.clear()
+        failed = all_studies.regenerate(studies, "quick", only, "cpu", tmp_path, tmp_path / "results")
+        assert (sorted(ran), failed) == (wanted, [name for name in wanted if name == "lesions"])
+        assert f"{len(wanted)}/{len(wanted)}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("asked, seconds", [({}, "5"), ({"TQDM_MININTERVAL": "2"}, "2")])
+def test_the_bars_of_kernels_speak_every_few_seconds(asked, seconds, monkeypatch):
+    """A process started afterwards, as a kernel is, has bars of that pace; a pace that the user has set stays."""
+    monkeypatch.setattr(os, "environ", dict(asked))
+    one_study.quieten()
+    bar = "import tqdm; print(f'{tqdm.tqdm([]).mininterval:g}')"
+    said = subprocess.run([sys.executable, "-c", bar], env=os.environ, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == seconds
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"3", b"{}", None], ids=str)

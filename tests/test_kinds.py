@@ -1,7 +1,7 @@
 """Every kind of net, and one made up in this file, works in all packages; parts that a kind lacks are declared."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,16 @@ import torch
 from torch import Tensor, nn
 
 import flowstudy as fs
-from flowstudy import predictions
+from flowstudy import names, predictions
 from flowstudy.kinds import KINDS, Kind, register, unregister
+from flowstudy.measure.models import layer_rules
 from flowstudy.nets import ACTIVATIONS, initialize
 from flowstudy.nets.fully_connected import FullyConnected
+from flowstudy.nets.initialize import FORWARDS
 from flowstudy.plots.style import with_family
+from flowstudy.predictions import theories
 from flowstudy.predictions.theories import BodyTheory
+from flowstudy.train.stacks import fully_connected
 from flowstudy.train.stacks.fully_connected import trains_by_hand
 
 
@@ -77,6 +81,28 @@ def test_what_a_kind_has_not_is_declared():
              jacobian=None)
     with pytest.raises(ValueError, match="no other kind"):
         register(TOY)
+
+
+@pytest.mark.parametrize("kind", [TOY, *KINDS.values()], ids=lambda kind: kind.name)
+def test_a_kind_that_goes_leaves_nothing_behind(kind):
+    """Every room's table is again what it was, whatever the kind has; while it is there, each has what it has."""
+    class Block(ScaledBlock):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    class Net(ScaledNet):
+        pass
+
+    def tables() -> list[dict | set]:
+        return [table.copy() for table in (KINDS, names.LABELS, FORWARDS, fully_connected.NETS, fully_connected.LAYERS,
+                                           layer_rules.BLOCK_RULES, theories.THEORIES)]
+
+    before = tables()
+    register(replace(kind, name="passing", net=Net, block=Block))
+    grown = [len(now) - len(old) for now, old in zip(tables(), before, strict=True)]
+    unregister("passing")
+    assert grown == [1, 1, 1, 1, kind.stacked is not None, kind.jacobian is not None, 1]
+    assert tables() == before
 
 
 @every_kind

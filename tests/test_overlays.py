@@ -185,10 +185,12 @@ def test_predicted_slope_is_the_mean_where_layers_are_alike_and_weighs_the_middl
 def test_schemes_that_theory_cannot_place_have_no_prediction():
     """An unknown scheme or a dead first layer is nan, not a number; a gain replaces the scheme's own."""
     cell = {"net": "plain", "init": "critical", "gain": math.nan, "activation": "tanh", "width": 9, "depth": 4,
-            "activation_mean_square": 1.0, "activation_mean": 0.0, "bias_var": 0.0}
+            "activation_mean_square": 1.0, "activation_mean": 0.0, "bias_var": 0.0, "gate_bias": -2.0}
     assert np.isnan(layer_gains(pd.Series(cell))).all() and len(layer_gains(pd.Series(cell))) == 3
     dead = pd.Series(cell | {"init": "he_normal", "activation_mean_square": 0.0})
     assert np.isnan(layer_gains(dead)).all()
+    for net in ("highway", "residual"):
+        assert mode_theory(dead.replace("plain", net)).isna().all(axis=None)
     assert weight_var("critical", 3.0, "tanh", 9) == 9.0
     assert weight_var("he_normal", None, "relu", 9) == pytest.approx(2)
     biased = cell | {"init": "he_normal", "activation": "relu"}

@@ -116,3 +116,15 @@ def test_a_study_of_several_recipes_has_one_bar(monkeypatch):
     recipes = [replace(MNIST_RECIPE, epochs=epochs) for epochs in (3, 5)]
     done = runs.train_conv_study({"digits": ["A"], "mnist": ["A", "B"]}, ["plain"], range(2), recipes, size=32)
     assert lengths == [done["n"].sum()] == [(len(conv_grid(["A"], ["plain"], range(2))) * 3) * 8]
+
+
+@pytest.mark.parametrize("asked, speaks", [({}, True), ({"progress": True}, True), ({"progress": False}, False)])
+def test_convolutional_nets_have_a_bar_unless_it_is_declined(asked, speaks, monkeypatch, capsys):
+    data = load("digits", 40, torch.device("cpu"))
+    monkeypatch.setattr(runs, "load_images", lambda *_args, **_options: data)
+    monkeypatch.setattr(runs, "train_each", lambda *_args: pd.DataFrame({"epoch": [1]}))
+    for train in (lambda: runs.train_conv_nets(conv_grid(["mnist_16"], ["plain"], [0]), data, MNIST_RECIPE, **asked),
+                  lambda: runs.train_conv_study({"digits": ["mnist_16"]}, ["plain"], [0], [MNIST_RECIPE], size=28,
+                                                **asked)):
+        train()
+        assert ("convolutional nets" in capsys.readouterr().err) == speaks

@@ -82,13 +82,13 @@ def test_where_a_study_ran_is_none_of_its_parameters(folder, tmp_path, name, sam
 
 
 def test_results_that_another_machine_computed_are_that_machines(folder, tmp_path, monkeypatch):
-    """Device, seconds and date are what the store says of the cells and tables in the study's frames: cells of
-    other studies, and other measurements of the same cells, do not count."""
+    """Device, seconds to a tenth, and date are what the store says of the cells and tables in the study's frames: cells
+    of other studies, and other measurements of the same cells, do not count."""
     asked = []
 
     def elsewhere(device, seconds, backend):
         asked.append(seconds)
-        return {"worker": f"far:{len(asked)}", "device": "NVIDIA H100", "seconds": 100.0,
+        return {"worker": f"far:{len(asked)}", "device": "NVIDIA H100", "seconds": 100.06,
                 "finished": "2026-02-03T04:05:06.789+00:00"}
 
     store, sizes = tmp_path / "results", {"width": 5, "depth": 3, "train_samples": 40}
@@ -102,5 +102,5 @@ def test_results_that_another_machine_computed_are_that_machines(folder, tmp_pat
     for computed in (False, True):
         keep_record(tmp_path, here, folder, computed=computed)
         record = json.loads((tmp_path / "replication" / "quick" / "lesions.json").read_text())
-        assert (record["device"], record["seconds"]) == ("NVIDIA H100", 200.0)
+        assert (record["device"], record["seconds"]) == ("NVIDIA H100", 200.1)
         assert record["finished"] == "2026-02-03 04:05 UTC"

@@ -99,3 +99,14 @@ def test_a_line_of_each_model_goes_through_its_own_numbers():
             assert line.get_ydata().tolist() == known[column].tolist()
     low, high = figure.axes[2].get_ylim()
     assert high / low >= 99
+
+
+def test_what_float32_loses_is_grey_from_the_least_normal_number_down():
+    """As far as the axis goes, which still runs upwards and holds every norm."""
+    frame = fs.gradient_flow(Branches(2), torch.randn(16, 6), torch.arange(16) % 3).frame.assign(model="a")
+    frame["log10_error_signal_norm"] = np.linspace(-50, -1, len(frame))
+    ax = of_several(frame, "deep").axes[0]
+    low, high = ax.get_ylim()
+    [grey] = [patch.get_extents().transformed(ax.transData.inverted()) for patch in ax.patches]
+    assert grey.y0 == pytest.approx(low) and grey.y1 == pytest.approx(math.log10(2.0**-126))
+    assert low < -50 and high > -1

@@ -135,13 +135,31 @@ def test_lesion_and_class_claims():
     assert ours["share of layers whose lesion adds less than 0.10% to the error"] == pytest.approx(35 / 49)
     assert ours["share of layers whose lesion adds nothing at all to the error"] == pytest.approx(1 / 49)
     assert ours["mean error without one of layers 2 to 15"] == pytest.approx(0.5)
-    assert found["note"].str.startswith("holds").sum() == 1
+    assert found["note"].str.startswith("holds here: early layers matter").sum() == 1
     by_class = pd.DataFrame({"layer": layers[1:], "difference": [1.0 if layer <= 15 else 0.1 for layer in layers[1:]]})
     found = claims.class_claims(by_class)
     assert found["ours"].tolist() == pytest.approx([1.0, 14 / (14 + 3.5)])
     assert found["note"].iloc[0].startswith("holds") and "no share" in found["note"].iloc[1]
     small = by_class.assign(difference=np.where(by_class["layer"] <= 15, 0.05, 1.0))  # early ones do not show
     assert claims.class_claims(small)["note"].iloc[0].startswith("does not hold")
+
+
+def test_a_lesion_claim_that_does_not_hold_says_so_and_few_samples_have_a_wide_margin():
+    """Late layers that matter as early ones do; 100 samples, of which 10 % are wrong: two binomial standard errors."""
+    frame = pd.DataFrame({"cell": "a", "layer": [0, *range(2, 51)], "error": [0.1] + [0.5] * 49})
+    found = claims.lesion_claims(frame, 100)
+    assert found["note"].str.startswith("does not hold here: early layers matter").sum() == 1
+    wide = 2 * np.sqrt(0.1 * 0.9 / 100)
+    assert found["quantity"].str.contains(f"less than {wide:.2%}", regex=False).sum() == 1
+
+
+def test_claims_on_training_are_means_of_the_last_epoch_and_join_to_one_table():
+    """Two nets that learnt: no number of the paper's beside them; the rows of several tables are counted through."""
+    curve = pd.DataFrame({"cell": list("aabb"), "epoch": [0, 3, 0, 3], "loss": [2.3, 0.5, 2.3, 0.25]})
+    found = claims.training_claims(curve, pd.DataFrame({"test_accuracy": [0.5, 1.0]}), "figure 2")
+    assert found["ours"].tolist() == [0.375, 0.75] and found["paper"].isna().all()
+    joined = claims.concat([found, found.iloc[:1]])
+    assert joined.index.tolist() == [0, 1, 2] and joined["ours"].tolist() == [0.375, 0.75, 0.375]
 
 
 def test_pictures_show_every_layer_and_unit():

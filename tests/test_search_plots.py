@@ -77,6 +77,16 @@ def test_published_numbers_stand_beside_ours():
         assert any("authors" in text for text in words) == (dataset == "mnist")
 
 
+def test_the_deepest_net_stands_with_its_first_and_its_last_loss():
+    """After all others, beside no number of the paper's; without it the claims are the same."""
+    deepest = pd.DataFrame({"net": "highway", "depth": 900, "epoch": [0, 1, 2], "loss": [4.6052, 3.9, 3.25]})
+    claims = published.figure_1_claims(search(), 3, deepest)
+    last = claims.iloc[-1]
+    assert (last["quantity"], last["ours"]) == ("highway 900: loss after 2 epochs", 3.25)
+    assert np.isnan(last["paper"]) and last["note"].startswith("from 4.605: it learns")
+    pd.testing.assert_frame_equal(claims.iloc[:-1], published.figure_1_claims(search(), 3))
+
+
 def test_the_best_settings_are_the_tables():
     """Each net and depth of figure 1 once; the cells have its setting, the width of its kind and its weights' law; the
     net of figures 2 to 4 is the one of 50 highway layers."""

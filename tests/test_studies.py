@@ -120,6 +120,14 @@ def test_part_of_a_gallery_is_refused(checkout, monkeypatch):
     assert "`--gallery` must show every study, got `--only` lesions. Leave one of them out." in done.stderr
 
 
+def test_a_figure_of_no_study_is_refused(checkout, monkeypatch):
+    monkeypatch.chdir(checkout)
+    done = CliRunner().invoke(app, ["figures", "--studies", "studies", "--profile", "smoke", "--only", "lesion"])
+    assert done.exit_code == 2 and done.stderr.count("\n") == 1
+    assert re.match(r"figures: `--only` must be one of loss_vs_depth, .* Did you mean 'lesions'\?", done.stderr)
+    assert not (checkout / "results").exists()
+
+
 @pytest.mark.slow
 def test_a_study_that_fails_does_not_stop_the_others(checkout):
     """The run goes on, and ends non-zero with the name of what failed; what did not is made once and shown."""

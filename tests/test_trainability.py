@@ -16,11 +16,14 @@ import flowstudy as fs
 from flowstudy.measure.gradients.losses import Objective
 from flowstudy.measure.models.context import RandomState
 from flowstudy.measure.models.inputs import Inputs
+from flowstudy.trainability import will_it_train
 from flowstudy.trainability.causes import collapsed
 from flowstudy.trainability.constant import constant_loss
+from flowstudy.trainability.half import Survival, survival
 from flowstudy.trainability.kernel.decay import Decay
-from flowstudy.trainability.kernel.linearised import Linearised
-from flowstudy.trainability.trials.trial import run_trial
+from flowstudy.trainability.kernel.krylov import tridiagonal_matrix, with_a_node_at_zero
+from flowstudy.trainability.kernel.linearised import Linearised, pull_rows
+from flowstudy.trainability.trials.trial import Trial, run_trial
 
 TANGENT = sys.modules["flowstudy.trainability.kernel.tangent"]
 FIRST_STEPS = sys.modules["flowstudy.trainability.kernel.first_steps"]
@@ -693,6 +696,24 @@ def test_where_sums_are_normalised_a_warm_up_makes_a_large_rate_train():
     assert heeded.best.loss < 0.6 * found.constant_loss < found.tried.best.loss
 
 
+@pytest.mark.parametrize("trial, half", [(1, 1), (5, 2)])
+def test_the_warm_up_that_is_told_is_the_one_that_was_tried(trial, half, monkeypatch):
+    """Half of the trial's steps and one at least, where sums are normalised and no constant rate learns."""
+    asked, told, verdict = [], [], will_it_train.verdict_of_readings
+
+    def tried(*given: object, **options: object) -> Trial:
+        asked.append(options.get("warm_up", 0))
+        return run_trial(*given, **options)
+
+    monkeypatch.setattr(will_it_train, "normalises_sums", lambda _flow: True)
+    monkeypatch.setattr(will_it_train, "learns", lambda *_: len(asked) > 1)
+    monkeypatch.setattr(will_it_train, "run_trial", tried)
+    monkeypatch.setattr(will_it_train, "verdict_of_readings", lambda *given: told.extend(given[-1]) or verdict(*given))
+    fs.trainability(mlp(), *batch(8), samples=4, trial=trial, rates=(0.1,), progress=False)
+    assert asked == [0, half] and told[0].name == "no warm-up"
+    assert f"over its first {half} steps" in told[0].seen and f"({half} did in the trial)" in told[0].advice
+
+
 @pytest.mark.slow
 def test_softmax_before_cross_entropy_is_named():
     torch.manual_seed(0)
@@ -720,6 +741,22 @@ def test_a_loss_too_small_for_float16_is_named_and_its_scale_saves_it():
     assert heeded.survival.loss_scale == 1 and "underflow" not in heeded.verdict.cause
     wide = fs.trainability(model, x, y, loss=small_loss(2.0**-24), samples=8, dtype="bfloat16")
     assert (wide.survival.frame.survives > 0.99).all()
+
+
+def test_a_weight_that_has_no_part_in_the_loss_neither_survives_nor_is_lost():
+    """A layer that nothing calls changes no number, and has no row."""
+    model, (x, y) = mlp(), batch(8)
+    apart = nn.ModuleDict({"model": model, "spare": nn.Linear(2, 2)})
+    apart.forward = model.forward
+
+    def survived(net: nn.Module) -> Survival:
+        probe = Linearised(copy.deepcopy(net).double(), Inputs.of(x.double()), y, RandomState(x.device),
+                           Objective("try", "cross_entropy", None))
+        return survival("try", net, probe, "float16")
+
+    alone, beside = survived(model), survived(apart)
+    assert beside.frame["module"].tolist() == [f"model.{name}" for name in alone.frame["module"]]
+    assert beside.frame.drop(columns="module").equals(alone.frame.drop(columns="module"))
 
 
 def test_a_gradient_too_large_for_float16_survives_at_no_scale():
@@ -795,6 +832,33 @@ def test_both_ways_to_push_are_the_transpose_of_pulling():
     for push in (one.push_forwards, one.push_through_backward):
         assert (push(u) * v).sum().item() == pytest.approx(along, rel=1e-12)
     assert not any(part.any() for part in one.pull(v)[-2:])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_the_rule_with_a_node_at_zero_has_all_moments_but_the_last(steps):
+    """Golub & Meurant 2010: of the 2 n that Gauss' rule of n nodes has, e1' T^k e1, the first 2 n - 1, at any scale."""
+    draws = torch.Generator().manual_seed(steps)
+    diagonal, beside = (low + torch.rand(count, generator=draws).double() / 2   # positive definite, by Gershgorin
+                        for low, count in ((3, steps), (1, steps - 1)))
+    matrix = tridiagonal_matrix(list(diagonal), list(beside))
+    rule = with_a_node_at_zero(matrix, top=4.0)
+    assert rule.ratios.min() == pytest.approx(0, abs=1e-14) and not rule.exact
+    for k in range(2 * steps - 1):
+        moment = torch.linalg.matrix_power(matrix / 4, k)[0, 0].item()
+        assert rule.shares @ rule.ratios**k == pytest.approx(moment, rel=1e-12)
+
+
+def test_rows_of_the_jacobian_take_one_backward_pass():
+    """They are what pulling one by one gives, and the last layer's weight sees one gradient for all of them."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    x, y = torch.randn(1, 3, dtype=torch.float64), torch.zeros(1, dtype=torch.long)
+    one = Linearised(net, Inputs.of(x), y, RandomState(x.device), Objective("try", "cross_entropy", None))
+    unit, passes = torch.eye(2, dtype=torch.float64).view(2, *one.outputs.shape), []
+    alone = [one.pull(v) for v in unit]
+    one.parameters["2.weight"].register_hook(lambda g: passes.append(g))
+    for rows, parts in zip(pull_rows(one, one.outputs, unit), zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(rows, torch.stack(parts), rtol=1e-14, atol=0)
+    assert len(passes) == 1
 
 
 @pytest.mark.usefixtures("annotations_unchecked")   # a stand-in for the net

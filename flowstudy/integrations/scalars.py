@@ -4,7 +4,7 @@
 class LatestScalars(dict[str, float]):
     """A writer, as a TensorBoard SummaryWriter is one, that keeps the latest value of each curve until it is taken."""
 
-    step = 0  # of the latest value
+    step: int  # of the latest value; read only where there is one
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
         self[tag], self.step = float(scalar_value), global_step

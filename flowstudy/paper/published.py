@@ -55,7 +55,7 @@ def figure_1_claims(loss: pd.DataFrame, top: int, deepest: pd.DataFrame | None =
                      f"this of {runs} of {epochs}"))
     if deepest is not None:
         start, end = deepest.iloc[0], deepest.iloc[-1]
-        rows.append(("figure 1", f"highway {end['depth']}: loss after {epochs_in_words(end['epoch'])}", np.nan,
+        rows.append(("figure 1", f"highway {end['depth']}: loss after {epochs_in_words(int(end['epoch']))}", np.nan,
                      end["loss"], f"from {start['loss']:.3f}: it learns; the paper prints no number"))
     return pd.DataFrame(rows, columns=["item", "quantity", "paper", "ours", "note"]).astype({"paper": float})
 
