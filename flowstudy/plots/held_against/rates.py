@@ -25,6 +25,9 @@ def rate_window(windows: pd.DataFrame) -> Figure:
 
     Args:
         windows: of `outcomes.rates.windows`, of one optimizer.
+
+    Returns:
+        The Figure, its message above and its caption below.
     """
     families = list(windows["family"].unique())
     with mpl.rc_context(STYLE):
@@ -34,17 +37,18 @@ def rate_window(windows: pd.DataFrame) -> Figure:
             draw_windows(ax, windows[windows["family"] == family], net_color(family))
             ax.set(title=f"{family} nets", xlabel="depth (hidden layers)", yscale="log")
         axes[0].set_ylabel("learning rate")
-        figure.legend(handles=[
-            Line2D([], [], color=REFERENCE, lw=3, label="rates at which\na net trains"),
-            Line2D([], [], color=REFERENCE, ls="", marker="x", label="trains at none"),
-            Line2D([], [], color="black", ls="", marker="_", ms=9, mew=2, label="the kernel's largest\nstable rate")],
-            loc="outside right center", frameon=False)
+        known = windows["stable_rate"].notna().any()
+        handles = [Line2D([], [], color=REFERENCE, lw=3, label="rates at which\na net trains"),
+                   Line2D([], [], color=REFERENCE, ls="", marker="x", label="trains at none"),
+                   Line2D([], [], color="black", ls="", marker="_", ms=9, mew=2,
+                          label="the kernel's largest\nstable rate")][:3 if known else 2]
+        figure.legend(handles=handles, loc="outside right center", frameon=False)
         each, steps = windows.groupby(["family", "depth"]).size().max(), windows["steps"].iloc[0]
         return speak(figure, windows_in_words(windows),
                      f"{count(len(windows), 'net')} trained on {data_of(windows)} by "
                      f"{OPTIMIZERS[windows['optimizer'].iloc[0]]} for {steps} steps at eight rates, up to {each} of a "
-                     f"depth: two activations, three starts. Trained: training accuracy above {TRAINED:g}. Stable, of "
-                     "SGD alone: the first 20 steps do not raise the loss above the first.")
+                     f"depth: two activations, three starts. Trained: training accuracy above {TRAINED:g}."
+                     + (" Stable: the first 20 steps do not raise the loss above the first." if known else ""))
 
 
 def draw_windows(ax: Axes, nets: pd.DataFrame, color: str) -> None:
@@ -84,6 +88,9 @@ def highway_edge(nets: pd.DataFrame, edges: pd.DataFrame) -> Figure:
     Args:
         nets: of `outcomes.known_outcomes`, the family "highway map".
         edges: of `outcomes.rates.highway_edge`.
+
+    Returns:
+        The Figure, its message above and its caption below.
     """
     table = nets.pivot_table(index="depth", columns="start", values="accuracy_momentum", aggfunc="median")
     with mpl.rc_context(STYLE):

@@ -33,6 +33,9 @@ def predicted_against_trained(scores: pd.DataFrame, statistic: str = KERNEL) -> 
     Args:
         scores: of `outcomes.judged.scored`.
         statistic: one of its names.
+
+    Returns:
+        The Figure, its message above and its caption below.
     """
     check_one_of("predicted_against_trained", "statistic", statistic, list(scores["statistic"].unique()))
     shown = scores[scores["statistic"] == statistic].dropna(subset="score")
@@ -83,7 +86,7 @@ def areas_in_words(scores: pd.DataFrame) -> str:
     for optimizer, nets in scores.groupby("optimizer", sort=False):
         found, trained = area(nets), int(nets["trained"].sum())
         name = OPTIMIZERS.get(optimizer, optimizer)
-        words.append(f"{trained} of {len(nets)} nets train by {name}" + (
+        words.append(f"by {name} {trained} of {len(nets)} nets train" + (
             f", and the start ranks {number(100 * found, 3)} % of the pairs rightly" if found == found else ""))
     return f"{capital('; '.join(words))}."
 
@@ -94,6 +97,9 @@ def roc(scores: pd.DataFrame) -> Figure:
 
     Args:
         scores: of `outcomes.judged.scored`.
+
+    Returns:
+        The Figure, its message above and its caption below.
     """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
@@ -135,6 +141,9 @@ def area_table(areas: pd.DataFrame) -> Figure:
 
     Args:
         areas: of `outcomes.judged.areas`, of one optimizer.
+
+    Returns:
+        The Figure, its message above and its caption below.
     """
     statistics, families = list(areas["statistic"].unique()), list(areas["family"].unique())
     cells = areas.set_index(["statistic", "family"])
