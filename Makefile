@@ -43,7 +43,7 @@ unexport PIP_TARGET PIP_PREFIX PIP_ROOT
 	test-lower-bounds lab gpu-bundle peers types docs lock check-lock package lint clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
 
 FIGURES := $(PY) -m flowstudy figures --device $(DEVICE) $(addprefix --only ,$(ONLY))
 

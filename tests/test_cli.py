@@ -4,6 +4,7 @@ import importlib
 import inspect
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -21,13 +22,16 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import flowstudy
-from flowstudy.cli import check, readings, screen, studies
+from flowstudy.arguments import LARGEST
+from flowstudy.cli import check, options, readings, screen, spectrum, studies
 from flowstudy.cli import commands as cli
 from flowstudy.cli.as_json import plain
 from flowstudy.cli.targets import load
 from flowstudy.figures import all_studies, one_study
 from flowstudy.measure import gradient_flow
+from flowstudy.measure.gradients import losses
 from flowstudy.refusal import RefusalError
+from flowstudy.trainability import will_it_train
 
 MODELS = '''
 import math
@@ -461,7 +465,8 @@ def test_inputs_that_do_not_fit_are_the_users_mistake():
 
 
 @pytest.mark.parametrize("command, where, name", [
-    ("check", check, "gradient_flow"), ("check", readings, "trainability"), ("spectrum", cli, "jacobian_spectrum")])
+    ("check", check, "gradient_flow"), ("check", readings, "trainability"),
+    ("spectrum", spectrum, "jacobian_spectrum")])
 @pytest.mark.usefixtures("user")
 def test_an_error_of_ours_is_status_70(monkeypatch, command, where, name):
     """An exception out of flowstudy's own frames, whatever library raised it."""
@@ -599,7 +604,7 @@ SPECTRUM = {"part": "body", "method": "dense", "k": 2, "start": "input", "sample
 @pytest.mark.usefixtures("user")
 def test_each_option_of_spectrum_reaches_the_measurement(monkeypatch):
     """Alone, the others being as they are without; and of several inputs and outputs the one that is meant."""
-    calls = noted(monkeypatch, cli, "jacobian_spectrum")
+    calls = noted(monkeypatch, spectrum, "jacobian_spectrum")
     assert call("spectrum", "their_models:stable").exit_code == 0
     without = calls[0]
     for name, value in SPECTRUM.items():
@@ -666,6 +671,29 @@ def test_version_and_help_need_no_command():
     said = CliRunner().invoke(cli.app, ["--version"])
     assert (said.exit_code, said.stdout) == (0, f"flowstudy {flowstudy.__version__}\n")
     assert "Will this network train" in CliRunner().invoke(cli.app, []).output
+
+
+COMPLETION = {"_FLOWSTUDY_COMPLETE": "complete_bash", "COMP_WORDS": "flowstudy check --op", "COMP_CWORD": "2"}
+
+
+@pytest.mark.parametrize("arguments, environment, words", [
+    (["--help"], {}, "Will this network train"), (["--version"], {}, flowstudy.__version__),
+    *(([name, "--help"], {}, "Usage:") for name in ("check", "spectrum", "sweep", "status", "study", "figures")),
+    ([], COMPLETION, "--optimizer")], ids=str)
+def test_words_alone_import_nothing_heavy(arguments, environment, words):
+    """Neither torch nor numpy, which take seconds: help, version, and what a shell asks when the tab key is pressed."""
+    code = ("import atexit, sys; from flowstudy.cli import app\n"
+            "atexit.register(lambda: print(*{'torch', 'numpy', 'pandas', 'matplotlib'} & sys.modules.keys(), "
+            "sep='heavy: ', file=sys.stderr))\n"
+            f"app({arguments!r}, prog_name='flowstudy')")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment)
+    assert done.returncode == 0 and words in done.stdout and not done.stderr.strip(), done
+
+
+def test_help_names_what_the_measurements_know():
+    """The options are declared where nothing heavy is imported."""
+    assert options.LARGEST == LARGEST
+    assert options.OPTIMIZERS == will_it_train.OPTIMIZERS and (*losses.LOSSES, losses.OWN) == options.LOSSES
 
 
 # --- bad values ------------------------------------------------------------------------------------------------------

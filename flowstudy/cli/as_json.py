@@ -5,13 +5,9 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import Annotated
 
 import pandas as pd
 import typer
-
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object instead: null for what is not known, and "
-                                                     '"inf" or "-inf"')]
 
 
 @contextlib.contextmanager

@@ -3,52 +3,20 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 from torch import Tensor, nn
 
-from flowstudy.arguments import LARGEST
 from flowstudy.measure.gradients.losses import LOSSES, OWN, Objective
 from flowstudy.measure.models.inputs import Inputs, check_batch
 from flowstudy.measure.models.layers import input_features
 from flowstudy.refusal import did_you_mean
 
+from .options import Asked
 from .outcomes import stop
 from .targets import outputs_of
 
-Input = Annotated[list[str] | None, typer.Option("--input", help="shape of one sample, such as 784 or 3x32x32; again "
-                                                 "for each further input")]
-File = Annotated[Path | None, typer.Option("--inputs", help="inputs that torch.save wrote: a tensor, a tuple of what "
-                                           "the model takes, or a dict of it by name")]
-Output = Annotated[str | None, typer.Option(help="entry of the model's output that is meant, by key or by place")]
-Vocabulary = Annotated[int | None, typer.Option(help="the model takes token ids below this number", min=1,
-                                                max=LARGEST)]
-Seed = Annotated[int, typer.Option(help="of the weights that the builder draws, and of inputs and labels",
-                                   min=-LARGEST, max=LARGEST - 1)]
 MOST_NUMBERS = 2**31  # the most numbers in drawn inputs: 8 GiB of float32
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The command's options about inputs, targets and the loss.
-
-    Attributes: the options of `flowstudy check` of the same names; `shapes` is --input, `file` is --inputs.
-    """
-
-    shapes: list[str] | None
-    file: Path | None
-    vocabulary: int | None
-    samples: int
-    seed: int
-    classes: int | None = None
-    loss: str | None = None
-    output: str | None = None
-
-    @property
-    def entry(self) -> str | int | None:
-        return key_of_option(self.output)
 
 
 @dataclass(frozen=True)
@@ -72,11 +40,6 @@ class Batch:
     def options(self) -> dict[str, object]:
         """The keyword arguments `loss` and `output` for `gradient_flow` and `trainability`."""
         return {"loss": self.objective.loss, "output": self.objective.entry}
-
-
-def key_of_option(key: str | None) -> str | int | None:
-    """The key of an output's entry: an int, the place in a tuple, where the option is a number."""
-    return int(key) if key is not None and key.isdecimal() else key
 
 
 def check_loss_option(call: str, loss: str | None) -> None:

@@ -2,37 +2,22 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
 
 import torch
 import typer
 from torch import nn
 
-from flowstudy.arguments import LARGEST
 from flowstudy.measure import GradientFlow, gradient_flow
-from flowstudy.measure.gradients.losses import LOSSES, OWN
+from flowstudy.measure.gradients.losses import OWN
 from flowstudy.refusal import did_you_mean
-from flowstudy.trainability.will_it_train import OPTIMIZERS
 
-from .as_json import AsJson, answer
-from .batches import (
-    Asked,
-    Batch,
-    File,
-    Input,
-    Output,
-    Seed,
-    Vocabulary,
-    check_loss_option,
-    drawn_batch,
-    generator,
-    saved_batch,
-)
-from .devices import Device, on_device
+from .as_json import answer
+from .batches import Batch, check_loss_option, drawn_batch, generator, saved_batch
+from .options import OPTIMIZERS, Asked
 from .outcomes import AGAINST, NOT_TAKEN, endings, stop
 from .readings import Reading, gradient_reading, signal_reading, training_reading
-from .screen import Csv, Picture, check_picture, keep, say, show
-from .targets import Target, has_batch_statistics, load
+from .screen import check_picture, keep, say, show
+from .targets import has_batch_statistics, load, on_device
 
 ROWS = 12  # the most rows of the table, so that the whole report fits on one screen
 NAME = 30  # the most characters of a module's name; the beginning is cut, since the end tells more
@@ -40,43 +25,16 @@ COLUMNS = {"layer": "layer", "module": "module", "log10_error_signal_norm": "|dL
            "log10_weight_gradient_norm": "|dL/dW|", "gradient": "gradient", "activation_mean_square": "h^2",
            "activation_correlation": "cosine"}
 
-Classes = Annotated[int | None, typer.Option(help="of the random labels; without, the model's outputs where they are "
-                                             "(sample, class), else a random linear read-out is the loss", min=2,
-                                             max=LARGEST)]
-LossOption = Annotated[str | None, typer.Option("--loss", help=f"{', '.join((*LOSSES, OWN))} (the model returns it)")]
-Data = Annotated[Path | None, typer.Option(help="a tuple (x, y), or a dict with x and y, that torch.save wrote")]
-Trial = Annotated[int, typer.Option(help="train copies for so many steps at the usual eight learning rates", min=0)]
-OptimizerOption = Annotated[str, typer.Option("--optimizer", help=", ".join(OPTIMIZERS))]
-Samples = Annotated[int, typer.Option(help="to measure at; a trial takes all of --data", min=2)]
-Seconds = Annotated[float | None, typer.Option(help="of wall time at most for the trial", min=0)]
-Train = Annotated[bool | None, typer.Option("--train/--eval", help="the mode to measure in; without, training mode for "
-                                            "nets with batch statistics, evaluation mode for others")]
 
-
-def check(target: Target, shapes: Input = None, inputs: File = None, classes: Classes = None, data: Data = None,
-          loss: LossOption = None, output: Output = None, trial: Trial = 0, optimizer: OptimizerOption = "sgd",
-          samples: Samples = 48, seconds: Seconds = None, vocabulary: Vocabulary = None, train: Train = None,
-          seed: Seed = 0, picture: Picture = None, csv: Csv = None, device: Device = None,
-          as_json: AsJson = False) -> None:
-    """Does every trainable part get a gradient, does the signal stay alive, will it train?
-
-    Without --data, inputs are standard normal draws (or token ids) and labels
-    random; whether the model trains is then tried only if --trial asks for it.
-
-    Exit status:
-     0  nothing is against it (a net that learns slowly passes)
-     1  a reading is against it
-     2  a mistake of the call, or a crash of the model's code
-     3  a reading that was asked for could not be taken, or a trial not decide
-    70  an error of flowstudy
-    """
+def check_model(target: str, asked: Asked, *, data: Path | None, trial: int, optimizer: str, seconds: float | None,
+                train: bool | None, picture: Path | None, csv: Path | None, device: str | None, as_json: bool) -> None:
+    """The command, whose options `commands.check` declares."""
     with endings("check"), answer(as_json) as found_out:
-        asked = Asked(shapes, inputs, vocabulary, samples, seed, classes, loss, output)
         check_options(asked, data, optimizer, picture)
-        model = on_device("check", load("check", target, seed), device)
+        model = on_device("check", load("check", target, asked.seed), device)
         model.train(has_batch_statistics(model) if train is None else train)
         batch = drawn_batch("check", model, asked) if data is None else saved_batch("check", model, data, asked)
-        shown = some_of(batch, samples, seed)
+        shown = some_of(batch, asked.samples, asked.seed)
         flow = gradient_flow(model, shown.x, shown.y, **batch.options)
         say(f"{target}: {batch.words}; {mode_in_words(model)}.")
         tell_layers(flow)
@@ -84,7 +42,7 @@ def check(target: Target, shapes: Input = None, inputs: File = None, classes: Cl
         tell(1, readings[0])
         tell(2, readings[1])
         last, found = training_reading(model, batch, saved=data is not None, trial=trial, optimizer=optimizer,
-                                       samples=samples, seconds=seconds, seed=seed)
+                                       samples=asked.samples, seconds=seconds, seed=asked.seed)
         tell(3, last)
         status = summed_up([*readings, last])
         drawn = flow if found is None else found

@@ -1,71 +1,109 @@
-"""The commands, and `flowstudy spectrum`: a table, and a picture if asked, of a model named on the command line."""
+"""The commands: what each takes, and in words what it does.  What does it, torch too, is imported when it runs."""
 
-import math
+import json
+from pathlib import Path
 from typing import Annotated
 
-import pandas as pd
 import typer
+from rich.markup import escape
 
 import flowstudy
-from flowstudy.measure import jacobian_spectrum
 
-from . import studies, sweeps
-from .as_json import AsJson, answer
-from .batches import Asked, File, Input, Output, Seed, Vocabulary, inputs_asked_for, key_of_option
-from .check import check
-from .devices import Device, on_device
-from .outcomes import endings
-from .screen import Csv, Picture, check_picture, keep, show
-from .targets import Target, load, outputs_of
+from . import options as o
+from . import studies
+from .options import Asked
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False,
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
                   help="Will this network train at this depth, and if not, why?")
-ROWS = 40  # of a longer table the first and last are printed
+EXAMPLE = """\
+measure: [training_loss, gradient_flow]  # one, or several of one training
+options:
+  at: {epochs: [0, 5, -1]}  # before training, after 5 epochs, after the last
+grid:  # every combination; a list of such mappings is several grids
+  net: plain
+  init: [glorot_normal, he_normal, orthogonal]
+  depth: [10, 50]
+  seed: {range: 5}  # 0 to 4; {range: [5, 20]} is 5 to 19
+  epochs: 10
+random_search:  # the authors' ranges and laws
+  - {n: 10, net: highway, depth: [10, 50], epochs: 10, batch_size: 50}
+"""
 
-Samples = Annotated[int, typer.Option(help="inputs to measure at: draws, or the first ones of --inputs", min=1)]
+
+def check(target: o.Target, shapes: o.Input = None, inputs: o.Inputs = None, classes: o.Classes = None,
+          data: o.Data = None, loss: o.Loss = None, output: o.Output = None, trial: o.Trial = 0,
+          optimizer: o.Optimizer = "sgd", samples: o.Samples = 48, seconds: o.Seconds = None,
+          vocabulary: o.Vocabulary = None, train: o.Train = None, seed: o.Seed = 0, picture: o.Picture = None,
+          csv: o.Csv = None, device: o.Device = None, as_json: o.AsJson = False) -> None:
+    """Does every trainable part get a gradient, does the signal stay alive, will it train?
+
+    Without --data, inputs are standard normal draws (or token ids) and labels
+    random; whether the model trains is then tried only if --trial asks for it.
+
+    Exit status:
+     0  nothing is against it (a net that learns slowly passes)
+     1  a reading is against it
+     2  a mistake of the call, or a crash of the model's code
+     3  a reading that was asked for could not be taken, or a trial not decide
+    70  an error of flowstudy
+    """
+    from .check import check_model
+
+    asked = Asked(shapes, inputs, vocabulary, samples, seed, classes, loss, output)
+    check_model(target, asked, data=data, trial=trial, optimizer=optimizer, seconds=seconds, train=train,
+                picture=picture, csv=csv, device=device, as_json=as_json)
 
 
-def spectrum(target: Target, shapes: Input = None, inputs: File = None, part: Annotated[str, typer.Option(
-                 help="all: input to output; body: first layer's output to the last hidden layer's")] = "all",
-             method: Annotated[str, typer.Option(help="auto, product, dense or matrix_free")] = "auto",
-             k: Annotated[int | None, typer.Option(help="only the k largest singular values")] = None,
-             samples: Samples = 4, vocabulary: Vocabulary = None,
-             start: Annotated[str | None, typer.Option(help="module whose output is the input")] = None,
-             wrt: Annotated[str | None, typer.Option(help="of several inputs the one that is varied, by key or by "
-                                                     "place")] = None, output: Output = None,
-             seed: Seed = 0, picture: Picture = None, csv: Csv = None, device: Device = None,
-             as_json: AsJson = False) -> None:
+def spectrum(target: o.Target, shapes: o.Input = None, inputs: o.Inputs = None, part: o.Part = "all",
+             method: o.Method = "auto", k: o.K = None, samples: o.DrawsOrFirst = 4, vocabulary: o.Vocabulary = None,
+             start: o.Start = None, wrt: o.Wrt = None, output: o.Output = None, seed: o.Seed = 0,
+             picture: o.Picture = None, csv: o.Csv = None, device: o.Device = None,
+             as_json: o.AsJson = False) -> None:
     """Singular values of the input-output Jacobian, right in every one where the model is a chain of layers.
 
     Exit status: 0 measured; 2 a mistake of the call, or a crash of the model's code; 70 an error of flowstudy.
     """
-    with endings("spectrum"), answer(as_json) as found_out:
-        check_picture("spectrum", picture)
-        model = on_device("spectrum", load("spectrum", target, seed), device)
-        x, _ = inputs_asked_for("spectrum", model, Asked(shapes, inputs, vocabulary, samples, seed))
-        outputs_of("spectrum", model, x)
-        found = jacobian_spectrum(model, x, part=part, method=method, k=k, start=start, wrt=key_of_option(wrt),
-                                  output=key_of_option(output), samples=samples, seed=seed)
-        by_rank = log10_by_rank(found.frame)
-        samples = min(samples, len(x))
-        typer.echo(f"log10 of the singular values of {target}, over {samples} samples\n")
-        show(by_rank, ROWS)
-        typer.echo(f"\n{found!r}")
-        found_out |= {"target": target, "samples": samples, "part": part, "method": found.method, "dtype": found.dtype,
-                      "layers": found.factors, "rank": found.rank.tolist(), "below_floor": found.below_floor.tolist(),
-                      "log10_singular_values": by_rank}
-        keep("spectrum", found, picture, csv)
+    from .spectrum import tell_spectrum
+
+    asked = Asked(shapes, inputs, vocabulary, samples, seed, output=output)
+    tell_spectrum(target, asked, part=part, method=method, k=k, start=start, wrt=wrt, picture=picture, csv=csv,
+                  device=device, as_json=as_json)
 
 
-def log10_by_rank(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row per rank of the singular value: `median`, `lowest`, `highest` over samples and the largest `error`.
+def tell_schema(asked: bool) -> bool:
+    if asked:
+        from flowstudy.sweep.plan_schema import plan_schema
 
-    All are in decades (log10).
-    """
-    decades = frame[["log_singular_value", "log_error"]] / math.log(10)
-    return decades.assign(rank=frame["rank"]).groupby("rank").agg(
-        median=("log_singular_value", "median"), lowest=("log_singular_value", "min"),
-        highest=("log_singular_value", "max"), error=("log_error", "max")).reset_index()
+        typer.echo(json.dumps(plan_schema(), indent=2))
+        raise typer.Exit
+    return asked
+
+
+def sweep(plan: o.Plan, store: o.StoreFolder = Path("results"), measure: o.Measures = None,
+          device: o.DeviceOrAuto = "auto", shard: o.Shard = None, engine: o.EngineAddress = "local",
+          insecure_network: o.InsecureNetwork = False, nets_at_once: o.NetsAtOnce = None, progress: o.Progress = True,
+          schema: Annotated[bool, typer.Option("--schema", callback=tell_schema, is_eager=True,
+                                               help="print the JSON schema of plan files, for editors, and end")]
+          = False) -> None:
+    from .sweeps import run_plan
+
+    run_plan(plan, store, measure, device=device, shard=shard, engine=engine, insecure_network=insecure_network,
+             nets_at_once=nets_at_once, progress=progress)
+
+
+sweep.__doc__ = f"""Train and measure what the store lacks of a plan.
+
+Exit status: 0 all done, 1 some cells failed, 2 refused. A plan, whole:
+
+\b
+{escape(EXAMPLE)}"""
+
+
+def status(store: o.StoreToShow = Path("results"), as_json: o.AsJson = False) -> None:
+    """Done, failed and missing cells of every plan, and the time left at the latest pace."""
+    from .sweeps import tell_status
+
+    tell_status(store, as_json)
 
 
 def tell_version(asked: bool) -> bool:
@@ -81,5 +119,5 @@ def whole_program(version: Annotated[bool, typer.Option("--version", callback=te
     pass
 
 
-for command in (check, spectrum, sweeps.sweep, sweeps.status, studies.study, studies.figures):
+for command in (check, spectrum, sweep, status, studies.study, studies.figures):
     app.command()(command)

@@ -64,6 +64,24 @@ def crashed(call: str, error: BaseException) -> NoReturn:
     stop(f"{call}: the model's code {what}.")
 
 
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Print errors that the user can mend as one line, without a traceback."""
+    from flowstudy.sweep import StoreError, SweepError  # of commands that have imported it
+
+    try:
+        yield
+    except SweepError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+    except StoreError as error:
+        typer.echo(error.strerror, err=True)
+        raise typer.Exit(2) from None
+    except RefusalError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+
+
 def stop(message: str) -> NoReturn:
     typer.echo(message, err=True)
     raise typer.Exit(MISTAKE)

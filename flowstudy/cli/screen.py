@@ -2,7 +2,6 @@
 
 import textwrap
 from pathlib import Path
-from typing import Annotated
 
 import pandas as pd
 import typer
@@ -12,9 +11,6 @@ from rich.table import Table
 from flowstudy.measure.drawn import Drawn
 
 from .outcomes import stop
-
-Picture = Annotated[Path | None, typer.Option(help="draw it into this file; its ending tells the format")]
-Csv = Annotated[Path | None, typer.Option(help="keep the whole table here")]
 
 
 def say(words: str, indent: int = 0) -> None:

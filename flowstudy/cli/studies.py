@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 import yaml
 
-from .outcomes import stop
-from .sweeps import one_line
+from .outcomes import one_line, stop
 
 Profile = Annotated[str, typer.Option(help="smoke, quick, laptop, gpu or paper: how much is computed")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]

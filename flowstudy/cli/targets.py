@@ -4,18 +4,14 @@ import importlib
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 from torch import nn
 
 from flowstudy.measure.models.copies import own_copy
 from flowstudy.measure.models.inputs import Inputs
 
 from .outcomes import stop, users_code
-
-Target = Annotated[str, typer.Argument(help="package.module:name or file.py:name, a model or its builder")]
 
 
 def load(call: str, target: str, seed: int) -> nn.Module:
@@ -84,3 +80,14 @@ def outputs_of(call: str, model: nn.Module, x: Inputs) -> object:
 
 def has_batch_statistics(model: nn.Module) -> bool:
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
+def on_device(call: str, model: nn.Module, device: str | None) -> nn.Module:
+    """Move the model to the device of the option; the inputs are made or moved there later."""
+    if device is None:
+        return model
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        stop(f"{call}: `--device` must be a device that torch sees, got {device!r}: {str(error).splitlines()[0]}")
+    return model.to(device)

@@ -17,19 +17,6 @@ from .plan_error import PlanError
 SEARCH_ARGUMENTS = [name for name, p in inspect.signature(random_search).parameters.items() if p.kind != p.VAR_KEYWORD]
 SECTIONS = {"grid": (grid, CELL_FIELDS), "random_search": (random_search, [*SEARCH_ARGUMENTS, *CELL_FIELDS])}
 KNOWN = ["measure", "options", *SECTIONS]
-EXAMPLE = """\
-measure: [training_loss, gradient_flow]     # one, or several of one training
-options:
-  at: {epochs: [0, 5, -1]}                  # when to look: before training, after 5 epochs, after the last
-grid:                                       # every combination; a list of such mappings is several grids
-  net: plain
-  init: [glorot_normal, he_normal, orthogonal]
-  depth: [10, 50]
-  seed: {range: 5}                          # 0 to 4; {range: [5, 20]} is 5 to 19
-  epochs: 10
-random_search:                              # the authors' ranges and laws
-  - {n: 10, net: highway, depth: [10, 50], epochs: 10, batch_size: 50}
-"""
 
 
 @dataclass(frozen=True)
@@ -44,10 +31,10 @@ class PlanFile:
 def read_plan(path: Path, measure: str | list[str] | None = None) -> PlanFile:
     """Read and check a whole plan; `measure` overrides the file's.
 
-    `EXAMPLE` is one.  The file is a mapping of `measure` (one or a list, as in `run`; training_loss if left out),
-    `options` of the measurements, and `grid` and `random_search`, each a mapping of that function's arguments or a list
-    of such mappings.  Where a list of whole numbers is meant, `{range: 20}` is 0 to 19 and `{range: [5, 20]}` is 5 to
-    19.
+    `flowstudy sweep --help` shows one.  The file is a mapping of `measure` (one or a list, as in `run`; training_loss
+    if left out), `options` of the measurements, and `grid` and `random_search`, each a mapping of that function's
+    arguments or a list of such mappings.  Where a list of whole numbers is meant, `{range: 20}` is 0 to 19 and
+    `{range: [5, 20]}` is 5 to 19.
 
     Raises:
         ValueError, TypeError: unreadable YAML, an unknown key (with the one that was probably meant), a wrong value.

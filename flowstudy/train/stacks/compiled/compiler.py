@@ -8,6 +8,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import stat
 import subprocess
@@ -29,6 +30,7 @@ PATIENCE = 120.0  # seconds for a compilation, which takes one to five
 
 CHOICE = "FLOWSTUDY_BACKEND"  # of the environment: compiled or torch; nothing: the first that is there
 BACKENDS = ("compiled", "torch")
+Command = tuple[str, ...]
 
 
 def chosen_backend() -> str:
@@ -67,15 +69,19 @@ def library() -> tuple[ctypes.CDLL | None, str]:
             return declared(ctypes.CDLL(str(compile_into(Path(apart), compiler)))), ""
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", "") or str(error)
-        return None, f"{compiler} failed: {said.strip().splitlines()[-1] if said.strip() else error!r}"
+        return None, f"{' '.join(compiler)} failed: {said.strip().splitlines()[-1] if said.strip() else error!r}"
 
 
-def found_compiler() -> str | None:
-    named = os.environ.get("CC", "").split()
-    return next((path for name in (*named[:1], *COMPILERS) if (path := shutil.which(name)) is not None), None)
+def found_compiler() -> Command | None:
+    """The command that CC names, as `ccache gcc`, or the first of COMPILERS that is there."""
+    named = shlex.split(os.environ.get("CC", ""))
+    for name, *rest in (*([named] if named else []), *([name] for name in COMPILERS)):
+        if (path := shutil.which(name)) is not None:
+            return path, *rest
+    return None
 
 
-def kept_library(compiler: str, apart: Path) -> Path | None:
+def kept_library(compiler: Command, apart: Path) -> Path | None:
     """In the user's cache, one for each source, compiler and processor; None where it is not the user's alone.
 
     `apart` is an empty folder to compile in.
@@ -114,10 +120,10 @@ def is_ours(path: Path) -> bool:
     return about.st_uid == os.getuid() and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def compile_into(folder: Path, compiler: str) -> Path:
+def compile_into(folder: Path, compiler: Command) -> Path:
     target = folder / "steps.so"
     for which in OF_THIS_PROCESSOR:
-        command = [compiler, *FLAGS, *which, str(HERE / "steps.c"), "-o", str(target), "-lm"]
+        command = [*compiler, *FLAGS, *which, str(HERE / "steps.c"), "-o", str(target), "-lm"]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE)
             if not target.exists():
@@ -129,10 +135,10 @@ def compile_into(folder: Path, compiler: str) -> Path:
     return target
 
 
-def identity(compiler: str) -> str:
+def identity(compiler: Command) -> str:
     """Of what the library depends on."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=PATIENCE).stdout
-    parts = [*((HERE / name).read_text() for name in SOURCES), compiler, version, *FLAGS, platform.machine(),
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=PATIENCE).stdout
+    parts = [*((HERE / name).read_text() for name in SOURCES), *compiler, version, *FLAGS, platform.machine(),
              processor_features()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 

@@ -10,7 +10,7 @@
 #include "products.h"
 #include "functions.h"
 
-#define EVALUATED 96 /* samples of a forward pass whose loss is taken */
+#define EVALUATED 48 /* samples of a forward pass whose loss is taken */
 
 enum join { PLAIN, RESIDUAL, HIGHWAY }; /* y = H, y = x + H, y = x + T (H - x); the first layer is always plain */
 
@@ -24,31 +24,32 @@ int64_t evaluated(void) { return EVALUATED; }
 
 /* --- a layer ----------------------------------------------------------------------------------------------------- */
 
-/* What a layer keeps for the way back, (unit, sample) each: its output y, and by what dy is multiplied to give the
+/* What a layer keeps, (unit, sample) each: its output y and, for the way back, by what dy is multiplied to give the
    gradients of H's and T's pre-activations and of the part of x that is carried past H. */
 struct kept { float *out, *of_h, *of_t, *carried; };
 
-INLINE void join(enum activation activation, enum join joins, const float *pre, const float *x, struct kept k,
-                 int64_t count) {
+INLINE void join(enum activation activation, enum join joins, int way_back, const float *pre, const float *x,
+                 struct kept k, int64_t count) {
     for (int64_t i = 0; i < count; i += LANES) {
         vec slope, h = activate(activation, read(pre + i), &slope);
         if (joins == HIGHWAY) {
             vec gate = sigmoid(read(pre + count + i)), change = h - read(x + i);
             *at(k.out + i) = read(x + i) + gate * change;
+            if (!way_back) continue;
             *at(k.of_h + i) = gate * slope;
             *at(k.of_t + i) = change * gate * (1.0f - gate);
             *at(k.carried + i) = 1.0f - gate;
         } else {
             *at(k.out + i) = joins == RESIDUAL ? read(x + i) + h : h;
-            *at(k.of_h + i) = slope;
+            if (way_back) *at(k.of_h + i) = slope;
         }
     }
 }
 
-static void join_as(enum activation activation, enum join joins, const float *pre, const float *x, struct kept k,
-                    int64_t count) {
-#define CALL(A) joins == PLAIN ? join(A, PLAIN, pre, x, k, count) \
-                : joins == RESIDUAL ? join(A, RESIDUAL, pre, x, k, count) : join(A, HIGHWAY, pre, x, k, count)
+#define JOIN(A, J) way_back ? join(A, J, 1, pre, x, k, count) : join(A, J, 0, pre, x, k, count)
+static void join_as(enum activation activation, enum join joins, int way_back, const float *pre, const float *x,
+                    struct kept k, int64_t count) {
+#define CALL(A) joins == PLAIN ? (JOIN(A, PLAIN)) : joins == RESIDUAL ? (JOIN(A, RESIDUAL)) : (JOIN(A, HIGHWAY))
     EACH_ACTIVATION(CALL)
 #undef CALL
 }
@@ -118,7 +119,7 @@ static void forward(const struct net *n, const float *p, struct buffers b, int w
         struct kept k = kept_of(n, b, way_back ? l : l % 2);
         weighted(b.pre, p + n->weights_at[l], p + n->biases_at[l], x, (joins == HIGHWAY ? 2 : 1) * n->width, inputs,
                  samples);
-        join_as(n->activation, joins, b.pre, x, k, n->width * samples);
+        join_as(n->activation, joins, way_back, b.pre, x, k, n->width * samples);
         x = k.out;
     }
     weighted(b.logits, p + n->weights_at[n->layers], p + n->biases_at[n->layers], x, n->classes, n->width, samples);
