@@ -22,7 +22,7 @@ _NAMES = {
     "sweep": ["Cell", "Store", "StoreError", "SweepError", "best", "grid", "random_search", "run", "top"],
     "data": ["Dataset", "load_dataset", "read_mnist"],
 }
-_ROOMS = ["integrations", "kinds", "paper", "plots", "predictions", "theory", *_NAMES]
+_ROOMS = ["integrations", "kinds", "outcomes", "paper", "plots", "predictions", "theory", *_NAMES]
 _HOME = {name: room for room, names in _NAMES.items() for name in names}
 
 __all__ = list(_HOME)

@@ -5,6 +5,7 @@ from . import integrations as integrations
 from . import kinds as kinds
 from . import measure as measure
 from . import nets as nets
+from . import outcomes as outcomes
 from . import paper as paper
 from . import plots as plots
 from . import predictions as predictions
