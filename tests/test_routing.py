@@ -154,8 +154,13 @@ def test_a_lesion_claim_that_does_not_hold_says_so_and_few_samples_have_a_wide_m
 
 
 def test_claims_on_training_are_means_of_the_last_epoch_and_join_to_one_table():
-    """Two nets that learnt: no number of the paper's beside them; the rows of several tables are counted through."""
-    curve = pd.DataFrame({"cell": list("aabb"), "epoch": [0, 3, 0, 3], "loss": [2.3, 0.5, 2.3, 0.25]})
+    """Two nets that learnt for three epochs: no number of the authors' beside them, as there is after 400 of MNIST by
+    nets of a depth that their tables have; the rows of several tables are counted through."""
+    curve = pd.DataFrame({"cell": list("aabb"), "epoch": [0, 3, 0, 3], "loss": [2.3, 0.5, 2.3, 0.25]}).assign(
+        net="highway", depth=50, dataset="mnist")
+    whole, accuracy = curve.replace({"epoch": {3: 400}}), pd.DataFrame({"test_accuracy": [0.5, 1.0]})
+    for frame, paper in ((whole, 6.8e-6), (whole.assign(dataset="digits"), None), (whole.assign(depth=30), None)):
+        assert claims.training_claims(frame, accuracy, "figure 2")["paper"].dropna().tolist() == [paper] * bool(paper)
     found = claims.training_claims(curve, pd.DataFrame({"test_accuracy": [0.5, 1.0]}), "figure 2")
     assert found["ours"].tolist() == [0.375, 0.75] and found["paper"].isna().all()
     joined = claims.concat([found, found.iloc[:1]])

@@ -13,6 +13,8 @@ import pandas as pd
 
 from flowstudy.arguments import NAME, a_whole, check_frame, takes
 
+from .published import EPOCHS, published_loss
+
 OPEN = 0.5      # a gate above this lets more of H through than of x
 EARLY = 15      # the paper, on MNIST: most of the outputs' change happens, and classes differ, in the first 15 layers
 SUBSTANTIAL = 0.1  # difference of mean gate activity, of a range from 0 to 1, that can be seen in a picture
@@ -101,10 +103,15 @@ def training_claims(training_loss: pd.DataFrame, accuracy: pd.DataFrame, item: s
     """The loss and the accuracy of the net that a figure shows, from frames of "training_loss" and "accuracy".
 
     Returns:
-        Rows of REPLICATION.md, see the module; `item` names the figure.
+        Rows of REPLICATION.md, see the module; `item` names the figure.  The loss has the authors' beside it where it
+        is of a net like theirs: on MNIST, after as many epochs, of a kind and depth that their tables have.
     """
-    last = training_loss[training_loss["epoch"] == training_loss["epoch"].max()]["loss"].mean()
-    return claims([(item, "training loss of the net  [nats]", None, float(last), ""),
+    last = training_loss[training_loss["epoch"] == training_loss["epoch"].max()]
+    cell = last.iloc[0]
+    theirs = published_loss(cell["net"], int(cell["depth"]), "best") if cell["dataset"] == "mnist" else math.nan
+    alike = not math.isnan(theirs) and cell["epoch"] == EPOCHS
+    return claims([(item, "training loss of the net  [nats]", theirs if alike else None, float(last["loss"].mean()),
+                    f"the authors' tables, the run whose settings these are: {theirs:g}" if alike else ""),
                    (item, "test accuracy of the net", None, float(accuracy["test_accuracy"].mean()), "")])
 
 
