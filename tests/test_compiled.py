@@ -36,7 +36,7 @@ def trained(kind: type[nn.Module], activation: str, width: int, batch: int, back
         many = stack([many.net(i).double() for i in range(3)])
     one = Group(many, torch.tensor([0.0, 0.5, 0.9], dtype=torch.float64), samples.x_train.to(dtype), samples.y_train,
                 padded_size(batch), backend)
-    one.set_rate(torch.tensor([0.1, 0.02, 0.05], dtype=torch.float64))
+    one.set_rate(torch.tensor([0.005, 0.001, 0.002], dtype=torch.float64))
     one.run(batches(len(samples.x_train), batch, 0, 0))
     parts = {"weight": one.state(), "velocity": one.velocity(), "loss": {"": one.loss()}}
     return {f"{part} {name}": value.double() for part, own in parts.items() for name, value in own.items()}

@@ -59,7 +59,8 @@ def users_code(call: str) -> Iterator[None]:
 def crashed(call: str, error: BaseException) -> NoReturn:
     """Print the traceback from the first frame of the user's code on, then one line, and exit."""
     traceback.print_exception(error.with_traceback(without_ours(error.__traceback__)))
-    what = f"ended the program with status {error.code}" if isinstance(error, SystemExit) else \
+    # The status is the argument: a copy that distributed's pickling made has lost its `code`.
+    what = f"ended the program with status {next(iter(error.args), None)}" if isinstance(error, SystemExit) else \
         f"raised {type(error).__name__}"
     stop(f"{call}: the model's code {what}.")
 

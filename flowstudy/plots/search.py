@@ -127,9 +127,9 @@ def draw_runs(ax: Axes, loss: pd.DataFrame, net: str, on_mnist: bool) -> None:
         for _, run in rows.groupby("cell"):
             ax.plot(run["epoch"], run["loss"], color=colors[depth], lw=1.2, ls=dashes)
         label_end(ax, final_loss(rows)["final"].median(), f"{depth} layers", colors[depth])
-        if on_mnist:
-            theirs = FIGURE_1[(FIGURE_1["net"] == net) & (FIGURE_1["depth"] == depth)]["best"]
-            ax.plot([1] * len(theirs), theirs, marker="<", ms=7, ls="", color=colors[depth], clip_on=False,
+        theirs = FIGURE_1[(FIGURE_1["net"] == net) & (FIGURE_1["depth"] == depth)]["best"]
+        if on_mnist and len(theirs):
+            ax.plot([1], theirs, marker="<", ms=7, ls="", color=colors[depth], clip_on=False,
                     transform=ax.get_yaxis_transform())
 
 
