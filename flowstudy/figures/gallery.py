@@ -22,8 +22,8 @@ PLACES = ("layer", "unit", "class", "epoch", "step", "sample", "rank", "statisti
 LONG = 1000
 
 QUESTIONS = {  # headings of the gallery and the studies under each; studies under no heading come last
-    "Does it train at this depth?": ("loss_vs_depth", "trainability_map", "will_it_train", "mnist_conv",
-                                      "cifar_conv"),
+    "Does it train at this depth?": ("loss_vs_depth", "best_settings", "trainability_map", "will_it_train",
+                                     "mnist_conv", "cifar_conv"),
     "What does depth do to gradients?": ("depth_vs_gradient", "shattered_gradients"),
     "What does depth do to the Jacobian's singular values?": ("jacobian_spectra", "highway_theory",
                                                               "spectra_through_training"),
