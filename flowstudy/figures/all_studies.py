@@ -64,12 +64,9 @@ def regenerate(studies: Studies, profile: str, only: str | None, device: str, ou
 
 def on_gpu(device: str) -> bool:
     """Whether studies run on a GPU, where several at once would compete for its memory."""
-    return device.startswith("cuda") or (device == "auto" and gpu_is_there())
+    from flowstudy.sweep.workers.tasks import found_device  # imports torch, which takes a second
 
-
-def gpu_is_there() -> bool:
-    import torch  # takes a second: figures from the store need none
-    return torch.cuda.is_available()
+    return found_device(device).startswith("cuda")
 
 
 def is_made(folder: Path) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -15,6 +14,7 @@ from flowstudy.arguments import check_one_of, check_whole
 from flowstudy.data import load_dataset
 from flowstudy.progress import progress_bar
 from flowstudy.refusal import RefusalError
+from flowstudy.sweep.workers.tasks import found_device
 from flowstudy.torch_arguments import check_device_or_auto
 from flowstudy.trainability import Trainability, trainability
 from flowstudy.trainability.trials.rates import USUAL_RATES
@@ -67,8 +67,7 @@ def known_outcomes(families: Sequence[str] = (*FAMILIES, MAP), *, train: bool = 
         kept = read_rows(KEPT)
         return kept[kept["family"].isin(families)].reset_index(drop=True)
     check_device_or_auto("known_outcomes", "device", device)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = found_device(device)
     wanted = chosen_nets(families)
     path = Path(store) / f"will_it_train_{dataset}_{steps}.csv"
     done = read_rows(path) if path.exists() else pd.DataFrame()

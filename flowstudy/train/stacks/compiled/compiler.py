@@ -22,6 +22,7 @@ from flowstudy.whole_file import remove, write_whole
 
 HERE = Path(__file__).parent
 SOURCES = ("products.h", "functions.h", "steps.c")
+BUILT = "steps.so"
 COMPILERS = ("cc", "gcc", "clang")
 # No -ffast-math: nan and infinity are how a net that diverged is known.
 FLAGS = ("-O3", "-fno-math-errno", "-ffp-contract=fast", "-std=gnu11", "-shared", "-fPIC")
@@ -66,7 +67,8 @@ def library() -> tuple[ctypes.CDLL | None, str]:
                     return declared(ctypes.CDLL(str(kept))), ""
                 except OSError:  # damaged: the next process makes it anew
                     remove(kept)
-            return declared(ctypes.CDLL(str(compile_into(Path(apart), compiler)))), ""
+            built = Path(apart, BUILT)  # there already where it could not be kept
+            return declared(ctypes.CDLL(str(built if built.exists() else compile_into(Path(apart), compiler)))), ""
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", "") or str(error)
         return None, f"{' '.join(compiler)} failed: {said.strip().splitlines()[-1] if said.strip() else error!r}"
@@ -121,7 +123,7 @@ def is_ours(path: Path) -> bool:
 
 
 def compile_into(folder: Path, compiler: Command) -> Path:
-    target = folder / "steps.so"
+    target = folder / BUILT
     for which in OF_THIS_PROCESSOR:
         command = [*compiler, *FLAGS, *which, str(HERE / "steps.c"), "-o", str(target), "-lm"]
         try:
