@@ -12,7 +12,7 @@ import itertools
 import sys
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
@@ -178,12 +178,12 @@ def main(device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
          rounds: Annotated[int, typer.Option(help="the best of so many; a tenth of it for the conv net")] = 30) -> None:
     warnings.filterwarnings("ignore", message="Full backward hook is firing")  # BackPACK's
     place = torch.device(device)
-    report(f"A training step, batch {BATCH}", table(place, rounds), machine(place), json)
+    report(f"A training step, batch {BATCH}", list(table(place, rounds)), machine(place), json)
 
 
-def table(device: torch.device, rounds: int, monitored: tuple[Monitored, ...] = MONITORED) -> list[dict]:
-    return [row for name, build, optimizer, divisor in monitored
-            for row in compare(name, partial(Task, build, device, optimizer), device, max(1, rounds // divisor))]
+def table(device: torch.device, rounds: int, monitored: tuple[Monitored, ...] = MONITORED) -> Iterator[dict]:
+    for name, build, optimizer, divisor in monitored:
+        yield from compare(name, partial(Task, build, device, optimizer), device, max(1, rounds // divisor))
 
 
 def compare(net: str, task: Callable[[], Task], device: torch.device, rounds: int) -> list[dict]:

@@ -34,7 +34,9 @@ def main(device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     report(f"Jacobian spectra, {SAMPLES} samples, body of the net", rows, about, json)
 
 
-def compare(name: str, kind: type, width: int, depth: int, device: torch.device, about: dict) -> list[dict]:
+def compare(name: str, kind: type, width: int, depth: int, device: torch.device, about: dict,
+            rounds: int | None = None) -> list[dict]:
+    """A row for every route; the best of `rounds`, None for as many as the size bears."""
     samples = SAMPLES if width * depth <= 256 * 100 else 2  # all 16 would take an hour, and more than the memory
     net, x = net_and_samples(kind, width, depth, device, samples)
     body, single = net.blocks, kind(width, width, depth, 10, "tanh").to(device)
@@ -62,7 +64,8 @@ def compare(name: str, kind: type, width: int, depth: int, device: torch.device,
         "ours product": lambda: ours("product"),
     }
     large = samples < SAMPLES
-    seconds = seconds_of(contenders, device, repeats=1 if large else 3 if width > 64 else 9, warm_up=not large)
+    rounds = rounds or (1 if large else 3 if width > 64 else 9)
+    seconds = seconds_of(contenders, device, rounds, warm_up=not large)
     reference = results["ours product"]
     operations = 2 * samples * width**3 * (depth - 1) * (2 if kind is HighwayNet else 1)
     volume, h = 0.0, x

@@ -157,11 +157,12 @@ def loop(net: nn.Module, wrap: Callable[[nn.Module], nn.Module], x: torch.Tensor
 
 
 def ours(nets: int, depth: int, x: torch.Tensor, y: torch.Tensor, batch: int,
-         make: Callable[[int], nn.Module] = net_of, backend: str | None = None) -> tuple[Steps, int, Callable[[], int]]:
+         make: Callable[[int], nn.Module] = net_of, backend: str | None = None,
+         most: int = 80) -> tuple[Steps, int, Callable[[], int]]:
     many = stack([make(depth) for _ in range(nets)], x.device)
     group = Group(many, torch.full((nets,), 0.9), x, y, padded_size(batch), backend)
     group.set_rate(torch.full((nets,), 0.005))
-    count = 5 if x.device.type == "cpu" else 80
+    count = min(most, 5 if x.device.type == "cpu" else 80)
     plan = batches(SAMPLES, batch, 0, 0).part(0, min(count, SAMPLES // batch))
     return lambda: group.run(plan), len(plan), lambda: sum(chunk.bytes() for chunk in group.chunks)
 

@@ -1,5 +1,6 @@
 """`python -m benchmarks.gpu` goes through on emulated devices, says what failed, and is read back."""
 
+import itertools
 import json
 import os
 import shutil
@@ -56,10 +57,22 @@ def test_what_fails_or_is_late_is_recorded_and_the_rest_goes_on(tmp_path):
     record = Record(tmp_path / "out", 60.0, 8, 16.0, "smoke")
     assert record.attempt("wrong", lambda: [{"share": 1 / 0}]) == []
     assert record.attempt("late", lambda: [iter(int, 1).__next__() for _ in iter(int, 1)], share=1e-3) == []
+    half = itertools.chain([{"depth": 10}], iter(lambda: 1 / 0, None))
+    assert record.attempt("half", lambda: half) == [{"depth": 10}]
+    assert record.parts["half"]["error"] == "ZeroDivisionError: division by zero"
     assert record.attempt("right", lambda: [{"loss": 0.25}]) == [{"loss": 0.25}]
     text = read(tmp_path / "out")
     assert "Failed: ZeroDivisionError: division by zero" in text and "Failed: Late: not done after" in text
     assert "| loss |\n| --- |\n| 0.25 |" in text
+
+
+def test_the_files_that_are_run_on_a_gpu_are_those_that_pytest_finds_tests_for_it_in():
+    from benchmarks.gpu.parts import files_with_gpu_tests
+
+    found = subprocess.run([sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "gpu", "tests"], cwd=ROOT,
+                           capture_output=True, text=True, check=True, timeout=600).stdout
+    wanted = {str(ROOT / line.split("::")[0]) for line in found.splitlines() if "::" in line}
+    assert set(files_with_gpu_tests()) == wanted
 
 
 def test_the_bundle_is_small_and_holds_what_the_command_imports(tmp_path):

@@ -1,10 +1,11 @@
 """The tables, in the order of their value: each a function (device, sizes, record) -> rows."""
 
 import platform
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -32,7 +33,7 @@ class Sizes:
     """How large each part is.
 
     Attributes:
-        tests: what pytest is given beside `-m gpu`.
+        tests: what pytest is given beside `-m gpu` and the files that have such tests; () for all of these.
         dataset: of the nets that are trained on both devices.
         samples: how many of its samples, for one epoch.
         depths: of the stacks whose steps are timed, with `nets` nets of the paper's widths.
@@ -40,12 +41,12 @@ class Sizes:
         loop_depth: of the loop over nets, and of the stack beside it.
         widths: of the spectra.
         spectrum_depth: of the spectra.
-        rounds: the best of so many: of steps; ten times as many for the monitor.
+        rounds: the best of so many: of steps and spectra; three times as many for the monitor.
         copy_mb: of the copy that measures the memory's rate.
         monitored: of `benchmarks.monitor`: which nets train, with which optimizers.
     """
 
-    tests: tuple[str, ...] = ("tests",)
+    tests: tuple[str, ...] = ()
     dataset: str = "mnist"
     samples: int = 2_000
     depths: tuple[int, ...] = (10, 20, 50, 100)
@@ -89,12 +90,12 @@ def about(device: torch.device, sizes: Sizes, record: Record) -> Rows:
 
 
 def device_tests(device: torch.device, sizes: Sizes, record: Record) -> Rows:
-    """Those marked `gpu`, in a process of their own, for at most its share of the time; files that import what
-    the machine lacks count as errors."""
+    """Those marked `gpu`, in a process of their own, for at most its share of the time."""
+    wanted = sizes.tests or files_with_gpu_tests()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "tests.xml")
         done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu and not slow", "-p", "no:cacheprovider",
-                               "--continue-on-collection-errors", f"--junitxml={report}", *sizes.tests],
+                               "--continue-on-collection-errors", f"--junitxml={report}", *wanted],
                               cwd=ROOT, capture_output=True, text=True, timeout=SHARE * record.left())
         if not report.exists():
             raise RuntimeError(f"pytest ended with status {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
@@ -104,8 +105,15 @@ def device_tests(device: torch.device, sizes: Sizes, record: Record) -> Rows:
     for case in cases:
         for trouble in (*case.findall("failure"), *case.findall("error")):
             words = trouble.get("message") or trouble.text or ""
-            rows.append({"name": f"{case.get('classname')}.{case.get('name')}", "message": words[:300]})
+            rows.append({"name": f"{case.get('classname')}.{case.get('name')}", "message": words[:300],
+                         "end of the report": (trouble.text or "")[-1500:]})
     return rows
+
+
+def files_with_gpu_tests() -> list[str]:
+    """Others may import what a machine that was not installed lacks.  A test is of a GPU by its mark or its fixture."""
+    return sorted(str(path) for path in ROOT.glob("tests/test_*.py")
+                  if re.search(r"mark\.gpu\b|def test_\w+\([^)]*\bdevice\b", path.read_text(encoding="utf-8")))
 
 
 def beside_cpu(device: torch.device, sizes: Sizes, record: Record) -> Rows:
@@ -123,18 +131,17 @@ def beside_cpu(device: torch.device, sizes: Sizes, record: Record) -> Rows:
              "same nets diverged": bool(row["same"])} for (net, activation), row in rows.iterrows()]
 
 
-def steps(device: torch.device, sizes: Sizes, record: Record) -> Rows:
+def steps(device: torch.device, sizes: Sizes, record: Record) -> Iterator[dict]:
     """ms a step of a stack; `share of the limit` is the time in which the memory can read the weights twice and the
     velocities once, and write both, over the time measured."""
-    rate, rows = copy_rate(device, sizes.copy_mb), []
+    rate = copy_rate(device, sizes.copy_mb)
     for depth in sizes.depths:
         for net, width in (("plain", 71), ("highway", 50)):
             setup = Steps(net, depth, width, sizes.nets)
             row = ms_a_step(setup, device, sizes.rounds, kernels=True)
             limit = 1e3 * 5 * setup.weight_bytes() / rate
-            rows.append({"net": net, "depth": depth, "width": width, "nets": sizes.nets, "batch": setup.batch} | row |
-                        {"limit [ms]": limit, "share of the limit": limit / row["ms a step"]})
-    return rows
+            yield {"net": net, "depth": depth, "width": width, "nets": sizes.nets, "batch": setup.batch} | row | {
+                "limit [ms]": limit, "share of the limit": limit / row["ms a step"]}
 
 
 def ms_a_step(setup: Steps, device: torch.device, rounds: int = 3, kernels: bool = False) -> dict:
@@ -142,11 +149,15 @@ def ms_a_step(setup: Steps, device: torch.device, rounds: int = 3, kernels: bool
     y = torch.randint(training.CLASSES, (training.SAMPLES,), device=device)
     go, count, _ = training.ours(setup.nets, setup.depth, x, y, setup.batch, setup.make)
     row = {"ms a step": 1e3 * seconds_of({"ours": go}, device, rounds)["ours"] / count}
-    return row | ({"kernels a step": kernels_of(go) / count or None} if kernels else {})
+    if kernels:
+        go, count, _ = training.ours(setup.nets, setup.depth, x, y, setup.batch, setup.make, most=2)
+        row["kernels a step"] = kernels_of(go) / count or None
+    return row
 
 
 def kernels_of(call: Callable[[], object]) -> int:
-    """What the profiler sees run on the device; 0 where it sees nothing."""
+    """What the profiler sees run on the device in a second call; 0 where it sees nothing."""
+    call()
     with torch.profiler.profile() as profile:
         call()
         torch.cuda.synchronize()
@@ -159,26 +170,24 @@ def beside_the_loop(device: torch.device, sizes: Sizes, record: Record) -> Rows:
     return training.compare(device, sizes.loop_depth, 20, [sizes.nets], False, sizes.rounds, rate)
 
 
-def spectra(device: torch.device, sizes: Sizes, record: Record) -> Rows:
+def spectra(device: torch.device, sizes: Sizes, record: Record) -> Iterator[dict]:
     """The table of `benchmarks.spectrum`, where the reference is the product route on the GPU; and that one's own
     wrong values beside the CPU's."""
-    rows, facts = [], machine(device)
+    facts = machine(device)
     for width in sizes.widths:
         for name, kind in spectrum.NETS.items():
-            rows += spectrum.compare(name, kind, width, sizes.spectrum_depth, device, facts)
+            yield from spectrum.compare(name, kind, width, sizes.spectrum_depth, device, facts, sizes.rounds)
             found = []
             for place in (torch.device("cpu"), device):
                 net, x = spectrum.net_and_samples(kind, width, sizes.spectrum_depth, place, 2)
                 found.append(jacobian_spectrum(net.blocks, x, samples=2, method="product").log_singular_values.cpu())
             wrong = ~((found[1] - found[0]).abs() < 0.01)
-            rows.append({"net": name, "width": width, "depth": sizes.spectrum_depth, "samples": 2,
-                         "route": "ours product beside the CPU's",
-                         "wrong values": wrong.sum(-1).double().mean().item()})
-    return rows
+            yield {"net": name, "width": width, "depth": sizes.spectrum_depth, "samples": 2,
+                   "route": "ours product beside the CPU's", "wrong values": wrong.sum(-1).double().mean().item()}
 
 
-def monitors(device: torch.device, sizes: Sizes, record: Record) -> Rows:
-    return monitor.table(device, 10 * sizes.rounds, sizes.monitored)
+def monitors(device: torch.device, sizes: Sizes, record: Record) -> Iterator[dict]:
+    return monitor.table(device, 3 * sizes.rounds, sizes.monitored)
 
 
 def copy_rate(device: torch.device, mb: int) -> float:
@@ -188,7 +197,7 @@ def copy_rate(device: torch.device, mb: int) -> float:
     return 2 * source.nbytes / seconds_of({"copy": lambda: target.copy_(source)}, device)["copy"]
 
 
-PARTS: dict[str, Callable[[torch.device, Sizes, Record], Rows]] = {
+PARTS: dict[str, Callable[[torch.device, Sizes, Record], Iterable[dict]]] = {
     "machine": about,
     "device tests": device_tests,
     "losses beside the CPU's": beside_cpu,

@@ -6,7 +6,7 @@ import signal
 import tarfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from flowstudy.whole_file import write_whole
@@ -45,14 +45,15 @@ class Record:
         """Seconds to the deadline."""
         return self.seconds - (time.monotonic() - self.started)
 
-    def attempt(self, name: str, part: Callable[[], Rows], share: float = SHARE) -> Rows:
-        """The rows of a part, [] if it fails or takes more than `share` of the time left: the failure is its record,
-        and others follow.  A name that was there has the new rows added."""
+    def attempt(self, name: str, part: Callable[[], Iterable[dict]], share: float = SHARE) -> Rows:
+        """The rows of a part: those that it has given when it fails or has taken more than `share` of the time left.
+        The failure is recorded with them, and others follow.  A name that was there has the new rows added."""
         started, found = time.monotonic(), {"rows": []}
         print(f"{name} ({self.left():.0f} s left)", flush=True)
         try:
             with at_most(share * self.left()):
-                found["rows"] = part()
+                for row in part():
+                    found["rows"].append(row)
         except (Exception, Late) as error:
             found |= {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()[-4000:]}
             print(found["error"], flush=True)
