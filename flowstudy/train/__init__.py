@@ -3,7 +3,8 @@
 from .checkpoint import Checkpoint
 from .convolutional.recipe import CIFAR_RECIPE, MNIST_RECIPE, ConvHistory, Recipe, train_conv
 from .convolutional.runs import CONV_NETS, ConvRun, conv_grid, load_images, train_conv_nets, train_conv_study
-from .loop import History, Moment, RecordAt, Settings, train
+from .loop import History, Settings, train
+from .observing import Moment, RecordAt
 from .stacks.ensemble import Stack, stack, stack_states
 
 __all__ = [

@@ -41,10 +41,19 @@ class Checkpoint:
         self.written: float = time.monotonic()
 
     def due(self) -> bool:
+        """Whether `seconds` have passed since the last write, or since the Checkpoint was made.
+
+        Returns:
+            True or False.
+        """
         return time.monotonic() - self.written >= self.seconds
 
     def save(self, state: dict[str, Any]) -> None:
-        """Tensors, numbers, strings, and lists and dicts of them."""
+        """Write the state, and keep the file before it as <name>.before.
+
+        Args:
+            state: tensors, numbers, strings, and lists and dicts of them.
+        """
         content = io.BytesIO()
         torch.save({"key": self.key, "state": state}, content)
         with contextlib.suppress(OSError):  # there is none yet; or the folder takes no files, which `write` will say
@@ -53,7 +62,12 @@ class Checkpoint:
         self.written = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """What was saved last, on the CPU, or before it where that is damaged; None where nothing can be used."""
+        """Read the state that was saved last, or the one before it where the last is damaged.
+
+        Returns:
+            The state, its tensors on the CPU; None where there is none that can be used.  A file that is damaged or of
+            another run is renamed to <name>.unreadable, with a warning.
+        """
         for path, otherwise in ((self.path, "its run goes on from the one before, or starts again"),
                                 (before(self.path), "its run starts again")):
             try:
@@ -78,7 +92,11 @@ class Checkpoint:
     @takes(path=check_path)
     @staticmethod
     def key_of(path: Path, read: Callable[[Path], bytes] = read_whole) -> str | list[str] | None:
-        """What the run of this file is, or of the one before it; None where neither can be read."""
+        """Which run a checkpoint file is of.
+
+        Returns:
+            The key of the file, or of the one before it; None where neither can be read.
+        """
         for one in (Path(path), before(Path(path))):
             with contextlib.suppress(Exception):  # whatever a damaged file makes torch.load raise; `load` will say so
                 return contents(read(one))["key"]

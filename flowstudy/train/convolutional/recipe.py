@@ -46,7 +46,14 @@ class Recipe:
 
     @takes(epoch=a_whole(0))
     def rate(self, epoch: int) -> float:
-        """Of the epoch that follows `epoch` passes."""
+        """The learning rate of one epoch.
+
+        Args:
+            epoch: passes over the training set before it.
+
+        Returns:
+            `learning_rate`, divided by ten at each of `drops` that has been reached.
+        """
         return self.learning_rate * 0.1 ** sum(epoch >= drop for drop in self.drops)
 
 

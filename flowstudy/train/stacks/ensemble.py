@@ -36,14 +36,22 @@ class Stack:
         return len(next(iter(self.state.values())))
 
     def __call__(self, x: Float[Tensor, "sample *inputs"]) -> Float[Tensor, "net sample outputs"]:
-        """Every net's outputs for the same inputs."""
+        """Every net's outputs for the same inputs.
+
+        Returns:
+            (net, sample, outputs), in the nets' dtype and on their device.
+        """
         if self.activations:
             return torch.cat([self.part(nets)(x) for _, nets in runs_of(self.activations)])
         return torch.func.vmap(functools.partial(one_net, self.template), in_dims=(0, None))(self.state, x)
 
     @takes(nets=instance_of(slice, "a slice"))
     def part(self, nets: slice) -> "Stack":
-        """Nets that follow each other; the template has their activation where all have the same."""
+        """The nets of a slice; the template has their activation where all have the same.
+
+        Returns:
+            A Stack whose parameters are views of this one's.
+        """
         state, names = {name: value[nets] for name, value in self.state.items()}, self.activations[nets]
         if len(set(names)) == 1:
             return Stack(with_activation(self.template, names[0]), state)
@@ -51,13 +59,21 @@ class Stack:
 
     @takes(kept=TENSOR)
     def only(self, kept: Bool[Tensor, " net"]) -> "Stack":
-        """Without the other nets."""
+        """The nets that are marked True, in their order.
+
+        Returns:
+            A Stack with copies of their parameters.
+        """
         names = tuple(itertools.compress(self.activations, kept.tolist()))
         return Stack(self.template, {name: value[kept.to(value.device)] for name, value in self.state.items()}, names)
 
     @takes(index=a_whole(0))
     def net(self, index: int) -> nn.Module:
-        """One of the nets, as a module of its own."""
+        """One of the nets, as a module of its own.
+
+        Returns:
+            A module of the template's class, on the stack's device, with copies of that net's parameters.
+        """
         one = self.part(slice(index, index + 1))
         module = copy.deepcopy(one.template)
         module.load_state_dict({name: value[0] for name, value in one.state.items()})
