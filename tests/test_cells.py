@@ -13,6 +13,7 @@ from scipy import stats
 from flowstudy.kinds import KINDS
 from flowstudy.nets import HighwayNet, PlainNet, ResidualNet
 from flowstudy.sweep import Cell, cells, grid, random_search
+from flowstudy.sweep.cells import DECAY_LAWS
 
 # --- grid ------------------------------------------------------------------------------------------------------------
 
@@ -215,6 +216,13 @@ def test_random_search_draws_the_authors_distribution(decay_law):
                column["gate_bias"]]
     correlation = np.corrcoef(numbers)[np.triu_indices(5, 1)]
     assert np.abs(correlation).max() * math.sqrt(len(plan)) < 4.5
+
+
+def test_the_laws_of_the_decay_by_their_quantiles():
+    """From .9 to .99: the middle of the uniform law is .945; of the log-uniform one 1 - sqrt(.1 x .01)."""
+    for name, middle in (("uniform", 0.945), ("log-uniform", 1 - math.sqrt(0.1 * 0.01))):
+        values = [DECAY_LAWS[name](0.9, 0.99, u) for u in (0.0, 0.5, 1.0)]
+        assert values == pytest.approx([0.9, middle, 0.99], abs=1e-15), name
 
 
 OLD_SEARCH = ["f4c70eaa547c8fa2", "0f044e91a61139d6", "d32e8eb5160c49c1"]  # from when the decay was uniform

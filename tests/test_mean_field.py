@@ -181,6 +181,13 @@ def test_maps_stay_at_the_fixed_points(point):
     assert (high - low) / (2 * step) == pytest.approx(math.exp(-1 / net.xi_q), rel=1e-8)
 
 
+@pytest.mark.parametrize("activation", ["tanh", "erf", "hard_tanh"])
+@pytest.mark.parametrize("weight_var", [1.5, 2.0, 6.0, 25.0])
+def test_odd_activations_without_biases_uncorrelate_inputs_exactly(activation, weight_var):
+    """phi(-x) = -phi(x): uncorrelated inputs stay so, whatever the rounding of the maps."""
+    assert theory.mean_field(activation, weight_var, 0.0).c == 0.0
+
+
 @pytest.mark.parametrize("point", POINTS, ids=str)
 def test_slopes_of_the_correlation_map(point):
     """dc'/dc at c = 1 is chi_1, and exp(-1 / xi_c) at c*; by differences, of width h^(1/2) at kinks' square roots."""

@@ -76,7 +76,7 @@ def task(*cells: fs.Cell) -> Task:
 
 @pytest.mark.usefixtures("annotations_unchecked")   # stand-ins for tasks and recipes
 def test_what_takes_long_is_told_before_it_starts(monkeypatch):
-    """Worked by hand; below the limits, and where timing fails, nothing is told."""
+    """Worked by hand; at the limit of a minute it is told, below it and where timing fails nothing is."""
     shallow = fs.grid(depth=2, seed=range(5), epochs=15, **SMALL)
     deep = fs.grid(depth=4, seed=range(5), epochs=30, **SMALL)[:5]
     monkeypatch.setattr(forecast, "seconds_per_update", lambda *_args: 10.0)
@@ -85,7 +85,9 @@ def test_what_takes_long_is_told_before_it_starts(monkeypatch):
     monkeypatch.setattr(forecast, "LONG", 100)
     # the largest: 30 epochs of 4 updates, 10 s each, 1200 s; the other has a quarter of its layers x updates
     assert forecast.forecast(tasks, load) == "about 0:25:00 expected"
-    monkeypatch.setattr(forecast, "WORTH", 2000)
+    monkeypatch.setattr(forecast, "WORTH", 1500)
+    assert forecast.forecast(tasks, load) == "about 0:25:00 expected"
+    monkeypatch.setattr(forecast, "WORTH", 1501)
     assert forecast.forecast(tasks, load) == ""
     monkeypatch.setattr(forecast, "seconds_per_update", lambda *_args: 1 / 0)
     assert forecast.forecast(tasks, load) == ""

@@ -297,6 +297,11 @@ def test_the_schema_refuses_what_the_reader_refuses(case):
     assert list(SCHEMA.iter_errors(yaml.safe_load(WRONG[case][0])))
 
 
+def test_the_schema_refuses_options_that_no_measurement_takes():
+    plan = {"grid": {"depth": 2}, "measure": "gradient_flow", "options": {"samples": 5}}
+    assert SCHEMA.is_valid(plan) and not SCHEMA.is_valid(plan | {"options": {"sample_count": 5}})
+
+
 @pytest.mark.parametrize("name", [field.name for field in fields(Cell)])
 def test_the_schema_knows_each_field_and_the_type_of_its_default(name):
     """Alone and in a list; a word is none of a number."""
