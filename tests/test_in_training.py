@@ -27,7 +27,7 @@ def compared(rows: pd.DataFrame, measured: str) -> pd.DataFrame:
 @pytest.mark.parametrize("measure, column", [("gradient_flow", "log10_error_signal_norm"),
                                              ("accuracy", "train_accuracy")])
 def test_a_moment_of_a_run_is_the_end_of_a_shorter_one(measure, column, tmp_path):
-    """Rows at epochs 0, 1, 3 and updates 2 and 9, the last, say so; those at an epoch are a shorter run's, to the bit."""
+    """Rows at epochs 0, 1, 3 and updates 2, 9 (the last) say so; those at an epoch are a shorter run's, to the bit."""
     at = RecordAt(epochs=[0, 1, -1], steps=[2, 9])
     rows = run(grid(**PLAN, epochs=3), measure=measure, at=at, store=tmp_path, progress=False)
     assert sorted(set(zip(rows["step"], rows["epoch"], strict=True))) == [(0, 0), (2, 2 / 3), (3, 1), (9, 3)]
