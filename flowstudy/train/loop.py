@@ -15,6 +15,7 @@ from flowstudy.data import Dataset
 from flowstudy.refusal import RefusalError
 from flowstudy.train.stacks.compiled.compiler import library
 from flowstudy.train.stacks.ensemble import Stack
+from flowstudy.train.stacks.four_launches.there import why_not
 from flowstudy.train.stacks.group import Group
 
 from .batches import batches, padded_size
@@ -23,6 +24,9 @@ from .observing import Moment, Observer, RecordAt
 from .precision import matrix_precision
 
 LEARNING_RATE_FLOOR = 1e-5  # Srivastava et al. 2015: a column of the authors' search tables
+# Of the backends that a machine may lack, why it has none; "" where it has.
+MISSING = {"compiled": lambda device: "" if device.type == "cpu" and library()[0] else library()[1] or f"on {device}",
+           "triton": lambda device: why_not(device) if device.type == "cuda" else f"on {device}"}
 SEGMENT = 1.0  # seconds of steps between two looks at the clock, where a checkpoint is kept
 
 
@@ -72,8 +76,8 @@ class History:
             before training.  nan from the epoch on in which the net diverged.
         diverged: the first epoch after which the loss was not finite; -1 for nets that stayed finite.
         stack: the nets as trained; one that diverged as it was after that epoch.
-        backend: what computed the steps: "compiled" C or "torch" on a CPU, "cuda graph" on a GPU.  The numbers of two
-            backends differ by rounding.
+        backend: what computed the steps: "compiled" C or "torch" on a CPU, "triton" or a "cuda graph" on a GPU.  The
+            numbers of two backends differ by rounding.
     """
 
     loss: Float[Tensor, "net epochs"]
@@ -167,12 +171,13 @@ def mean_loss(nets: Stack, data: Dataset) -> Float[Tensor, " net"]:
     return Group(nets, rest, data.x_train, data.y_train, padded_size(1)).loss().cpu()
 
 
-def usable(saved: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The state of a checkpoint, unless its steps were compiled and there is no compiler here."""
-    if saved is None or saved.get("backend") != "compiled" or library()[0] is not None:
+def usable(saved: dict[str, Any] | None, device: torch.device) -> dict[str, Any] | None:
+    """The state of a checkpoint, unless its steps cannot be had here: compiled ones, or those of a GPU."""
+    backend = saved.get("backend", "torch") if saved is not None else "torch"  # once there was no other
+    if backend not in MISSING or not (reason := MISSING[backend](device)):
         return saved
-    warnings.warn(f"train: the checkpoint was trained by compiled steps, which this machine has not ({library()[1]}): "
-                  "the run starts again, so that all of it has one backend.", stacklevel=2)
+    warnings.warn(f"train: the checkpoint was trained by {backend} steps, which this machine has not ({reason}): the "
+                  "run starts again, so that all of it has one backend.", stacklevel=2)
     return None
 
 
@@ -189,7 +194,7 @@ class Run:
         self.per_epoch = -(-self.samples // settings.batch_size)
         self.state = {name: value.detach().clone() for name, value in nets.state.items()}  # of dropped nets: their last
         self.nets = replace(nets, state=self.state)
-        self.saved = usable(checkpoint.load()) if checkpoint is not None else None
+        self.saved = usable(checkpoint.load(), data.x_train.device) if checkpoint is not None else None
         backend = self.saved.get("backend", "torch") if self.saved is not None else None  # once there was no other
         self.group = Group(self.nets, settings.momentum, data.x_train, data.y_train,
                            padded_size(min(settings.batch_size, self.samples)), backend)

@@ -1,28 +1,36 @@
 """Training steps as a CUDA graph: captured once, replayed without Python or launches in between."""
 
 import functools
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from flowstudy.train.batches import Batches
-
-from .any_module import StackedModules
-from .fully_connected import StackedFullyConnected
 
 STEPS = 8    # in one replay
 WARM_UP = 3  # steps before the capture, as torch asks
 
 
+@runtime_checkable
+class Steps(Protocol):
+    """Nets whose step runs on the device alone: no sizes, branches or copies that the host decides."""
+
+    x: Tensor
+
+    def __len__(self) -> int: ...
+    def set_rate(self, rate: Float[Tensor, " net"]) -> None: ...
+    def step(self, index: Int[Tensor, " sample"], weight: Float[Tensor, " sample"]) -> None: ...
+    def loss(self) -> Float[Tensor, " net"]: ...
+    def parameters(self) -> dict[str, Tensor]: ...
+    def velocities(self) -> dict[str, Tensor]: ...
+
+
 class GraphedSteps:
-    """A stack of nets whose steps are replayed; the nets' own otherwise.
+    """A stack of nets whose steps are replayed; the nets' own otherwise."""
 
-    Args:
-        nets: their `step(index, weight)` runs on the device alone: no sizes, branches or copies that the host decides.
-    """
-
-    def __init__(self, nets: StackedFullyConnected | StackedModules):
+    def __init__(self, nets: Steps):
         self.nets, self.x = nets, nets.x
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Batches]] = {}
 

@@ -18,6 +18,7 @@ from .compiled.compiler import chosen_backend
 from .compiled.nets import CompiledFullyConnected
 from .cuda_graph import GraphedSteps
 from .ensemble import Stack
+from .four_launches.there import gpu_backend
 from .fully_connected import StackedFullyConnected, affine_names, compiled_form, trains_by_hand
 
 CHUNK = 50           # nets: fewer share the cost of a call worse (25 take 6 % longer, 13 a third), more fill the memory
@@ -52,10 +53,10 @@ class Group:
         momentum: of each.
         x, y: the training set, on the device of the nets.
         samples: a step's batch, padding included.
-        backend: of BACKENDS, as a group that goes on has it; None: the first that these nets can have here.
+        backend: as a group that goes on has it; None: the first that these nets can have here.
 
     Attributes:
-        backend: what computes the steps: "compiled" C or "torch" on a CPU, "cuda graph" on a GPU.
+        backend: what computes the steps: "compiled" C or "torch" on a CPU, "triton" or a "cuda graph" on a GPU.
     """
 
     def __init__(self, nets: Stack, momentum: Float[Tensor, " net"], x: Tensor, y: Int[Tensor, " sample"],
@@ -132,27 +133,30 @@ def bytes_per_net(nets: Stack, data: Dataset, batch_size: int) -> int:
     weights = sum(value.nbytes for value in one.state.values())
     if data.x_train.device.type == "cpu":
         return 5 * weights  # with its velocity, and the copies that are taken in, handed out and checkpointed
-    build = builder(nets.template, data.x_train, data.y_train, samples, "cuda graph")
+    build = builder(nets.template, data.x_train, data.y_train, samples, backend_of(nets, data.x_train))
     return 3 * weights + build(one, momentum).bytes()
 
 
 def backend_of(nets: Stack, x: Tensor) -> str:
     """The first that these nets can have: what trains them is the same wherever they are stacked."""
-    if x.device.type == "cuda":
-        return "cuda graph"
     of_nets = next(iter(nets.state.values())).dtype
-    if of_nets is x.dtype is torch.float32 and trains_by_hand(nets.template) and compiled_form(nets.template):
-        return chosen_backend()
-    return "torch"
+    known = of_nets is x.dtype is torch.float32 and trains_by_hand(nets.template) and compiled_form(nets.template)
+    if x.device.type == "cuda":
+        return gpu_backend(nets.state) if known else "cuda graph"
+    return chosen_backend() if known else "torch"
 
 
 def builder(template: nn.Module, x: Tensor, y: Tensor, samples: int,
-            backend: str) -> Callable[[Stack, Tensor], StackedFullyConnected | StackedModules | CompiledFullyConnected]:
+            backend: str) -> Callable[[Stack, Tensor], Nets]:
     """What makes chunks of such nets: of a stack of them, and the momentum of each."""
-    if backend == "compiled":
+    if backend in ("compiled", "triton"):
+        if backend == "triton":
+            from .four_launches.nets import FourLaunches as Chunk  # Triton is not everywhere
+        else:
+            Chunk = CompiledFullyConnected
         form, names = compiled_form(template), affine_names(template)
-        return lambda nets, momentum: CompiledFullyConnected(nets.template, form, names, nets.state, momentum, x, y,
-                                                             samples, nets.activations)
+        return lambda nets, momentum: Chunk(nets.template, form, names, nets.state, momentum, x, y, samples,
+                                            nets.activations)
     if trains_by_hand(template):
         return lambda nets, momentum: StackedFullyConnected(nets.template, nets.state, momentum, x, y, samples,
                                                             nets.activations)

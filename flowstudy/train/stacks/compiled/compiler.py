@@ -18,6 +18,7 @@ import warnings
 from pathlib import Path
 
 from flowstudy.refusal import RefusalError
+from flowstudy.train.stacks.choice import CHOICE, wanted
 from flowstudy.whole_file import remove, write_whole
 
 HERE = Path(__file__).parent
@@ -29,8 +30,7 @@ FLAGS = ("-O3", "-fno-math-errno", "-ffp-contract=fast", "-std=gnu11", "-shared"
 OF_THIS_PROCESSOR = (("-march=native",), ("-mcpu=native",), ())  # in turn: not every compiler knows each
 PATIENCE = 120.0  # seconds for a compilation, which takes one to five
 
-CHOICE = "FLOWSTUDY_BACKEND"  # of the environment: compiled or torch; nothing: the first that is there
-BACKENDS = ("compiled", "torch")
+BACKENDS = ("compiled", "torch")  # on a CPU
 Command = tuple[str, ...]
 
 
@@ -38,16 +38,13 @@ def chosen_backend() -> str:
     """Of fully connected nets in float32 on a CPU: `compiled` where there is a C compiler, `torch` elsewhere.
 
     Raises:
-        RefusalError: the environment variable FLOWSTUDY_BACKEND names something else, or "compiled" without a compiler.
+        RefusalError: FLOWSTUDY_BACKEND asks for compiled steps where no compiler works.
     """
-    wanted = os.environ.get(CHOICE, "")
-    if wanted not in ("", *BACKENDS):
-        raise RefusalError(f"train: `{CHOICE}` must be one of {', '.join(BACKENDS)}, got {wanted!r}. Unset it: the "
-                           "fastest that is there is taken.")
-    if wanted == "torch":
+    asked = wanted()
+    if asked == "torch":
         return "torch"
     found, reason = library()
-    if wanted == "compiled" and found is None:
+    if asked == "compiled" and found is None:
         raise RefusalError(f"train: `{CHOICE}` must be torch where no C compiler works, got 'compiled': {reason}. "
                            "Install one (Debian: gcc, macOS: xcode-select --install), name it in CC, or unset it.")
     return "torch" if found is None else "compiled"

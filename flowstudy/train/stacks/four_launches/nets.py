@@ -1,0 +1,166 @@
+"""A stack of fully connected nets on a GPU whose steps are four launches of Triton's.
+
+Its numbers are those of StackedFullyConnected, to rounding: the order of sums differs, and products split each float32
+factor into three of 10 bits, which keeps float32's accuracy ("tf32x3"; "tf32" where training asks for it).
+"""
+
+import functools
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from . import kernels
+from .functions import BITS, KEEP_INPUT
+from .kernels import JOINS
+
+ROW = 4              # rows of weights begin at multiples of 16 bytes
+LEAST = 16           # rows or columns of a product of a GPU's matrix unit
+LARGEST = 128        # units, classes: tiles beyond it do not fit into a program's registers
+FEATURES = 64        # of the input, at a time
+SCRATCH_BYTES = 2**28  # of the losses of single samples
+
+
+class Launch(NamedTuple):
+    """How a kernel is compiled: its warps, how many loads ahead it runs, and the samples of a program."""
+
+    warps: int
+    stages: int
+    samples: int = 32
+
+
+# By the tile's units, as measured on an H100 (benchmarks/results/four_launches.md).
+PASSES = {16: Launch(4, 3), 32: Launch(4, 3), 64: Launch(4, 3), 128: Launch(8, 1)}
+UPDATES = {16: Launch(4, 1), 32: Launch(4, 1), 64: Launch(4, 1), 128: Launch(8, 1)}
+
+
+class FourLaunches:
+    """Same-structure nets, float32 on a GPU, with their velocities and the buffers of a step of `samples` samples.
+
+    Args:
+        template: a module of the nets' structure: `input`, `blocks`, `readout`.
+        join: how a block's output is made of its input and H: one of JOINS.
+        names: of the affine maps, from the input to the read-out.
+        state: parameters by name, (net, ...) each; copied.
+        momentum: (net,).
+        x, y: the training set that steps take their samples from.
+        samples: a step's batch, padding included.
+        activations: each net's; none: all have the template's.
+    """
+
+    def __init__(self, template: nn.Module, join: str, names: list[str], state: dict[str, Tensor],
+                 momentum: Float[Tensor, " net"], x: Float[Tensor, "sample feature"], y: Int[Tensor, " sample"],
+                 samples: int, activations: tuple[str, ...] = ()):
+        self.x, self.y, self.labels = x.contiguous(), y, y.int()
+        self.names, self.samples, self.layers = names, samples, len(names) - 2
+        first = state["readout.weight"]
+        nets, classes, width = first.shape
+        self.momentum = momentum.to(first)
+        self.scale = torch.zeros_like(self.momentum)
+        own = activations or (template.input.activation,) * nets
+        self.kinds = torch.tensor([BITS[name] for name in own], dtype=torch.int32, device=x.device)
+        maps = 2 if join == "highway" else 1
+        sizes = {"in": (width, x.shape[1]), "blocks": (self.layers, maps * width, width), "out": (classes, width)}
+        self.weights, self.moving = ({part: first.new_zeros(nets, *size[:-1], filled(size[-1]))
+                                      for part, size in sizes.items()} for _ in range(2))
+        self.biases, self.moving_biases = ({part: first.new_zeros(nets, *size[:-1]) for part, size in sizes.items()}
+                                           for _ in range(2))
+        for name, view in self.parameters().items():
+            view.copy_(state[name].detach())
+        self.saved = first.new_empty(nets, self.layers + 1, 1 + maps, width, samples)
+        self.deltas = first.new_empty(nets, classes, samples)
+        self.passes, self.updates = PASSES[tiled(width)], UPDATES[tiled(width)]
+        self.sizes = {"WIDTH": width, "ROW": filled(width), "U": tiled(width), "JOIN": JOINS.index(join)}
+        self.ends = {"FEATURES": x.shape[1], "INPUT_ROW": filled(x.shape[1]), "F": min(FEATURES, tiled(x.shape[1]))}
+        self.classes = {"CLASSES": classes, "C": tiled(classes)}
+        self.kind = {"PRESENT": sum(BITS[name] for name in set(own))}
+        self.keeps = {"KEEPS_INPUT": any(name in KEEP_INPUT for name in own)}
+
+    def __len__(self) -> int:
+        return len(self.momentum)
+
+    def set_rate(self, rate: Float[Tensor, " net"]) -> None:
+        """Step sizes: the factor on the gradient, (1 - momentum) included."""
+        self.scale.copy_(-rate)
+
+    @torch.no_grad()
+    def step(self, index: Int[Tensor, " sample"], weight: Float[Tensor, " sample"]) -> None:
+        """Every net takes a step on the mean loss of these samples; `weight` is each one's part in the mean."""
+        w, v, b, vb = self.weights, self.moving, self.biases, self.moving_biases
+        nets, batch = len(self), {"BATCH": self.samples}
+        passes, updates = options(self.passes, self.samples), options(self.updates, self.samples)
+        grid = nets, -(-self.samples // passes["S"])
+        kernels.forward[grid](
+            w["in"], b["in"], w["blocks"], b["blocks"], w["out"], b["out"], self.x, self.labels, index, weight,
+            self.scale, self.kinds, self.saved, self.deltas, self.layers, **self.ends, **self.sizes, **self.classes,
+            **self.kind, **self.keeps, **batch, **passes)
+        kernels.backward[grid](w["blocks"], w["out"], self.kinds, self.saved, self.deltas, self.layers, **self.sizes,
+                               **self.classes, **self.kind, **self.keeps, **batch, **passes)
+        updates.pop("STAGES")
+        slots = self.saved.shape[2]
+        ends = {name: size for name, size in self.sizes.items() if name != "JOIN"}
+        kernels.update_ends[-(-self.ends["FEATURES"] // self.ends["F"]), nets](
+            w["in"], v["in"], b["in"], vb["in"], w["out"], v["out"], b["out"], vb["out"], self.x, index, self.deltas,
+            self.saved, self.momentum, self.layers, **self.ends, **ends, **self.classes, **batch, SLOTS=slots,
+            **updates)
+        if self.layers:
+            kernels.update_blocks[self.layers * (slots - 1), nets](
+                w["blocks"], v["blocks"], b["blocks"], vb["blocks"], self.saved, self.momentum, self.layers,
+                **self.sizes, **batch, **updates)
+
+    @torch.no_grad()
+    def loss(self) -> Float[Tensor, " net"]:
+        """Mean cross-entropy [nats per sample] over the training set, float64."""
+        w, b = self.weights, self.biases
+        passes, count = options(self.passes, self.passes.samples), len(self.x)
+        found = self.momentum.new_empty(len(self), count)
+        kernels.losses[-(-count // passes["S"]), len(self)](
+            w["in"], b["in"], w["blocks"], b["blocks"], w["out"], b["out"], self.x, self.labels, self.kinds, found,
+            self.layers, count, **self.ends, **self.sizes, **self.classes, **self.kind, **passes)
+        return found.sum(1, dtype=torch.float64) / count
+
+    def parameters(self) -> dict[str, Tensor]:
+        """By name, (net, ...) each; views of what steps change."""
+        return self.views(self.weights, self.biases)
+
+    def velocities(self) -> dict[str, Tensor]:
+        return self.views(self.moving, self.moving_biases)
+
+    def views(self, weights: dict[str, Tensor], biases: dict[str, Tensor]) -> dict[str, Tensor]:
+        enter, *blocks, leave = self.names
+        found = {}
+        places = [("in", enter, ()), *(("blocks", name, (layer,)) for layer, name in enumerate(blocks)),
+                  ("out", leave, ())]
+        for part, name, layer in places:
+            inputs = self.x.shape[1] if part == "in" else self.biases["in"].shape[1]
+            found[f"{name}.weight"] = weights[part][(slice(None), *layer)][..., :inputs]
+            found[f"{name}.bias"] = biases[part][(slice(None), *layer)]
+        return found
+
+    def bytes(self) -> int:
+        """Of weights, velocities and the buffers of a step."""
+        numbers = [self.saved, self.deltas, *(value for part in (self.weights, self.moving, self.biases,
+                                                                self.moving_biases) for value in part.values())]
+        return sum(value.nbytes for value in numbers)
+
+
+def options(launch: Launch, samples: int) -> dict[str, object]:
+    """What a kernel is compiled with besides sizes."""
+    return {"S": min(launch.samples, tiled(samples)), "PRECISION": precision(), "STAGES": launch.stages,
+            "num_warps": launch.warps}
+
+
+def precision() -> str:
+    """As `matrix_precision` has it for torch's own products."""
+    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def filled(size: int) -> int:
+    return -(-size // ROW) * ROW
+
+
+@functools.cache
+def tiled(size: int) -> int:
+    """The power of two that holds so many, at least LEAST."""
+    return max(LEAST, 1 << (size - 1).bit_length())
