@@ -38,23 +38,50 @@ for kind,width,act in ((HighwayNet,50,"tanh"),(PlainNet,71,"relu"),(HighwayNet,5
         g,plan=group(kind,width,10,3,b,x,y,act=act); g.run(plan); res[b]=(g.state(),g.loss())
     a,b=res["triton"],res["cuda graph"]
     say(what="gap",kind=kind.__name__,act=act,weights=max(((a[0][k]-b[0][k]).norm()/b[0][k].norm()).item() for k in b[0]),loss=(a[1]/b[1]-1).abs().max().item(),losses=a[1].tolist())
-def tryset(kind,width,depth,K,setting,**kw):
-    size=four.tiled(width); before=four.PASSES[size]; four.PASSES[size]=four.Launch(*setting)
-    try: say(what="setting",kind=kind.__name__,depth=depth,K=K,setting=setting,**timed(kind,width,depth,K,"triton",**kw))
-    except Exception as e: say(what="failed",setting=setting,error=repr(e)[:300])
-    finally: four.PASSES[size]=before
-if len(sys.argv)>1: sys.exit()
-for s in [(4,3,32),(4,3,16),(4,2,16),(4,1,16),(2,3,16),(8,3,16)]: tryset(HighwayNet,50,50,100,s,rounds=2)
-for s in [(8,1,32),(8,1,16),(8,2,16),(16,1,32),(16,1,16)]: tryset(PlainNet,71,50,100,s,rounds=2)
-for kind,width,depth,K in ((HighwayNet,50,10,100),(HighwayNet,50,50,1),(HighwayNet,50,50,264),(PlainNet,71,10,100)):
-    for b in ("triton","cuda graph"):
-        say(what="steps",kind=kind.__name__,depth=depth,K=K,backend=b,**timed(kind,width,depth,K,b,rounds=2))
-# where the time goes
-x=torch.randn(N,784,device=dev); y=torch.randint(10,(N,),device=dev)
-g,plan=group(HighwayNet,50,50,100,"triton",x,y); g.run(plan.part(0,8)); torch.cuda.synchronize()
-with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as p:
-    g.run(plan.part(0,8)); torch.cuda.synchronize()
-for e in p.key_averages(): say(what="kernel",name=e.key[:60],count=e.count,us=e.device_time_total/max(e.count,1))
-x60=torch.randn(60000,784,device=dev); y60=torch.randint(10,(60000,),device=dev)
-for b in ("triton","cuda graph"):
-    g,_=group(HighwayNet,50,10,100,b,x60,y60); g.loss(); torch.cuda.synchronize(); t=time.time(); g.loss(); torch.cuda.synchronize(); say(what="loss60000",backend=b,s=time.time()-t)
+
+def profiled(what, kind,width,depth,K,launches,rows=None):
+    f,b,u=launches
+    size=four.two_tiles(width)[0]
+    old=(four.FORWARD[size],four.BACKWARD[size],four.UPDATES[four.tiled(width)],four.ROWS)
+    four.FORWARD[size],four.BACKWARD[size],four.UPDATES[four.tiled(width)]=four.Launch(*f),four.Launch(*b),four.Launch(*u)
+    if rows: four.ROWS=rows
+    try:
+        g,plan=group(kind,width,depth,K,"triton",X,Y); g.run(plan.part(0,9)); torch.cuda.synchronize()
+        s=seconds_of({"step":lambda:g.run(plan)},dev,2)["step"]/len(plan)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as p:
+            g.run(plan.part(0,8)); torch.cuda.synchronize()
+        say(what=what,kind=kind.__name__,depth=depth,K=K,launches=launches,rows=rows,ms=1e3*s,us={e.key[:20]:round(e.device_time_total/e.count,1) for e in p.key_averages() if e.count==8})
+    except Exception as e: say(what="failed",launches=launches,error=repr(e)[:300])
+    finally: four.FORWARD[size],four.BACKWARD[size],four.UPDATES[four.tiled(width)],four.ROWS=old
+X=torch.randn(N,784,device=dev); Y=torch.randint(10,(N,),device=dev)
+U4=(4,1,32)
+for f in ((4,3,32),(4,2,32),(4,1,32)): profiled("settings",HighwayNet,50,50,100,(f,f,U4))
+profiled("rows",HighwayNet,50,50,100,((4,2,32),(4,3,32),(2,1,32)),32)
+profiled("rows",HighwayNet,50,50,100,((4,2,32),(4,3,32),(8,1,32)),64)
+for f in ((4,3,32),(4,2,32),(4,1,32),(8,2,32)): profiled("settings",PlainNet,71,50,100,(f,f,(8,1,32)))
+profiled("rows",PlainNet,71,50,100,((4,3,32),(4,2,32),(4,1,32)),32)
+for f in ((4,2,32),(4,1,32)):
+    for K in (132,264): profiled("full card",HighwayNet,50,50,K,(f,f,U4))
+# side by side: two groups on two streams, replays in turn
+def beside(name, groups):
+    streams=[torch.cuda.Stream() for _ in groups]; parts=[g[1].part(i,i+8) for g in groups[:1] for i in range(0,80,8)]
+    for (g,plan),st in zip(groups,streams):
+        with torch.cuda.stream(st): g.run(plan.part(0,8))
+    torch.cuda.synchronize(); t=time.time()
+    for _ in range(3):
+        for part in parts:
+            for (g,plan),st in zip(groups,streams):
+                with torch.cuda.stream(st): g.run(part)
+    torch.cuda.synchronize(); both=(time.time()-t)/240
+    alone=[]
+    for g,plan in groups:
+        t=time.time()
+        for _ in range(3):
+            for part in parts: g.run(part)
+        torch.cuda.synchronize(); alone.append(1e3*(time.time()-t)/240)
+    say(what=name,together_ms=1e3*both,alone_ms=alone)
+size=64
+for f in ((4,3,32),(4,2,32)):
+    four.FORWARD[64]=four.BACKWARD[64]=four.Launch(*f)
+    beside(f"two of 50, {f}",[group(HighwayNet,50,50,50,"triton",X,Y) for _ in range(2)])
+    beside(f"highway and plain, {f}",[group(HighwayNet,50,50,100,"triton",X,Y),group(PlainNet,71,50,100,"triton",X,Y)])

@@ -19,7 +19,6 @@ ROW = 4              # rows of weights begin at multiples of 16 bytes
 LEAST = 16           # rows or columns of a product of a GPU's matrix unit
 LARGEST = 128        # units, classes: tiles beyond it do not fit into a program's registers
 FEATURES = 64        # of the input, at a time
-SCRATCH_BYTES = 2**28  # of the losses of single samples
 
 
 class Launch(NamedTuple):
@@ -30,8 +29,9 @@ class Launch(NamedTuple):
     samples: int = 32
 
 
-# By the tile's units, as measured on an H100 (benchmarks/results/four_launches.md).
-PASSES = {16: Launch(4, 3), 32: Launch(4, 3), 64: Launch(4, 3), 128: Launch(8, 1)}
+# By the first tile's units, as measured on an H100 (benchmarks/results/four_launches.md).
+FORWARD = {16: Launch(4, 3), 32: Launch(4, 3), 64: Launch(4, 3), 128: Launch(8, 1)}
+BACKWARD = {16: Launch(4, 3), 32: Launch(4, 3), 64: Launch(4, 3), 128: Launch(8, 1)}
 UPDATES = {16: Launch(4, 1), 32: Launch(4, 1), 64: Launch(4, 1), 128: Launch(8, 1)}
 
 
@@ -70,8 +70,10 @@ class FourLaunches:
             view.copy_(state[name].detach())
         self.saved = first.new_empty(nets, self.layers + 1, 1 + maps, width, samples)
         self.deltas = first.new_empty(nets, classes, samples)
-        self.passes, self.updates = PASSES[tiled(width)], UPDATES[tiled(width)]
-        self.sizes = {"WIDTH": width, "ROW": filled(width), "U": tiled(width), "JOIN": JOINS.index(join)}
+        units, rest = two_tiles(width)
+        self.launches = FORWARD[units], BACKWARD[units], UPDATES[units]
+        self.sizes = {"WIDTH": width, "ROW": filled(width)}
+        self.tiles, self.join = {"U": units, "V": rest}, {"JOIN": JOINS.index(join)}
         self.ends = {"FEATURES": x.shape[1], "INPUT_ROW": filled(x.shape[1]), "F": min(FEATURES, tiled(x.shape[1]))}
         self.classes = {"CLASSES": classes, "C": tiled(classes)}
         self.kind = {"PRESENT": sum(BITS[name] for name in set(own))}
@@ -88,36 +90,34 @@ class FourLaunches:
     def step(self, index: Int[Tensor, " sample"], weight: Float[Tensor, " sample"]) -> None:
         """Every net takes a step on the mean loss of these samples; `weight` is each one's part in the mean."""
         w, v, b, vb = self.weights, self.moving, self.biases, self.moving_biases
-        nets, batch = len(self), {"BATCH": self.samples}
-        passes, updates = options(self.passes, self.samples), options(self.updates, self.samples)
-        grid = nets, -(-self.samples // passes["S"])
-        kernels.forward[grid](
+        nets, slots, width = len(self), self.saved.shape[2], self.sizes["WIDTH"]
+        forward, backward, update = (options(launch, self.samples) for launch in self.launches)
+        common = {**self.sizes, **self.classes, "BATCH": self.samples}
+        passes = {**common, **self.tiles, **self.join, **self.kind, **self.keeps}
+        kernels.forward[nets, -(-self.samples // forward["S"])](
             w["in"], b["in"], w["blocks"], b["blocks"], w["out"], b["out"], self.x, self.labels, index, weight,
-            self.scale, self.kinds, self.saved, self.deltas, self.layers, **self.ends, **self.sizes, **self.classes,
-            **self.kind, **self.keeps, **batch, **passes)
-        kernels.backward[grid](w["blocks"], w["out"], self.kinds, self.saved, self.deltas, self.layers, **self.sizes,
-                               **self.classes, **self.kind, **self.keeps, **batch, **passes)
-        updates.pop("STAGES")
-        slots = self.saved.shape[2]
-        ends = {name: size for name, size in self.sizes.items() if name != "JOIN"}
+            self.scale, self.kinds, self.saved, self.deltas, self.layers, **self.ends, **passes, **forward)
+        kernels.backward[nets, -(-self.samples // backward["S"])](
+            w["blocks"], w["out"], self.kinds, self.saved, self.deltas, self.layers, **passes, **backward)
+        del update["STAGES"]
         kernels.update_ends[-(-self.ends["FEATURES"] // self.ends["F"]), nets](
             w["in"], v["in"], b["in"], vb["in"], w["out"], v["out"], b["out"], vb["out"], self.x, index, self.deltas,
-            self.saved, self.momentum, self.layers, **self.ends, **ends, **self.classes, **batch, SLOTS=slots,
-            **updates)
+            self.saved, self.momentum, self.layers, **self.ends, **common, COLUMNS=tiled(width), SLOTS=slots, **update)
         if self.layers:
             kernels.update_blocks[self.layers * (slots - 1), nets](
                 w["blocks"], v["blocks"], b["blocks"], vb["blocks"], self.saved, self.momentum, self.layers,
-                **self.sizes, **batch, **updates)
+                **self.sizes, **self.tiles, **self.join, BATCH=self.samples, **update)
 
     @torch.no_grad()
     def loss(self) -> Float[Tensor, " net"]:
         """Mean cross-entropy [nats per sample] over the training set, float64."""
-        w, b = self.weights, self.biases
-        passes, count = options(self.passes, self.passes.samples), len(self.x)
+        w, b, count = self.weights, self.biases, len(self.x)
+        forward = options(self.launches[0], count)
         found = self.momentum.new_empty(len(self), count)
-        kernels.losses[-(-count // passes["S"]), len(self)](
+        kernels.losses[-(-count // forward["S"]), len(self)](
             w["in"], b["in"], w["blocks"], b["blocks"], w["out"], b["out"], self.x, self.labels, self.kinds, found,
-            self.layers, count, **self.ends, **self.sizes, **self.classes, **self.kind, **passes)
+            self.layers, count, **self.ends, **self.sizes, **self.classes, **self.tiles, **self.join, **self.kind,
+            **forward)
         return found.sum(1, dtype=torch.float64) / count
 
     def parameters(self) -> dict[str, Tensor]:
@@ -158,6 +158,13 @@ def precision() -> str:
 
 def filled(size: int) -> int:
     return -(-size // ROW) * ROW
+
+
+def two_tiles(width: int) -> tuple[int, int]:
+    """Powers of two that hold a layer's units: 64 and 16 hold 71 at two fifths of the work of 128."""
+    if 64 < width <= 96:
+        return 64, tiled(width - 64)
+    return tiled(width), 0
 
 
 @functools.cache
