@@ -26,6 +26,7 @@ from flowstudy.train import stack
 from flowstudy.train.batches import batches, padded_size
 from flowstudy.train.stacks.any_module import StackedModules
 from flowstudy.train.stacks.compiled.compiler import BACKENDS
+from flowstudy.train.stacks.four_launches.there import why_not
 from flowstudy.train.stacks.group import Group
 
 from .timing import machine, product_rate, report, seconds_of, synchronize
@@ -66,7 +67,8 @@ def compare(device: torch.device, depth: int, batch: int, nets: list[int], compi
         if wrap is torch.compile and not compile:
             continue
         contenders[name] = prepared(lambda w=wrap: loop(net_of(depth).to(device), w, x, y, batch), device, count)
-    for backend, count in itertools.product(BACKENDS if device.type == "cpu" else ("cuda graph",), nets):
+    backends = BACKENDS if device.type == "cpu" else ("cuda graph",) if why_not(device) else ("triton", "cuda graph")
+    for backend, count in itertools.product(backends, nets):
         contenders[f"{backend}, {count} nets"] = prepared(
             lambda b=backend, k=count: ours(k, depth, x, y, batch, backend=b), device, count)
     seconds = best_threads({name: made["steps"] for name, made in contenders.items()}, device, rounds)

@@ -1,5 +1,6 @@
 """The tables, in the order of their value: each a function (device, sizes, record) -> rows."""
 
+import itertools
 import platform
 import re
 import subprocess
@@ -11,6 +12,7 @@ from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from unittest import mock
 from xml.etree import ElementTree
 
 import torch
@@ -18,6 +20,8 @@ from torch import nn
 
 import flowstudy
 from flowstudy import ACTIVATIONS, HighwayNet, PlainNet, ResidualNet, grid, jacobian_spectrum, run
+from flowstudy.train.stacks import group
+from flowstudy.train.stacks.four_launches.there import why_not
 
 from .. import monitor, spectrum, training
 from ..timing import machine, product_rate, seconds_of
@@ -25,6 +29,7 @@ from .record import SHARE, Record, Rows
 
 ROOT = Path(__file__).resolve().parents[2]
 NETS = {"plain": PlainNet, "highway": HighwayNet, "residual": ResidualNet}
+WIDTHS = {"plain": 71, "highway": 50}  # the paper's
 VERSIONS = ("numpy", "scipy", "pandas", "pyarrow", "triton")
 
 
@@ -38,6 +43,7 @@ class Sizes:
         samples: how many of its samples, for one epoch.
         depths: of the stacks whose steps are timed, with `nets` nets of the paper's widths.
         nets: nets in a stack.
+        stacks: other sizes, whose steps are timed in parts.
         loop_depth: of the loop over nets, and of the stack beside it.
         widths: of the spectra.
         spectrum_depth: of the spectra.
@@ -51,6 +57,7 @@ class Sizes:
     samples: int = 2_000
     depths: tuple[int, ...] = (10, 20, 50, 100)
     nets: int = 100
+    stacks: tuple[int, ...] = (100, 264)
     loop_depth: int = 50
     widths: tuple[int, ...] = (64, 256)
     spectrum_depth: int = 100
@@ -60,7 +67,7 @@ class Sizes:
 
 
 FULL = Sizes()
-TINY = Sizes(("tests/test_gpu.py", "-k", "tf32"), "digits", 40, (2,), 2, 2, (3,), 3, 1, 1,
+TINY = Sizes(("tests/test_gpu.py", "-k", "tf32"), "digits", 40, (2,), 2, (2,), 2, (3,), 3, 1, 1,
              (("MLP, 1 layer", partial(monitor.mlp, 1), torch.optim.SGD, 10),))
 
 
@@ -73,6 +80,7 @@ class Steps:
     width: int
     nets: int
     batch: int = 20
+    backend: str | None = None
 
     def make(self, depth: int) -> nn.Module:
         return NETS[self.net](training.FEATURES, self.width, depth, training.CLASSES, "tanh")
@@ -135,22 +143,38 @@ def steps(device: torch.device, sizes: Sizes, record: Record) -> Iterator[dict]:
     """ms a step of a stack; `share of the limit` is the time in which the memory can read the weights twice and the
     velocities once, and write both, over the time measured."""
     rate = copy_rate(device, sizes.copy_mb)
-    for depth in sizes.depths:
-        for net, width in (("plain", 71), ("highway", 50)):
-            setup = Steps(net, depth, width, sizes.nets)
-            row = ms_a_step(setup, device, sizes.rounds, kernels=True)
-            limit = 1e3 * 5 * setup.weight_bytes() / rate
-            yield {"net": net, "depth": depth, "width": width, "nets": sizes.nets, "batch": setup.batch} | row | {
-                "limit [ms]": limit, "share of the limit": limit / row["ms a step"]}
+    for depth, (net, width), backend in itertools.product(sizes.depths, WIDTHS.items(), backends(device)):
+        setup = Steps(net, depth, width, sizes.nets, backend=backend)
+        row = ms_a_step(setup, device, sizes.rounds, kernels=True)
+        limit = 1e3 * 5 * setup.weight_bytes() / rate
+        yield {"net": net, "depth": depth, "width": width, "nets": sizes.nets, "batch": setup.batch,
+               "backend": backend} | row | {"limit [ms]": limit, "share of the limit": limit / row["ms a step"]}
+
+
+def side_by_side(device: torch.device, sizes: Sizes, record: Record) -> Iterator[dict]:
+    """ms a step of Triton's, by the parts into which a stack is divided on the GPU, and by its nets."""
+    if "triton" not in backends(device):
+        yield {"note": f"no steps of Triton's: {why_not(device)}"}
+        return
+    for (net, width), nets, parts in itertools.product(WIDTHS.items(), (1, *sizes.stacks), (1, 2, 3)):
+        if parts > nets:
+            continue
+        with mock.patch.object(group, "SIDE_BY_SIDE", parts):
+            row = ms_a_step(Steps(net, sizes.loop_depth, width, nets, backend="triton"), device, sizes.rounds)
+        yield {"net": net, "depth": sizes.loop_depth, "width": width, "nets": nets, "parts": parts} | row
+
+
+def backends(device: torch.device) -> tuple[str, ...]:
+    return ("cuda graph",) if why_not(device) else ("triton", "cuda graph")
 
 
 def ms_a_step(setup: Steps, device: torch.device, rounds: int = 3, kernels: bool = False) -> dict:
     x = torch.randn(training.SAMPLES, training.FEATURES, device=device)
     y = torch.randint(training.CLASSES, (training.SAMPLES,), device=device)
-    go, count, _ = training.ours(setup.nets, setup.depth, x, y, setup.batch, setup.make)
+    go, count, _ = training.ours(setup.nets, setup.depth, x, y, setup.batch, setup.make, setup.backend)
     row = {"ms a step": 1e3 * seconds_of({"ours": go}, device, rounds)["ours"] / count}
     if kernels:
-        go, count, _ = training.ours(setup.nets, setup.depth, x, y, setup.batch, setup.make, most=2)
+        go, count, _ = training.ours(setup.nets, setup.depth, x, y, setup.batch, setup.make, setup.backend, most=2)
         row["kernels a step"] = kernels_of(go) / count or None
     return row
 
@@ -203,6 +227,7 @@ PARTS: dict[str, Callable[[torch.device, Sizes, Record], Iterable[dict]]] = {
     "losses beside the CPU's": beside_cpu,
     "a step of a stack": steps,
     "beside a loop over nets": beside_the_loop,
+    "a stack in parts": side_by_side,
     "spectra": spectra,
     "the monitor": monitors,
 }

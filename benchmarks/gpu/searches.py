@@ -21,8 +21,8 @@ from .parts import Steps, ms_a_step
 from .record import Record
 
 EPOCHS = (400, 200, 100, 50, 20, 10, 4, 2, 1)  # what a group may have, and no more than its profile asks for
-SHARE = 0.7     # of the time left, for one group
-ALLOWED = 1.3   # a group's time over that of its steps, until a group has shown it
+SHARE = 0.9     # of the time left, for one group
+ALLOWED = 1.15  # a group's time over that of its steps, until a group has shown it
 RESERVE = 10.0  # seconds, to pack the store
 INIT = {"relu": "he_uniform", "tanh": "lecun_uniform"}  # of the study's notebook
 DEPTHS = (10, 20, 50, 100)  # likewise

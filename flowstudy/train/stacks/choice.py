@@ -16,6 +16,6 @@ def wanted() -> str:
     """
     name = os.environ.get(CHOICE, "")
     if name not in ("", *CHOICES):
-        raise RefusalError(f"train: `{CHOICE}` must be one of {', '.join(CHOICES)}, got {name!r}. Unset it: the fastest "
-                           "that is there is taken.")
+        raise RefusalError(f"train: `{CHOICE}` must be one of {', '.join(CHOICES)}, got {name!r}. Unset it: the "
+                           "fastest that is there is taken.")
     return name

@@ -7,7 +7,8 @@ bits of all); which of these a net has (kind, one bit) is read when the kernel r
 import triton
 import triton.language as tl
 
-BITS = {name: 1 << place for place, name in enumerate(("relu", "tanh", "sigmoid", "linear", "gelu", "hard_tanh", "erf"))}
+NAMES = ("relu", "tanh", "sigmoid", "linear", "gelu", "hard_tanh", "erf")
+BITS = {name: 1 << place for place, name in enumerate(NAMES)}
 RELU, TANH, SIGMOID, LINEAR, GELU, HARD_TANH, ERF = map(tl.constexpr, BITS.values())
 KEEP_INPUT = ("gelu", "erf")  # their derivative cannot be told from their value
 

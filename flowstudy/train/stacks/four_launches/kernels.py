@@ -121,7 +121,7 @@ def logits_of(w_in, b_in, w, b, w_out, b_out, x_all, sample, s, c, kind, at, lay
     return tl.where(c[:, None] < CLASSES, logits, -float("inf"))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["layers"])
 def forward(w_in, b_in, w, b, w_out, b_out, x_all, y_all, index, weight, scale, kinds, saved, deltas, layers,
             FEATURES: tl.constexpr, INPUT_ROW: tl.constexpr, WIDTH: tl.constexpr, ROW: tl.constexpr,
             CLASSES: tl.constexpr, BATCH: tl.constexpr, U: tl.constexpr, V: tl.constexpr, S: tl.constexpr,
@@ -144,7 +144,7 @@ def forward(w_in, b_in, w, b, w_out, b_out, x_all, y_all, index, weight, scale, 
     put(deltas + net * (CLASSES * BATCH), delta * part[None, :] * tl.load(scale + net), c, s, CLASSES, BATCH)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["layers", "samples"])
 def losses(w_in, b_in, w, b, w_out, b_out, x_all, y_all, kinds, found, layers, samples, FEATURES: tl.constexpr,
            INPUT_ROW: tl.constexpr, WIDTH: tl.constexpr, ROW: tl.constexpr, CLASSES: tl.constexpr, U: tl.constexpr,
            V: tl.constexpr, S: tl.constexpr, C: tl.constexpr, F: tl.constexpr, JOIN: tl.constexpr,
@@ -196,7 +196,7 @@ def transposed_product(weights, d, e, columns, u, v, past, WIDTH: tl.constexpr, 
     return g
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["layers"])
 def backward(w, w_out, kinds, saved, deltas, layers, WIDTH: tl.constexpr, ROW: tl.constexpr, CLASSES: tl.constexpr,
              BATCH: tl.constexpr, U: tl.constexpr, V: tl.constexpr, S: tl.constexpr, C: tl.constexpr,
              JOIN: tl.constexpr, PRESENT: tl.constexpr, KEEPS_INPUT: tl.constexpr, PRECISION: tl.constexpr,
@@ -275,7 +275,7 @@ def learn_bias(b, vb, error, rows, m, R: tl.constexpr, WIDTH: tl.constexpr, BATC
     learn(b + rows, vb + rows, step, m, rows < WIDTH)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["layers"])
 def update_blocks(w, v, b, vb, saved, momentum, layers, WIDTH: tl.constexpr, ROW: tl.constexpr, BATCH: tl.constexpr,
                   U: tl.constexpr, V: tl.constexpr, S: tl.constexpr, JOIN: tl.constexpr, PRECISION: tl.constexpr):
     """A program for each net and affine map of its blocks."""
@@ -298,7 +298,7 @@ def update_blocks(w, v, b, vb, saved, momentum, layers, WIDTH: tl.constexpr, ROW
         learn_bias(b, vb, error, last, m, V, WIDTH, BATCH, S)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["layers"])
 def update_ends(w_in, v_in, b_in, vb_in, w_out, v_out, b_out, vb_out, x_all, index, deltas, saved, momentum, layers,
                 FEATURES: tl.constexpr, INPUT_ROW: tl.constexpr, WIDTH: tl.constexpr, ROW: tl.constexpr,
                 CLASSES: tl.constexpr, BATCH: tl.constexpr, COLUMNS: tl.constexpr, S: tl.constexpr, C: tl.constexpr,

@@ -29,10 +29,9 @@ class Launch(NamedTuple):
     samples: int = 32
 
 
-# By the first tile's units, as measured on an H100 (benchmarks/results/four_launches.md).
-FORWARD = {16: Launch(4, 3), 32: Launch(4, 3), 64: Launch(4, 3), 128: Launch(8, 1)}
-BACKWARD = {16: Launch(4, 3), 32: Launch(4, 3), 64: Launch(4, 3), 128: Launch(8, 1)}
-UPDATES = {16: Launch(4, 1), 32: Launch(4, 1), 64: Launch(4, 1), 128: Launch(8, 1)}
+# As measured on an H100 (benchmarks/results/four_launches.md).
+DEEP, SHALLOW, WIDE = Launch(4, 3), Launch(4, 1), Launch(8, 1)
+OF_DEEP = 2**17  # bytes of a processor's shared memory that the backward pass takes with DEEP
 
 
 class FourLaunches:
@@ -71,7 +70,7 @@ class FourLaunches:
         self.saved = first.new_empty(nets, self.layers + 1, 1 + maps, width, samples)
         self.deltas = first.new_empty(nets, classes, samples)
         units, rest = two_tiles(width)
-        self.launches = FORWARD[units], BACKWARD[units], UPDATES[units]
+        self.passes, self.updates = launches(units, rest, maps, shared_memory(x.device))
         self.sizes = {"WIDTH": width, "ROW": filled(width)}
         self.tiles, self.join = {"U": units, "V": rest}, {"JOIN": JOINS.index(join)}
         self.ends = {"FEATURES": x.shape[1], "INPUT_ROW": filled(x.shape[1]), "F": min(FEATURES, tiled(x.shape[1]))}
@@ -91,14 +90,15 @@ class FourLaunches:
         """Every net takes a step on the mean loss of these samples; `weight` is each one's part in the mean."""
         w, v, b, vb = self.weights, self.moving, self.biases, self.moving_biases
         nets, slots, width = len(self), self.saved.shape[2], self.sizes["WIDTH"]
-        forward, backward, update = (options(launch, self.samples) for launch in self.launches)
+        forward, update = options(self.passes, self.samples), options(self.updates, self.samples)
+        tiles = -(-self.samples // forward["S"])
         common = {**self.sizes, **self.classes, "BATCH": self.samples}
         passes = {**common, **self.tiles, **self.join, **self.kind, **self.keeps}
-        kernels.forward[nets, -(-self.samples // forward["S"])](
+        kernels.forward[nets, tiles](
             w["in"], b["in"], w["blocks"], b["blocks"], w["out"], b["out"], self.x, self.labels, index, weight,
             self.scale, self.kinds, self.saved, self.deltas, self.layers, **self.ends, **passes, **forward)
-        kernels.backward[nets, -(-self.samples // backward["S"])](
-            w["blocks"], w["out"], self.kinds, self.saved, self.deltas, self.layers, **passes, **backward)
+        kernels.backward[nets, tiles](w["blocks"], w["out"], self.kinds, self.saved, self.deltas, self.layers, **passes,
+                                      **forward)
         del update["STAGES"]
         kernels.update_ends[-(-self.ends["FEATURES"] // self.ends["F"]), nets](
             w["in"], v["in"], b["in"], vb["in"], w["out"], v["out"], b["out"], vb["out"], self.x, index, self.deltas,
@@ -112,7 +112,7 @@ class FourLaunches:
     def loss(self) -> Float[Tensor, " net"]:
         """Mean cross-entropy [nats per sample] over the training set, float64."""
         w, b, count = self.weights, self.biases, len(self.x)
-        forward = options(self.launches[0], count)
+        forward = options(self.passes, count)
         found = self.momentum.new_empty(len(self), count)
         kernels.losses[-(-count // forward["S"]), len(self)](
             w["in"], b["in"], w["blocks"], b["blocks"], w["out"], b["out"], self.x, self.labels, self.kinds, found,
@@ -145,6 +145,25 @@ class FourLaunches:
         return sum(value.nbytes for value in numbers)
 
 
+def launches(units: int, rest: int, maps: int, shared: int) -> tuple[Launch, Launch]:
+    """Of the two passes, and of the updates.
+
+    Args:
+        units, rest: of the tiles that hold a layer.
+        maps: of a block.
+        shared: bytes of shared memory that a program can have.
+    """
+    if units > 64:
+        return WIDE, WIDE
+    return DEEP if shared >= OF_DEEP and (maps == 1 or not rest) else SHALLOW, SHALLOW
+
+
+def shared_memory(device: torch.device) -> int:
+    if device.type != "cuda":  # Triton's interpreter, which takes any
+        return OF_DEEP
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
 def options(launch: Launch, samples: int) -> dict[str, object]:
     """What a kernel is compiled with besides sizes."""
     return {"S": min(launch.samples, tiled(samples)), "PRECISION": precision(), "STAGES": launch.stages,
@@ -162,8 +181,8 @@ def filled(size: int) -> int:
 
 def two_tiles(width: int) -> tuple[int, int]:
     """Powers of two that hold a layer's units: 64 and 16 hold 71 at two fifths of the work of 128."""
-    if 64 < width <= 96:
-        return 64, tiled(width - 64)
+    if 64 < width <= 80:
+        return 64, 16
     return tiled(width), 0
 
 

@@ -42,8 +42,8 @@ def why_not(device: torch.device) -> str:
         driver.active.get_current_target()
     except ImportError:
         return "the package triton is not installed"
-    except RuntimeError as error:  # it finds no GPU of its own
-        return f"Triton says: {error}"
+    except (RuntimeError, AssertionError, OSError) as error:  # it finds no GPU, or no library of CUDA's
+        return f"Triton says: {str(error).splitlines()[0]}"
     capability = torch.cuda.get_device_capability(device)
     if capability < OLDEST:
         return f"the GPU has compute capability {'.'.join(map(str, capability))}, and {OLDEST[0]}.{OLDEST[1]} is needed"
