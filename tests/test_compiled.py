@@ -197,7 +197,7 @@ def test_a_compiler_that_fails_is_named(anew, tmp_path, says):
 
 def test_a_backend_that_cannot_be_is_refused(monkeypatch):
     monkeypatch.setenv(compiler.CHOICE, "fortran")
-    with pytest.raises(ValueError, match=r"^train: `FLOWSTUDY_BACKEND` must be one of compiled, torch, triton, got 'fortran'"):
+    with pytest.raises(ValueError, match=r"^train: `FLOWSTUDY_BACKEND` must be one of compiled, .*, got 'fortran'"):
         train(nets_of(range(2)), data(), settings([0.1, 0.1]))
 
 

@@ -93,7 +93,7 @@ def test_any_module_trains_as_on_the_cpu():
 
 
 def test_tf32_is_asked_for_and_given_back():
-    """Losses to tf32's ten bits; afterwards torch's switches stand as the user had set them."""
+    """Losses to tf32's ten bits, to which torch rounds and Triton cuts; afterwards torch's switches stand as before."""
     plan = settings([0.1, 0.2], batch_size=7)
     before = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = "tf32"
@@ -106,7 +106,7 @@ def test_tf32_is_asked_for_and_given_back():
         torch.backends.cuda.matmul.fp32_precision = before
     here = train(nets_of(range(2)), data(), plan)
     assert_same_training(exact, here)
-    assert_same_training(coarse, here, 0.02)
+    assert_same_training(coarse, here, 0.04)
 
 
 def test_data_on_another_device_than_the_nets_is_refused():

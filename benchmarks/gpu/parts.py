@@ -12,7 +12,6 @@ from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from unittest import mock
 from xml.etree import ElementTree
 
 import torch
@@ -20,7 +19,6 @@ from torch import nn
 
 import flowstudy
 from flowstudy import ACTIVATIONS, HighwayNet, PlainNet, ResidualNet, grid, jacobian_spectrum, run
-from flowstudy.train.stacks import group
 from flowstudy.train.stacks.four_launches.there import why_not
 
 from .. import monitor, spectrum, training
@@ -43,7 +41,7 @@ class Sizes:
         samples: how many of its samples, for one epoch.
         depths: of the stacks whose steps are timed, with `nets` nets of the paper's widths.
         nets: nets in a stack.
-        stacks: other sizes, whose steps are timed in parts.
+        stacks: other sizes of stacks.
         loop_depth: of the loop over nets, and of the stack beside it.
         widths: of the spectra.
         spectrum_depth: of the spectra.
@@ -57,7 +55,7 @@ class Sizes:
     samples: int = 2_000
     depths: tuple[int, ...] = (10, 20, 50, 100)
     nets: int = 100
-    stacks: tuple[int, ...] = (100, 264)
+    stacks: tuple[int, ...] = (1, 264)
     loop_depth: int = 50
     widths: tuple[int, ...] = (64, 256)
     spectrum_depth: int = 100
@@ -151,17 +149,11 @@ def steps(device: torch.device, sizes: Sizes, record: Record) -> Iterator[dict]:
                "backend": backend} | row | {"limit [ms]": limit, "share of the limit": limit / row["ms a step"]}
 
 
-def side_by_side(device: torch.device, sizes: Sizes, record: Record) -> Iterator[dict]:
-    """ms a step of Triton's, by the parts into which a stack is divided on the GPU, and by its nets."""
-    if "triton" not in backends(device):
-        yield {"note": f"no steps of Triton's: {why_not(device)}"}
-        return
-    for (net, width), nets, parts in itertools.product(WIDTHS.items(), (1, *sizes.stacks), (1, 2, 3)):
-        if parts > nets:
-            continue
-        with mock.patch.object(group, "SIDE_BY_SIDE", parts):
-            row = ms_a_step(Steps(net, sizes.loop_depth, width, nets, backend="triton"), device, sizes.rounds)
-        yield {"net": net, "depth": sizes.loop_depth, "width": width, "nets": nets, "parts": parts} | row
+def stack_sizes(device: torch.device, sizes: Sizes, record: Record) -> Iterator[dict]:
+    """ms a step by the nets of a stack."""
+    for (net, width), nets, backend in itertools.product(WIDTHS.items(), sizes.stacks, backends(device)):
+        row = ms_a_step(Steps(net, sizes.loop_depth, width, nets, backend=backend), device, sizes.rounds)
+        yield {"net": net, "depth": sizes.loop_depth, "width": width, "nets": nets, "backend": backend} | row
 
 
 def backends(device: torch.device) -> tuple[str, ...]:
@@ -227,7 +219,7 @@ PARTS: dict[str, Callable[[torch.device, Sizes, Record], Iterable[dict]]] = {
     "losses beside the CPU's": beside_cpu,
     "a step of a stack": steps,
     "beside a loop over nets": beside_the_loop,
-    "a stack in parts": side_by_side,
+    "smaller and larger stacks": stack_sizes,
     "spectra": spectra,
     "the monitor": monitors,
 }

@@ -1,8 +1,6 @@
 """Training steps as a CUDA graph: captured once, replayed without Python or launches in between."""
 
 import functools
-import itertools
-from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -33,7 +31,7 @@ class GraphedSteps:
     """A stack of nets whose steps are replayed; the nets' own otherwise."""
 
     def __init__(self, nets: Steps):
-        self.nets, self.x, self.stream = nets, nets.x, torch.cuda.Stream(nets.x.device)
+        self.nets, self.x = nets, nets.x
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Batches]] = {}
 
     def __len__(self) -> int:
@@ -53,20 +51,16 @@ class GraphedSteps:
 
     def run(self, batches: Batches) -> None:
         """A step for each batch."""
-        run_side_by_side([self], batches)
-
-    def replays(self, batches: Batches) -> Iterator[None]:
-        """The steps in turn, on this stack's own stream; the batches are on the device."""
-        first = 0
-        while first < len(batches):
-            steps = STEPS if first + STEPS <= len(batches) else 1
-            with torch.cuda.stream(self.stream):
+        with torch.cuda.device(self.x.device):  # whose current stream captures and replays
+            batches = Batches(*(part.to(self.x.device, non_blocking=True) for part in batches))
+            first = 0
+            while first < len(batches):
+                steps = STEPS if first + STEPS <= len(batches) else 1
                 graph, static = self.graphs.get(steps) or self.capture(batches.part(first, first + steps))
                 static.index.copy_(batches.index[first:first + steps])
                 static.weight.copy_(batches.weight[first:first + steps])
                 graph.replay()
-            first += steps
-            yield
+                first += steps
 
     def capture(self, like: Batches) -> tuple[torch.cuda.CUDAGraph, Batches]:
         """Record the steps; the nets are afterwards as they were."""
@@ -87,20 +81,6 @@ class GraphedSteps:
                 value.copy_(before[name])
         self.graphs[len(static)] = graph, static
         return graph, static
-
-
-def run_side_by_side(stacks: Sequence[GraphedSteps], batches: Batches) -> None:
-    """A step of each stack for each batch: what one computes hides where another waits for the memory."""
-    device = stacks[0].x.device
-    with torch.cuda.device(device):  # whose streams capture and replay
-        batches = Batches(*(part.to(device, non_blocking=True) for part in batches))
-        current = torch.cuda.current_stream()
-        for stack in stacks:
-            stack.stream.wait_stream(current)
-        for _ in itertools.zip_longest(*(stack.replays(batches) for stack in stacks)):
-            pass
-        for stack in stacks:
-            current.wait_stream(stack.stream)
 
 
 @functools.cache

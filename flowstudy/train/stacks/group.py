@@ -1,5 +1,4 @@
-"""The nets of a stack in training: on a CPU in chunks that the cache holds, a thread to a core; on a GPU as one or two.
-"""
+"""The nets of a stack in training: on a CPU in chunks that the cache holds, a thread to a core; on a GPU as one."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -17,14 +16,13 @@ from flowstudy.train.batches import Batches, padded_size
 from .any_module import StackedModules
 from .compiled.compiler import chosen_backend
 from .compiled.nets import CompiledFullyConnected
-from .cuda_graph import GraphedSteps, run_side_by_side
+from .cuda_graph import GraphedSteps
 from .ensemble import Stack
 from .four_launches.there import gpu_backend
 from .fully_connected import StackedFullyConnected, affine_names, compiled_form, trains_by_hand
 
 CHUNK = 50           # nets: fewer share the cost of a call worse (25 take 6 % longer, 13 a third), more fill the memory
 CHUNK_BYTES = 2**29  # of a chunk's buffers
-SIDE_BY_SIDE = 2     # parts of a stack on a GPU: the updates of one wait for the memory while another's passes compute
 COMPILED_CHUNK = 4   # nets, which share nothing: a core that is busy with other work then gets fewer of them
 CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
 
@@ -80,7 +78,7 @@ class Group:
         if not len(nets):
             return
         if self.on_gpu:
-            parts = chunk_slices(len(nets), len(nets), SIDE_BY_SIDE if self.backend == "triton" else 1)
+            parts = [slice(0, len(nets))]
         else:
             one = self.build(nets.part(slice(0, 1)), self.momentum[:1])
             most = COMPILED_CHUNK if self.backend == "compiled" else CHUNK
@@ -105,8 +103,9 @@ class Group:
 
     def run(self, batches: Batches) -> None:
         """A step for each batch."""
-        if self.on_gpu and self.chunks:
-            run_side_by_side(self.chunks, batches)
+        if self.on_gpu:
+            for chunk in self.chunks:
+                chunk.run(batches)
         else:
             in_threads(lambda chunk: chunk.run(batches), self.chunks)
 

@@ -139,10 +139,10 @@ class FourLaunches:
         return found
 
     def bytes(self) -> int:
-        """Of weights, velocities and the buffers of a step."""
+        """Of weights, velocities, the buffers of a step, and the losses of single samples."""
         numbers = [self.saved, self.deltas, *(value for part in (self.weights, self.moving, self.biases,
                                                                 self.moving_biases) for value in part.values())]
-        return sum(value.nbytes for value in numbers)
+        return sum(value.nbytes for value in numbers) + self.deltas.element_size() * len(self) * len(self.x)
 
 
 def launches(units: int, rest: int, maps: int, shared: int) -> tuple[Launch, Launch]:
@@ -172,7 +172,7 @@ def options(launch: Launch, samples: int) -> dict[str, object]:
 
 def precision() -> str:
     """As `matrix_precision` has it for torch's own products."""
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
 def filled(size: int) -> int:
