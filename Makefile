@@ -62,7 +62,7 @@ test: .venv/.dev ## the tests, but for the slow ones (PYTEST_ARGS=)
 test-types: .venv/.dev ## the same tests, the shapes and types in signatures checked at every call (PYTEST_ARGS=)
 	@$(PYTEST) -m "not slow" $(CHECKED) $(PYTEST_ARGS)
 
-test-slow: .venv/.dev ## the others, signatures checked: whole studies, killed runs, wide nets (PYTEST_ARGS=)
+test-slow: .venv/.triton ## the others, signatures checked: whole studies, killed runs, wide nets (PYTEST_ARGS=)
 	@$(PYTEST) -m slow $(CHECKED) $(PYTEST_ARGS)
 
 mutants: .venv/.dev ## small slips in the code, 11 a package, that no test notices: an hour (ARGS="--package nets --seed 1")
@@ -146,6 +146,12 @@ clean: ## remove .venv and caches; results and figures stay
 .venv/.dev: .venv/.studies
 	@echo "Installing what the tests need"
 	@$(PIP) -e '.[dev]'
+	@touch $@
+
+# Triton's steps for GPUs run in its interpreter, and are compiled, where there is no GPU; it exists for Linux alone.
+.venv/.triton: .venv/.dev
+	@if test "$$(uname -s)" = Linux; then \
+		echo "Installing Triton, without which the tests of a GPU's steps are skipped"; $(PIP) --no-deps triton; fi
 	@touch $@
 
 .venv/.types: .venv/.dev

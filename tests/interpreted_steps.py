@@ -25,7 +25,7 @@ FEATURES, CLASSES, DEPTH, STEPS = 70, 10, 4, 3  # 70 features are two tiles, the
 
 
 def trained(kind: str, activations: list[str], width: int, batch: int, dtype: torch.dtype, four: bool,
-            poisoned: bool = False) -> dict[str, torch.Tensor]:
+            poison: dict[str, tuple[int, float]] | None = None) -> dict[str, torch.Tensor]:
     """Weights, velocities and losses by name, in float64: three steps, the last of them on a batch that is not full."""
     made = [initialize(KINDS[kind](FEATURES, width, DEPTH, CLASSES, activations[0]), "glorot_normal", seed=seed)
             for seed in range(len(activations))]
@@ -35,8 +35,8 @@ def trained(kind: str, activations: list[str], width: int, batch: int, dtype: to
     y = torch.randint(CLASSES, (samples,), generator=draw)
     many = stack(made)
     state = {name: value.to(dtype) for name, value in many.state.items()}
-    if poisoned:
-        state["blocks.1.affine.weight"][0, 0, 0] = torch.nan
+    for name, (place, value) in (poison or {}).items():
+        state[name][0].flatten()[place] = value
     momentum = torch.linspace(0.3, 0.9, len(made), dtype=dtype)
     plan, data = batches(samples, batch, 0, 0), (momentum, x.to(dtype), y, padded_size(batch), tuple(activations))
     if four:
@@ -59,14 +59,16 @@ def errors(kind: str, activations: list[str], width: int, batch: int) -> dict[st
             for part in ("weight", "velocity", "loss")}
 
 
-def neighbours(kind: str) -> list[bool]:
-    """Of a stack whose first net has a nan: whether each net is finite, and whether the second is as without it."""
-    with_nan, without = (trained(kind, ["relu", "tanh"], 10, 7, torch.float32, four=True, poisoned=poisoned)
-                         for poisoned in (True, False))
-    finite = [bool(torch.stack([value[net].isfinite().all() for value in with_nan.values()]).all()) for net in (0, 1)]
-    return [*finite, all(torch.equal(value[1], without[name][1]) for name, value in with_nan.items())]
+def neighbours(kind: str, name: str, value: float) -> list[bool]:
+    """Of a stack whose first net has such a number: whether each net's loss is finite, torch's too, and whether the
+    second net is as without it."""
+    poison = {name: (1, value)}
+    ours, theirs = (trained(kind, ["tanh", "relu"], 10, 7, torch.float32, four, poison) for four in (True, False))
+    without = trained(kind, ["tanh", "relu"], 10, 7, torch.float32, four=True)
+    return [*ours["loss "].isfinite().tolist(), *theirs["loss "].isfinite().tolist(),
+            all(torch.equal(found[1], without[name][1]) for name, found in ours.items())]
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps([neighbours(*case) if len(case) == 1 else errors(*case) for case in json.loads(sys.argv[1])]))
+    print(json.dumps([neighbours(*case) if len(case) == 3 else errors(*case) for case in json.loads(sys.argv[1])]))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import re
 import subprocess
@@ -60,8 +61,13 @@ def test_steps_of_all_sizes_are_as_exact_as_torchs(kind, width):
 
 @needs_triton
 def test_a_net_that_diverged_leaves_its_neighbours_alone():
-    """nan stays in its own net, and the neighbour's numbers are the same to the last bit."""
-    assert interpreted([[kind] for kind in KINDS]) == [[False, True, True]] * len(KINDS)
+    """nan in a layer, or for one class alone, or infinity: the loss is finite where torch's is, and the neighbour's
+    numbers are the same to the last bit."""
+    places = [("blocks.1.affine.weight", math.nan), ("readout.bias", math.nan), ("input.affine.weight", math.inf)]
+    found = interpreted([[kind, *place] for kind in KINDS for place in places])
+    for one, other, torchs_one, torchs_other, same in found:
+        assert one == torchs_one and other and torchs_other and same
+    assert [one for one, *_ in found][:2] == [False, False]
 
 
 # --- on a machine without a GPU --------------------------------------------------------------------------------------
@@ -74,7 +80,7 @@ def test_triton_that_cannot_be_had_is_refused_and_torch_does_the_work(monkeypatc
     monkeypatch.delenv(CHOICE, raising=False)
     assert there.gpu_backend(state) == "cuda graph"
     monkeypatch.setenv(CHOICE, "triton")
-    with pytest.raises(ValueError, match=r"^train: `FLOWSTUDY_BACKEND` must be torch where .* got 'triton': there is no"):
+    with pytest.raises(ValueError, match=r"^train: `FLOWSTUDY_BACKEND` must be torch .* got 'triton': there is no GPU"):
         there.gpu_backend(state)
     assert train(nets_of(range(2)), data(), settings([0.1, 0.1])).backend in ("compiled", "torch")
     reason = ""
@@ -100,7 +106,9 @@ def test_a_run_of_a_gpu_starts_again_where_there_is_none(tmp_path):
 FLOATS, OTHERS = "*fp32", {"index": "*i64", "weight": "*fp64", "kinds": "*i32", "y_all": "*i32", "layers": "i32",
                            "samples": "i32"}
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a program can have, by compute capability
-SPILLED = {50: 0, 71: 256, 128: 320}  # bytes a thread: at 71 and 128 units the largest nets pass 255 registers
+# Bytes a thread, by capability and width: what passes its 255 registers, and goes to memory (the first level of cache
+# holds it).  None at the paper's widths on the H100; 128 units are the most that the kernels take.
+SPILLED = {80: {50: 64, 71: 32, 128: 896}, 90: {50: 0, 71: 0, 128: 384}, 100: {50: 0, 71: 32, 128: 384}}
 
 
 def needs(name: str, width: int, kind: str, capability: int, path: Path) -> tuple[int, int, int]:
@@ -110,11 +118,11 @@ def needs(name: str, width: int, kind: str, capability: int, path: Path) -> tupl
 
     from flowstudy.train.stacks.four_launches import kernels, nets
 
-    units, rest = nets.two_tiles(width)
-    passes, updates = nets.launches(units, rest, 2 if kind == "highway" else 1, SHARED[capability])
+    units, rest = nets.two_tiles(width, 2 if kind == "highway" else 1)
+    passes, updates = nets.launches(units, SHARED[capability])
     launch = updates if name.startswith("update") else passes
     function = getattr(kernels, name)
-    known = {"FEATURES": 784, "INPUT_ROW": 784, "F": nets.FEATURES, "WIDTH": width, "ROW": nets.filled(width),
+    known = {"FEATURES": 784, "INPUT_ROW": 784, "F": nets.FEATURES, "WIDTH": width, "ROW": nets.row_of(width),
              "CLASSES": 10, "C": 16, "BATCH": 20, "U": units, "V": rest, "COLUMNS": nets.tiled(width), "PRESENT": 3,
              "SLOTS": 3 if kind == "highway" else 2, "JOIN": kernels.JOINS.index(kind), "KEEPS_INPUT": False,
              "S": launch.samples, "STAGES": launch.stages, "PRECISION": "tf32x3"}
@@ -133,14 +141,13 @@ def needs(name: str, width: int, kind: str, capability: int, path: Path) -> tupl
 @needs_triton
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", SHARED)
-@pytest.mark.parametrize("kind, width", [("highway", 50), ("plain", 71), ("highway", 71), ("highway", 128)])
+@pytest.mark.parametrize("kind, width", [("highway", 50), ("plain", 71), ("highway", 128)])
 def test_kernels_fit_into_the_gpus_they_are_compiled_for(kind, width, capability, tmp_path):
-    """No kernel of the paper's widths has more than 255 registers a thread and the memory that a program can have, and
-    what it spills is little."""
-    for name in ("forward", "backward", "update_blocks", "update_ends", "losses"):
+    """Registers, what is spilled, and a program's memory are within the limits above."""
+    for name in ("step_forward", "step_backward", "update_blocks", "update_ends", "losses"):
         registers, spilled, shared = needs(name, width, kind, capability, tmp_path / "kernel.cubin")
         found = name, registers, spilled, shared
-        assert registers <= 255 and spilled <= SPILLED[width] and shared <= SHARED[capability], found
+        assert registers <= 255 and spilled <= SPILLED[capability][width] and shared <= SHARED[capability], found
 
 
 # --- on a GPU --------------------------------------------------------------------------------------------------------

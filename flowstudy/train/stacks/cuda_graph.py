@@ -14,7 +14,7 @@ WARM_UP = 3  # steps before the capture, as torch asks
 
 
 @runtime_checkable
-class Steps(Protocol):
+class StepsOnDevice(Protocol):
     """Nets whose step runs on the device alone: no sizes, branches or copies that the host decides."""
 
     x: Tensor
@@ -30,7 +30,7 @@ class Steps(Protocol):
 class GraphedSteps:
     """A stack of nets whose steps are replayed; the nets' own otherwise."""
 
-    def __init__(self, nets: Steps):
+    def __init__(self, nets: StepsOnDevice):
         self.nets, self.x = nets, nets.x
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Batches]] = {}
 

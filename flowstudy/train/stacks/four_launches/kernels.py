@@ -122,11 +122,11 @@ def logits_of(w_in, b_in, w, b, w_out, b_out, x_all, sample, s, c, kind, at, lay
 
 
 @triton.jit(do_not_specialize=["layers"])
-def forward(w_in, b_in, w, b, w_out, b_out, x_all, y_all, index, weight, scale, kinds, saved, deltas, layers,
-            FEATURES: tl.constexpr, INPUT_ROW: tl.constexpr, WIDTH: tl.constexpr, ROW: tl.constexpr,
-            CLASSES: tl.constexpr, BATCH: tl.constexpr, U: tl.constexpr, V: tl.constexpr, S: tl.constexpr,
-            C: tl.constexpr, F: tl.constexpr, JOIN: tl.constexpr, PRESENT: tl.constexpr, KEEPS_INPUT: tl.constexpr,
-            PRECISION: tl.constexpr, STAGES: tl.constexpr):
+def step_forward(w_in, b_in, w, b, w_out, b_out, x_all, y_all, index, weight, scale, kinds, saved, deltas, layers,
+                 FEATURES: tl.constexpr, INPUT_ROW: tl.constexpr, WIDTH: tl.constexpr, ROW: tl.constexpr,
+                 CLASSES: tl.constexpr, BATCH: tl.constexpr, U: tl.constexpr, V: tl.constexpr, S: tl.constexpr,
+                 C: tl.constexpr, F: tl.constexpr, JOIN: tl.constexpr, PRESENT: tl.constexpr, KEEPS_INPUT: tl.constexpr,
+                 PRECISION: tl.constexpr, STAGES: tl.constexpr):
     """A program for each net and S samples: all that the backward pass needs, and the error signal of the logits."""
     net = tl.program_id(0).to(tl.int64)
     s, c = tl.program_id(1) * S + tl.arange(0, S), tl.arange(0, C)
@@ -161,11 +161,13 @@ def losses(w_in, b_in, w, b, w_out, b_out, x_all, y_all, kinds, found, layers, s
     target, largest = tl.load(y_all + sample), tl.max(logits, 0)
     others = tl.where(c[:, None] == tl.argmax(logits, 0)[None, :], 0.0, tl.exp(logits - largest[None, :]))
     of_label = tl.sum(tl.where(c[:, None] == target[None, :], logits, 0.0), 0)
-    tl.store(found + net * samples + s, (largest - of_label) + log_one_plus(tl.sum(others, 0)), mask=s < samples)
+    of_nan = tl.sum(tl.where(logits != logits, logits, 0.0), 0)  # the largest number of some may not be nan
+    loss = (largest - of_label) + log_one_plus(tl.sum(others, 0)) + of_nan
+    tl.store(found + net * samples + s, loss, mask=s < samples)
 
 
 @triton.jit
-def errors_of(g, here, before, rows, s, kind, WIDTH: tl.constexpr, BATCH: tl.constexpr, JOIN: tl.constexpr,
+def error_signals(g, here, before, rows, s, kind, WIDTH: tl.constexpr, BATCH: tl.constexpr, JOIN: tl.constexpr,
               PRESENT: tl.constexpr, KEEPS_INPUT: tl.constexpr):
     """From the error signal g of some rows of a block's output: those of H's pre-activation and of the gate's, which
     are saved, and what reaches the block's input past both."""
@@ -197,10 +199,10 @@ def transposed_product(weights, d, e, columns, u, v, past, WIDTH: tl.constexpr, 
 
 
 @triton.jit(do_not_specialize=["layers"])
-def backward(w, w_out, kinds, saved, deltas, layers, WIDTH: tl.constexpr, ROW: tl.constexpr, CLASSES: tl.constexpr,
-             BATCH: tl.constexpr, U: tl.constexpr, V: tl.constexpr, S: tl.constexpr, C: tl.constexpr,
-             JOIN: tl.constexpr, PRESENT: tl.constexpr, KEEPS_INPUT: tl.constexpr, PRECISION: tl.constexpr,
-             STAGES: tl.constexpr):
+def step_backward(w, w_out, kinds, saved, deltas, layers, WIDTH: tl.constexpr, ROW: tl.constexpr, CLASSES: tl.constexpr,
+                  BATCH: tl.constexpr, U: tl.constexpr, V: tl.constexpr, S: tl.constexpr, C: tl.constexpr,
+                  JOIN: tl.constexpr, PRESENT: tl.constexpr, KEEPS_INPUT: tl.constexpr, PRECISION: tl.constexpr,
+                  STAGES: tl.constexpr):
     """A program for each net and S samples: the error signals of all pre-activations, in place of what was saved."""
     net = tl.program_id(0).to(tl.int64)
     s, c = tl.program_id(1) * S + tl.arange(0, S), tl.arange(0, C)
@@ -221,10 +223,10 @@ def backward(w, w_out, kinds, saved, deltas, layers, WIDTH: tl.constexpr, ROW: t
         layer = layers - 1 - back
         before, here = at + layer * OF_LAYER, at + (layer + 1) * OF_LAYER
         weights = w + layer * (MAPS * WIDTH * ROW)
-        d, of_gate, g = errors_of(g, here, before, u, s, kind, WIDTH, BATCH, JOIN, PRESENT, KEEPS_INPUT)
+        d, of_gate, g = error_signals(g, here, before, u, s, kind, WIDTH, BATCH, JOIN, PRESENT, KEEPS_INPUT)
         e, of_gate_too = d, of_gate
         if V:
-            e, of_gate_too, k = errors_of(k, here, before, v, s, kind, WIDTH, BATCH, JOIN, PRESENT, KEEPS_INPUT)
+            e, of_gate_too, k = error_signals(k, here, before, v, s, kind, WIDTH, BATCH, JOIN, PRESENT, KEEPS_INPUT)
             k = transposed_product(weights, d, e, v, u, v, k, WIDTH, ROW, V, PRECISION)
         g = transposed_product(weights, d, e, u, u, v, g, WIDTH, ROW, V, PRECISION)
         if JOIN == HIGHWAY:
@@ -263,6 +265,7 @@ def learn_part(w, v, error, x, rows, columns, m, R: tl.constexpr, WIDTH: tl.cons
         s = first + tl.arange(0, S)
         step = tl.dot(tile(error, rows, s, WIDTH, BATCH, BATCH), tl.trans(tile(x, columns, s, WIDTH, BATCH, BATCH)),
                       step, input_precision=PRECISION)
+    step = tl.where(columns[None, :] < WIDTH, step, 0.0)  # an infinite error times the padding's 0 is nan
     place = rows[:, None] * ROW + columns[None, :]
     learn(w + place, v + place, step, m, (rows[:, None] < WIDTH) & (columns[None, :] < ROW))
 
@@ -317,6 +320,7 @@ def update_ends(w_in, v_in, b_in, vb_in, w_out, v_out, b_out, vb_out, x_all, ind
         d = tile(at + SLOT, u, s, WIDTH, BATCH, BATCH)
         step = tl.dot(d, x, step, input_precision=PRECISION)
         of_bias += tl.sum(d, 1)
+    step = tl.where(f[None, :] < FEATURES, step, 0.0)
     place = net * (WIDTH * INPUT_ROW) + u[:, None] * INPUT_ROW + f[None, :]
     learn(w_in + place, v_in + place, step, m, (u[:, None] < WIDTH) & (f[None, :] < INPUT_ROW))
     if part == 0:
@@ -328,6 +332,7 @@ def update_ends(w_in, v_in, b_in, vb_in, w_out, v_out, b_out, vb_out, x_all, ind
             x = tile(at + layers * (SLOTS * SLOT), u, s, WIDTH, BATCH, BATCH)
             of_weight = tl.dot(d, tl.trans(x), of_weight, input_precision=PRECISION)
             of_class += tl.sum(d, 1)
+        of_weight = tl.where(u[None, :] < WIDTH, of_weight, 0.0)
         weights = net * (CLASSES * ROW) + c[:, None] * ROW + u[None, :]
         learn(w_out + weights, v_out + weights, of_weight, m, (c[:, None] < CLASSES) & (u[None, :] < ROW))
         learn(b_out + net * CLASSES + c, vb_out + net * CLASSES + c, of_class, m, c < CLASSES)

@@ -61,7 +61,7 @@ class FourLaunches:
         self.kinds = torch.tensor([BITS[name] for name in own], dtype=torch.int32, device=x.device)
         maps = 2 if join == "highway" else 1
         sizes = {"in": (width, x.shape[1]), "blocks": (self.layers, maps * width, width), "out": (classes, width)}
-        self.weights, self.moving = ({part: first.new_zeros(nets, *size[:-1], filled(size[-1]))
+        self.weights, self.moving = ({part: first.new_zeros(nets, *size[:-1], row_of(size[-1]))
                                       for part, size in sizes.items()} for _ in range(2))
         self.biases, self.moving_biases = ({part: first.new_zeros(nets, *size[:-1]) for part, size in sizes.items()}
                                            for _ in range(2))
@@ -69,11 +69,11 @@ class FourLaunches:
             view.copy_(state[name].detach())
         self.saved = first.new_empty(nets, self.layers + 1, 1 + maps, width, samples)
         self.deltas = first.new_empty(nets, classes, samples)
-        units, rest = two_tiles(width)
-        self.passes, self.updates = launches(units, rest, maps, shared_memory(x.device))
-        self.sizes = {"WIDTH": width, "ROW": filled(width)}
+        units, rest = two_tiles(width, maps)
+        self.passes, self.updates = launches(units, shared_memory(x.device))
+        self.sizes = {"WIDTH": width, "ROW": row_of(width)}
         self.tiles, self.join = {"U": units, "V": rest}, {"JOIN": JOINS.index(join)}
-        self.ends = {"FEATURES": x.shape[1], "INPUT_ROW": filled(x.shape[1]), "F": min(FEATURES, tiled(x.shape[1]))}
+        self.ends = {"FEATURES": x.shape[1], "INPUT_ROW": row_of(x.shape[1]), "F": min(FEATURES, tiled(x.shape[1]))}
         self.classes = {"CLASSES": classes, "C": tiled(classes)}
         self.kind = {"PRESENT": sum(BITS[name] for name in set(own))}
         self.keeps = {"KEEPS_INPUT": any(name in KEEP_INPUT for name in own)}
@@ -94,11 +94,11 @@ class FourLaunches:
         tiles = -(-self.samples // forward["S"])
         common = {**self.sizes, **self.classes, "BATCH": self.samples}
         passes = {**common, **self.tiles, **self.join, **self.kind, **self.keeps}
-        kernels.forward[nets, tiles](
+        kernels.step_forward[nets, tiles](
             w["in"], b["in"], w["blocks"], b["blocks"], w["out"], b["out"], self.x, self.labels, index, weight,
             self.scale, self.kinds, self.saved, self.deltas, self.layers, **self.ends, **passes, **forward)
-        kernels.backward[nets, tiles](w["blocks"], w["out"], self.kinds, self.saved, self.deltas, self.layers, **passes,
-                                      **forward)
+        kernels.step_backward[nets, tiles](
+            w["blocks"], w["out"], self.kinds, self.saved, self.deltas, self.layers, **passes, **forward)
         del update["STAGES"]
         kernels.update_ends[-(-self.ends["FEATURES"] // self.ends["F"]), nets](
             w["in"], v["in"], b["in"], vb["in"], w["out"], v["out"], b["out"], vb["out"], self.x, index, self.deltas,
@@ -145,17 +145,16 @@ class FourLaunches:
         return sum(value.nbytes for value in numbers) + self.deltas.element_size() * len(self) * len(self.x)
 
 
-def launches(units: int, rest: int, maps: int, shared: int) -> tuple[Launch, Launch]:
+def launches(units: int, shared: int) -> tuple[Launch, Launch]:
     """Of the two passes, and of the updates.
 
     Args:
-        units, rest: of the tiles that hold a layer.
-        maps: of a block.
+        units: of the larger tile that holds a layer.
         shared: bytes of shared memory that a program can have.
     """
     if units > 64:
         return WIDE, WIDE
-    return DEEP if shared >= OF_DEEP and (maps == 1 or not rest) else SHALLOW, SHALLOW
+    return DEEP if shared >= OF_DEEP else SHALLOW, SHALLOW
 
 
 def shared_memory(device: torch.device) -> int:
@@ -175,13 +174,16 @@ def precision() -> str:
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
-def filled(size: int) -> int:
+def row_of(size: int) -> int:
     return -(-size // ROW) * ROW
 
 
-def two_tiles(width: int) -> tuple[int, int]:
-    """Powers of two that hold a layer's units: 64 and 16 hold 71 at two fifths of the work of 128."""
-    if 64 < width <= 80:
+def two_tiles(width: int, maps: int) -> tuple[int, int]:
+    """Powers of two that hold a layer's units: 64 and 16 hold 71 at two fifths of the work of 128.
+
+    Blocks of two maps, highway ones, would then need more registers than there are.
+    """
+    if 64 < width <= 80 and maps == 1:
         return 64, 16
     return tiled(width), 0
 
