@@ -35,8 +35,8 @@ def main(device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
 
 
 def compare(name: str, kind: type, width: int, depth: int, device: torch.device, about: dict,
-            rounds: int | None = None) -> list[dict]:
-    """A row for every route; the best of `rounds`, None for as many as the size bears."""
+            rounds: int | None = None, without: str = "") -> list[dict]:
+    """A row for every route but `without`; the best of `rounds`, None for as many as the size bears."""
     samples = SAMPLES if width * depth <= 256 * 100 else 2  # all 16 would take an hour, and more than the memory
     net, x = net_and_samples(kind, width, depth, device, samples)
     body, single = net.blocks, kind(width, width, depth, 10, "tanh").to(device)
@@ -63,6 +63,7 @@ def compare(name: str, kind: type, width: int, depth: int, device: torch.device,
         "ours dense": lambda: ours("dense"),
         "ours product": lambda: ours("product"),
     }
+    contenders.pop(without, None)
     large = samples < SAMPLES
     rounds = rounds or (1 if large else 3 if width > 64 else 9)
     seconds = seconds_of(contenders, device, rounds, warm_up=not large)

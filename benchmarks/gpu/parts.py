@@ -45,7 +45,7 @@ class Sizes:
         loop_depth: of the loop over nets, and of the stack beside it.
         widths: of the spectra.
         spectrum_depth: of the spectra.
-        rounds: the best of so many: of steps and spectra; three times as many for the monitor.
+        rounds: the best of so many.
         copy_mb: of the copy that measures the memory's rate.
         monitored: of `benchmarks.monitor`: which nets train, with which optimizers.
     """
@@ -192,7 +192,8 @@ def spectra(device: torch.device, sizes: Sizes, record: Record) -> Iterator[dict
     facts = machine(device)
     for width in sizes.widths:
         for name, kind in spectrum.NETS.items():
-            yield from spectrum.compare(name, kind, width, sizes.spectrum_depth, device, facts, sizes.rounds)
+            yield from spectrum.compare(name, kind, width, sizes.spectrum_depth, device, facts, sizes.rounds,
+                                        without="autograd.functional.jacobian")  # 20 times as long as the others
             found = []
             for place in (torch.device("cpu"), device):
                 net, x = spectrum.net_and_samples(kind, width, sizes.spectrum_depth, place, 2)
@@ -203,7 +204,7 @@ def spectra(device: torch.device, sizes: Sizes, record: Record) -> Iterator[dict
 
 
 def monitors(device: torch.device, sizes: Sizes, record: Record) -> Iterator[dict]:
-    return monitor.table(device, 3 * sizes.rounds, sizes.monitored)
+    return monitor.table(device, sizes.rounds, sizes.monitored)
 
 
 def copy_rate(device: torch.device, mb: int) -> float:

@@ -19,6 +19,7 @@ from .record import STORE, records_in
 from .searches import FIGURE, plan
 
 STUDY, TOP = "loss_vs_depth", 10
+SETTING = ["net", "depth", "width", "seed", "activation", "gate_bias", "learning_rate", "momentum", "decay", "epoch"]
 
 
 def replicate(folder: Path, root: Path) -> str:
@@ -43,6 +44,7 @@ def replicate(folder: Path, root: Path) -> str:
              "finished": f"{last:%Y-%m-%d %H:%M} UTC", "device": f"one {machine['device']}",
              "versions": {"torch": machine["torch"]}, "parameters": parameters_of(cells)}
     write_record(root, about, figure_1_claims(loss, TOP))
+    kept_rows(loss).to_csv(root / "replication" / records["profile"] / "training_loss.csv", index=False)
     write_report(root)
     return f"{len(ended)} groups of figure 1, {len(cells)} nets: {root / 'REPLICATION.md'}"
 
@@ -52,6 +54,16 @@ def loss_and_provenance(cells: list[Cell], store: Store) -> tuple[pd.DataFrame, 
     table, keys = table_of("training_loss", {}), {cell.key for cell in cells}
     return store.load(cells, table), [footer["provenance"] for footer in store.footers(table)
                                       if not keys.isdisjoint(footer["cells"])]
+
+
+def kept_rows(loss: pd.DataFrame) -> pd.DataFrame:
+    """The last loss of every run, and the whole curves of the best of each net and depth."""
+    last = loss[loss["epoch"] == loss.groupby(["net", "depth"])["epoch"].transform("max")]
+    best = last.sort_values("loss").groupby(["net", "depth"]).head(TOP)
+    own = ["net", "depth", "seed"]
+    curves = loss.merge(best[own], on=own)
+    rows = pd.concat([curves, last]).drop_duplicates([*own, "epoch"]).sort_values([*own, "epoch"])
+    return rows[SETTING].assign(loss=rows["loss"].map("{:.5g}".format))
 
 
 def parameters_of(cells: list[Cell]) -> dict[str, object]:
