@@ -107,7 +107,7 @@ def logits_of(w_in, b_in, w, b, w_out, b_out, x_all, sample, s, c, kind, at, lay
                      KEEPS_INPUT, SAVES, PRECISION, STAGES)
     for layer in tl.range(0, layers, num_stages=STAGES):
         weights, biases = w + layer * (MAPS * WIDTH * ROW), b + layer * (MAPS * WIDTH)
-        here = at + (layer + 1) * ((1 + MAPS) * WIDTH * BATCH)
+        here = at + (layer + 1).to(tl.int64) * ((1 + MAPS) * WIDTH * BATCH)
         out = of_block(weights, biases, x, y, x, u, s, u, v, kind, here, WIDTH, ROW, BATCH, V, JOIN, PRESENT,
                        KEEPS_INPUT, SAVES, PRECISION)
         if V:
@@ -220,7 +220,7 @@ def step_backward(w, w_out, kinds, saved, deltas, layers, WIDTH: tl.constexpr, R
     if V:
         k = tl.dot(tl.trans(tile(w_out, c, v, CLASSES, ROW, ROW)), delta, input_precision=PRECISION)
     for back in tl.range(0, layers, num_stages=STAGES):
-        layer = layers - 1 - back
+        layer = (layers - 1 - back).to(tl.int64)
         before, here = at + layer * OF_LAYER, at + (layer + 1) * OF_LAYER
         weights = w + layer * (MAPS * WIDTH * ROW)
         d, of_gate, g = error_signals(g, here, before, u, s, kind, WIDTH, BATCH, JOIN, PRESENT, KEEPS_INPUT)
@@ -329,7 +329,7 @@ def update_ends(w_in, v_in, b_in, vb_in, w_out, v_out, b_out, vb_out, x_all, ind
         for first in tl.range(0, BATCH, S):
             s = first + tl.arange(0, S)
             d = tile(deltas + net * (CLASSES * BATCH), c, s, CLASSES, BATCH, BATCH)
-            x = tile(at + layers * (SLOTS * SLOT), u, s, WIDTH, BATCH, BATCH)
+            x = tile(at + layers.to(tl.int64) * (SLOTS * SLOT), u, s, WIDTH, BATCH, BATCH)
             of_weight = tl.dot(d, tl.trans(x), of_weight, input_precision=PRECISION)
             of_class += tl.sum(d, 1)
         of_weight = tl.where(u[None, :] < WIDTH, of_weight, 0.0)

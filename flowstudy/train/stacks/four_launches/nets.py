@@ -17,7 +17,6 @@ from .kernels import JOINS
 
 ROW = 4              # rows of weights begin at multiples of 16 bytes
 LEAST = 16           # rows or columns of a product of a GPU's matrix unit
-LARGEST = 128        # units, classes: tiles beyond it do not fit into a program's registers
 FEATURES = 64        # of the input, at a time
 
 
@@ -114,10 +113,11 @@ class FourLaunches:
         w, b, count = self.weights, self.biases, len(self.x)
         forward = options(self.passes, count)
         found = self.momentum.new_empty(len(self), count)
-        kernels.losses[-(-count // forward["S"]), len(self)](
-            w["in"], b["in"], w["blocks"], b["blocks"], w["out"], b["out"], self.x, self.labels, self.kinds, found,
-            self.layers, count, **self.ends, **self.sizes, **self.classes, **self.tiles, **self.join, **self.kind,
-            **forward)
+        with torch.cuda.device_of(found):  # Triton launches on the current one
+            kernels.losses[-(-count // forward["S"]), len(self)](
+                w["in"], b["in"], w["blocks"], b["blocks"], w["out"], b["out"], self.x, self.labels, self.kinds, found,
+                self.layers, count, **self.ends, **self.sizes, **self.classes, **self.tiles, **self.join, **self.kind,
+                **forward)
         return found.sum(1, dtype=torch.float64) / count
 
     def parameters(self) -> dict[str, Tensor]:
