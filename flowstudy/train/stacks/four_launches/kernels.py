@@ -105,9 +105,10 @@ def logits_of(w_in, b_in, w, b, w_out, b_out, x_all, sample, s, c, kind, at, lay
     if V:
         y = of_input(w_in, b_in, x_all, sample, v, s, kind, at, V, FEATURES, INPUT_ROW, WIDTH, BATCH, S, F, PRESENT,
                      KEEPS_INPUT, SAVES, PRECISION, STAGES)
+    of_layer = tl.full((), (1 + MAPS) * WIDTH * BATCH, tl.int64)  # large batches pass 2^31 numbers
     for layer in tl.range(0, layers, num_stages=STAGES):
         weights, biases = w + layer * (MAPS * WIDTH * ROW), b + layer * (MAPS * WIDTH)
-        here = at + (layer + 1).to(tl.int64) * ((1 + MAPS) * WIDTH * BATCH)
+        here = at + (layer + 1) * of_layer
         out = of_block(weights, biases, x, y, x, u, s, u, v, kind, here, WIDTH, ROW, BATCH, V, JOIN, PRESENT,
                        KEEPS_INPUT, SAVES, PRECISION)
         if V:
@@ -209,9 +210,9 @@ def step_backward(w, w_out, kinds, saved, deltas, layers, WIDTH: tl.constexpr, R
     u = tl.arange(0, U)
     v = U + tl.arange(0, V) if V else u
     MAPS: tl.constexpr = 2 if JOIN == HIGHWAY else 1
-    OF_LAYER: tl.constexpr = (1 + MAPS) * WIDTH * BATCH
+    of_layer = tl.full((), (1 + MAPS) * WIDTH * BATCH, tl.int64)
     kind = tl.load(kinds + net)
-    at = saved + net * (layers + 1) * OF_LAYER
+    at = saved + net * (layers + 1) * of_layer
     w += net * layers * (MAPS * WIDTH * ROW)
     w_out += net * (CLASSES * ROW)
     delta = tile(deltas + net * (CLASSES * BATCH), c, s, CLASSES, BATCH, BATCH)
@@ -220,8 +221,8 @@ def step_backward(w, w_out, kinds, saved, deltas, layers, WIDTH: tl.constexpr, R
     if V:
         k = tl.dot(tl.trans(tile(w_out, c, v, CLASSES, ROW, ROW)), delta, input_precision=PRECISION)
     for back in tl.range(0, layers, num_stages=STAGES):
-        layer = (layers - 1 - back).to(tl.int64)
-        before, here = at + layer * OF_LAYER, at + (layer + 1) * OF_LAYER
+        layer = layers - 1 - back
+        before, here = at + layer * of_layer, at + (layer + 1) * of_layer
         weights = w + layer * (MAPS * WIDTH * ROW)
         d, of_gate, g = error_signals(g, here, before, u, s, kind, WIDTH, BATCH, JOIN, PRESENT, KEEPS_INPUT)
         e, of_gate_too = d, of_gate
@@ -329,7 +330,7 @@ def update_ends(w_in, v_in, b_in, vb_in, w_out, v_out, b_out, vb_out, x_all, ind
         for first in tl.range(0, BATCH, S):
             s = first + tl.arange(0, S)
             d = tile(deltas + net * (CLASSES * BATCH), c, s, CLASSES, BATCH, BATCH)
-            x = tile(at + layers.to(tl.int64) * (SLOTS * SLOT), u, s, WIDTH, BATCH, BATCH)
+            x = tile(at + layers * tl.full((), SLOTS * SLOT, tl.int64), u, s, WIDTH, BATCH, BATCH)
             of_weight = tl.dot(d, tl.trans(x), of_weight, input_precision=PRECISION)
             of_class += tl.sum(d, 1)
         of_weight = tl.where(u[None, :] < WIDTH, of_weight, 0.0)
