@@ -4,7 +4,6 @@ import importlib.util
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -103,49 +102,22 @@ def test_a_run_of_a_gpu_starts_again_where_there_is_none(tmp_path):
 
 # --- compiled for GPUs -----------------------------------------------------------------------------------------------
 
-FLOATS, OTHERS = "*fp32", {"index": "*i64", "weight": "*fp64", "kinds": "*i32", "y_all": "*i32", "layers": "i32",
-                           "samples": "i32"}
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a program can have, by compute capability
 # Bytes a thread, by capability and width: what passes its 255 registers, and goes to memory (the first level of cache
 # holds it).  None at 50 units on the H100; 128 units are the most that the kernels take.
 SPILLED = {80: {50: 64, 71: 32, 128: 896}, 90: {50: 0, 71: 32, 128: 384}, 100: {50: 0, 71: 32, 128: 384}}
 
 
-def needs(name: str, width: int, kind: str, capability: int, path: Path) -> tuple[int, int, int]:
-    """Registers and spilled bytes of a thread, and a program's shared memory, compiled for MNIST, batch 20."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, compile
-
-    from flowstudy.train.stacks.four_launches import kernels, nets
-
-    units, rest = nets.two_tiles(width, 2 if kind == "highway" else 1)
-    passes, updates = nets.launches(units, SHARED[capability])
-    launch = updates if name.startswith("update") else passes
-    function = getattr(kernels, name)
-    known = {"FEATURES": 784, "INPUT_ROW": 784, "F": nets.FEATURES, "WIDTH": width, "ROW": nets.row_of(width),
-             "CLASSES": 10, "C": 16, "BATCH": 20, "U": units, "V": rest, "COLUMNS": nets.tiled(width), "PRESENT": 3,
-             "SLOTS": 3 if kind == "highway" else 2, "JOIN": kernels.JOINS.index(kind), "KEEPS_INPUT": False,
-             "S": launch.samples, "STAGES": launch.stages, "PRECISION": "tf32x3"}
-    types = {arg: "constexpr" if arg.isupper() else OTHERS.get(arg, FLOATS) for arg in function.arg_names}
-    source = ASTSource(function, types, {arg: known[arg] for arg, type in types.items() if type == "constexpr"},
-                       {(place,): [["tt.divisibility", 16]] for place, type in enumerate(types.values())
-                        if type.startswith("*")})
-    made = compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": launch.warps})
-    path.write_bytes(made.asm["cubin"])
-    tool = Path(importlib.util.find_spec("triton").submodule_search_locations[0], "backends/nvidia/bin/cuobjdump")
-    said = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True).stdout
-    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", said).groups()
-    return int(registers), int(stack), made.metadata.shared
-
-
 @needs_triton
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", SHARED)
 @pytest.mark.parametrize("kind, width", [("highway", 50), ("plain", 71), ("highway", 128)])
-def test_kernels_fit_into_the_gpus_they_are_compiled_for(kind, width, capability, tmp_path):
+def test_kernels_fit_into_the_gpus_they_are_compiled_for(kind, width, capability):
     """Registers, what is spilled, and a program's memory are within the limits above."""
-    for name in ("step_forward", "step_backward", "update_blocks", "update_ends", "losses"):
-        registers, spilled, shared = needs(name, width, kind, capability, tmp_path / "kernel.cubin")
+    done = subprocess.run([sys.executable, HERE / "compiled_kernels.py", kind, str(width), str(capability),
+                           str(SHARED[capability])], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, (registers, spilled, shared) in json.loads(done.stdout).items():
         found = name, registers, spilled, shared
         assert registers <= 255 and spilled <= SPILLED[capability][width] and shared <= SHARED[capability], found
 
