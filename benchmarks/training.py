@@ -67,8 +67,7 @@ def compare(device: torch.device, depth: int, batch: int, nets: list[int], compi
         if wrap is torch.compile and not compile:
             continue
         contenders[name] = prepared(lambda w=wrap: loop(net_of(depth).to(device), w, x, y, batch), device, count)
-    backends = BACKENDS if device.type == "cpu" else ("cuda graph",) if why_not(device) else ("triton", "cuda graph")
-    for backend, count in itertools.product(backends, nets):
+    for backend, count in itertools.product(backends(device), nets):
         contenders[f"{backend}, {count} nets"] = prepared(
             lambda b=backend, k=count: ours(k, depth, x, y, batch, backend=b), device, count)
     seconds = best_threads({name: made["steps"] for name, made in contenders.items()}, device, rounds)
@@ -80,6 +79,13 @@ def compare(device: torch.device, depth: int, batch: int, nets: list[int], compi
                      "MB": made["bytes"]() / 1e6, "set-up [s]": made["set-up"]})
     base = rows[0]["net-steps/s"]
     return [row | {"ratio": row["net-steps/s"] / base} for row in rows]
+
+
+def backends(device: torch.device) -> tuple[str, ...]:
+    """What can train the library's fully connected nets there."""
+    if device.type == "cpu":
+        return BACKENDS
+    return ("cuda graph",) if why_not(device) else ("triton", "cuda graph")
 
 
 def compare_convolutional(device: torch.device, width: int, nets: int, rounds: int) -> list[dict]:

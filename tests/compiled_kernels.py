@@ -30,7 +30,7 @@ def needs(name: str, kind: str, width: int, capability: int, shared: int) -> tup
     passes, updates = nets.launches(units, shared)
     launch = updates if name.startswith("update") else passes
     function = getattr(kernels, name)
-    known = {"FEATURES": 784, "INPUT_ROW": 784, "F": nets.FEATURES, "WIDTH": width, "ROW": nets.row_of(width),
+    known = {"FEATURES": 784, "INPUT_ROW": 784, "F": nets.FEATURES, "WIDTH": width, "ROW": nets.filled(width, nets.ROW),
              "CLASSES": 10, "C": 16, "BATCH": 20, "U": units, "V": rest, "COLUMNS": nets.tiled(width), "PRESENT": 3,
              "SLOTS": 3 if kind == "highway" else 2, "JOIN": kernels.JOINS.index(kind), "KEEPS_INPUT": False,
              "S": launch.samples, "STAGES": launch.stages, "PRECISION": "tf32x3"}

@@ -19,7 +19,6 @@ from torch import nn
 
 import flowstudy
 from flowstudy import ACTIVATIONS, HighwayNet, PlainNet, ResidualNet, grid, jacobian_spectrum, run
-from flowstudy.train.stacks.four_launches.there import why_not
 
 from .. import monitor, spectrum, training
 from ..timing import machine, product_rate, seconds_of
@@ -141,7 +140,7 @@ def steps(device: torch.device, sizes: Sizes, record: Record) -> Iterator[dict]:
     """ms a step of a stack; `share of the limit` is the time in which the memory can read the weights twice and the
     velocities once, and write both, over the time measured."""
     rate = copy_rate(device, sizes.copy_mb)
-    for depth, (net, width), backend in itertools.product(sizes.depths, WIDTHS.items(), backends(device)):
+    for depth, (net, width), backend in itertools.product(sizes.depths, WIDTHS.items(), training.backends(device)):
         setup = Steps(net, depth, width, sizes.nets, backend=backend)
         row = ms_a_step(setup, device, sizes.rounds, kernels=True)
         limit = 1e3 * 5 * setup.weight_bytes() / rate
@@ -151,13 +150,9 @@ def steps(device: torch.device, sizes: Sizes, record: Record) -> Iterator[dict]:
 
 def stack_sizes(device: torch.device, sizes: Sizes, record: Record) -> Iterator[dict]:
     """ms a step by the nets of a stack."""
-    for (net, width), nets, backend in itertools.product(WIDTHS.items(), sizes.stacks, backends(device)):
+    for (net, width), nets, backend in itertools.product(WIDTHS.items(), sizes.stacks, training.backends(device)):
         row = ms_a_step(Steps(net, sizes.loop_depth, width, nets, backend=backend), device, sizes.rounds)
         yield {"net": net, "depth": sizes.loop_depth, "width": width, "nets": nets, "backend": backend} | row
-
-
-def backends(device: torch.device) -> tuple[str, ...]:
-    return ("cuda graph",) if why_not(device) else ("triton", "cuda graph")
 
 
 def ms_a_step(setup: Steps, device: torch.device, rounds: int = 3, kernels: bool = False) -> dict:

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from flowstudy.train.stacks.compiled.nets import filled
+
 from . import kernels
 from .functions import BITS, KEEP_INPUT
 from .kernels import JOINS
@@ -60,7 +62,7 @@ class FourLaunches:
         self.kinds = torch.tensor([BITS[name] for name in own], dtype=torch.int32, device=x.device)
         maps = 2 if join == "highway" else 1
         sizes = {"in": (width, x.shape[1]), "blocks": (self.layers, maps * width, width), "out": (classes, width)}
-        self.weights, self.moving = ({part: first.new_zeros(nets, *size[:-1], row_of(size[-1]))
+        self.weights, self.moving = ({part: first.new_zeros(nets, *size[:-1], filled(size[-1], ROW))
                                       for part, size in sizes.items()} for _ in range(2))
         self.biases, self.moving_biases = ({part: first.new_zeros(nets, *size[:-1]) for part, size in sizes.items()}
                                            for _ in range(2))
@@ -70,9 +72,10 @@ class FourLaunches:
         self.deltas = first.new_empty(nets, classes, samples)
         units, rest = two_tiles(width, maps)
         self.passes, self.updates = launches(units, shared_memory(x.device))
-        self.sizes = {"WIDTH": width, "ROW": row_of(width)}
+        self.sizes = {"WIDTH": width, "ROW": filled(width, ROW)}
         self.tiles, self.join = {"U": units, "V": rest}, {"JOIN": JOINS.index(join)}
-        self.ends = {"FEATURES": x.shape[1], "INPUT_ROW": row_of(x.shape[1]), "F": min(FEATURES, tiled(x.shape[1]))}
+        features = x.shape[1]
+        self.ends = {"FEATURES": features, "INPUT_ROW": filled(features, ROW), "F": min(FEATURES, tiled(features))}
         self.classes = {"CLASSES": classes, "C": tiled(classes)}
         self.kind = {"PRESENT": sum(BITS[name] for name in set(own))}
         self.keeps = {"KEEPS_INPUT": any(name in KEEP_INPUT for name in own)}
@@ -172,10 +175,6 @@ def options(launch: Launch, samples: int) -> dict[str, object]:
 def precision() -> str:
     """As `matrix_precision` has it for torch's own products."""
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
-
-
-def row_of(size: int) -> int:
-    return -(-size // ROW) * ROW
 
 
 def two_tiles(width: int, maps: int) -> tuple[int, int]:
