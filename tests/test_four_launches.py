@@ -92,7 +92,7 @@ def test_triton_that_cannot_be_had_is_refused_and_torch_does_the_work(monkeypatc
 
 def test_a_run_of_a_gpu_starts_again_where_there_is_none(tmp_path):
     """With a word: its steps cannot be had here, and a run has one backend."""
-    checkpoint = Checkpoint(tmp_path / "run", seconds=0)
+    checkpoint = Checkpoint(tmp_path / "run", seconds=0.0)
     checkpoint.save({"backend": "triton"})
     whole = train(nets_of(range(2)), data(), settings([0.1, 0.1]))
     with pytest.warns(UserWarning, match=r"^train: the checkpoint was trained by triton steps, .* \(on cpu\): the run"):
