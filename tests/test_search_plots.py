@@ -87,6 +87,18 @@ def test_the_deepest_net_stands_with_its_first_and_its_last_loss():
     pd.testing.assert_frame_equal(claims.iloc[:-1], published.figure_1_claims(search(), 3))
 
 
+def test_the_share_of_runs_that_train_is_of_all_runs():
+    """A run that diverged has not trained, and one that ends at the bound has not either."""
+    def shares(bound: float) -> dict[str, float]:
+        claims = published.figure_1_claims(search(), 3, trains_below=bound)
+        rows = claims[claims["quantity"].str.contains("share of 3 runs")]
+        return dict(zip(rows["quantity"].str.split(":").str[0], rows["ours"], strict=True))
+
+    kinds = ["plain 10", "plain 50", "highway 10", "highway 50"]
+    assert shares(1e-2) == pytest.approx(dict.fromkeys(kinds, 1 / 3))
+    assert shares(10.0) == pytest.approx(dict.fromkeys(kinds, 1.0) | {"highway 50": 2 / 3})
+
+
 def test_the_best_settings_are_the_tables():
     """Each net and depth of figure 1 once; the cells have its setting, the width of its kind and its weights' law; the
     net of figures 2 to 4 is the one of 50 highway layers."""

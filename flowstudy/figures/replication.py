@@ -31,7 +31,7 @@ ABOUT = {
     "gpu10": "figure 1's groups on all of MNIST, as many epochs of each as ten minutes of one GPU allow "
              "(`python -m benchmarks.gpu`).",
     "gpu": "figure 1's 800 runs on all of MNIST, 4 epochs: six minutes of one H100.",
-    "laptop": "real data, fewer runs and epochs: what two cores do in an hour.",
+    "laptop": "real data, fewer runs and epochs: what two cores do in an hour or two.",
     "quick": "1,797 images of 8 x 8 instead of the paper's data, minutes on two cores: whether the studies run and "
              "which way things go. No number of the paper's stands beside these.",
 }
