@@ -57,6 +57,19 @@ ITEMS = {  # of the paper: the study that has it, and where it deviates
     "table 3": ("cifar_conv", "CIFAR-10 and CIFAR-100 with global average pooling", "As for table 2."),
 }
 
+HOURS = {  # that the paper profile would take, of what has no record of it; by the times of parts that were run
+    "figure 1": "1.7 hours of one H100 by its measured steps, about 130 of two cores "
+                "([steps on a GPU](benchmarks/results/four_launches.md), "
+                "[on two cores](benchmarks/results/training.md))",
+    "figure 1, best settings": "7.4 hours of one core, four times what 100 epochs took",
+    "figure 2": "0.8 hours of two cores", "figure 3": "as figure 2, whose net it is of",
+    "figure 4": "as figure 2, whose net it is of",
+    "table 1": "2.4 hours of two cores for a run of mnist_16, 24 for its five seeds and their plain twins; mnist_32 "
+               "was not timed",
+    "table 2": "11 hours of two cores for a run of net A; B and C were not timed",
+    "table 3": "not timed",
+}
+
 
 def keep_record(root: Path, stamp: dict, folder: Path, computed: bool = True) -> None:
     """Write the record of a study that was just run: the paper's numbers, ours, and where ours were computed.
@@ -139,9 +152,9 @@ def not_run(records: dict) -> list[str]:
     missing = [(item, study) for item, (study, *_) in ITEMS.items() if ("paper", study) not in records]
     if not missing:
         return []
-    studies = ", ".join(f"{item} (`{study}`)" for item, study in missing)
-    return [f"Not run at the paper's scale: {studies}. `make records ONLY=<study> PROFILE=paper DEVICE=cuda` would "
-            "run them.", ""]
+    return ["Not run at the paper's scale, and how long it would take by the parts that were run. "
+            "`make records ONLY=<study> PROFILE=paper DEVICE=cuda` would run it.", "",
+            *(f"- {item} (`{study}`): {HOURS[item]}." for item, study in missing), ""]
 
 
 def item_section(root: Path, profile: str, item: str, records: dict) -> Iterable[str]:
