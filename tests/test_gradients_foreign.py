@@ -263,3 +263,18 @@ def test_a_layer_that_is_called_inside_vmap_is_refused(call):
 
     with pytest.raises(ValueError, match=r"^gradient_flow: `model` must call .* outside of torch\.func\.vmap, got '0'"):
         gradient_flow(Inside(nn.Linear(3, 4), nn.Linear(4, 2)), torch.randn(5, 3), torch.arange(5) % 2)
+
+
+def test_weights_that_are_used_inside_vmap_alone_are_named():
+    """An ensemble whose members' weights are one stacked parameter of its own."""
+
+    class Ensemble(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights = nn.Parameter(torch.randn(4, 2, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.func.vmap(F.linear, (None, 0))(x, self.weights).mean(0)
+
+    with pytest.raises(ValueError, match=r"got Ensemble, whose forward is seen to use none of 'weights'\. Use"):
+        gradient_flow(Ensemble(), torch.randn(5, 3), torch.arange(5) % 2)

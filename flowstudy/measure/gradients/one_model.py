@@ -45,6 +45,7 @@ from flowstudy.refusal import RefusalError
 from .losses import Objective
 from .over_time import bare_columns, places_in_time, time_columns
 from .statistics import kind_of_gradient, log10_norm, nothing, statistics_of
+from .verdict import first_few
 
 REPEATED = 1e-9  # largest relative difference between two passes of one model that is taken for rounding
 
@@ -184,9 +185,10 @@ def pass_with_layers(call: str, fresh: Callable[[], nn.Module], inputs: Inputs, 
         loose |= {name: parameters[name] for name in missed}
         found = one_pass(call, copied, inputs, y, objective, layers, loose, state, steps)
     if not found.uses:
-        raise RefusalError(f"{call}: `model` must call its layers, got {type(copied).__name__}, whose forward calls "
-                           f"none of {', '.join(map(repr, layers))}. Let `hidden_layers` list modules that are called, "
-                           "or rename it.")
+        names = first_few([repr(name) for name in (*layers, *loose)])
+        raise RefusalError(f"{call}: `model` must use its weights, got {type(copied).__name__}, whose forward is seen "
+                           f"to use none of {names}. Use them outside of torch.func.vmap; where there is a "
+                           "`hidden_layers`, let it list modules that are called.")
     return copied, layers, found
 
 
