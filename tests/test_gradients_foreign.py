@@ -266,15 +266,15 @@ def test_a_layer_that_is_called_inside_vmap_is_refused(call):
 
 
 def test_weights_that_are_used_inside_vmap_alone_are_named():
-    """An ensemble whose members' weights are one stacked parameter of its own."""
+    """An ensemble whose members' weights and biases are stacked parameters of its own."""
 
     class Ensemble(nn.Module):
         def __init__(self):
             super().__init__()
-            self.weights = nn.Parameter(torch.randn(4, 2, 3))
+            self.weights, self.biases = nn.Parameter(torch.randn(4, 2, 3)), nn.Parameter(torch.zeros(4, 2))
 
         def forward(self, x: Tensor) -> Tensor:
-            return torch.func.vmap(F.linear, (None, 0))(x, self.weights).mean(0)
+            return torch.func.vmap(F.linear, (None, 0, 0))(x, self.weights, self.biases).mean(0)
 
-    with pytest.raises(ValueError, match=r"got Ensemble, whose forward is seen to use none of 'weights'\. Use"):
+    with pytest.raises(ValueError, match=r"got Ensemble, whose forward .* use none of 'weights', 'biases'\. Use"):
         gradient_flow(Ensemble(), torch.randn(5, 3), torch.arange(5) % 2)
