@@ -75,6 +75,9 @@ def test_published_numbers_stand_beside_ours():
     for dataset in ("mnist", "digits"):
         words = [text.get_text() for text in plots.figure_1(search(dataset), top=2).axes[0].texts]
         assert any("authors" in text for text in words) == (dataset == "mnist")
+    for top, column in ((3, "best_3"), (10, "best_10")):
+        drawn = [list(line.get_ydata()) for line in plots.figure_1(search(), top=top).axes[0].lines]
+        assert published.FIGURE_1.groupby("net")[column].apply(list)["highway"] in drawn
 
 
 def test_the_deepest_net_stands_with_its_first_and_its_last_loss():

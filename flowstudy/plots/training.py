@@ -127,7 +127,7 @@ def figure_1(frame: pd.DataFrame, top: int = 10) -> Figure:
 
     Left, the means of plain and of highway nets; small dots are the runs in a mean, and one that diverged counts as
     chance.  Middle and right, the best training curve of each depth, of plain and of highway nets.  On MNIST the means
-    over the best 10 of 100 settings in the authors' search tables are drawn as hollow marks.
+    over the best 3 (if `top` is 3) or 10 of 100 settings in the authors' search tables are drawn as hollow marks.
 
     Args:
         frame: from `run(measure="training_loss")` of a random search.
@@ -148,13 +148,13 @@ def figure_1(frame: pd.DataFrame, top: int = 10) -> Figure:
             draw_best(summary, best[best["net"] == net], net, top, published=published)
         for ax, net in ((plain, "plain"), (highway, "highway")):
             draw_curves(ax, frame, best[best["net"] == net], net)
-        depth_axis(summary, frame["depth"])
+        depth_axis(summary, pd.concat([frame["depth"], FIGURE_1["depth"]]) if published else frame["depth"])
         summary.set(title=f"mean of the best {top} runs", xlabel="depth (hidden layers)", yscale="log",
                     ylabel="training loss  [nats per sample]")
         for ax in (plain, highway, summary):
             draw_chance(ax, CHANCE)
-        tables = ("; hollow, dotted: the authors' tables, mean of the best 10 of 100 runs of 400 epochs" if published
-                  else "")
+        tables = (f"; hollow, dotted: the authors' tables, mean of the best {top_published(top)} of 100 runs of 400 "
+                  "epochs" if published else "")
         return speak(figure, depth_in_words(best, top),
                      f"Cross-entropy of training on {data_of(frame)} after {how_long(best)}. "
                      f"Left: lines are means of the {top} best of all runs, small dots those runs{tables}. Middle and "
@@ -189,9 +189,14 @@ def draw_best(ax: Axes, runs: pd.DataFrame, net: str, top: int, *, published: bo
     if len(mean):
         label_end(ax, mean.iloc[-1], net, net_color(net))
     if published:
-        paper = FIGURE_1[FIGURE_1["net"] == net]
-        ax.plot(paper["depth"], paper["best_10"], marker=MARKS[net], mfc="white", ls=":", color=net_color(net))
-        label_end(ax, paper["best_10"].iloc[-1], f"authors' {net}", net_color(net))
+        paper = FIGURE_1[FIGURE_1["net"] == net].set_index("depth")[f"best_{top_published(top)}"]
+        ax.plot(paper.index, paper, marker=MARKS[net], mfc="white", ls=":", color=net_color(net))
+        label_end(ax, paper.iloc[-1], f"authors' {net}", net_color(net))
+
+
+def top_published(top: int) -> int:
+    """Of the means in the authors' tables, over the best 3 or 10 runs, the one to stand beside a mean over `top`."""
+    return 3 if top == 3 else 10
 
 
 def draw_curves(ax: Axes, frame: pd.DataFrame, runs: pd.DataFrame, net: str) -> None:
