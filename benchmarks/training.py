@@ -167,7 +167,7 @@ def loop(net: nn.Module, wrap: Callable[[nn.Module], nn.Module], x: torch.Tensor
 def ours(nets: int, depth: int, x: torch.Tensor, y: torch.Tensor, batch: int,
          make: Callable[[int], nn.Module] = net_of, backend: str | None = None,
          most: int = 80) -> tuple[Steps, int, Callable[[], int]]:
-    many = stack([make(depth) for _ in range(nets)], x.device)
+    many = stack([make(depth)] * nets, x.device)  # equal nets: a step takes as long
     group = Group(many, torch.full((nets,), 0.9), x, y, padded_size(batch), backend)
     group.set_rate(torch.full((nets,), 0.005))
     count = min(most, 5 if x.device.type == "cpu" else 80)

@@ -27,8 +27,8 @@ FLOATS, OTHERS = "*fp32", {"index": "*i64", "weight": "*fp64", "kinds": "*i32", 
 def needs(name: str, kind: str, width: int, capability: int, shared: int) -> tuple[int, int, int]:
     """Registers and spilled bytes of a thread, and a program's shared memory, compiled for MNIST, batch 20."""
     units, rest = nets.two_tiles(width, 2 if kind == "highway" else 1)
-    passes, updates = nets.launches(units, shared)
-    launch = updates if name.startswith("update") else passes
+    forward, backward, updates = nets.launches(units, shared)
+    launch = updates if name.startswith("update") else backward if name == "step_backward" else forward
     function = getattr(kernels, name)
     known = {"FEATURES": 784, "INPUT_ROW": 784, "F": nets.FEATURES, "WIDTH": width, "ROW": nets.filled(width, nets.ROW),
              "CLASSES": 10, "C": 16, "BATCH": 20, "U": units, "V": rest, "COLUMNS": nets.tiled(width), "PRESENT": 3,

@@ -61,7 +61,7 @@ def test_what_fails_or_is_late_is_recorded_and_the_rest_goes_on(tmp_path):
     assert record.attempt("half", lambda: half) == [{"depth": 10}]
     assert record.parts["half"]["error"] == "ZeroDivisionError: division by zero"
     assert record.attempt("right", lambda: [{"loss": 0.25}]) == [{"loss": 0.25}]
-    text = read(tmp_path / "out")
+    text = read([tmp_path / "out"])
     assert "Failed: ZeroDivisionError: division by zero" in text and "Failed: Late: not done after" in text
     assert "| loss |\n| --- |\n| 0.25 |" in text
 

@@ -1,7 +1,7 @@
 """All measurements of flowstudy on a GPU by one command, the most important first.
 
     python -m benchmarks.gpu --minutes 9 --out DIR [--profile gpu10] [--tiny]
-    python -m benchmarks.gpu --read DIR        # into benchmarks/results/gpu.md, replication/gpu10 and REPLICATION.md
+    python -m benchmarks.gpu --read DIR ...    # into benchmarks/results/gpu.md, replication/gpu10 and REPLICATION.md
 
 It needs torch, numpy, scipy, pandas and pyarrow, no network and no installation: `make gpu-bundle` packs the rest into
 build/flowstudy-gpu.tgz; unpack that on the machine with the GPU, and call this in the folder flowstudy-gpu.
@@ -18,9 +18,10 @@ from pathlib import Path
 
 import torch
 
-from .parts import FULL, PARTS, TINY
+from .all_parts import PARTS
+from .parts import FULL, TINY
 from .record import Record, read
-from .searches import search
+from .searches import SEARCHES, search
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,8 +32,10 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=Path, help="folder of the results")
-    what.add_argument("--read", type=Path, help="write the tables and records of this folder")
+    what.add_argument("--read", type=Path, nargs="+", help="write the tables and records of these folders; of a part "
+                                                            "that several have, the last one's")
     parser.add_argument("--into", type=Path, default=ROOT, help="the repository, or another folder for what is read")
+    parser.add_argument("--only", nargs="+", choices=[*PARTS, SEARCHES], help="these parts, instead of all")
     parser.add_argument("--minutes", type=float, default=9.0, help="all of it ends by then")
     parser.add_argument("--profile", default="gpu10", help="of studies/profiles.yaml: the searches")
     parser.add_argument("--max-files", type=int, default=8, help="at most so many in the folder")
@@ -45,22 +48,25 @@ def main() -> None:
         tables = given.into / "benchmarks/results/gpu.md"
         tables.parent.mkdir(parents=True, exist_ok=True)
         tables.write_text(read(given.read))
-        print(replicate(given.read, given.into))
+        for folder in given.read:
+            print(replicate(folder, given.into))
     elif not torch.cuda.is_available():
         parser.error("needs a machine whose GPU torch sees, got none")
     else:
         record = Record(given.out, 60 * given.minutes, given.max_files, given.max_mb, given.profile)
-        measure(given.out, given.tiny, record)
+        measure(given.out, given.tiny, record, given.only or [*PARTS, SEARCHES])
 
 
-def measure(out: Path, tiny: bool, record: Record) -> None:
+def measure(out: Path, tiny: bool, record: Record, wanted: list[str]) -> None:
     if (ROOT / "data").is_dir():  # the bundle's
         os.environ.setdefault("FLOWSTUDY_DATA", str(ROOT / "data"))
     device, sizes = torch.device("cuda:0"), TINY if tiny else FULL
     for name, part in PARTS.items():
-        record.attempt(name, lambda part=part: part(device, sizes, record))
-    with tempfile.TemporaryDirectory() as store:
-        search(device, Path(store), record)
+        if name in wanted:
+            record.attempt(name, lambda part=part: part(device, sizes, record))
+    if SEARCHES in wanted:
+        with tempfile.TemporaryDirectory() as store:
+            search(device, Path(store), record)
     failed = [name for name, part in record.parts.items() if "error" in part]
     print(f"{out}: {len(record.parts)} parts" + (f", of which failed: {', '.join(failed)}" if failed else ""))
 

@@ -1,4 +1,4 @@
-"""The tables, in the order of their value: each a function (device, sizes, record) -> rows."""
+"""The tables: each a function (device, sizes, record) -> rows."""
 
 import itertools
 import platform
@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -46,6 +46,7 @@ class Sizes:
         spectrum_depth: of the spectra.
         rounds: the best of so many.
         copy_mb: of the copy that measures the memory's rate.
+        conv_batches: of an epoch of a convolutional net.
         monitored: of `benchmarks.monitor`: which nets train, with which optimizers.
     """
 
@@ -60,11 +61,12 @@ class Sizes:
     spectrum_depth: int = 100
     rounds: int = 3
     copy_mb: int = 1_000
+    conv_batches: int = 200
     monitored: tuple[monitor.Monitored, ...] = monitor.MONITORED
 
 
 FULL = Sizes()
-TINY = Sizes(("tests/test_gpu.py", "-k", "tf32"), "digits", 40, (2,), 2, (2,), 2, (3,), 3, 1, 1,
+TINY = Sizes(("tests/test_gpu.py", "-k", "tf32"), "digits", 40, (2,), 2, (2,), 2, (3,), 3, 1, 1, 1,
              (("MLP, 1 layer", partial(monitor.mlp, 1), torch.optim.SGD, 10),))
 
 
@@ -208,14 +210,3 @@ def copy_rate(device: torch.device, mb: int) -> float:
     target = torch.empty_like(source)
     return 2 * source.nbytes / seconds_of({"copy": lambda: target.copy_(source)}, device)["copy"]
 
-
-PARTS: dict[str, Callable[[torch.device, Sizes, Record], Iterable[dict]]] = {
-    "machine": about,
-    "device tests": device_tests,
-    "losses beside the CPU's": beside_cpu,
-    "a step of a stack": steps,
-    "beside a loop over nets": beside_the_loop,
-    "smaller and larger stacks": stack_sizes,
-    "spectra": spectra,
-    "the monitor": monitors,
-}

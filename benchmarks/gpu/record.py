@@ -6,7 +6,7 @@ import signal
 import tarfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from flowstudy.whole_file import write_whole
@@ -104,9 +104,9 @@ def records_in(folder: Path) -> dict:
     return json.loads((folder / NAME).read_text())
 
 
-def read(folder: Path) -> str:
-    """The tables of a folder's records, in Markdown."""
-    parts = records_in(folder)["parts"]
+def read(folders: Sequence[Path]) -> str:
+    """The tables of some folders' records, in Markdown; of a part that several have, the last one's."""
+    parts = {name: part for folder in folders for name, part in records_in(folder)["parts"].items()}
     lines = ["# On a GPU", "", "By `python -m benchmarks.gpu`, written by its `--read`. Seconds are those a part took.",
              ""]
     for name, part in parts.items():

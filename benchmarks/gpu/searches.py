@@ -26,6 +26,7 @@ ALLOWED = 1.15  # a group's time over that of its steps, until a group has shown
 RESERVE = 10.0  # seconds, to pack the store
 INIT = {"relu": "he_uniform", "tanh": "lecun_uniform"}  # of the study's notebook
 DEPTHS = (10, 20, 50, 100)  # likewise
+SEARCHES = "searches"  # the part's name
 FIGURE = "figure 1: "  # how the names of its groups begin
 BEST_NETS = 10  # seeds of the best setting
 
@@ -34,12 +35,12 @@ def search(device: torch.device, store: Path, record: Record) -> None:
     """Train group by group into `store`, and record each; what would not end in time is recorded as skipped."""
     over = ALLOWED
     wanted: dict[str, list[Cell]] = {}
-    record.attempt("searches", lambda: wanted.update(plan(record.profile)) or [])
+    record.attempt(SEARCHES, lambda: wanted.update(plan(record.profile)) or [])
     for name, cells in wanted.items():
-        rows = record.attempt("searches", partial(group, name, cells, device, store, record, over), share=0.95)
+        rows = record.attempt(SEARCHES, partial(group, name, cells, device, store, record, over), share=0.95)
         if rows and rows[0]["epochs"]:
             over = max(1.05, 1.05 * rows[0]["over"])
-            record.attempt("searches", lambda: record.keep_store(store) or [], share=1.0)
+            record.attempt(SEARCHES, lambda: record.keep_store(store) or [], share=1.0)
 
 
 def plan(profile: str) -> dict[str, list[Cell]]:

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from flowstudy.arguments import a_real, a_whole, check_function, check_path, instance_of, optional, takes
 from flowstudy.data import Dataset
-from flowstudy.data.augment import INPUTS, cropped, random_crops
+from flowstudy.data.augment import INPUTS, random_crops
 from flowstudy.refusal import RefusalError
 from flowstudy.threads import one_thread
 from flowstudy.torch_arguments import MODULE
 from flowstudy.train.checkpoint import Checkpoint
+from flowstudy.train.precision import matrix_precision
 
 from .sgd import nesterov_sgd, set_learning_rate
+from .steps import ConvSteps
 
 EVALUATION_BATCH = 1_000  # samples: bounds the memory of an evaluation pass
 
@@ -107,11 +108,13 @@ def train_conv(net: nn.Module, data: Dataset, recipe: Recipe, *, seed: int = 0,
     net.to(memory_format=torch.channels_last)
     optimizer = nesterov_sgd(net, recipe.learning_rate, recipe.momentum, recipe.weight_decay)
     history = ConvHistory([], [], -1) if file is None else restore(file, net, optimizer)
+    steps = ConvSteps(net, optimizer, data, recipe.batch_size)
     for epoch in range(len(history.loss), recipe.epochs if history.diverged < 0 else 0):
         set_learning_rate(optimizer, recipe.rate(epoch))
-        loss = one_epoch(net, optimizer, data, recipe, seed * 1_000_003 + epoch)
-        diverged = not math.isfinite(loss)
-        share = math.nan if diverged else share_classified(net, data.x_test, data.y_test)
+        with matrix_precision("float32", there):
+            loss = one_epoch(steps, recipe, seed * 1_000_003 + epoch)
+            diverged = not math.isfinite(loss)
+            share = math.nan if diverged else share_classified(net, data.x_test, data.y_test)
         history = ConvHistory([*history.loss, loss], [*history.test_accuracy, share], epoch if diverged else -1)
         last = diverged or epoch == recipe.epochs - 1
         if file is not None and (last or file.due()):
@@ -125,26 +128,17 @@ def train_conv(net: nn.Module, data: Dataset, recipe: Recipe, *, seed: int = 0,
 
 
 @one_thread()
-def one_epoch(net: nn.Module, optimizer: torch.optim.SGD, data: Dataset, recipe: Recipe, seed: int) -> float:
+def one_epoch(steps: ConvSteps, recipe: Recipe, seed: int) -> float:
     """One pass over the training set; its mean loss.  The host waits for the device at the end alone."""
-    device, samples = data.x_train.device, len(data.x_train)
+    device, samples = steps.order.device, len(steps.order)
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(samples, generator=generator).to(device)
-    crops = random_crops(samples, generator).to(device) if recipe.crop else None
-    total = torch.zeros((), device=device)
-    net.train()
+    order = torch.randperm(samples, generator=generator)
+    crops = random_crops(samples, generator) if recipe.crop else None
+    steps.net.train()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        steps.new_epoch(order, crops)
         torch.manual_seed(seed)  # of dropout
-        for index in order.split(recipe.batch_size):
-            x = data.x_train[index]
-            if crops is not None:
-                x = cropped(x, crops.of(index))
-            loss = F.cross_entropy(net(x), data.y_train[index])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.detach() * len(index)
-    return total.item() / samples
+        return steps.run()
 
 
 @one_thread()

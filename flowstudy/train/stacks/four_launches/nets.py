@@ -71,7 +71,7 @@ class FourLaunches:
         self.saved = first.new_empty(nets, self.layers + 1, 1 + maps, width, samples)
         self.deltas = first.new_empty(nets, classes, samples)
         units, rest = two_tiles(width, maps)
-        self.passes, self.updates = launches(units, shared_memory(x.device))
+        self.forward, self.backward, self.updates = launches(units, shared_memory(x.device))
         self.sizes = {"WIDTH": width, "ROW": filled(width, ROW)}
         self.tiles, self.join = {"U": units, "V": rest}, {"JOIN": JOINS.index(join)}
         features = x.shape[1]
@@ -92,15 +92,15 @@ class FourLaunches:
         """Every net takes a step on the mean loss of these samples; `weight` is each one's part in the mean."""
         w, v, b, vb = self.weights, self.moving, self.biases, self.moving_biases
         nets, slots, width = len(self), self.saved.shape[2], self.sizes["WIDTH"]
-        forward, update = options(self.passes, self.samples), options(self.updates, self.samples)
-        tiles = -(-self.samples // forward["S"])
+        forward, backward, update = (options(launch, self.samples)
+                                     for launch in (self.forward, self.backward, self.updates))
         common = {**self.sizes, **self.classes, "BATCH": self.samples}
         passes = {**common, **self.tiles, **self.join, **self.kind, **self.keeps}
-        kernels.step_forward[nets, tiles](
+        kernels.step_forward[nets, -(-self.samples // forward["S"])](
             w["in"], b["in"], w["blocks"], b["blocks"], w["out"], b["out"], self.x, self.labels, index, weight,
             self.scale, self.kinds, self.saved, self.deltas, self.layers, **self.ends, **passes, **forward)
-        kernels.step_backward[nets, tiles](
-            w["blocks"], w["out"], self.kinds, self.saved, self.deltas, self.layers, **passes, **forward)
+        kernels.step_backward[nets, -(-self.samples // backward["S"])](
+            w["blocks"], w["out"], self.kinds, self.saved, self.deltas, self.layers, **passes, **backward)
         del update["STAGES"]
         kernels.update_ends[-(-self.ends["FEATURES"] // self.ends["F"]), nets](
             w["in"], v["in"], b["in"], vb["in"], w["out"], v["out"], b["out"], vb["out"], self.x, index, self.deltas,
@@ -114,7 +114,7 @@ class FourLaunches:
     def loss(self) -> Float[Tensor, " net"]:
         """Mean cross-entropy [nats per sample] over the training set, float64."""
         w, b, count = self.weights, self.biases, len(self.x)
-        forward = options(self.passes, count)
+        forward = options(self.forward, count)
         found = self.momentum.new_empty(len(self), count)
         with torch.cuda.device_of(found):  # Triton launches on the current one
             kernels.losses[-(-count // forward["S"]), len(self)](
@@ -148,16 +148,16 @@ class FourLaunches:
         return sum(value.nbytes for value in numbers) + self.deltas.element_size() * len(self) * len(self.x)
 
 
-def launches(units: int, shared: int) -> tuple[Launch, Launch]:
-    """Of the two passes, and of the updates.
+def launches(units: int, shared: int) -> tuple[Launch, Launch, Launch]:
+    """Of the forward pass, the backward pass, and the updates.
 
     Args:
         units: of the larger tile that holds a layer.
         shared: bytes of shared memory that a program can have.
     """
     if units > 64:
-        return WIDE, WIDE
-    return DEEP if shared >= OF_DEEP else SHALLOW, SHALLOW
+        return WIDE, WIDE, WIDE
+    return (DEEP, DEEP, SHALLOW) if shared >= OF_DEEP else (SHALLOW, SHALLOW, SHALLOW)
 
 
 def shared_memory(device: torch.device) -> int:

@@ -1,0 +1,38 @@
+"""A training step of the paper's convolutional nets."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from flowstudy.data import Dataset
+from flowstudy.nets import initialize_as_authors
+from flowstudy.train import CIFAR_RECIPE, CONV_NETS, MNIST_RECIPE, Recipe, train_conv
+
+from .parts import Sizes
+from .record import Record
+
+BATCH = MNIST_RECIPE.batch_size
+
+
+def conv_steps(device: torch.device, sizes: Sizes, record: Record) -> Iterator[dict]:
+    """ms a step, crops and dropout included, from the difference of two epochs of different length; what is captured
+    and evaluated is the same in both."""
+    for net, shape, recipe in (("mnist_16", (1, 28, 28), MNIST_RECIPE), ("A", (3, 32, 32), CIFAR_RECIPE)):
+        for block in ("highway", "plain"):
+            few, many = (seconds_of_epochs(net, block, shape, replace(recipe, epochs=2), BATCH * batches, device)
+                         for batches in (1, 1 + sizes.conv_batches))
+            yield {"net": net, "block": block, "batch": BATCH,
+                   "ms a step": 1e3 * (many - few) / (2 * sizes.conv_batches)}
+
+
+def seconds_of_epochs(net: str, block: str, shape: tuple[int, ...], recipe: Recipe, samples: int,
+                      device: torch.device) -> float:
+    made = initialize_as_authors(CONV_NETS[net](block=block), 0).to(device)
+    x, y = torch.rand(samples, *shape, device=device), torch.randint(10, (samples,), device=device)
+    data = Dataset("made up", x, y, x[:BATCH], y[:BATCH], 10)
+    torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    train_conv(made, data, recipe)
+    return time.perf_counter() - started

@@ -1,0 +1,92 @@
+"""The steps of a convolutional net: called one by one on a CPU, on a GPU replayed as a CUDA graph."""
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flowstudy.data import Dataset
+from flowstudy.data.augment import Crops, cropped
+from flowstudy.train.stacks.cuda_graph import WARM_UP, capture_stream
+
+
+class ConvSteps:
+    """Nesterov steps of one net on a training set, epoch after epoch.
+
+    Args:
+        net: trained in place.
+        optimizer: `nesterov_sgd`'s of this net.
+        data: prepared, on the device of the net.
+        batch_size: samples of a step.
+    """
+
+    def __init__(self, net: nn.Module, optimizer: torch.optim.SGD, data: Dataset, batch_size: int):
+        self.net, self.optimizer, self.data = net, optimizer, data
+        device = data.x_train.device
+        self.total = torch.zeros((), device=device)  # of the losses of this epoch's samples
+        self.begin = torch.zeros((), dtype=torch.int64, device=device)  # of the next batch, in `order`
+        self.batch = torch.arange(batch_size, device=device)
+        self.order, self.crops = torch.arange(len(data.x_train), device=device), None
+        self.graph, self.rate = None, None
+
+    def new_epoch(self, order: Int64[Tensor, " sample"], crops: Crops | None) -> None:
+        """Begin with these samples in this order, each cut out as `crops` say; capture a step where there is none."""
+        self.order.copy_(order)
+        if crops is None or self.crops is None:
+            self.crops = None if crops is None else Crops(*(part.to(self.order.device) for part in crops))
+        else:
+            for part, new in zip(self.crops, crops, strict=True):
+                part.copy_(new)
+        self.total.zero_()
+        self.begin.zero_()
+        rate = self.optimizer.param_groups[0]["lr"]
+        if self.order.device.type == "cuda" and rate != self.rate and len(self.batch) <= len(order):
+            self.capture()  # a graph keeps the rate that it was captured with
+            self.rate = rate
+
+    def run(self) -> float:
+        """A step for each batch, the last one of what is left over; the mean loss of the epoch's samples."""
+        samples, full = len(self.order), len(self.order) // len(self.batch)
+        for _ in range(full):
+            self.graph.replay() if self.graph is not None else self.full_step()
+        if left := samples - full * len(self.batch):
+            self.step(self.order[-left:])
+        return self.total.item() / samples
+
+    def full_step(self) -> None:
+        self.step(self.order[self.begin + self.batch])
+        self.begin += len(self.batch)
+
+    def step(self, index: Int64[Tensor, " chosen"]) -> None:
+        x = self.data.x_train[index]
+        if self.crops is not None:
+            x = cropped(x, self.crops.of(index))
+        loss = F.cross_entropy(self.net(x), self.data.y_train[index])
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.total += loss.detach() * len(index)
+
+    def capture(self) -> None:
+        """Record a full step; the net, its velocities and this epoch are afterwards as they were."""
+        for group in self.optimizer.param_groups:
+            for p in group["params"]:  # torch makes them in the first step, which then differs from those that follow
+                self.optimizer.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+        velocities = [state["momentum_buffer"] for state in self.optimizer.state.values()]
+        held = [*self.net.parameters(), *self.net.buffers(), *velocities, self.total, self.begin]
+        before = [value.detach().clone() for value in held]
+        device = self.order.device
+        with torch.cuda.device(device):
+            current, stream, self.graph = torch.cuda.current_stream(), capture_stream(device), torch.cuda.CUDAGraph()
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP):
+                    self.begin.zero_()
+                    self.full_step()
+                self.optimizer.zero_grad()  # the gradients are the graph's own
+                with torch.cuda.graph(self.graph, stream=stream):
+                    self.full_step()
+            current.wait_stream(stream)
+            with torch.no_grad():
+                for value, old in zip(held, before, strict=True):
+                    value.copy_(old)
