@@ -81,8 +81,8 @@ class ConvSteps:
             stream.wait_stream(current)
             with torch.cuda.stream(stream):
                 for _ in range(WARM_UP):
-                    self.begin.zero_()
                     self.full_step()
+                    self.begin.zero_()
                 self.optimizer.zero_grad()  # the gradients are the graph's own
                 with torch.cuda.graph(self.graph, stream=stream):
                     self.full_step()
