@@ -16,7 +16,7 @@ from flowstudy.sweep import Cell, Store
 from flowstudy.sweep.plan import table_of
 
 from .record import STORE, records_in
-from .searches import FIGURE, plan
+from .searches import FIGURE, SEARCHES, plan
 
 STUDY, TOP = "loss_vs_depth", 10
 SETTING = ["net", "depth", "width", "seed", "activation", "gate_bias", "learning_rate", "momentum", "decay", "epoch"]
@@ -30,12 +30,12 @@ def replicate(folder: Path, root: Path) -> str:
         root: of the repository, or of another folder that is to hold them.
     """
     records = records_in(folder)
-    ended = [row for row in records["parts"].get("searches", {"rows": []})["rows"]
+    ended = [row for row in records["parts"].get(SEARCHES, {"rows": []})["rows"]
              if row["epochs"] and row["group"].startswith(FIGURE)]
     if not ended or not (folder / STORE).exists():
         return f"{folder} holds no group of figure 1 that ended: no record."
-    groups = plan(records["profile"])
-    cells = [replace(cell, epochs=row["epochs"]) for row in ended for cell in groups[row["group"]]]
+    groups, epochs = plan(records["profile"]), {row["group"]: row["epochs"] for row in ended}
+    cells = [replace(cell, epochs=epochs[name]) for name in epochs for cell in groups[name]]
     with unpacked(folder / STORE) as results:
         loss, made = loss_and_provenance(cells, Store(results))
     machine = {row["what"]: row["value"] for row in records["parts"]["machine"]["rows"]}
@@ -46,7 +46,7 @@ def replicate(folder: Path, root: Path) -> str:
     write_record(root, about, figure_1_claims(loss, TOP))
     kept_rows(loss).to_csv(root / "replication" / records["profile"] / "training_loss.csv", index=False)
     write_report(root)
-    return f"{len(ended)} groups of figure 1, {len(cells)} nets: {root / 'REPLICATION.md'}"
+    return f"{len(epochs)} groups of figure 1, {len(cells)} nets: {root / 'REPLICATION.md'}"
 
 
 def loss_and_provenance(cells: list[Cell], store: Store) -> tuple[pd.DataFrame, list[dict]]:

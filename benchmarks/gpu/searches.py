@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,9 @@ from flowstudy.paper.best_net import SETTINGS
 from flowstudy.paper.published import ours, published_loss
 from flowstudy.sweep import Cell, grid, random_search, run
 
-from .parts import Steps, ms_a_step
+from .parts import Steps
 from .record import Record
+from .side_by_side import ms_a_round
 
 EPOCHS = (400, 200, 100, 50, 20, 10, 4, 2, 1)  # what a group may have, and no more than its profile asks for
 SHARE = 0.9     # of the time left, for one group
@@ -54,7 +56,7 @@ def plan(profile: str) -> dict[str, list[Cell]]:
     cells = random_search(search["runs"], net=["highway", "plain"], depth=search.get("depths", DEPTHS), **fixed)
     groups: dict[str, list[Cell]] = {}
     for cell in sorted(cells, key=lambda cell: cell.depth):  # stable: highway first
-        groups.setdefault(f"{FIGURE}{cell.net} {cell.depth}", []).append(cell)
+        groups.setdefault(f"{FIGURE}{cell.depth} layers", []).append(cell)
     first, *others = groups.items()
     best_nets = grid(**SETTINGS, depth=best.get("depth", 50), width=best.get("width", 50), seed=range(BEST_NETS),
                      **{key: best[key] for key in ("dataset", "epochs", "train_samples") if key in best})
@@ -63,15 +65,17 @@ def plan(profile: str) -> dict[str, list[Cell]]:
 
 def group(name: str, cells: Sequence[Cell], device: torch.device, store: Path, record: Record,
           over: float) -> list[dict]:
-    """One group's row: how long it was to take and took, and its losses beside the authors'."""
-    like = cells[0]
+    """A group's rows, one for each kind of net in it: how long all were to take and took, side by side, and the losses
+    beside the authors'."""
+    like, nets = cells[0], Counter(cell.net for cell in cells)
     per_epoch = math.ceil((like.train_samples or TRAIN_SAMPLES[like.dataset]) / like.batch_size)
-    ms = ms_a_step(Steps(like.net, like.depth, like.width, len(cells), like.batch_size), device)["ms a step"]
+    widths = {cell.net: cell.width for cell in cells}
+    setups = [Steps(net, like.depth, widths[net], count, like.batch_size) for net, count in nets.items()]
+    ms = ms_a_round(setups, device)
     an_epoch = 1e-3 * ms * per_epoch
     room = SHARE * (record.left() - RESERVE)
     fits = [epochs for epochs in EPOCHS if epochs <= like.epochs and over * epochs * an_epoch <= room]
-    row = {"group": name, "nets": len(cells), "ms a step": ms, "asked for": like.epochs,
-           "epochs": fits[0] if fits else None}
+    row = {"group": name, "ms a step": ms, "asked for": like.epochs, "epochs": fits[0] if fits else None}
     if not fits:
         print(f"{name}: skipped", flush=True)
         return [row | {"note": f"skipped: an epoch takes {an_epoch:.1f} s, {room:.1f} s were left for it"}]
@@ -80,13 +84,14 @@ def group(name: str, cells: Sequence[Cell], device: torch.device, store: Path, r
     loss = run([replace(cell, epochs=fits[0]) for cell in cells], measure="training_loss", store=store,
                device=str(device), progress=False)
     taken = time.monotonic() - started
-    return [row | {"estimate [s]": over * fits[0] * an_epoch, "taken [s]": taken,
-                   "over": taken / (fits[0] * an_epoch)} | losses(loss)]
+    row |= {"estimate [s]": over * fits[0] * an_epoch, "taken [s]": taken, "over": taken / (fits[0] * an_epoch)}
+    return [row | {"net": net, "nets": nets[net]} | found for net, found in losses(loss)]
 
 
-def losses(loss: pd.DataFrame) -> dict[str, float]:
-    """The best run's last loss and the mean of the best 10, and the authors' after 400 epochs."""
-    [((net, depth), best, mean)] = ours(loss, 10)
-    authors = {f"authors' {words}": published_loss(net, depth, name)
-               for words, name in (("best", "best"), ("best 10", "best_10"))}
-    return {"best": best, "best 10": mean} | {name: value for name, value in authors.items() if not math.isnan(value)}
+def losses(loss: pd.DataFrame) -> Iterator[tuple[str, dict[str, float]]]:
+    """Of each kind of net the best run's last loss and the mean of the best 10, and the authors' after 400 epochs."""
+    for (net, depth), best, mean in ours(loss, 10):
+        authors = {f"authors' {words}": published_loss(net, depth, name)
+                   for words, name in (("best", "best"), ("best 10", "best_10"))}
+        yield net, {"best": best, "best 10": mean} | {words: value for words, value in authors.items()
+                                                     if not math.isnan(value)}

@@ -25,7 +25,7 @@ def together(device: torch.device, sizes: Sizes, record: Record) -> Iterator[dic
                "one after the other [ms]": apart, "side by side [ms]": beside, "ratio": beside / apart}
 
 
-def ms_a_round(setups: Sequence[Steps], device: torch.device, rounds: int) -> float:
+def ms_a_round(setups: Sequence[Steps], device: torch.device, rounds: int = 3) -> float:
     x = torch.randn(training.SAMPLES, training.FEATURES, device=device)
     y = torch.randint(training.CLASSES, (training.SAMPLES,), device=device)
     made = [training.ours(one.nets, one.depth, x, y, one.batch, one.make, one.backend, most=8) for one in setups]

@@ -1,5 +1,7 @@
 """How exact CUDA's products of float32 numbers are, matrix products and convolutions."""
 
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,33 +12,54 @@ from flowstudy.refusal import RefusalError
 
 PRECISIONS = {"float32": "ieee", "tf32": "tf32"}  # in the words of torch's newer switches
 OLDER = {"float32": "highest", "tf32": "high"}
+PARTS = cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul
+SWITCHES, ASKED_FOR = threading.Lock(), Counter()  # threads that train side by side share torch's switches
+BEFORE: dict[str, tuple[list[str], tuple[str, bool]]] = {}  # how these stood, by what was asked for
 
 
 @contextmanager
 def matrix_precision(precision: str, device: torch.device) -> Iterator[None]:
     """Within the block float32 products are as said, whatever the process had set; afterwards that holds again.
 
-    torch has older switches and, since 2.9, newer ones that tell matrix products from convolutions.  It refuses to read
-    an older one that a newer one contradicts, so both are set alike here, and both are put back.
+    Threads may be in such blocks at once, all of one precision: the last to leave puts the switches back.
     """
     if precision not in PRECISIONS:
         raise RefusalError(f"train: `precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
     if precision == "tf32" and device.type != "cuda":
         raise RefusalError(f"train: `precision` must be 'float32' on {device.type}, got 'tf32', which only CUDA has.")
-    parts = cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul
-    newer = [part.fp32_precision for part in parts]
-    set_newer(parts, ["ieee"] * len(parts))
-    older = torch.get_float32_matmul_precision(), convolutions_allow_tf32()
-    torch.set_float32_matmul_precision(OLDER[precision])
-    cudnn.allow_tf32 = precision == "tf32"
-    set_newer(parts[:-1], [PRECISIONS[precision]] * 3)
+    with SWITCHES:
+        if ASKED_FOR[precision] == 0:
+            BEFORE[precision] = switched_to(precision)
+        ASKED_FOR[precision] += 1
     try:
         yield
     finally:
-        set_newer(parts, ["ieee"] * len(parts))
-        torch.set_float32_matmul_precision(older[0])
-        cudnn.allow_tf32 = older[1]
-        set_newer(parts, newer)
+        with SWITCHES:
+            ASKED_FOR[precision] -= 1
+            if ASKED_FOR[precision] == 0:
+                put_back(*BEFORE.pop(precision))
+
+
+def switched_to(precision: str) -> tuple[list[str], tuple[str, bool]]:
+    """Set torch's switches, and return how its newer and older ones stood.
+
+    torch has older switches and, since 2.9, newer ones that tell matrix products from convolutions.  It refuses to read
+    an older one that a newer one contradicts, so both are set alike here, and both are put back.
+    """
+    newer = [part.fp32_precision for part in PARTS]
+    set_newer(PARTS, ["ieee"] * len(PARTS))
+    older = torch.get_float32_matmul_precision(), convolutions_allow_tf32()
+    torch.set_float32_matmul_precision(OLDER[precision])
+    cudnn.allow_tf32 = precision == "tf32"
+    set_newer(PARTS[:-1], [PRECISIONS[precision]] * 3)
+    return newer, older
+
+
+def put_back(newer: list[str], older: tuple[str, bool]) -> None:
+    set_newer(PARTS, ["ieee"] * len(PARTS))
+    torch.set_float32_matmul_precision(older[0])
+    cudnn.allow_tf32 = older[1]
+    set_newer(PARTS, newer)
 
 
 def set_newer(parts: tuple, values: list[str]) -> None:

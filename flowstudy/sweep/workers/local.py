@@ -14,6 +14,7 @@ from flowstudy.sweep.store.failures import Failure, failure, remember
 from flowstudy.sweep.store.store import Store
 
 from .forecast import forecast
+from .side_by_side import beside_each_other, run_side_by_side
 from .tasks import Task, halves, load, run_task, serve_task
 
 Done = tuple[Task, list[Failure]]
@@ -22,13 +23,16 @@ START_SECONDS = 120  # to import torch on a busy shared disk
 
 def run_here(tasks: Sequence[Task], store: Store, tick: Callable[[Task, float], object],
              say: Callable[[str], object]) -> Iterator[Done]:
-    """Run the tasks in this process, one after the other.
+    """Run the tasks in this process: one after the other, but trainings on a GPU side by side.
 
     `tick` is called with each part of a task's work that is done, `say` with the expected time if it is long.
     """
     load_once = functools.lru_cache(maxsize=1)(load)  # groups of one data set follow each other
     if expected := forecast(tasks, load_once):
         say(expected)
+    if beside_each_other(tasks):
+        yield from run_side_by_side(tasks, store, tick, load_once)
+        return
     for task in tasks:
         yield task, run_task(task, functools.partial(tick, task), store, load_once)
 

@@ -45,6 +45,7 @@ class Task:
         flowstudy: version that planned it; a worker of another version refuses.
         checkpoint_every: seconds of training between two checkpoints.
         mark: of the store, which a worker writes to while it is there; None: whatever lies there.
+        at_once: tasks that share the device's memory.
     """
 
     cells: tuple[Cell, ...]
@@ -54,6 +55,7 @@ class Task:
     flowstudy: str
     checkpoint_every: float = 60.0
     mark: str | None = None
+    at_once: int = 1
 
     @property
     def key(self) -> str:
@@ -68,6 +70,10 @@ class Task:
     def table(self) -> str:
         """The table whose name is used for the files of failures and checkpoints."""
         return self.tables[0]
+
+    @property
+    def trains(self) -> bool:
+        return self.cells[0].epochs > 0
 
     @property
     def work(self) -> int:
@@ -165,9 +171,9 @@ def pieces(task: Task, data: Dataset) -> list[Sequence[Cell]]:
     """The task's cells in parts that fit into the memory of where it runs."""
     check_room(task.cells[0], data)
     size = len(task.cells)
-    if task.cells[0].epochs:
+    if task.trains:
         with contextlib.suppress(Exception):  # whatever is wrong with one of them, it fails alone
-            size = nets_that_fit(task.cells, data)
+            size = max(1, nets_that_fit(task.cells, data) // task.at_once)
     return [task.cells[i:i + size] for i in range(0, len(task.cells), size)]
 
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from flowstudy.data import Dataset
 from flowstudy.data.augment import Crops, cropped
-from flowstudy.train.stacks.cuda_graph import WARM_UP, capture_stream
+from flowstudy.train.stacks.cuda_graph import captured
 
 
 class ConvSteps:
@@ -75,18 +75,13 @@ class ConvSteps:
         velocities = [state["momentum_buffer"] for state in self.optimizer.state.values()]
         held = [*self.net.parameters(), *self.net.buffers(), *velocities, self.total, self.begin]
         before = [value.detach().clone() for value in held]
-        device = self.order.device
-        with torch.cuda.device(device):
-            current, stream, self.graph = torch.cuda.current_stream(), capture_stream(device), torch.cuda.CUDAGraph()
-            stream.wait_stream(current)
-            with torch.cuda.stream(stream):
-                for _ in range(WARM_UP):
-                    self.full_step()
-                    self.begin.zero_()
-                self.optimizer.zero_grad()  # the gradients are the graph's own
-                with torch.cuda.graph(self.graph, stream=stream):
-                    self.full_step()
-            current.wait_stream(stream)
-            with torch.no_grad():
-                for value, old in zip(held, before, strict=True):
-                    value.copy_(old)
+        self.graph = captured(self.first_step, self.full_step, self.order.device)
+        with torch.no_grad():
+            for value, old in zip(held, before, strict=True):
+                value.copy_(old)
+
+    def first_step(self) -> None:
+        """A full step, undone in part: what follows begins with the same batch, and with no gradients."""
+        self.full_step()
+        self.begin.zero_()
+        self.optimizer.zero_grad()

@@ -1,6 +1,8 @@
 """Training steps as a CUDA graph: captured once, replayed without Python or launches in between."""
 
 import functools
+import threading
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -11,6 +13,7 @@ from flowstudy.train.batches import Batches
 
 STEPS = 8    # in one replay
 WARM_UP = 3  # steps before the capture, as torch asks
+CAPTURES = threading.Lock()
 
 
 @runtime_checkable
@@ -67,20 +70,31 @@ class GraphedSteps:
         static = Batches(*(part.clone() for part in like))
         held = {**self.parameters(), **{f"v {k}": v for k, v in self.velocities().items()}}
         before = {name: value.clone() for name, value in held.items()}
-        current, stream, graph = torch.cuda.current_stream(), capture_stream(self.x.device), torch.cuda.CUDAGraph()
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):  # the graph's own context stays open if the capture raises
-            for _ in range(WARM_UP):
-                self.nets.step(static.index[0], static.weight[0])
-            with torch.cuda.graph(graph, stream=stream):
-                for index, weight in zip(*static, strict=True):
-                    self.nets.step(index, weight)
-        current.wait_stream(stream)
+        graph = captured(lambda: self.nets.step(static.index[0], static.weight[0]),
+                         lambda: [self.nets.step(index, weight) for index, weight in zip(*static, strict=True)],
+                         self.x.device)
         with torch.no_grad():
             for name, value in held.items():
                 value.copy_(before[name])
         self.graphs[len(static)] = graph, static
         return graph, static
+
+
+def captured(warm_up: Callable[[], object], steps: Callable[[], object], device: torch.device) -> torch.cuda.CUDAGraph:
+    """The steps as a graph, after a few calls of `warm_up`; whatever these change is the caller's to put back.
+
+    One thread captures at a time, and others may train on this GPU meanwhile.
+    """
+    with CAPTURES, torch.cuda.device(device):
+        current, stream, graph = torch.cuda.current_stream(), capture_stream(device), torch.cuda.CUDAGraph()
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):  # the graph's own context stays open if the capture raises
+            for _ in range(WARM_UP):
+                warm_up()
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                steps()
+        current.wait_stream(stream)
+    return graph
 
 
 @functools.cache

@@ -116,7 +116,7 @@ class Group:
     def wait(self) -> None:
         """Until the steps are made: a GPU makes them while the host goes on."""
         if self.on_gpu:
-            torch.cuda.synchronize(self.device)
+            torch.cuda.current_stream(self.device).synchronize()  # others may train beside
 
     def state(self) -> dict[str, Tensor]:
         return joined([chunk.parameters() for chunk in self.chunks])

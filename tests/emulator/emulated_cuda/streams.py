@@ -5,6 +5,7 @@ records what runs on the stream that it captures.
 """
 
 import itertools
+import threading
 import warnings
 from collections.abc import Callable
 
@@ -69,13 +70,35 @@ class Event:
         return 1.0
 
 
+class CurrentStreams:
+    """By device, each thread's own; autograd's threads have those of the main thread, which is all that tests need."""
+
+    def __init__(self) -> None:
+        self.of_threads: dict[int, list[Stream]] = {}
+
+    def of_this_thread(self) -> list[Stream]:
+        thread = threading.current_thread()
+        if isinstance(thread, threading._DummyThread):  # not of Python's making
+            thread = threading.main_thread()
+        return self.of_threads.setdefault(thread.ident, list(default_streams))
+
+    def __getitem__(self, index: int) -> Stream:
+        return self.of_this_thread()[index]
+
+    def __setitem__(self, index: int, stream: Stream) -> None:
+        self.of_this_thread()[index] = stream
+
+    def __len__(self) -> int:
+        return len(default_streams)
+
+
 default_streams: list[Stream] = []
-current_streams: list[Stream] = []
+current_streams = CurrentStreams()
 
 
 def make_default_streams(devices: int) -> None:
     default_streams[:] = [Stream(i) for i in range(devices)]
-    current_streams[:] = default_streams
+    current_streams.of_threads.clear()
 
 
 def current_stream(device: object = None) -> Stream:
@@ -121,7 +144,7 @@ class device:
 
 
 def capturing() -> "CUDAGraph | None":
-    """The graph that is being captured anywhere."""
+    """The graph that this thread captures, on any device."""
     return next((stream.graph for stream in current_streams if stream.graph is not None), None)
 
 

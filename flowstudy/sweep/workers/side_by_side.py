@@ -1,0 +1,59 @@
+"""Several groups at once on one GPU: the steps of one fill what those of another leave idle."""
+
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
+
+import torch
+
+from flowstudy.data import Dataset
+from flowstudy.sweep.store.failures import Failure
+from flowstudy.sweep.store.store import Store
+
+from .tasks import Load, Task, found_device, run_task
+
+AT_ONCE = 2  # stacks of 100 nets: together they take .77 of the time (benchmarks/results/four_launches.md)
+
+
+class GivenUpError(BaseException):
+    """The call has ended early.  Not an Exception: it is no failure of a cell, which a smaller group might not have."""
+
+
+def beside_each_other(tasks: Sequence[Task]) -> bool:
+    """Whether these tasks train on a GPU, and are several."""
+    return len(tasks) > 1 and found_device(tasks[0].device).startswith("cuda") and all(task.trains for task in tasks)
+
+
+def run_side_by_side(tasks: Sequence[Task], store: Store, tick: Callable[[Task, float], object],
+                     load: Load) -> Iterator[tuple[Task, list[Failure]]]:
+    """Run the tasks on one GPU, `AT_ONCE` at a time, each in a thread and on a stream of its own; as they end."""
+    device = torch.device(found_device(tasks[0].device))
+    ended, one = threading.Event(), threading.Lock()
+
+    def advance(task: Task, units: float) -> None:
+        if ended.is_set():
+            raise GivenUpError
+        with one:
+            tick(task, units)
+
+    def load_once(name: str, train_samples: int | None, where: torch.device) -> Dataset:
+        with one:
+            data = load(name, train_samples, where)
+            torch.cuda.synchronize(device)  # another stream may read it next
+        return data
+
+    def work(task: Task) -> tuple[Task, list[Failure]]:
+        with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
+            return task, run_task(replace(task, at_once=AT_ONCE), functools.partial(advance, task), store, load_once)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        waiting = [pool.submit(work, task) for task in tasks]
+        try:
+            for done in as_completed(waiting):
+                yield done.result()
+        finally:  # an error in one of them, or in the caller, ends the others at their next tick
+            ended.set()
+            for one_of_them in waiting:
+                one_of_them.cancel()
