@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -47,10 +48,7 @@ def search(device: torch.device, store: Path, record: Record) -> None:
 
 def plan(profile: str) -> dict[str, list[Cell]]:
     """Groups in the order of value, from the profile's parameters of `loss_vs_depth` and `gate_routing`."""
-    house = Path(flowstudy.__file__).parent
-    studies = house / "studies" if (house / "studies").is_dir() else house.parent / "studies"
-    profiles = yaml.safe_load((studies / "profiles.yaml").read_text(encoding="utf-8"))
-    search, best = profiles[profile]["loss_vs_depth"], profiles[profile]["gate_routing"]
+    search, best = parameters(profile, "loss_vs_depth"), parameters(profile, "gate_routing")
     fixed = {"init": INIT} | {key: search[key] for key in ("epochs", "batch_size", "dataset", "train_samples", "ranges",
                                                            "decay_law", "init") if key in search}
     cells = random_search(search["runs"], net=["highway", "plain"], depth=search.get("depths", DEPTHS), **fixed)
@@ -61,6 +59,13 @@ def plan(profile: str) -> dict[str, list[Cell]]:
     best_nets = grid(**SETTINGS, depth=best.get("depth", 50), width=best.get("width", 50), seed=range(BEST_NETS),
                      **{key: best[key] for key in ("dataset", "epochs", "train_samples") if key in best})
     return dict([first, ("the paper's best setting", best_nets), *others])
+
+
+def parameters(profile: str, study: str) -> dict[str, Any]:
+    """What profiles.yaml has of it."""
+    house = Path(flowstudy.__file__).parent
+    studies = house / "studies" if (house / "studies").is_dir() else house.parent / "studies"
+    return yaml.safe_load((studies / "profiles.yaml").read_text(encoding="utf-8"))[profile][study]
 
 
 def group(name: str, cells: Sequence[Cell], device: torch.device, store: Path, record: Record,
