@@ -32,6 +32,8 @@ from flowstudy import (
 from flowstudy.measure.numerics.graded_jacobi import graded_singular_values
 from flowstudy.sweep import engine, grid, run
 from flowstudy.sweep.looks.table import AS_THEY_START, MEASUREMENTS
+from flowstudy.sweep.store.files import StoreError
+from flowstudy.sweep.workers import side_by_side
 from flowstudy.train import History, Stack, stack, stack_states, train
 from flowstudy.train.batches import batches
 from flowstudy.train.convolutional.recipe import MNIST_RECIPE, train_conv
@@ -226,6 +228,47 @@ def test_measurements_in_training_are_the_cpus(tmp_path):
     for name in measures:
         own, other = (frame[name][frame[name]["cell"].isin(tame)].reset_index(drop=True) for frame in (there, here))
         compared(own, other, 5e-3, 5e-3)
+
+
+def test_groups_train_side_by_side_to_the_cpus_numbers(monkeypatch, tmp_path):
+    """Three depths of two kinds, one with a net that diverges: in threads, each on a stream of its own."""
+    cells = grid(net=["plain", "highway"], activation="linear", depth=[2, 3, 5], width=7, seed=range(2),
+                 train_samples=60, batch_size=9, epochs=2, learning_rate=[0.05, 1e7])
+    streams, whole = [], side_by_side.run_task
+
+    def look(*of_task: object) -> list:
+        streams.append(torch.cuda.current_stream())
+        return whole(*of_task)
+
+    monkeypatch.setattr(side_by_side, "run_task", look)
+    here, there = (run(cells, device=device, store=tmp_path / device[:4], progress=False)
+                   for device in ("cpu", "cuda:0"))
+    assert len(streams) == 6 and torch.cuda.default_stream() not in streams and len(set(streams)) > 1
+    assert (here["diverged"] >= 0).any() and there["diverged"].equals(here["diverged"])
+    np.testing.assert_allclose(there["loss"], here["loss"], rtol=FLOAT32)
+
+
+def test_an_error_of_the_store_ends_the_groups_beside_it(monkeypatch, tmp_path):
+    """At their next tick; what waits does not begin."""
+    begun, ended = [], []
+
+    def work(task: object, tick: object, *_: object) -> list:
+        begun.append(task)
+        if len(begun) == 2:
+            raise StoreError("the disk is full")
+        try:
+            while True:
+                tick(0.0)
+        except BaseException as error:
+            ended.append(type(error))
+            raise
+
+    monkeypatch.setattr(side_by_side, "run_task", work)
+    monkeypatch.setattr(side_by_side, "AT_ONCE", 2)
+    cells = grid(net="plain", depth=range(2, 8), width=5, seed=0, train_samples=40, epochs=1)
+    with pytest.raises(StoreError, match="the disk is full"):
+        run(cells, device="cuda:0", store=tmp_path, progress=False)
+    assert len(begun) in (2, 3) and set(ended) == {side_by_side.GivenUpError}
 
 
 # --- spectra ---------------------------------------------------------------------------------------------------------

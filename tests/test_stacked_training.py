@@ -588,6 +588,13 @@ for precision, said in (("float32", "ieee"), ("tf32", "tf32")):
         assert MATRICES.fp32_precision == CONVOLUTIONS.fp32_precision == said
         assert "contradicted" not in inside.values(), inside
     assert switches() == before, (before, switches())
+one, other = (matrix_precision("float32", torch.device("cpu")) for _ in range(2))  # as of threads side by side
+one.__enter__()
+other.__enter__()
+one.__exit__(None, None, None)
+assert MATRICES.fp32_precision == CONVOLUTIONS.fp32_precision == "ieee"
+other.__exit__(None, None, None)
+assert switches() == before, (before, switches())
 """
 
 

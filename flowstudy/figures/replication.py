@@ -58,7 +58,7 @@ ITEMS = {  # of the paper: the study that has it, and where it deviates
 }
 
 HOURS = {  # that the paper profile would take, of what has no record of it; by the times of parts that were run
-    "figure 1": "1.7 hours of one H100 by its measured steps, about 130 of two cores "
+    "figure 1": "1.2 hours of one H100 by its measured steps, about 130 of two cores "
                 "(`benchmarks/results/four_launches.md` and `training.md`)",
     "figure 1, best settings": "7.4 hours of one core, four times what 100 epochs took",
     "figure 2": "0.8 hours of two cores", "figure 3": "as figure 2, whose net it is of",

@@ -14,7 +14,7 @@ from flowstudy.sweep.store.store import Store
 
 from .tasks import Load, Task, found_device, run_task
 
-AT_ONCE = 2  # stacks of 100 nets: together they take .77 of the time (benchmarks/results/four_launches.md)
+AT_ONCE = 8  # figure 1's eight stacks of 100 nets: .72 of the time; two of them .77 to .80 (benchmarks/results/gpu.md)
 
 
 class GivenUpError(BaseException):
