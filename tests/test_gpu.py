@@ -6,6 +6,8 @@ runs them on emulated devices, which also count what the host waits for.
 
 import functools
 import sys
+import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -31,9 +33,10 @@ from flowstudy import (
 )
 from flowstudy.measure.numerics.graded_jacobi import graded_singular_values
 from flowstudy.sweep import engine, grid, run
+from flowstudy.sweep.looks import in_training
 from flowstudy.sweep.looks.table import AS_THEY_START, MEASUREMENTS
 from flowstudy.sweep.store.files import StoreError
-from flowstudy.sweep.workers import side_by_side
+from flowstudy.sweep.workers import side_by_side, tasks
 from flowstudy.train import History, Stack, stack, stack_states, train
 from flowstudy.train.batches import batches
 from flowstudy.train.convolutional.recipe import MNIST_RECIPE, train_conv
@@ -246,6 +249,31 @@ def test_groups_train_side_by_side_to_the_cpus_numbers(monkeypatch, tmp_path):
     assert len(streams) == 6 and torch.cuda.default_stream() not in streams and len(set(streams)) > 1
     assert (here["diverged"] >= 0).any() and there["diverged"].equals(here["diverged"])
     np.testing.assert_allclose(there["loss"], here["loss"], rtol=FLOAT32)
+
+
+@pytest.mark.parametrize("options", [{"precision": "tf32"}, {"at": {"epochs": [1]}}])
+def test_what_the_process_has_once_is_not_shared(options, monkeypatch, tmp_path):
+    """Nets in tf32 train one group after the other; measurements in training of several groups do not meet."""
+    inside, most, look = [], [], in_training.CellsMoment.part
+
+    def part(*of_moment: object) -> object:
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.01)
+        inside.pop()
+        return look(*of_moment)
+
+    threads, whole = set(), tasks.measure_together
+
+    def measured(*of_task: object) -> object:
+        threads.add(threading.get_ident())
+        return whole(*of_task)
+
+    monkeypatch.setattr(in_training.CellsMoment, "part", part)
+    monkeypatch.setattr(tasks, "measure_together", measured)
+    cells = grid(net="highway", depth=[2, 3, 4], width=5, seed=0, train_samples=40, batch_size=9, epochs=2)
+    run(cells, measure="accuracy", device="cuda:0", store=tmp_path, progress=False, **options)
+    assert max(most) == 1 and (len(threads) > 1) == ("at" in options)
 
 
 def test_an_error_of_the_store_ends_the_groups_beside_it(monkeypatch, tmp_path):

@@ -10,6 +10,7 @@ from flowstudy.sweep.cells import Cell
 from flowstudy.sweep.cells_to_nets import stack_of
 from flowstudy.sweep.plan_error import PlanError
 from flowstudy.train import Checkpoint, Moment, RecordAt, Settings, train
+from flowstudy.train.stacks.cuda_graph import CAPTURES
 from flowstudy.train.stacks.ensemble import runs_of
 
 from .moment import CellsMoment
@@ -57,15 +58,17 @@ class Recorder:
     def look(self, step: int, epoch: float, moment: CellsMoment) -> None:
         """Call the measurements that are due at this step, on a few nets of one activation at a time.
 
-        A measurement may take far more memory than a training step, and needs nets that share a forward pass.
+        A measurement may take far more memory than a training step, and needs nets that share a forward pass.  It uses
+        switches that the process has once: of groups that train side by side, one is measured at a time.
         """
-        for first, last in looked_at_together(moment.cells):
-            part = moment.part(first, last)
-            for table, (look, options, dated, steps) in self.looks.items():
-                if step in steps:
-                    rows = look(part, self.data, **options)
-                    when = {"epoch": epoch, "step": step} if dated else {}
-                    self.kept[table].append(rows.assign(place=rows["place"] + first, **when).to_dict("list"))
+        with CAPTURES:
+            for first, last in looked_at_together(moment.cells):
+                part = moment.part(first, last)
+                for table, (look, options, dated, steps) in self.looks.items():
+                    if step in steps:
+                        rows = look(part, self.data, **options)
+                        when = {"epoch": epoch, "step": step} if dated else {}
+                        self.kept[table].append(rows.assign(place=rows["place"] + first, **when).to_dict("list"))
 
     def state(self) -> dict:
         return self.kept

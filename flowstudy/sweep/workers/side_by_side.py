@@ -9,8 +9,11 @@ from dataclasses import replace
 import torch
 
 from flowstudy.data import Dataset
+from flowstudy.kinds import KINDS
+from flowstudy.sweep.looks.in_training import OF_TRAINING
 from flowstudy.sweep.store.failures import Failure
 from flowstudy.sweep.store.store import Store
+from flowstudy.train.stacks.fully_connected import trains_by_hand
 
 from .tasks import Load, Task, found_device, run_task
 
@@ -22,8 +25,25 @@ class GivenUpError(BaseException):
 
 
 def beside_each_other(tasks: Sequence[Task]) -> bool:
-    """Whether these tasks train on a GPU, and are several."""
-    return len(tasks) > 1 and found_device(tasks[0].device).startswith("cuda") and all(task.trains for task in tasks)
+    """Whether these are several tasks that train on a GPU, and share nothing that the process has once: modules of
+    users may draw random numbers, which torch forbids while another thread captures a graph, and other products than
+    float32's are a switch of the process, which measurements in training turn back."""
+    if len(tasks) < 2 or not found_device(tasks[0].device).startswith("cuda"):
+        return False
+    return all(task.trains and of_training(task)["precision"] == "float32" for task in tasks) and all(
+        of_the_library(net) for net in {task.cells[0].net for task in tasks})
+
+
+def of_training(task: Task) -> dict[str, object]:
+    return OF_TRAINING | task.measurements[0][2]
+
+
+def of_the_library(net: str) -> bool:
+    """Whether this kind's nets are computed by hand-written layers."""
+    try:
+        return trains_by_hand(KINDS[net].net(2, 2, 2, 2, "tanh"))
+    except Exception:  # one that cannot be built so fails alone, when its turn comes
+        return False
 
 
 def run_side_by_side(tasks: Sequence[Task], store: Store, tick: Callable[[Task, float], object],

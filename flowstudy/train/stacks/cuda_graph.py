@@ -13,7 +13,7 @@ from flowstudy.train.batches import Batches
 
 STEPS = 8    # in one replay
 WARM_UP = 3  # steps before the capture, as torch asks
-CAPTURES = threading.Lock()
+CAPTURES = threading.RLock()  # held by what a capture in another thread must not meet
 
 
 @runtime_checkable
