@@ -44,11 +44,14 @@ def test_every_part_runs_and_the_store_and_the_tables_can_be_read(tmp_path):
     text = (tmp_path / "read/benchmarks/results/gpu.md").read_text()
     assert all(f"## {name} (" in text for name in parts)
     record = json.loads((tmp_path / "read/replication/smoke/loss_vs_depth.json").read_text())
-    best = {f"{row['group'].removeprefix('figure 1: ')}: best of {row['nets']} runs": row["best"]
+    best = {f"{row['net']} {row['group'].split()[2]}: best of {row['nets']} runs": row["best"]
             for row in parts["searches"]["rows"] if row["group"].startswith("figure 1")}
     recorded = {row["quantity"]: row["ours"] for row in record["rows"]}
     assert {name: recorded[name] for name in best} == pytest.approx(best, rel=1e-9) and best
     assert (tmp_path / "read/REPLICATION.md").exists() and record["parameters"]["runs"] == 2
+    of_nets = json.loads((tmp_path / "read/replication/smoke/mnist_conv.json").read_text())["rows"]
+    reached = [100 * row["test accuracy"] for row in parts["table 1"]["rows"]]
+    assert [row["ours"] for row in of_nets] == pytest.approx(reached, rel=1e-9) and len(reached) == 2
 
 
 def test_what_fails_or_is_late_is_recorded_and_the_rest_goes_on(tmp_path):

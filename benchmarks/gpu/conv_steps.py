@@ -17,14 +17,20 @@ BATCH = MNIST_RECIPE.batch_size
 
 
 def conv_steps(device: torch.device, sizes: Sizes, record: Record) -> Iterator[dict]:
-    """ms a step, crops and dropout included, from the difference of two epochs of different length; what is captured
-    and evaluated is the same in both."""
+    """ms a step, crops and dropout included."""
     for net, shape, recipe in (("mnist_16", (1, 28, 28), MNIST_RECIPE), ("A", (3, 32, 32), CIFAR_RECIPE)):
         for block in ("highway", "plain"):
-            few, many = (seconds_of_epochs(net, block, shape, replace(recipe, epochs=2), BATCH * batches, device)
-                         for batches in (1, 1 + sizes.conv_batches))
-            yield {"net": net, "block": block, "batch": BATCH,
-                   "ms a step": 1e3 * (many - few) / (2 * sizes.conv_batches)}
+            ms = ms_a_step_of(net, block, shape, recipe, device, sizes.conv_batches)
+            yield {"net": net, "block": block, "batch": BATCH, "ms a step": ms}
+
+
+def ms_a_step_of(net: str, block: str, shape: tuple[int, ...], recipe: Recipe, device: torch.device,
+                 batches: int) -> float:
+    """From the difference of two trainings whose epochs have one batch and some more: what is captured and evaluated is
+    the same in both.  A first one, whose time does not count, starts the device's libraries."""
+    _, few, many = (seconds_of_epochs(net, block, shape, replace(recipe, epochs=2), BATCH * some, device)
+                    for some in (1, 1, 1 + batches))
+    return 1e3 * (many - few) / (2 * batches)
 
 
 def seconds_of_epochs(net: str, block: str, shape: tuple[int, ...], recipe: Recipe, samples: int,

@@ -1,4 +1,5 @@
-"""Figure 1 as it was trained on the GPU, beside the authors' numbers: a record that REPLICATION.md is made of."""
+"""Figure 1 and table 1 as they were trained on the GPU, beside the paper's numbers: records that REPLICATION.md is
+made of."""
 
 import shutil
 import tarfile
@@ -10,15 +11,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from flowstudy import plots
 from flowstudy.figures.replication import write_record, write_report
+from flowstudy.paper.conv_nets import conv_table
 from flowstudy.paper.published import figure_1_claims
 from flowstudy.sweep import Cell, Store
 from flowstudy.sweep.plan import table_of
 
 from .record import STORE, records_in
 from .searches import FIGURE, SEARCHES, parameters, plan
+from .table_1 import CURVES, TABLE_1
+from .table_1 import STUDY as CONV_STUDY
 
 STUDY, TOP = "loss_vs_depth", 10
 SETTING = ["net", "depth", "width", "seed", "activation", "gate_bias", "learning_rate", "momentum", "decay", "epoch"]
@@ -50,11 +55,38 @@ def replicate(folder: Path, root: Path) -> str:
     write_record(root, about, figure_1_claims(loss, TOP, trains_below=below))
     kept = root / "replication" / records["profile"]
     kept_rows(loss).to_csv(kept / "training_loss.csv", index=False)
-    with tempfile.TemporaryDirectory() as drawn:
-        plots.save({"figure_1": plots.figure_1(loss, TOP)}, {}, drawn)
-        shutil.copy(Path(drawn, "figure_1.svg"), kept / f"{STUDY}_figure_1.svg")
+    keep_picture(kept, STUDY, "figure_1", plots.figure_1(loss, TOP))
     write_report(root)
     return f"{len(epochs)} groups of figure 1, {len(cells)} nets: {root / 'REPLICATION.md'}"
+
+
+def replicate_table_1(folder: Path, root: Path) -> str:
+    """Write the record of the convolutional nets, and REPLICATION.md; in words, what was done."""
+    records = records_in(folder)
+    ended = [row for row in records["parts"].get(TABLE_1, {"rows": []})["rows"] if row["epochs"]]
+    if not ended or not (folder / STORE).exists():
+        return f"{folder} holds no convolutional net that ended: no record."
+    with unpacked(folder / STORE) as results:
+        frame = pd.read_csv(results / CURVES)
+    machine = {row["what"]: row["value"] for row in records["parts"]["machine"]["rows"]}
+    finished = datetime.fromtimestamp((folder / STORE).stat().st_mtime, UTC)
+    epochs = frame.groupby("block", sort=False)["epoch"].max()
+    about = {"study": CONV_STUDY, "profile": records["profile"],
+             "seconds": round(sum(row["taken [s]"] for row in ended), 1), "finished": f"{finished:%Y-%m-%d %H:%M} UTC",
+             "device": f"one {machine['device']}", "versions": {"torch": machine["torch"]},
+             "parameters": parameters(records["profile"], CONV_STUDY) | {"epochs": int(epochs.max())}}
+    write_record(root, about, conv_table(frame))
+    kept = root / "replication" / records["profile"]
+    frame.to_csv(kept / CURVES, index=False, float_format="%.6g")
+    keep_picture(kept, CONV_STUDY, "training", plots.conv_training(frame))
+    write_report(root)
+    return f"{len(ended)} convolutional nets: {root / 'REPLICATION.md'}"
+
+
+def keep_picture(kept: Path, study: str, name: str, figure: Figure) -> None:
+    with tempfile.TemporaryDirectory() as drawn:
+        plots.save({name: figure}, {}, drawn)
+        shutil.copy(Path(drawn, f"{name}.svg"), kept / f"{study}_{name}.svg")
 
 
 def loss_and_provenance(cells: list[Cell], store: Store) -> tuple[pd.DataFrame, list[dict]]:
