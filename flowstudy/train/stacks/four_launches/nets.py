@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from flowstudy.train.stacks.compiled.nets import filled
+from flowstudy.train.stacks.cuda_graph import CAPTURES
 
 from . import kernels
 from .functions import BITS, KEEP_INPUT
@@ -116,7 +117,8 @@ class FourLaunches:
         w, b, count = self.weights, self.biases, len(self.x)
         forward = options(self.forward, count)
         found = self.momentum.new_empty(len(self), count)
-        with torch.cuda.device_of(found):  # Triton launches on the current one
+        # Triton launches on the current device; the first launch compiles, which one thread does at a time, as steps do.
+        with CAPTURES, torch.cuda.device_of(found):
             kernels.losses[-(-count // forward["S"]), len(self)](
                 w["in"], b["in"], w["blocks"], b["blocks"], w["out"], b["out"], self.x, self.labels, self.kinds, found,
                 self.layers, count, **self.ends, **self.sizes, **self.classes, **self.tiles, **self.join, **self.kind,
