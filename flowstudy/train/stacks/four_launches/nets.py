@@ -117,7 +117,7 @@ class FourLaunches:
         w, b, count = self.weights, self.biases, len(self.x)
         forward = options(self.forward, count)
         found = self.momentum.new_empty(len(self), count)
-        # Triton launches on the current device; the first launch compiles, which one thread does at a time, as steps do.
+        # Triton launches on the current device; the first launch compiles, one thread at a time, as the steps' does.
         with CAPTURES, torch.cuda.device_of(found):
             kernels.losses[-(-count // forward["S"]), len(self)](
                 w["in"], b["in"], w["blocks"], b["blocks"], w["out"], b["out"], self.x, self.labels, self.kinds, found,
