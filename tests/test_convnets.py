@@ -89,6 +89,45 @@ def test_an_epoch_is_its_steps_written_out(device):
     assert history.test_accuracy == [right] == [share_classified(mine.cpu(), ready.x_test, ready.y_test)]
 
 
+class Counting(torch.nn.Module):
+    """A net without dropout that Python has a part in: `way` says which."""
+
+    def __init__(self, way: str):
+        super().__init__()
+        self.net, self.way, self.calls = net(), way, 0
+        self.readout = self.net.readout
+        for module in self.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        self.register_buffer("seen", torch.zeros(()))
+        if way == "hook":
+            self.readout.register_forward_hook(self.count)
+
+    def count(self, *_: object) -> None:
+        self.calls += 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.way == "replaced buffer":
+            self.seen = self.seen + 1
+        elif self.way == "buffer":
+            self.seen += 1
+        elif self.way == "waits" and x.max() > 0:
+            self.calls += 1
+        return self.net(x)
+
+
+@pytest.mark.parametrize("way", ["hook", "replaced buffer", "buffer", "waits"])
+def test_a_net_that_needs_the_host_is_trained_step_by_step(way, device):
+    """A CUDA graph would not call it; buffers that are changed in place are the graph's too."""
+    recipe, ended = replace(RECIPE, crop=False), {}
+    for place in ("cpu", device):
+        mine = Counting(way).to(place)
+        ended[str(place)] = train_conv(mine, data().to(place), recipe, seed=7), mine
+    (here, on_host), (there, other) = ended["cpu"], ended[str(device)]
+    assert there.loss == pytest.approx(here.loss, rel=1e-5) and there.test_accuracy == here.test_accuracy
+    assert (other.seen.item(), other.calls) == (on_host.seen.item(), on_host.calls)
+
+
 class Killed(Exception):
     pass
 

@@ -35,13 +35,14 @@ from flowstudy.measure.numerics.graded_jacobi import graded_singular_values
 from flowstudy.sweep import engine, grid, run
 from flowstudy.sweep.looks import in_training
 from flowstudy.sweep.looks.table import AS_THEY_START, MEASUREMENTS
+from flowstudy.sweep.store.failures import SweepError
 from flowstudy.sweep.store.files import StoreError
 from flowstudy.sweep.workers import side_by_side, tasks
 from flowstudy.train import History, Stack, stack, stack_states, train
 from flowstudy.train.batches import batches
 from flowstudy.train.convolutional.recipe import MNIST_RECIPE, train_conv
 from flowstudy.train.stacks import fully_connected
-from flowstudy.train.stacks.cuda_graph import GraphedSteps
+from flowstudy.train.stacks.cuda_graph import GraphedSteps, capture_stream
 from flowstudy.train.stacks.fully_connected import StackedFullyConnected
 
 pytestmark = pytest.mark.gpu
@@ -274,6 +275,36 @@ def test_what_the_process_has_once_is_not_shared(options, monkeypatch, tmp_path)
     cells = grid(net="highway", depth=[2, 3, 4], width=5, seed=0, train_samples=40, batch_size=9, epochs=2)
     run(cells, measure="accuracy", device="cuda:0", store=tmp_path, progress=False, **options)
     assert max(most) == 1 and (len(threads) > 1) == ("at" in options)
+
+
+def test_no_task_gets_the_stream_of_captures():
+    """torch hands out 32 streams of ordinary priority in turns."""
+    device = torch.device("cuda:0")
+    assert all(torch.cuda.Stream(device) != capture_stream(device) for _ in range(65))
+
+
+def test_what_lacked_memory_beside_others_is_tried_alone(monkeypatch, tmp_path):
+    """Three of four nets at once fill the device; one fills more than there is, and fails."""
+    used, one, whole = [], threading.Lock(), tasks.measure_together
+
+    def measured(wanted: object, cells: list, *others: object) -> object:
+        own = 30 if cells[0].depth < 6 else 101
+        with one:
+            if sum(used) + own > 100:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            used.append(own)
+        try:
+            time.sleep(0.2)
+            return whole(wanted, cells, *others)
+        finally:
+            used.remove(own)
+
+    monkeypatch.setattr(tasks, "measure_together", measured)
+    cells = grid(net="plain", depth=[2, 3, 4, 5, 6], width=5, seed=0, train_samples=40, batch_size=9, epochs=1)
+    with pytest.raises(SweepError, match="1 of 5 cells failed") as caught:
+        run(cells, device="cuda:0", store=tmp_path, progress=False)
+    assert [failure.cell["depth"] for failure in caught.value.failures] == [6]
+    assert sorted(set(caught.value.rows["depth"])) == [2, 3, 4, 5]
 
 
 def test_an_error_of_the_store_ends_the_groups_beside_it(monkeypatch, tmp_path):

@@ -48,8 +48,11 @@ def of_the_library(net: str) -> bool:
 
 def run_side_by_side(tasks: Sequence[Task], store: Store, tick: Callable[[Task, float], object],
                      load: Load) -> Iterator[tuple[Task, list[Failure]]]:
-    """Run the tasks on one GPU, `AT_ONCE` at a time, each in a thread and on a stream of its own; as they end."""
-    device = torch.device(found_device(tasks[0].device))
+    """Run the tasks on one GPU, `AT_ONCE` at a time, each in a thread and on a stream of its own; as they end.
+
+    Cells for which there was no memory beside the others are tried again when these are done.
+    """
+    device, together = torch.device(found_device(tasks[0].device)), min(AT_ONCE, len(tasks))
     ended, one = threading.Event(), threading.Lock()
 
     def advance(task: Task, units: float) -> None:
@@ -61,19 +64,34 @@ def run_side_by_side(tasks: Sequence[Task], store: Store, tick: Callable[[Task, 
     def load_once(name: str, train_samples: int | None, where: torch.device) -> Dataset:
         with one:
             data = load(name, train_samples, where)
-            torch.cuda.synchronize(device)  # another stream may read it next
+            torch.cuda.current_stream(device).synchronize()  # another stream may read it next
         return data
 
     def work(task: Task) -> tuple[Task, list[Failure]]:
         with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
-            return task, run_task(replace(task, at_once=AT_ONCE), functools.partial(advance, task), store, load_once)
+            return task, run_task(replace(task, at_once=together), functools.partial(advance, task), store, load_once)
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        waiting = [pool.submit(work, task) for task in tasks]
+    waiting, short = [], []
+    with ThreadPoolExecutor(together) as pool:
         try:
+            for task in tasks:
+                waiting.append(pool.submit(work, task))
             for done in as_completed(waiting):
-                yield done.result()
+                task, failures = done.result()
+                if any(map(lacked_memory, failures)):
+                    short.append((task, failures))
+                else:
+                    yield task, failures
         finally:  # an error in one of them, or in the caller, ends the others at their next tick
             ended.set()
             for one_of_them in waiting:
                 one_of_them.cancel()
+    for task, failures in short:
+        keys = {failure.key for failure in failures if lacked_memory(failure)}
+        again = replace(task, cells=tuple(cell for cell in task.cells if cell.key in keys))
+        others = [failure for failure in failures if failure.key not in keys]
+        yield task, others + run_task(again, lambda _units: None, store, load)  # their parts of the bar are counted
+
+
+def lacked_memory(failure: Failure) -> bool:
+    return "MemoryError" in failure.traceback  # Python's and torch's

@@ -23,6 +23,7 @@ from flowstudy.sweep.store.failures import Failure, failure, forget, remember
 from flowstudy.sweep.store.files import StoreError, files_in, read_from_store
 from flowstudy.sweep.store.store import Store
 from flowstudy.train import Checkpoint
+from flowstudy.train.stacks.cuda_graph import CAPTURES
 from flowstudy.version import VERSION
 from flowstudy.whole_file import sweep_leftovers
 
@@ -155,7 +156,8 @@ def attempt(task: Task, cells: Sequence[Cell], data: Dataset, tick: Callable[[fl
             checkpoint.remove()
         return None
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        with CAPTURES:  # torch frees nothing while another thread captures
+            torch.cuda.empty_cache()
     return failed
 
 

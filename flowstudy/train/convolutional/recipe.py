@@ -87,7 +87,9 @@ def train_conv(net: nn.Module, data: Dataset, recipe: Recipe, *, seed: int = 0,
     Args:
         net: any image classifier with a `readout`, at its initial weights, on the device of `data`. A CPU trains it
             with one thread, its convolutions laid out channels last (12 % faster); a GPU replays its steps as a CUDA
-            graph, in float32, whatever precision the process has set.
+            graph, in float32, whatever precision the process has set.  A net whose step waits for a number of the
+            device, replaces its buffers or has hooks is called step by step there; what else Python does in its
+            forward pass is done while a step is captured, not in each.
         data: images in [0, 1], as `load_dataset` gives them; the recipe prepares them.
         seed: of order, crops and dropout. Every epoch has generators of its own, so none has to be kept.
         checkpoint: a file. A run that was killed goes on from the end of an epoch, on a CPU to the same bits; a

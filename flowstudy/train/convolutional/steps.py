@@ -27,7 +27,7 @@ class ConvSteps:
         self.begin = torch.zeros((), dtype=torch.int64, device=device)  # of the next batch, in `order`
         self.batch = torch.arange(batch_size, device=device)
         self.order, self.crops = torch.arange(len(data.x_train), device=device), None
-        self.graph, self.rate = None, None
+        self.graph, self.rate, self.alone = None, None, True
 
     def new_epoch(self, order: Int64[Tensor, " sample"], crops: Crops | None) -> None:
         """Begin with these samples in this order, each cut out as `crops` say; capture a step where there is none."""
@@ -39,10 +39,8 @@ class ConvSteps:
                 part.copy_(new)
         self.total.zero_()
         self.begin.zero_()
-        rate = self.optimizer.param_groups[0]["lr"]
-        if self.order.device.type == "cuda" and rate != self.rate and len(self.batch) <= len(order):
-            self.capture()  # a graph keeps the rate that it was captured with
-            self.rate = rate
+        if self.order.device.type == "cuda" and len(self.batch) <= len(order):
+            self.make_ready()
 
     def run(self) -> float:
         """A step for each batch, the last one of what is left over; the mean loss of the epoch's samples."""
@@ -67,21 +65,60 @@ class ConvSteps:
         self.optimizer.step()
         self.total += loss.detach() * len(index)
 
-    def capture(self) -> None:
-        """Record a full step; the net, its velocities and this epoch are afterwards as they were."""
+    # --- as a CUDA graph ---------------------------------------------------------------------------------------------
+
+    def make_ready(self) -> None:
+        """Capture a step, which keeps the rate of learning that it was captured with, if the host has no part in it."""
+        rate = self.optimizer.param_groups[0]["lr"]
+        if is_watched(self.net):
+            self.graph = None
+        elif self.alone and (self.graph is None or rate != self.rate):
+            self.graph, self.rate = self.captured_step(), rate
+
+    def captured_step(self) -> torch.cuda.CUDAGraph | None:
+        """A full step, or None where it needs the host; the net, its velocities and the epoch are afterwards as they
+        were."""
         for group in self.optimizer.param_groups:
             for p in group["params"]:  # torch makes them in the first step, which then differs from those that follow
                 self.optimizer.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
         velocities = [state["momentum_buffer"] for state in self.optimizer.state.values()]
-        held = [*self.net.parameters(), *self.net.buffers(), *velocities, self.total, self.begin]
+        buffers = [(module, name, value) for module in self.net.modules() for name, value in module._buffers.items()]
+        held = [*self.net.parameters(), *(value for *_, value in buffers if value is not None), *velocities,
+                self.total, self.begin]
         before = [value.detach().clone() for value in held]
-        self.graph = captured(self.first_step, self.full_step, self.order.device)
-        with torch.no_grad():
-            for value, old in zip(held, before, strict=True):
-                value.copy_(old)
+        try:
+            self.alone = self.needs_no_host() and all(module._buffers.get(name) is value
+                                                      for module, name, value in buffers)
+            return captured(self.first_step, self.full_step, self.order.device) if self.alone else None
+        finally:
+            for module, name, value in buffers:
+                module._buffers[name] = value
+            with torch.no_grad():
+                for value, old in zip(held, before, strict=True):
+                    value.copy_(old)
+            self.optimizer.zero_grad()
+
+    def needs_no_host(self) -> bool:
+        """Whether a step runs through without waiting for a number of the device."""
+        mode = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            self.first_step()
+        except RuntimeError:  # another error than that of a wait comes again in the step that is not captured
+            return False
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+        return True
 
     def first_step(self) -> None:
         """A full step, undone in part: what follows begins with the same batch, and with no gradients."""
         self.full_step()
         self.begin.zero_()
         self.optimizer.zero_grad()
+
+
+def is_watched(net: nn.Module) -> bool:
+    """Whether there are hooks, which a graph does not call."""
+    of_modules = (getattr(module, kind) for module in net.modules()
+                  for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"))
+    return any(of_modules) or any(p._backward_hooks or p._post_accumulate_grad_hooks for p in net.parameters())

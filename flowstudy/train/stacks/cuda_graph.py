@@ -99,5 +99,8 @@ def captured(warm_up: Callable[[], object], steps: Callable[[], object], device:
 
 @functools.cache
 def capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for each device, for all captures: torch's own for them is of the device that captures first."""
-    return torch.cuda.Stream(device)
+    """One for each device, for all captures: torch's own for them is of the device that captures first.
+
+    Of high priority: those of ordinary priority are 32 in all, handed out in turns, so another thread could get it too.
+    """
+    return torch.cuda.Stream(device, priority=-1)

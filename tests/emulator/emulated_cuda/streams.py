@@ -27,11 +27,19 @@ def index_of(device: object) -> int:
     return emulated_device.current_device() if device.index is None else device.index
 
 
+POOL = 32  # streams of ordinary priority that torch has for a device, and hands out in turns
+POOLED: dict[tuple[int, int], "Stream"] = {}  # by device and turn
+CAPTURED: set["Stream"] = set()  # now, by whatever thread
+HOST = {"may wait": True}  # torch.cuda.set_sync_debug_mode
+
+
 class Stream:
     numbers = itertools.count()
 
-    def __init__(self, device: object = None, priority: int = 0):
-        self.device_index, self.number, self.graph = index_of(device), next(Stream.numbers), None
+    def __new__(cls, device: object = None, priority: int = 0):
+        new = super().__new__(cls)
+        new.device_index, new.number, new.graph = index_of(device), next(Stream.numbers), None
+        return new if priority else POOLED.setdefault((new.device_index, new.number % POOL), new)
 
     @property
     def device(self) -> torch.device:
@@ -97,7 +105,7 @@ current_streams = CurrentStreams()
 
 
 def make_default_streams(devices: int) -> None:
-    default_streams[:] = [Stream(i) for i in range(devices)]
+    default_streams[:] = [Stream(i, -1) for i in range(devices)]
     current_streams.of_threads.clear()
 
 
@@ -150,7 +158,28 @@ def capturing() -> "CUDAGraph | None":
 
 def wait(why: str) -> None:
     forbid_in_capture(why)
+    if not HOST["may wait"]:
+        raise RuntimeError(f"called a synchronizing CUDA operation ({why})")
     LOG.waits[why] += 1
+
+
+def of_the_whole_device(what: str) -> None:
+    """As CUDA and torch's allocator forbid it while any of its streams is captured, in another thread too."""
+    if CAPTURED:
+        raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({what})")
+
+
+def synchronize(device: object = None) -> None:
+    wait("device")
+    of_the_whole_device("device")
+
+
+def set_sync_debug_mode(mode: str | int) -> None:
+    HOST["may wait"] = mode not in ("error", 2)
+
+
+def get_sync_debug_mode() -> int:
+    return 0 if HOST["may wait"] else 2
 
 
 def forbid_in_capture(what: str) -> None:
@@ -175,10 +204,12 @@ class CUDAGraph:
         if self.stream in default_streams:
             raise RuntimeError("CUDA graphs must be captured on a non-default stream.")
         self.stream.graph, self.broken = self, False
+        CAPTURED.add(self.stream)
         self.steps, self.before, self.own = [], {}, set()
 
     def capture_end(self) -> None:
         self.stream.graph = None
+        CAPTURED.discard(self.stream)
         for whole, content in self.before.values():
             whole.copy_(content)
         if self.broken:
@@ -226,7 +257,7 @@ class graph:
     def __init__(self, cuda_graph: CUDAGraph, pool: object = None, stream: Stream | None = None,
                  capture_error_mode: str = "global"):
         if graph.default_capture_stream is None:
-            graph.default_capture_stream = Stream()  # of the device that is current at the first capture
+            graph.default_capture_stream = Stream(priority=-1)  # of the device that is current at the first capture
         self.cuda_graph, self.context = cuda_graph, globals()["stream"](stream or graph.default_capture_stream)
 
     def __enter__(self) -> None:
