@@ -87,10 +87,15 @@ def run_side_by_side(tasks: Sequence[Task], store: Store, tick: Callable[[Task, 
             for one_of_them in waiting:
                 one_of_them.cancel()
     for task, failures in short:
-        keys = {failure.key for failure in failures if lacked_memory(failure)}
-        again = replace(task, cells=tuple(cell for cell in task.cells if cell.key in keys))
-        others = [failure for failure in failures if failure.key not in keys]
-        yield task, others + run_task(again, lambda _units: None, store, load)  # their parts of the bar are counted
+        yield task, tried_again(task, failures, store, load)
+
+
+def tried_again(task: Task, failures: list[Failure], store: Store, load: Load) -> list[Failure]:
+    """The failures that stay when cells that lacked memory have the device to themselves."""
+    keys = {failure.key for failure in failures if lacked_memory(failure)}
+    again = replace(task, cells=tuple(cell for cell in task.cells if cell.key in keys))
+    others = [failure for failure in failures if failure.key not in keys]
+    return others + run_task(again, lambda _units: None, store, load)  # their parts of the progress bar are counted
 
 
 def lacked_memory(failure: Failure) -> bool:

@@ -72,7 +72,7 @@ class ConvSteps:
     def make_ready(self) -> None:
         """Capture a step, which keeps the rate of learning that it was captured with, if the host has no part in it."""
         rate = self.optimizer.param_groups[0]["lr"]
-        if is_watched(self.net):
+        if has_hooks(self.net):
             self.graph = None
         elif self.alone and (self.graph is None or rate != self.rate):
             self.graph, self.rate = self.captured_step(), rate
@@ -121,7 +121,7 @@ class ConvSteps:
         self.optimizer.zero_grad()
 
 
-def is_watched(net: nn.Module) -> bool:
+def has_hooks(net: nn.Module) -> bool:
     """Whether there are hooks, which a graph does not call."""
     of_modules = (getattr(module, kind) for module in net.modules()
                   for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"))
