@@ -55,7 +55,7 @@ def run_side_by_side(tasks: Sequence[Task], store: Store, tick: Callable[[Task, 
     device, together = torch.device(found_device(tasks[0].device)), min(AT_ONCE, len(tasks))
     ended, one = threading.Event(), threading.Lock()
 
-    def advance(task: Task, units: float) -> None:
+    def advance(task: Task, units: float | int) -> None:
         if ended.is_set():
             raise GivenUpError
         with one:
