@@ -268,12 +268,16 @@ def conv_training(frame: pd.DataFrame) -> Figure:
 def twins_in_words(frame: pd.DataFrame) -> str:
     """The test error of highway nets and of their plain twins after the last epoch, by learning rate."""
     last = frame[frame["epoch"] == frame["epoch"].max()].assign(error=lambda rows: 100 * (1 - rows["test_accuracy"]))
-    errors = last.groupby(["learning_rate", "block"], sort=False)["error"].mean().unstack()
-    errors = errors.reindex(columns=["highway", "plain"]).dropna()
+    every = last.groupby(["learning_rate", "block"], sort=False)["error"].mean()
+    errors = every.unstack().reindex(columns=["highway", "plain"]).dropna()
     words = [f"{number(row['highway'])} % with gates and {number(row['plain'])} % without"
              + (f" at learning rate {rate:g}" if len(errors) > 1 else "") for rate, row in errors.iterrows()]
+    if not words:  # no rate at which both were trained: each at its own
+        gates = {"highway": "with gates", "plain": "without"}
+        words = [" and ".join(f"{number(error)} % {gates[block]} at learning rate {rate:g}"
+                              for (rate, block), error in every.dropna().items())]
     nets = f"{listed(frame['net'].unique())} on {data_of(frame)}"
-    return f"Test error of {nets} after training: {'; '.join(words)}." if words else f"Test error of {nets} by epoch."
+    return f"Test error of {nets} " + (f"after training: {'; '.join(words)}." if any(words) else "by epoch.")
 
 
 def draw_setting(loss: Axes, error: Axes, dataset: str, rate: float, frame: pd.DataFrame, dashes: dict) -> None:
