@@ -209,4 +209,3 @@ def copy_rate(device: torch.device, mb: int) -> float:
     source = torch.empty(mb * 10**6, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / seconds_of({"copy": lambda: target.copy_(source)}, device)["copy"]
-

@@ -45,12 +45,9 @@ def replicate(folder: Path, root: Path) -> str:
     cells = [replace(cell, epochs=epochs[name]) for name in epochs for cell in groups[name]]
     with unpacked(folder / STORE) as results:
         loss, made = loss_and_provenance(cells, Store(results))
-    machine = {row["what"]: row["value"] for row in records["parts"]["machine"]["rows"]}
     last = max(datetime.fromisoformat(one["finished"]) for one in made).astimezone(UTC)
     seconds = {row["group"]: row["taken [s]"] for row in ended}  # its kinds of nets train side by side
-    about = {"study": STUDY, "profile": records["profile"], "seconds": round(sum(seconds.values()), 1),
-             "finished": f"{last:%Y-%m-%d %H:%M} UTC", "device": f"one {machine['device']}",
-             "versions": {"torch": machine["torch"]}, "parameters": parameters_of(cells)}
+    about = about_run(records, STUDY, sum(seconds.values()), last, parameters_of(cells))
     below = parameters(records["profile"], STUDY).get("trains_below")
     write_record(root, about, figure_1_claims(loss, TOP, trains_below=below))
     kept = root / "replication" / records["profile"]
@@ -68,19 +65,24 @@ def replicate_table_1(folder: Path, root: Path) -> str:
         return f"{folder} holds no convolutional net that ended: no record."
     with unpacked(folder / STORE) as results:
         frame = pd.read_csv(results / CURVES)
-    machine = {row["what"]: row["value"] for row in records["parts"]["machine"]["rows"]}
     finished = datetime.fromtimestamp((folder / STORE).stat().st_mtime, UTC)
     epochs = frame.groupby("block", sort=False)["epoch"].max()
-    about = {"study": CONV_STUDY, "profile": records["profile"],
-             "seconds": round(sum(row["taken [s]"] for row in ended), 1), "finished": f"{finished:%Y-%m-%d %H:%M} UTC",
-             "device": f"one {machine['device']}", "versions": {"torch": machine["torch"]},
-             "parameters": parameters(records["profile"], CONV_STUDY) | {"epochs": int(epochs.max())}}
+    about = about_run(records, CONV_STUDY, sum(row["taken [s]"] for row in ended), finished,
+                      parameters(records["profile"], CONV_STUDY) | {"epochs": int(epochs.max())})
     write_record(root, about, conv_table(frame))
     kept = root / "replication" / records["profile"]
     frame.to_csv(kept / CURVES, index=False, float_format="%.6g")
     keep_picture(kept, CONV_STUDY, "training", plots.conv_training(frame))
     write_report(root)
     return f"{len(ended)} convolutional nets: {root / 'REPLICATION.md'}"
+
+
+def about_run(records: dict, study: str, seconds: float, finished: datetime, parameters: dict[str, object]) -> dict:
+    """What `write_record` says of where and how the rows were computed."""
+    machine = {row["what"]: row["value"] for row in records["parts"]["machine"]["rows"]}
+    return {"study": study, "profile": records["profile"], "seconds": round(seconds, 1),
+            "finished": f"{finished:%Y-%m-%d %H:%M} UTC", "device": f"one {machine['device']}",
+            "versions": {"torch": machine["torch"]}, "parameters": parameters}
 
 
 def keep_picture(kept: Path, study: str, name: str, figure: Figure) -> None:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from flowstudy.data import Dataset
 from flowstudy.data.augment import Crops, cropped
-from flowstudy.train.stacks.cuda_graph import captured
+from flowstudy.train.stacks.cuda_graph import captured, kept_as_they_are
 
 
 class ConvSteps:
@@ -87,18 +87,15 @@ class ConvSteps:
         buffers = [(module, name, value) for module in self.net.modules() for name, value in module._buffers.items()]
         held = [*self.net.parameters(), *(value for *_, value in buffers if value is not None), *velocities,
                 self.total, self.begin]
-        before = [value.detach().clone() for value in held]
-        try:
-            self.alone = self.needs_no_host() and all(module._buffers.get(name) is value
-                                                      for module, name, value in buffers)
-            return captured(self.first_step, self.full_step, self.order.device) if self.alone else None
-        finally:
-            for module, name, value in buffers:
-                module._buffers[name] = value
-            with torch.no_grad():
-                for value, old in zip(held, before, strict=True):
-                    value.copy_(old)
-            self.optimizer.zero_grad()
+        with kept_as_they_are(held):
+            try:
+                self.alone = self.needs_no_host() and all(module._buffers.get(name) is value
+                                                          for module, name, value in buffers)
+                return captured(self.first_step, self.full_step, self.order.device) if self.alone else None
+            finally:
+                for module, name, value in buffers:
+                    module._buffers[name] = value
+                self.optimizer.zero_grad()
 
     def needs_no_host(self) -> bool:
         """Whether a step runs through without waiting for a number of the device."""

@@ -2,7 +2,8 @@
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -68,16 +69,25 @@ class GraphedSteps:
     def capture(self, like: Batches) -> tuple[torch.cuda.CUDAGraph, Batches]:
         """Record the steps; the nets are afterwards as they were."""
         static = Batches(*(part.clone() for part in like))
-        held = {**self.parameters(), **{f"v {k}": v for k, v in self.velocities().items()}}
-        before = {name: value.clone() for name, value in held.items()}
-        graph = captured(lambda: self.nets.step(static.index[0], static.weight[0]),
-                         lambda: [self.nets.step(index, weight) for index, weight in zip(*static, strict=True)],
-                         self.x.device)
-        with torch.no_grad():
-            for name, value in held.items():
-                value.copy_(before[name])
+        held = [*self.parameters().values(), *self.velocities().values()]
+        with kept_as_they_are(held):
+            graph = captured(lambda: self.nets.step(static.index[0], static.weight[0]),
+                             lambda: [self.nets.step(index, weight) for index, weight in zip(*static, strict=True)],
+                             self.x.device)
         self.graphs[len(static)] = graph, static
         return graph, static
+
+
+@contextmanager
+def kept_as_they_are(values: Sequence[Tensor]) -> Iterator[None]:
+    """What the block writes into these tensors is undone."""
+    before = [value.detach().clone() for value in values]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for value, old in zip(values, before, strict=True):
+                value.copy_(old)
 
 
 def captured(warm_up: Callable[[], object], steps: Callable[[], object], device: torch.device) -> torch.cuda.CUDAGraph:
