@@ -13,11 +13,12 @@ from structured_products import structured_product
 from torch import Tensor
 from torch.testing import assert_close
 
-from flowstudy.measure.numerics import product_error
+from flowstudy.measure.numerics import one_sided_jacobi, product_error
 from flowstudy.measure.numerics.batched_qr import by_size, cholesky_qr, householder_qr, pivoted_qr
 from flowstudy.measure.numerics.factor_pieces import Mixing, tame_pieces
-from flowstudy.measure.numerics.graded_jacobi import DEAD, flip, graded_singular_values, rotate_meetings, round_robin
+from flowstudy.measure.numerics.graded_jacobi import DEAD, flip, graded_singular_values
 from flowstudy.measure.numerics.product_svd import begin, partial_product_svd, product_svd, spectrum
+from flowstudy.threads import one_thread
 
 
 def draws(seed: int) -> torch.Generator:
@@ -518,14 +519,6 @@ def test_global_random_state_is_untouched():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("players", [2, 4, 6, 32])
-def test_round_robin_meets_every_pair_once(players):
-    games = round_robin(players).sort(-1).values
-    assert sorted(map(tuple, games.flatten(0, 1).tolist())) == [(i, j) for i in range(players)
-                                                                for j in range(i + 1, players)]
-    assert all(len(set(played.flatten().tolist())) == players for played in games)
-
-
 @pytest.mark.parametrize("spread", [0.0, 3.0, 40.0, 4000.0])
 def test_graded_jacobi_against_the_volume_and_a_known_factor(spread):
     """diag(2**e) U with U orthogonal has the singular values 2**e; with dead rows among them, -inf."""
@@ -552,24 +545,48 @@ def test_a_zero_shift_qr_step_keeps_the_values_and_tells_how_rows_depend_on_each
         assert dependence[0, i].item() == pytest.approx((row.norm() / alone).item(), rel=1e-12)
 
 
-def test_rows_of_equal_size_are_not_rotated_for_ever(monkeypatch):
-    """An isometry's rows are orthogonal to rounding: six sweeps are plenty, and give what forty give."""
-    monkeypatch.setattr("flowstudy.measure.numerics.graded_jacobi.MAX_SWEEPS", 6)
-    factors = [torch.stack(pair) for pair in zip(orthogonal(64, 30), highway_like(64, 30), strict=True)]
-    few = product_svd(factors).log_singular_values
-    monkeypatch.setattr("flowstudy.measure.numerics.graded_jacobi.rotate_meetings", counted := Counted(rotate_meetings))
-    monkeypatch.setattr("flowstudy.measure.numerics.graded_jacobi.MAX_SWEEPS", 40)
-    assert torch.equal(product_svd(factors).log_singular_values, few)
-    assert counted.calls <= 6 * 3   # 64 rows are 4 blocks: 3 rounds a sweep
+@pytest.mark.parametrize(("span", "margin", "windows"), [(900.0, 200.0, 1), (62.0, 30.0, 6)])
+def test_windows_of_rows_against_extended_precision(span, margin, windows, monkeypatch):
+    """Pairs of rows, 4 bits apart; the ends of windows, and of what is kept of each, lie within pairs."""
+    monkeypatch.setattr(one_sided_jacobi, "SPAN", span)
+    monkeypatch.setattr(one_sided_jacobi, "MARGIN", margin)
+    exponents = torch.tensor([-30.0 * pair - 4.0 * second for pair in range(5) for second in range(2)]).double()
+    u = normal(10, 10, seed=5)
+    assert len(list(one_sided_jacobi.row_windows(exponents.numpy()))) == windows
+    got, _ = graded_singular_values(exponents.unsqueeze(0), u.unsqueeze(0))
+    exact = mp_reference.log_singular_values([u, torch.diag(torch.exp2(exponents))])
+    assert_close(got[0], exact, rtol=1e-15, atol=1e-13)
 
 
-class Counted:
-    def __init__(self, function):
-        self.function, self.calls = function, 0
+def test_every_row_is_kept_once_and_far_from_what_its_window_leaves_out():
+    for seed in range(20):
+        steps = uniform(50, seed=seed) ** 8 * 10.0 ** (seed % 4)   # none, some, or most of the gaps are wide
+        exponents = -steps.cumsum(0).round()
+        before = 0
+        for rows, kept in one_sided_jacobi.row_windows(exponents.numpy()):
+            assert rows.start <= kept.start == before < kept.stop <= rows.stop
+            assert exponents[rows.start] - exponents[rows.stop - 1] <= one_sided_jacobi.SPAN
+            for row in kept.start, kept.stop - 1:
+                left_out = torch.cat([exponents[:rows.start], exponents[rows.stop:]])
+                assert ((left_out - exponents[row]).abs() >= one_sided_jacobi.MARGIN).all()
+            before = kept.stop
+        assert before == len(exponents)
 
-    def __call__(self, *arguments):
-        self.calls += 1
-        return self.function(*arguments)
+
+def test_rows_that_do_not_become_orthogonal_are_marked(monkeypatch):
+    """LAPACK says so by a number; no such matrix is known."""
+    def gives_up(*arguments: object) -> None:
+        arguments[-1]._obj.value = 3
+    monkeypatch.setattr(one_sided_jacobi, "dgesvj", lambda: gives_up)
+    result = product_svd(gaussian(4, 3))
+    assert result.log_singular_values.isnan().all() and (result.below_floor == 4).all()
+
+
+def test_threads_do_not_change_a_bit():
+    factors = [a.unsqueeze(0) * torch.ones(5, 1, 1).double() for a in tanh_like(20, 10)]
+    with one_thread():
+        alone = product_svd(factors)
+    assert torch.equal(product_svd(factors).log_singular_values, alone.log_singular_values)
 
 
 BAD = [

@@ -12,8 +12,8 @@ from torch.autograd.graph import GradientEdge
 from tqdm import tqdm
 
 from flowstudy.arguments import a_whole, check_function, optional, takes
-from flowstudy.measure.numerics.vmap_loops import quiet_fallback
 from flowstudy.torch_arguments import TENSOR
+from flowstudy.vmap_loops import quiet_fallback
 
 from .graph import Node, edge_of, largest_value, reachable, shape_of
 

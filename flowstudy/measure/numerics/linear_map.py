@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flowstudy.refusal import RefusalError, RefusalTypeError
+from flowstudy.vmap_loops import quiet_fallback
 
 from . import EPS
-from .vmap_loops import quiet_fallback
 
 ROUNDING = 8 * EPS       # a value below this times sqrt(inputs + outputs) s_1 cannot be told from zero
 SEED = 0                 # seed of the random directions by which forward mode is compared with the backward pass
