@@ -10,18 +10,19 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from flowstudy import names
 from flowstudy.nets.blocks import runs_as
 
-from .dense_jacobian import AGREEMENT, BAR, Stretch, proves, reverse_rows
+from .dense_jacobian import AGREEMENT, BAR, Image, Stretch, image_of, images_agree, proves, reverse_rows
 from .graph import GradientEdge, Key, Segment, edge_of, key_of, leaves_in, segments_between, shape_of
 from .layer_rules import BLOCK_RULES, UNITWISE, layer_rule
 from .layers import listed_layers
 
+TOGETHER = 32    # factors whose comparisons are made at once
 SAFE = 2.0**300  # cotangents above this size or below its inverse may have lost digits, and are drawn anew
 
 
@@ -165,23 +166,39 @@ def proved_jacobians(chain: list[Factor], agreement: float = AGREEMENT) -> Itera
     through the factor alone, and through it and the one before it.
 
     Raises:
-        NotProvedError: they differ.
+        NotProvedError: they differ.  Comparisons of several factors are made together, so that a GPU is waited for
+            once: the error may come some factors after the one that it names, at the latest instead of the end.
     """
     last = chain[-1]
     row = last.random_row()
     images = torch.autograd.grad(last.end, [factor.start for factor in chain], row, retain_graph=True,
                                  allow_unused=True)
+    cotangents = [*(whole(image, factor.start, row) for factor, image in zip(chain, images, strict=True)), row]
+    safe = safe_samples(cotangents[1:])
     before: tuple[Factor, Tensor] | None = None
-    steps = zip(chain, [*images[1:], row], images, strict=True)
-    for factor, own, image in tqdm(steps, "factors", len(chain), **BAR):
+    waiting: list[tuple[Factor, Image]] = []
+    for number, factor in enumerate(tqdm(chain, "factors", len(chain), **BAR)):
         jacobians = factor.jacobian()
-        own, image = whole(own, factor.end, row), whole(image, factor.start, row)
-        seen = safe_samples(own)
-        here = proves(jacobians[seen], own[seen], image[seen], agreement)
-        if not here or not (seen.all() or proves_alone(factor, jacobians, before, ~seen, agreement)):
-            raise NotProvedError(factor.name)
+        own, image, seen = cotangents[number + 1], cotangents[number], safe[number]
+        if seen.all():
+            taken = image_of(jacobians, own, image)
+            if waiting and (len(waiting) == TOGETHER or waiting[0][1].shape != taken.shape):
+                check_waiting(waiting, agreement)
+                waiting = []
+            waiting.append((factor, taken))
+        else:
+            here = proves(jacobians[seen], own[seen], image[seen], agreement)
+            if not here or not proves_alone(factor, jacobians, before, ~seen, agreement):
+                raise NotProvedError(factor.name)
         before = factor, jacobians
         yield jacobians
+    check_waiting(waiting, agreement)
+
+
+def check_waiting(waiting: list[tuple[Factor, Image]], agreement: float) -> None:
+    """Raise NotProvedError where a factor's Jacobian does not take its row where autograd takes it."""
+    if waiting and not images_agree(Image.stacked([taken for _, taken in waiting]), agreement):
+        raise NotProvedError(next(factor.name for factor, taken in waiting if not images_agree(taken, agreement)))
 
 
 def proves_alone(factor: Factor, jacobians: Tensor, before: tuple[Factor, Tensor] | None, samples: Tensor,
@@ -201,7 +218,9 @@ def whole(value: Tensor | None, edge: GradientEdge, like: Tensor) -> Tensor:
     return like.new_zeros(shape_of(edge)) if value is None else value
 
 
-def safe_samples(value: Tensor) -> Tensor:
-    """For each sample, whether its values are all far enough from the ends of float64's range to be exact."""
-    size = value.abs().reshape(len(value), -1).amax(-1)
-    return (size < SAFE) & (size > 1 / SAFE)
+def safe_samples(values: list[Tensor]) -> Bool[Tensor, "value sample"]:
+    """For each sample of each value, whether its numbers are all far enough from the ends of float64's range to be
+    exact; on the CPU."""
+    sizes = torch.stack([torch.linalg.vector_norm(value.reshape(len(value), -1), torch.inf, -1).double()
+                         for value in values]).cpu()
+    return (sizes < SAFE) & (sizes > 1 / SAFE)

@@ -123,7 +123,10 @@ def segments_between(end: GradientEdge, start: GradientEdge | None,
 def is_hooked(edge: GradientEdge) -> bool:
     """Whether a hook on the tensor may change the gradient that arrives there."""
     sent = torch.ones(shape_of(edge), dtype=dtype_of(edge), device=edge.node._input_metadata[edge.output_nr].device)
+    version = sent._version
     (arrived,) = torch.autograd.grad(edge, edge, sent, retain_graph=True)
+    if arrived.data_ptr() == sent.data_ptr() and arrived._version == version:   # told without waiting for a GPU
+        return False
     return not torch.equal(arrived, torch.ones_like(sent))
 
 

@@ -75,10 +75,27 @@ def check_apart(call: str, stretch: Stretch, y: Tensor) -> None:
     digits = [(number >> bit) % 2 == one for bit in range((stretch.samples - 1).bit_length()) for one in (0, 1)]
     chosen = torch.stack(digits)
     rows = torch.where(chosen.view(*chosen.shape, *[1] * (row.ndim - 1)), row, 0.0)
-    sent = stretch.pull_singly(rows).nan_to_num().flatten(2).any(-1)
-    if (sent & ~chosen).any():
+
+    def mixes(pulled: Tensor) -> bool:
+        return bool((pulled.nan_to_num().flatten(2).any(-1) & ~chosen).any())
+
+    together = pulled_together(stretch, rows, row)
+    if (together is None or mixes(together)) and mixes(stretch.pull_singly(rows)):
         raise RefusalError(f"{call}: `model` must treat samples one by one, but one's output depends on another. "
                            "The first axis of x must count samples (batch_first=True in recurrent layers).")
+
+
+def pulled_together(stretch: Stretch, rows: Tensor, whole: Tensor) -> Tensor | None:
+    """The images of the rows by vmap, as many at once as fits in memory; None where they may not be autograd's own.
+
+    Each two rows that follow each other add up to `whole`, and so must their images to its image.
+    """
+    size, true = stretch.at_once(), stretch.back(whole)
+    if size == 1:
+        return None
+    pulled = torch.cat([stretch.pull(part) for part in rows.split(size)])
+    gap = (pulled[::2] + pulled[1::2] - true).abs().amax()
+    return pulled if gap <= SAME * true.abs().amax() else None   # nan compares false
 
 
 def check_linear(call: str, stretch: Stretch) -> None:
