@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from flowstudy import theory
 from flowstudy.measure.numerics.density import Density, exact_density
 from flowstudy.measure.numerics.linear_map import LinearMap
-from flowstudy.measure.numerics.product_svd import product_svd
+from flowstudy.measure.numerics.products.product_svd import product_svd
 from flowstudy.measure.numerics.stochastic_spectrum import spectral_density
 
 QUERIES = 16

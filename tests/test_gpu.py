@@ -30,7 +30,7 @@ from flowstudy import (
     initialize,
     mnist_conv_net,
 )
-from flowstudy.measure.numerics.graded_jacobi import graded_singular_values
+from flowstudy.measure.numerics.products.graded_jacobi import graded_singular_values
 from flowstudy.sweep import engine, grid, run
 from flowstudy.sweep.looks import in_training
 from flowstudy.sweep.looks.table import AS_THEY_START, MEASUREMENTS

@@ -13,11 +13,11 @@ from structured_products import structured_product
 from torch import Tensor
 from torch.testing import assert_close
 
-from flowstudy.measure.numerics import one_sided_jacobi, product_error
-from flowstudy.measure.numerics.batched_qr import by_size, cholesky_qr, householder_qr, pivoted_qr
-from flowstudy.measure.numerics.factor_pieces import Mixing, tame_pieces
-from flowstudy.measure.numerics.graded_jacobi import DEAD, flip, graded_singular_values
-from flowstudy.measure.numerics.product_svd import begin, partial_product_svd, product_svd, spectrum
+from flowstudy.measure.numerics.products import one_sided_jacobi, product_error
+from flowstudy.measure.numerics.products.batched_qr import by_size, cholesky_qr, householder_qr, pivoted_qr
+from flowstudy.measure.numerics.products.factor_pieces import Mixing, tame_pieces
+from flowstudy.measure.numerics.products.graded_jacobi import DEAD, flip, graded_singular_values
+from flowstudy.measure.numerics.products.product_svd import begin, partial_product_svd, product_svd, spectrum
 from flowstudy.threads import one_thread
 
 
@@ -261,7 +261,7 @@ def test_the_careful_route_gives_the_same_values(monkeypatch):
     """The routes differ by rounding only, so the choice between them, member by member, is no choice of answer."""
     factors = tanh_like(16, 100)
     expected = product_svd(factors)
-    module = sys.modules["flowstudy.measure.numerics.graded_product"]
+    module = sys.modules["flowstudy.measure.numerics.products.cholesky_step"]
     monkeypatch.setattr(module, "cholesky_qr", lambda *arguments: (*(found := cholesky_qr(*arguments))[:2],
                                                                    found[2] & False))
     assert_close(product_svd(factors).log_singular_values, expected.log_singular_values,
@@ -436,7 +436,7 @@ def test_functions_and_float32_and_batch_axes_and_generators():
 def test_rows_that_are_multiplied_in_parts_are_the_rows(monkeypatch):
     """Eight directions, three at a time: the triangle's zeros are left out of the products and change nothing."""
     whole = product_svd(tanh_like(8, 30))
-    monkeypatch.setattr("flowstudy.measure.numerics.graded_product.ROWS", 3)
+    monkeypatch.setattr("flowstudy.measure.numerics.products.graded_product.ROWS", 3)
     parts = product_svd(tanh_like(8, 30))
     assert_close(parts.log_singular_values, whole.log_singular_values, rtol=1e-13, atol=1e-13)
 
@@ -580,6 +580,25 @@ def test_rows_that_do_not_become_orthogonal_are_marked(monkeypatch):
     monkeypatch.setattr(one_sided_jacobi, "dgesvj", lambda: gives_up)
     result = product_svd(gaussian(4, 3))
     assert result.log_singular_values.isnan().all() and (result.below_floor == 4).all()
+
+
+@pytest.mark.parametrize("kind", [gaussian, tanh_like, highway_like, relu_like, orthogonal, ill_conditioned])
+@pytest.mark.parametrize("block", [1, None])
+def test_the_ordinary_step_is_the_general_one_to_the_bit(kind, block, monkeypatch):
+    """Far apart, near, out of order, with angles that begin to grow: where it says that it serves, nothing differs."""
+    factors = [torch.stack(members) for members in zip(*(kind(12, 40, seed) for seed in range(3)), strict=True)]
+    factors += [torch.linalg.inv(a) for a in reversed(factors[-20:])] if kind is gaussian else []
+    quick = product_svd(factors, block=block)
+    taken = []
+    monkeypatch.setattr(module_of(product_svd), "ordinary_step", lambda *arguments: taken.append(arguments))
+    general = product_svd(factors, block=block)
+    assert taken
+    for name, values in vars(general).items():
+        assert_close(getattr(quick, name), values, rtol=0, atol=0, equal_nan=True)
+
+
+def module_of(function: object) -> object:
+    return sys.modules[function.__module__]
 
 
 def test_threads_do_not_change_a_bit():

@@ -12,7 +12,7 @@ from .gradients.verdict import Verdict
 from .lesions import lesion, lesion_losses
 from .models.dense_jacobian import jacobian
 from .monitor.monitor import GradientMonitor
-from .numerics.product_svd import product_svd
+from .numerics.products.product_svd import product_svd
 from .spectra.by_layer import layer_jacobian_spectra, stacked_jacobian_spectrum
 from .spectra.one_model import jacobian_spectrum
 from .spectra.result import JacobianSpectrum

@@ -14,7 +14,7 @@ from flowstudy.measure.models.dense_jacobian import Stretch, row_and_image
 from flowstudy.measure.models.inputs import Inputs, Name, Shown
 from flowstudy.measure.models.layers import parts_of_own_net
 from flowstudy.measure.models.precision.attempts import in_float64
-from flowstudy.measure.numerics.product_svd import partial_product_svd, product_svd
+from flowstudy.measure.numerics.products.product_svd import partial_product_svd, product_svd
 from flowstudy.refusal import RefusalError
 from flowstudy.torch_arguments import TENSOR, some_tensors
 

@@ -11,7 +11,7 @@ from flowstudy.measure.models.dense_jacobian import AGREEMENT, Function, Stretch
 from flowstudy.measure.models.graph import coarsest, reachable
 from flowstudy.measure.numerics.linear_map import LinearMap, jacobian_map
 from flowstudy.measure.numerics.matrix_free import largest_singular_values
-from flowstudy.measure.numerics.product_svd import product_svd
+from flowstudy.measure.numerics.products.product_svd import product_svd
 from flowstudy.measure.numerics.stochastic_spectrum import mean_squared_singular_value, spectral_density
 from flowstudy.refusal import RefusalError
 

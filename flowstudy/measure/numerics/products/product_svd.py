@@ -24,13 +24,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from flowstudy.arguments import a_real, a_whole, instance_of, optional, takes
+from flowstudy.measure.numerics import EPS
 from flowstudy.refusal import RefusalError
 from flowstudy.torch_arguments import check_torch_device
 
-from . import EPS
+from .cholesky_step import by_cholesky, ordinary_step
 from .factors import MatrixLike, apply_all, first_factor, flatten_batch, matrix_of
 from .graded_jacobi import graded_singular_values, log_row_norms, power_ratio
-from .graded_product import Graded, by_cholesky, careful, in_order, sampled
+from .graded_product import Graded, careful, in_order, is_ordinary, sampled
 from .product_error import ERROR_FACTOR, LARGEST_ERROR, final_error
 
 BLOCK_RATIO = 300.0      # several factors share one QR while their conditioning stays below: costs 1e-12 in a log
@@ -187,7 +188,7 @@ def start(call: str, first: MatrixLike, columns: int | None, batch_shape: tuple[
                   angle=ones.new_zeros(members, width, width), variance=0 * ones,
                   samples=ones.new_zeros(members, 0, width, width), drift=ones.new_zeros(members, 0, width),
                   loudest=0 * ones[:, 0], hidden=ones < 0, valid=flags,
-                  untouched=flags, steps=0, eps=eps)
+                  untouched=flags, ordinary=True, steps=0, eps=eps)
 
 
 # --- one factor ------------------------------------------------------------------------------------------------------
@@ -203,6 +204,8 @@ def advance(call: str, state: Graded, chunk: list[MatrixLike]) -> tuple[Graded |
     if len(chunk) > 1 and any(not isinstance(factor, Tensor) for factor in chunk):
         return None, math.inf   # how large a function's factor is cannot be seen
     m, row_size = apply_all(call, state.q, chunk)
+    if (step := ordinary_step(state, m, row_size)) is not None:
+        return step
     state = without_lost(call, state, chunk, row_size)
     unchanged = same_as(m, state.q) & state.valid
     state = replace(state, untouched=state.untouched & unchanged)
@@ -223,7 +226,8 @@ def advance(call: str, state: Graded, chunk: list[MatrixLike]) -> tuple[Graded |
     if unchanged.any():   # an exact identity leaves the state as it was, to the bit
         members = unchanged.nonzero().squeeze(-1)
         grown = grown.with_part(members, state.part(members))
-    return sampled(replace(grown, steps=state.steps + 1)), ratio
+    grown = sampled(replace(grown, steps=state.steps + 1))
+    return replace(grown, ordinary=is_ordinary(grown)), ratio
 
 
 def without_lost(call: str, state: Graded, chunk: list[MatrixLike], row_size: Float[Tensor, "batch rows"]) -> Graded:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from . import EPS
+from flowstudy.measure.numerics import EPS
 
 # Largest over smallest diagonal entry of R up to which Cholesky QR is used. The true condition number was at most 300
 # times this ratio in 22000 Gaussian matrices of width 12 to 256, so Q^T Q is I to eps * (3e6)**2 = 2e-3 at worst.
@@ -25,28 +25,31 @@ GROWTH_LIMIT = 64.0         # eps sqrt(columns) times a row's size: what a stabl
 
 
 def cholesky_qr(a: Float[Tensor, "batch rows columns"], gram: Float[Tensor, "batch columns columns"],
-                dead: Bool[Tensor, "batch columns"],
+                dead: Bool[Tensor, "batch columns"] | None,
                 ) -> tuple[Float[Tensor, "batch rows columns"], Float[Tensor, "batch columns columns"],
                            Bool[Tensor, " batch"]]:
-    """R from the Gram matrix, Q = A R^-1, and for which members that is safe; the others hold rubbish, not NaN.
+    """R from the Gram matrix, Q = A R^-1, and for which members that is safe; the others hold rubbish.
 
     A `dead` column, zero for a reason, would make the Gram matrix singular: a one on its diagonal keeps the
-    factorisation going, and R gets its zero back at the end. Any other column of zeros is not safe.
+    factorisation going, and R gets its zero back at the end. Any other column of zeros is not safe. With None no
+    column is dead, a GPU is not waited for, and the rubbish may be nan.
     """
     size = gram.diagonal(dim1=-2, dim2=-1)
-    if dead.any():
-        gram = gram + torch.diag_embed(dead.to(gram))
+    in_range = (size < LARGEST_SQUARE) & (size > 1 / LARGEST_SQUARE)   # NaN compares false
+    some_dead = dead is not None and bool(dead.any())
+    if some_dead:
+        gram, in_range = gram + torch.diag_embed(dead.to(gram)), dead | in_range
     lower, info = torch.linalg.cholesky_ex(gram)
-    pivot = lower.diagonal(dim1=-2, dim2=-1)
-    largest, smallest = pivot.masked_fill(dead, 0.0).amax(-1), pivot.masked_fill(dead, torch.inf).amin(-1)
-    in_range = dead | ((size < LARGEST_SQUARE) & (size > 1 / LARGEST_SQUARE))   # NaN compares false
-    safe = (info == 0) & (largest <= RATIO_LIMIT * smallest) & in_range.all(-1)
-    if not safe.all():
+    largest = smallest = lower.diagonal(dim1=-2, dim2=-1)
+    if some_dead:
+        largest, smallest = largest.masked_fill(dead, 0.0), smallest.masked_fill(dead, torch.inf)
+    safe = (info == 0) & (largest.amax(-1) <= RATIO_LIMIT * smallest.amin(-1)) & in_range.all(-1)
+    if dead is not None and not safe.all():
         lower = torch.where(safe[:, None, None], lower, torch.eye(a.shape[-1], dtype=a.dtype, device=a.device))
         a = a.masked_fill(~safe[:, None, None], 0.0)
     q = torch.linalg.solve_triangular(lower, a.mT, upper=False).mT   # from the left: twice as fast on the CPU
     q = q.contiguous()   # always: products of another layout differ in the last bit, so a mate's route would show
-    return q, lower.mT.masked_fill(dead.unsqueeze(-2), 0.0) if dead.any() else lower.mT, safe
+    return q, lower.mT.masked_fill(dead.unsqueeze(-2), 0.0) if some_dead else lower.mT, safe
 
 
 def row_stable_qr(a: Float[Tensor, "batch rows columns"], row_noise: Float[Tensor, "batch rows"],

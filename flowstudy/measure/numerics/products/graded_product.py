@@ -2,7 +2,8 @@
 
 Q is well conditioned, U has rows of order one, and the sizes are in the integer exponents e. A factor A is absorbed by
 one QR, A Q P = Q' R, then R P^T diag(2**e) U = diag(2**e') U'. Cholesky QR is used for factors of ordinary size and
-conditioning, `careful` for all others; it also distinguishes exact zeros from values that are not resolved.
+conditioning (`cholesky_step`), `careful` for all others; it also distinguishes exact zeros from values that are not
+resolved.
 
 Source: David E. Stewart 1997, ETNA 5 (the graded product); Tomas, Chang, Scalettar & Bai 2012 (pre-pivoting: the
 columns in order once, before the QR).
@@ -16,8 +17,9 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import structural_rank
 from torch import Tensor
 
-from . import EPS
-from .batched_qr import RATIO_LIMIT, cholesky_qr, row_stable_qr
+from flowstudy.measure.numerics import EPS
+
+from .batched_qr import row_stable_qr
 from .factor_pieces import Scaling, tame_pieces
 from .graded_jacobi import DEAD, normalize_rows, power_ratio
 from .product_error import (
@@ -34,7 +36,6 @@ from .product_error import (
     taken_up,
 )
 
-TIDY_EVERY = 8           # QRs between two normalisations of U's rows; they drift by powers of two only
 ROWS = 64                # rows of a triangular factor that are multiplied at once, without the zeros left of them
 FAR = 500.0              # [bits] rows whose sizes differ by more are not scaled by way of a common reference
 SORT_SLACK = 4.0         # [bits] columns are sorted by size only if they are out of order by more than this
@@ -55,6 +56,7 @@ class Graded:
     hidden: Bool[Tensor, "batch directions"]            # not resolved: the size is an upper bound
     valid: Bool[Tensor, " batch"]                       # no NaN or infinity so far
     untouched: Bool[Tensor, " batch"]                   # every factor so far was exactly the identity
+    ordinary: bool                                      # all valid, no direction dead or hidden, no samples followed
     steps: int                                          # factors, or blocks of them, so far
     eps: float                                          # relative accuracy of the factors' entries
 
@@ -69,33 +71,6 @@ class Graded:
     def with_part(self, members: Int[Tensor, " part"], part: "Graded") -> "Graded":
         return replace(self, **{name: value.index_copy(0, members, getattr(part, name))
                                 for name, value in vars(self).items() if isinstance(value, Tensor)})
-
-
-def by_cholesky(state: Graded, m: Float[Tensor, "batch rows directions"],
-                gram: Float[Tensor, "batch directions directions"], row_size: Float[Tensor, "batch rows"],
-                ) -> tuple[Graded, Bool[Tensor, " batch"], float]:
-    """Q diag(2**e) U with Q replaced by m, by Cholesky QR.
-
-    Args:
-        row_size: norms of the factor's rows, to which the rounding of m is relative.
-    Returns:
-        The new product, the members for which it is safe, and the largest pivot ratio, by which that is judged.
-    """
-    order = new_order(0.5 * gram.diagonal(dim1=-2, dim2=-1).log2() + state.exponents)
-    if order is not None:
-        state, m = in_order(state, order), m.gather(-1, order.unsqueeze(-2).expand_as(m))
-        gram = gram.gather(-1, order.unsqueeze(-2).expand_as(gram)).gather(-2, order.unsqueeze(-1).expand_as(gram))
-    dead = state.dead | ~state.valid.unsqueeze(-1)
-    q, r, safe = cholesky_qr(m, gram, dead)
-    pivot = r.diagonal(dim1=-2, dim2=-1)
-    smallest = pivot.masked_fill(dead, torch.inf).cummin(-1).values
-    magnitude = torch.linalg.vector_norm(row_size, dim=-1) / m.shape[-1]**0.5
-    ratio = torch.maximum(pivot.amax(-1), magnitude) / smallest[:, -1]
-    safe = safe & (ratio <= RATIO_LIMIT)   # NaN compares false
-    noise = (row_size.square().unsqueeze(-2) @ q.square()).squeeze(-2).sqrt().masked_fill(dead, 0.0)
-    inverse = (1 / smallest).masked_fill(dead, 0.0)
-    grown = absorbed(state, q, r, noise, inverse, dead, tidy=state.steps % TIDY_EVERY == 0)
-    return grown, safe, float(ratio.masked_fill(~state.valid, 1.0).max())
 
 
 def careful(state: Graded, a: Float[Tensor, "batch rows columns"]) -> Graded:
@@ -202,35 +177,53 @@ def structural_ranks(pattern: Float[Tensor, "batch rows columns"]) -> Int[Tensor
 
 def absorbed(state: Graded, q: Float[Tensor, "batch rows kept"], r: Float[Tensor, "batch kept directions"],
              rounding: Float[Tensor, "batch kept"], inverse: Float[Tensor, "batch kept"],
-             dead: Bool[Tensor, "batch kept"], *, tidy: bool) -> Graded:
-    """The product with Q replaced by q, R multiplied into e and U, and the error estimates updated."""
+             dead: Bool[Tensor, "batch kept"] | None, *, tidy: bool, near: bool | None = None) -> Graded:
+    """The product with Q replaced by q, R multiplied into e and U, and the error estimates updated.
+
+    Args:
+        dead: None in an ordinary product, where no direction is.
+        near: see `graded_times`.
+    """
     kept = r.shape[-2]
     shift = torch.frexp(r.diagonal(dim1=-2, dim2=-1)).exponent.to(r)
-    u = graded_times(r, state.exponents, shift, state.u)
-    exponents = torch.where(dead, DEAD, state.exponents[:, :kept] + shift)
+    u = graded_times(r, state.exponents, shift, state.u, near)
+    exponents = state.exponents[:, :kept] + shift
+    exponents = exponents if dead is None else torch.where(dead, DEAD, exponents)
     if u.shape[-1] > kept:   # a bottleneck: U = L P, the orthonormal rows of P change no singular value
         u = torch.linalg.qr(u.mT, mode="r").R.mT.contiguous()
     if tidy:
         exponents, u = normalize_rows(exponents, u)
     angle, variance = propagated(state.angle, state.variance, r, rounding, inverse, dead, state.eps)
+    loudest = torch.maximum(state.loudest, rounding.amax(-1) * inverse.amax(-1))
+    grown = replace(state, q=q, exponents=exponents, u=u, angle=angle, variance=variance, loudest=loudest)
+    return grown if dead is None else with_the_extraordinary(state, grown, r, rounding, inverse, dead)
+
+
+def with_the_extraordinary(state: Graded, grown: Graded, r: Float[Tensor, "batch kept directions"],
+                           rounding: Float[Tensor, "batch kept"], inverse: Float[Tensor, "batch kept"],
+                           dead: Bool[Tensor, "batch kept"]) -> Graded:
+    """The samples of angles and the hidden directions of `state`, followed to `grown`."""
+    kept, variance = r.shape[-2], grown.variance
     samples, drift = state.samples[:, :, :kept, :kept], state.drift[..., :kept]
     if state.samples.shape[1]:
         # Of the members whose samples are followed; those of the others are zero, and stay so.
         one = state.samples.flatten(1).any(-1).nonzero().squeeze(-1)
         lean, added, taken = lean_after(state.samples[one], r[one], rounding[one], inverse[one], dead[one],
-                                        exponents[one], state.eps, state.steps)
+                                        grown.exponents[one], state.eps, state.steps)
         samples = torch.zeros_like(samples).index_copy(0, one, lean)
         drift, variance = drift.index_add(0, one, added), variance.index_add(0, one, taken)
     if state.hidden.any():
         variance = variance + hidden_share(r, state.exponents, state.hidden, dead, state.eps)
-    return replace(state, q=q, exponents=exponents, u=u, angle=angle, variance=variance, samples=samples, drift=drift,
-                   loudest=torch.maximum(state.loudest, rounding.amax(-1) * inverse.amax(-1)),
-                   hidden=state.hidden[:, :kept] & ~dead)
+    return replace(grown, variance=variance, samples=samples, drift=drift, hidden=state.hidden[:, :kept] & ~dead)
+
+
+def out_of_order(size: Float[Tensor, "batch directions"]) -> Bool[Tensor, " batch"]:
+    return (size > size.cummin(-1).values + SORT_SLACK).any(-1)
 
 
 def new_order(size: Float[Tensor, "batch directions"]) -> Int[Tensor, "batch directions"] | None:
     """An order of the directions by decreasing size [bits]; None if they are nearly in order in all members."""
-    unsorted = (size > size.cummin(-1).values + SORT_SLACK).any(-1)
+    unsorted = out_of_order(size)
     if not unsorted.any():
         return None
     order = size.argsort(dim=-1, descending=True, stable=True)
@@ -254,40 +247,64 @@ def in_order(state: Graded, order: Int[Tensor, "batch directions"]) -> Graded:
                    drift=state.drift.gather(-1, orders), hidden=state.hidden.gather(-1, order))
 
 
+def angles_begin_to_grow(state: Graded) -> Bool[Tensor, " batch"]:
+    """Members with an angle larger than any single factor makes."""
+    return state.angle.amax((-2, -1)).sqrt() > GROWN * state.loudest
+
+
 def sampled(state: Graded) -> Graded:
     """Samples of the angles between directions are followed from where one is larger than any single factor makes.
 
     Member by member: samples that are all zero are not followed.
     """
-    large = state.angle.amax((-2, -1)).sqrt() > GROWN * state.loudest
-    begin = large & ~state.samples.flatten(1).any(-1)
+    begin = angles_begin_to_grow(state) & ~state.samples.flatten(1).any(-1)
     if not begin.any():
         return state
     samples, drift = state.samples, state.drift
     if samples.shape[1] == 0:
-        samples = samples.new_zeros(len(large), SAMPLES, *state.angle.shape[1:])
+        samples = samples.new_zeros(len(begin), SAMPLES, *state.angle.shape[1:])
         drift = samples.new_zeros(samples.shape[:-1])
     first = state.angle.sqrt().unsqueeze(1) * signs(state.angle.shape[-1], state.steps).to(state.angle)
     return replace(state, samples=torch.where(begin[:, None, None, None], first, samples), drift=drift)
 
 
 def graded_times(r: Float[Tensor, "batch rows columns"], exponents: Float[Tensor, "batch columns"],
-                 shift: Float[Tensor, "batch rows"], u: Float[Tensor, "batch columns inputs"],
+                 shift: Float[Tensor, "batch rows"], u: Float[Tensor, "batch columns inputs"], near: bool | None,
                  ) -> Float[Tensor, "batch rows inputs"]:
-    """diag(2**-(e + shift)) R diag(2**e) U, the zeros below R's diagonal left out block by block."""
+    """diag(2**-(e + shift)) R diag(2**e) U, the zeros below R's diagonal left out block by block.
+
+    Args:
+        near: whether no row of a block lies too far from its first for a common scale; None: to be found out.
+    """
     scaled = exponents[:, :r.shape[-2]] + shift
-    return torch.cat([graded(r[:, i:i + ROWS, i:], exponents[:, i:], scaled[:, i:i + ROWS]) @ u[:, i:]
-                      for i in range(0, r.shape[-2], ROWS)], -2)
+    blocks = [graded(r[:, i:i + ROWS, i:], exponents[:, i:], scaled[:, i:i + ROWS], near) @ u[:, i:]
+              for i in range(0, r.shape[-2], ROWS)]
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, -2)
 
 
 def graded(r: Float[Tensor, "batch rows columns"], exponents: Float[Tensor, "batch columns"],
-           scaled: Float[Tensor, "batch rows"]) -> Float[Tensor, "batch rows columns"]:
+           scaled: Float[Tensor, "batch rows"], near: bool | None) -> Float[Tensor, "batch rows columns"]:
     """diag(2**-scaled) R diag(2**e), exact but for entries below 2**-500.
 
     Scaling columns, then rows, takes a power of two of every row and column; where rows lie too far apart for that
     (dead ones always do), one of every entry.
     """
+    if near is None:
+        near = bool(near_enough(exponents, scaled, FAR).all())
+    if not near:
+        return r * power_ratio(exponents, scaled)
     reference = exponents[:, :1]
-    if ((scaled - reference).abs() < FAR).all():
-        return (r * torch.exp2(exponents - reference).unsqueeze(-2)) * torch.exp2(reference - scaled).unsqueeze(-1)
-    return r * power_ratio(exponents, scaled)
+    return (r * torch.exp2(exponents - reference).unsqueeze(-2)) * torch.exp2(reference - scaled).unsqueeze(-1)
+
+
+def near_enough(exponents: Float[Tensor, "batch columns"], scaled: Float[Tensor, "batch rows"], limit: float,
+                ) -> Bool[Tensor, "batch rows"]:
+    """Rows whose size lies within `limit` bits of the size of the first row of their block."""
+    rows = scaled.shape[-1]
+    first = exponents[:, :rows:ROWS].repeat_interleave(ROWS, -1)[:, :rows]
+    return (scaled - first).abs() < limit
+
+
+def is_ordinary(state: Graded) -> bool:
+    """All members are valid, and there is nothing of them to follow but Q, e, U, angles and variance."""
+    return state.samples.shape[1] == 0 and not ((state.dead | state.hidden).any() or not state.valid.all())

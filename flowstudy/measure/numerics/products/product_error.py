@@ -25,16 +25,18 @@ LARGEST_ERROR = 1.0   # log values with a larger error are reported as nan, and 
 
 def propagated(angle: Float[Tensor, "batch columns columns"], variance: Float[Tensor, "batch columns"],
                r: Float[Tensor, "batch kept columns"], noise: Float[Tensor, "batch kept"],
-               inverse: Float[Tensor, "batch kept"], dead: Bool[Tensor, "batch kept"], eps: float,
+               inverse: Float[Tensor, "batch kept"], dead: Bool[Tensor, "batch kept"] | None, eps: float,
                ) -> tuple[Float[Tensor, "batch kept kept"], Float[Tensor, "batch kept"]]:
     """Squared angles and squared errors of the log sizes after one more factor, `A Q = Q' R`.
 
     Args:
+        dead: directions that are exactly zero; None if there is none.
         noise: rounding in row k of R, in units of eps.
         inverse: norm of column j of R^-1, so that noise_k inverse_j is the new angle between directions j and k.
     """
     kept = r.shape[-2]
-    pivot = r.diagonal(dim1=-2, dim2=-1).masked_fill(dead, 1.0).abs()
+    pivot = r.diagonal(dim1=-2, dim2=-1).abs()
+    pivot = pivot if dead is None else pivot.masked_fill(dead, 1.0)
     picked_up = angle[:, :, :kept].mT * (r / pivot.unsqueeze(-1)).square_()                    # (j, i)
     variance = variance[:, :kept] + picked_up.sum(-1) + picked_up[..., :kept].sum(-2) + (noise * inverse).square()
     ratio = pivot.unsqueeze(-1) / pivot.unsqueeze(-2)
@@ -43,7 +45,7 @@ def propagated(angle: Float[Tensor, "batch columns columns"], variance: Float[Te
         grown += (r[..., kept:] / pivot.unsqueeze(-1)).square() @ angle[:, kept:, :kept] * ratio
     grown += (noise.unsqueeze(-1) * inverse.unsqueeze(-2)).square_()
     angle = grown.tril_(-1).clamp_(max=eps**-2)
-    if dead.any():
+    if dead is not None and dead.any():
         angle = angle.masked_fill_(dead.unsqueeze(-1) | dead.unsqueeze(-2), 0.0)
         variance = variance.masked_fill(dead, 0.0)
     return angle, variance.clamp(max=eps**-2)

@@ -1,0 +1,1 @@
+"""Singular values of long products of matrices, every one of them."""

@@ -1,0 +1,104 @@
+"""One more factor of a long product by Cholesky QR, which does for a factor of ordinary size and conditioning."""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .batched_qr import RATIO_LIMIT, cholesky_qr
+from .graded_product import (
+    FAR,
+    Graded,
+    absorbed,
+    angles_begin_to_grow,
+    in_order,
+    near_enough,
+    new_order,
+    out_of_order,
+    sampled,
+)
+
+TIDY_EVERY = 8           # QRs between two normalisations of U's rows; they drift by powers of two only
+# [bits] Rows nearer to each other than that are no farther than FAR apart after a factor that Cholesky QR is safe for:
+# its pivots are less than 2**100, and more than the inverse of that over RATIO_LIMIT.
+NEAR = FAR - 150.0
+
+
+def by_cholesky(state: Graded, m: Float[Tensor, "batch rows directions"],
+                gram: Float[Tensor, "batch directions directions"], row_size: Float[Tensor, "batch rows"],
+                ) -> tuple[Graded, Bool[Tensor, " batch"], float]:
+    """Q diag(2**e) U with Q replaced by m, by Cholesky QR.
+
+    Args:
+        row_size: norms of the factor's rows, to which the rounding of m is relative.
+    Returns:
+        The new product, the members for which it is safe, and the largest pivot ratio, by which that is judged.
+    """
+    order = new_order(columns_size(state, gram))
+    if order is not None:
+        state, m, gram = columns_in_order(state, m, gram, order)
+    dead = state.dead | ~state.valid.unsqueeze(-1)
+    q, r, safe = cholesky_qr(m, gram, dead)
+    smallest = r.diagonal(dim1=-2, dim2=-1).masked_fill(dead, torch.inf).cummin(-1).values
+    ratio = pivot_ratio(r, smallest, row_size)
+    safe = safe & (ratio <= RATIO_LIMIT)   # NaN compares false
+    noise = noise_of(q, row_size).masked_fill(dead, 0.0)
+    inverse = (1 / smallest).masked_fill(dead, 0.0)
+    grown = absorbed(state, q, r, noise, inverse, dead, tidy=state.steps % TIDY_EVERY == 0)
+    return grown, safe, float(ratio.masked_fill(~state.valid, 1.0).max())
+
+
+def ordinary_step(state: Graded, m: Float[Tensor, "batch rows directions"], row_size: Float[Tensor, "batch rows"],
+                  ) -> tuple[Graded, float] | None:
+    """What `by_cholesky` gives, bit for bit, where nothing is out of the ordinary; None where something is.
+
+    It is the case of nearly every factor. Whether it is this one is asked twice only, since a GPU waits each time.
+    """
+    if not state.ordinary or m.shape[-2] < m.shape[-1] or len(m) == 0:
+        return None
+    gram = m.mT @ m
+    size = columns_size(state, gram)
+    near = near_enough(state.exponents, state.exponents, NEAR).all()
+    other = (m[..., 0] != state.q[..., 0]).any(-1).all() if m.shape == state.q.shape else torch.ones_like(near)
+    finite, other, disordered, near = torch.stack([row_size.isfinite().all(), other, out_of_order(size).any(),
+                                                   near]).tolist()
+    if not finite or not other:
+        return None
+    if disordered:
+        state, m, gram = columns_in_order(state, m, gram, new_order(size))
+        near = bool(near_enough(state.exponents, state.exponents, NEAR).all())
+    q, r, safe = cholesky_qr(m, gram, None)
+    smallest = r.diagonal(dim1=-2, dim2=-1).cummin(-1).values
+    ratio = pivot_ratio(r, smallest, row_size).max()
+    grown = absorbed(state, q, r, noise_of(q, row_size), 1 / smallest, None, near=near,
+                     tidy=state.steps % TIDY_EVERY == 0)
+    begins = angles_begin_to_grow(grown).any()
+    safe, begins, ratio = torch.stack([safe.all().to(ratio), begins.to(ratio), ratio]).tolist()
+    if not safe or not ratio <= RATIO_LIMIT:
+        return None
+    grown = replace(grown, untouched=torch.zeros_like(state.untouched), steps=state.steps + 1)
+    return replace(sampled(grown), ordinary=False) if begins else grown, ratio
+
+
+def columns_size(state: Graded, gram: Float[Tensor, "batch directions directions"],
+                 ) -> Float[Tensor, "batch directions"]:
+    """Sizes of the product's directions [bits], which its columns are taken in the order of."""
+    return 0.5 * gram.diagonal(dim1=-2, dim2=-1).log2() + state.exponents
+
+
+def columns_in_order(state: Graded, m: Tensor, gram: Tensor, order: Tensor) -> tuple[Graded, Tensor, Tensor]:
+    row, column = order.unsqueeze(-2), order.unsqueeze(-1)
+    gram = gram.gather(-1, row.expand_as(gram)).gather(-2, column.expand_as(gram))
+    return in_order(state, order), m.gather(-1, row.expand_as(m)), gram
+
+
+def pivot_ratio(r: Tensor, smallest: Tensor, row_size: Float[Tensor, "batch rows"]) -> Float[Tensor, " batch"]:
+    """The largest pivot, or the factor's own size if larger, over the smallest pivot."""
+    magnitude = torch.linalg.vector_norm(row_size, dim=-1) / r.shape[-1]**0.5
+    return torch.maximum(r.diagonal(dim1=-2, dim2=-1).amax(-1), magnitude) / smallest[:, -1]
+
+
+def noise_of(q: Float[Tensor, "batch rows directions"], row_size: Float[Tensor, "batch rows"]) -> Tensor:
+    """The rounding of m, relative to the factor's rows, in each row of R."""
+    return (row_size.square().unsqueeze(-2) @ q.square()).squeeze(-2).sqrt()
