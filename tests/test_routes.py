@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from flowstudy import HighwayNet, initialize, jacobian_spectrum, layer_jacobian_spectra
+from flowstudy import HighwayNet, PlainNet, ResidualNet, initialize, jacobian_spectrum, layer_jacobian_spectra
 from flowstudy.measure.models import dense_jacobian, graph
 from flowstudy.measure.models.context import RandomState
 from flowstudy.measure.models.dense_jacobian import jacobian
@@ -185,6 +185,17 @@ def test_parts_of_a_chain_multiply_to_the_whole():
     layers = layer_jacobian_spectra(model, x)
     end = layers[layers["layer"] == 6].pivot(index="sample", columns="rank", values="log_singular_value_from_input")
     assert (torch.tensor(end.to_numpy(copy=True)) - whole).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("net", [PlainNet, HighwayNet, ResidualNet])
+def test_blocks_have_their_jacobians_in_closed_form(net):
+    """The layer inside of a block is called too, at the same input: the block's own rule is the one that counts."""
+    model = net(4, 5, 6, 3, "tanh").double().eval()
+    x = torch.randn(3, 4, dtype=torch.float64)
+    _, chain = pass_and_chain("test", Probe("test", model), Inputs.of(x), RandomState(x.device))
+    assert [type(factor.rule[0]) for factor in chain[1:-1]] == [type(model.blocks[0])] * 5
+    for factor, block in zip(chain[1:-1], model.blocks, strict=True):
+        assert torch.allclose(factor.jacobian(), jacobian(block, factor.rule[1]), rtol=1e-13, atol=1e-14)
 
 
 def test_a_model_is_cut_where_one_value_carries_everything_on():

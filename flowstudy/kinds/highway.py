@@ -7,7 +7,7 @@ from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from flowstudy import theory
-from flowstudy.measure.models.layer_rules import slope
+from flowstudy.measure.models.layer_rules import value_and_slope
 from flowstudy.nets import ACTIVATIONS, HighwayBlock, HighwayNet
 from flowstudy.predictions.theories import CarryingTheory
 from flowstudy.theory.mean_field.highway import Gate
@@ -26,11 +26,9 @@ def highway_jacobian(block: HighwayBlock, x: Tensor) -> Tensor:
         h, t = block.affine(x).chunk(2, -1)
         of_h, of_t = block.affine.weight.detach().chunk(2)
         gate = torch.sigmoid(t)
-    activation = ACTIVATIONS[block.activation]
-    through_h = gate * slope(activation, h)
-    through_t = slope(torch.sigmoid, t) * (activation(h) - x)
-    result = through_h.unsqueeze(-1) * of_h
-    result.addcmul_(through_t.unsqueeze(-1), of_t)
+    proposed, slope = value_and_slope(ACTIVATIONS[block.activation], h)
+    result = (gate * slope).unsqueeze(-1) * of_h
+    result.addcmul_((gate * (1 - gate) * (proposed - x)).unsqueeze(-1), of_t)
     result.diagonal(dim1=-2, dim2=-1).add_(1 - gate)
     return result
 

@@ -55,7 +55,7 @@ def noted_calls(model: nn.Module) -> Iterator[dict[Key, Call]]:
         noted = inputs.pop(module, None)
         if noted is not None and isinstance(output, Tensor) and output.requires_grad:
             key, x, version = noted
-            calls.setdefault(key, Call(module, x, version, edge_of(output)))
+            calls[key] = Call(module, x, version, edge_of(output))  # a block's call ends after that of the layer in it
 
     names.meet_kinds()
     known = [module for module in model.modules() if runs_as(module, type(module))

@@ -36,14 +36,14 @@ def layer_rule(function: object, x: Float[Tensor, "sample *inputs"]) -> Float[Te
 def plain_rule(affine: nn.Linear, activation: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     with torch.no_grad():
         h = affine(x)
-    return slope(activation, h).unsqueeze(-1) * affine.weight.detach()
+    return value_and_slope(activation, h)[1].unsqueeze(-1) * affine.weight.detach()
 
 
-def slope(activation: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
-    """phi'(h), by autograd: a unit-wise function's Jacobian is the gradient of its sum."""
+def value_and_slope(activation: Callable[[Tensor], Tensor], h: Tensor) -> tuple[Tensor, Tensor]:
+    """phi(h), and phi'(h) by autograd: a unit-wise function's Jacobian is the gradient of its sum."""
     with torch.enable_grad():
         leaf = h.detach().requires_grad_()
         value = activation(leaf.clone())  # a clone: it may work in place
         if value.grad_fn is None:
-            return torch.zeros_like(h)
-        return torch.autograd.grad(value.sum(), leaf)[0]
+            return value.detach(), torch.zeros_like(h)
+        return value.detach(), torch.autograd.grad(value, leaf, torch.ones_like(value))[0]

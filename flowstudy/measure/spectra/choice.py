@@ -10,7 +10,7 @@ MEMORY_BUDGET = 2**30  # bytes, beside the model's own: a quarter for the Jacobi
 WIDEST = 2048  # the largest width at which "auto" takes the product route, whose cost grows with the cube of the width
 # Multiplications of matrices of the factors' width that a step costs, measured on a CPU at widths 64 to 512: each
 # factor's QR and update, the Jacobi sweeps at the end, and LAPACK's singular values.
-QR_STEPS, JACOBI_STEPS, SVD_STEPS = 8, 150, 12
+QR_STEPS, JACOBI_STEPS, SVD_STEPS = 8, 50, 12
 DENSE_FIRST = 3.0      # the dense route is tried first if it is this many times cheaper than the product route ...
 WORTH_CHOOSING = 5e9   # ... and the product route takes more multiplications than this, about a second
 
