@@ -55,11 +55,13 @@ def noted_calls(model: nn.Module) -> Iterator[dict[Key, Call]]:
         noted = inputs.pop(module, None)
         if noted is not None and isinstance(output, Tensor) and output.requires_grad:
             key, x, version = noted
-            calls[key] = Call(module, x, version, edge_of(output))  # a block's call ends after that of the layer in it
+            calls.setdefault(key, Call(module, x, version, edge_of(output)))
 
     names.meet_kinds()
     known = [module for module in model.modules() if runs_as(module, type(module))
              and (type(module) is nn.Linear or type(module) in BLOCK_RULES or type(module) in UNITWISE)]
+    within = {part for block in known for part in block.children()}  # called at the block's input, whose rule it is not
+    known = [module for module in known if module not in within]
     with ExitStack() as stack:
         for module in known:
             stack.callback(module.register_forward_pre_hook(before).remove)
