@@ -383,3 +383,18 @@ def test_a_record_waits_for_nothing(every, happened):
             loop(model, None, 7, "cuda")
         counts.append(happened.waits.total())
     assert counts[1] == counts[0]
+
+
+def test_the_gradients_of_all_shapes_are_measured_in_one_call(monkeypatch):
+    """The numbers are the CPU's, where each shape is a call of its own."""
+    calls, foreach_norm, frames = [], torch._foreach_norm, []
+    monkeypatch.setattr(torch, "_foreach_norm", lambda tensors, *a, **named: calls.append(len(tensors))
+                        or foreach_norm(tensors, *a, **named))
+    for device in ("cpu", "cuda"):
+        model = build("HighwayNet-tanh-L9").to(device)
+        monitor = GradientMonitor(model, quantities=["log10_weight_gradient_norm"])
+        with monitor:
+            loop(model, monitor, 3, device)
+            frames.append(monitor.frame["log10_weight_gradient_norm"])
+    assert calls == 3 * [9]   # the weights of all layers
+    assert_close(*(torch.from_numpy(frame.to_numpy(copy=True)) for frame in frames[::-1]), rtol=0, atol=1e-5)

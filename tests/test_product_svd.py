@@ -573,6 +573,15 @@ def test_every_row_is_kept_once_and_far_from_what_its_window_leaves_out():
         assert before == len(exponents)
 
 
+@pytest.mark.parametrize("bits", [100, 400, 850])
+def test_a_value_near_one_beside_a_tiny_one_keeps_its_last_digits(bits):
+    """Powers of two cancel before a logarithm is taken: ln s is right to a few roundings of numbers of its own size."""
+    large = 1 + torch.arange(30).double() / 8
+    factors = torch.diag_embed(torch.stack([large, torch.full_like(large, 2.0**-bits)], -1))
+    got = product_svd([torch.eye(2).double().expand(30, 2, 2), factors])
+    assert_close(got.log_singular_values[:, 0], large.log(), rtol=0, atol=2e-15)
+
+
 def test_rows_that_do_not_become_orthogonal_are_marked(monkeypatch):
     """LAPACK says so by a number; no such matrix is known."""
     def gives_up(*arguments: object) -> None:

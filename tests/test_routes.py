@@ -214,6 +214,30 @@ def test_a_model_is_cut_where_one_value_carries_everything_on():
         x = piece(x).detach()
 
 
+class DoublesGradients(nn.Module):
+    """By a hook on a value, through `.data`, which no version counter tells."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.tanh(self.layers[0](x)) * 1.0
+        if h.requires_grad:
+            h.register_hook(lambda gradient: gradient.data.mul_(2.0) is None or None)
+        return self.layers[2](torch.tanh(self.layers[1](h)))
+
+
+def test_a_chain_is_not_cut_where_a_hook_writes_into_the_gradient():
+    torch.manual_seed(0)
+    model, x = DoublesGradients(), torch.randn(4, 6)
+    spectrum = jacobian_spectrum(model, x, method="product")
+    inner, weights = model.layers[0].double()(x.double()).tanh(), [layer.double().weight for layer in model.layers]
+    outer = model.layers[1](inner).tanh()
+    true = weights[2] @ ((1 - outer**2).unsqueeze(-1) * weights[1]) @ ((1 - inner**2).unsqueeze(-1) * weights[0])
+    assert torch.allclose(spectrum.singular_values, 2 * torch.linalg.svdvals(true), rtol=1e-9)
+
+
 def test_a_hook_on_a_nested_sequential_is_not_passed_by():
     """It changes the output, and so the spectrum."""
     model = nn.Sequential(nn.Sequential(nn.Linear(3, 3, bias=False)), nn.Linear(3, 3, bias=False))

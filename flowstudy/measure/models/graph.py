@@ -100,34 +100,39 @@ def segments_between(end: GradientEdge, start: GradientEdge | None,
                 moving.add(node)
     if end.node not in moving:
         return [Segment(end, None, [], set(order))]
-    segments, inside, open_edges = [], [], {key_of(end)}
-    after = end
+    met: list[tuple[Node, Key | None]] = []   # nodes in order, each with the edge that alone is open before it
+    open_edges = {key_of(end)}
     for node in order:
         if node not in moving:
             continue
-        if len(open_edges) == 1:
-            (only,) = open_edges
-            if only != key_of(after) and (through_hooks or not is_hooked(GradientEdge(*only))):
-                segments.append(Segment(after, GradientEdge(*only), inside))
-                after, inside = GradientEdge(*only), []
+        met.append((node, next(iter(open_edges)) if len(open_edges) == 1 else None))
         if node is start.node:
             break
-        inside.append(node)
         open_edges = {key for key in open_edges if key[0] is not node}
         open_edges |= {(n, number) for n, number in below(node) if n in moving}
+    alone = dict.fromkeys(only for _, only in met if only not in (None, key_of(end)))
+    hooked = set() if through_hooks else hooked_among(list(alone))
+    segments, inside, after = [], [], end
+    for node, only in met:
+        if only is not None and only != key_of(after) and only not in hooked:
+            segments.append(Segment(after, GradientEdge(*only), inside))
+            after, inside = GradientEdge(*only), []
+        inside.append(node)
     for segment in segments:
         segment.side.update(side_of(segment.nodes, moving))
     return segments or [Segment(end, start, [], set())]
 
 
-def is_hooked(edge: GradientEdge) -> bool:
-    """Whether a hook on the tensor may change the gradient that arrives there."""
-    sent = torch.ones(shape_of(edge), dtype=dtype_of(edge), device=edge.node._input_metadata[edge.output_nr].device)
-    version = sent._version
-    (arrived,) = torch.autograd.grad(edge, edge, sent, retain_graph=True)
-    if arrived.data_ptr() == sent.data_ptr() and arrived._version == version:   # told without waiting for a GPU
-        return False
-    return not torch.equal(arrived, torch.ones_like(sent))
+def hooked_among(keys: list[Key]) -> set[Key]:
+    """The edges where a hook on the tensor changes the gradient that arrives; a GPU is waited for once."""
+    same = []
+    for node, number in keys:
+        edge = GradientEdge(node, number)
+        sent = torch.ones(shape_of(edge), dtype=dtype_of(edge), device=node._input_metadata[number].device)
+        (arrived,) = torch.autograd.grad(edge, edge, sent, retain_graph=True)
+        same.append((arrived == 1).all())   # not compared with `sent`, in which the hook may have written
+    known = torch.stack([flag.to(same[0].device) for flag in same]).tolist() if same else []
+    return {key for key, is_same in zip(keys, known, strict=True) if not is_same}
 
 
 def side_of(nodes: list[Node], moving: set[Node]) -> set[Node]:

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from flowstudy.measure.models.outputs import is_inside_vmap, numbers_in
 
 from .norms import Norms, as_real, norm, norms
+from .watched import Groups
 
 current_task = torch._C._current_graph_task_id  # id of the backward pass that the caller runs in
 HELD = 2**24  # the most entries of error signals that are kept on a GPU until one kernel measures them all
@@ -237,9 +238,20 @@ class Unwatched:
         return None
 
 
-def measure_gradients(into: Norms, kind: str, weights: list[Tensor], groups: list[list[int]]) -> None:
-    for group in groups:
+def measure_gradients(into: Norms, kind: str, weights: list[Tensor], groups: Groups) -> None:
+    for group in in_one_call(weights, groups):
         present = [(i, g) for i in group if (g := weights[i].grad) is not None]
         if present:
             positions, gradients = zip(*present, strict=True)
             into.put(kind, positions, norms(gradients))
+
+
+def in_one_call(weights: list[Tensor], groups: Groups) -> Groups:
+    """Groups of weights whose norms `norms` takes together: on a CPU those of one shape, else of any shapes."""
+    if all(weights[group[0]].is_cpu for group in groups):
+        return groups
+    merged: dict[tuple, list[int]] = {}
+    for group in groups:
+        first = weights[group[0]]
+        merged.setdefault((first.dtype, first.device, first.shape if first.is_cpu else ()), []).extend(group)
+    return list(merged.values())

@@ -108,7 +108,7 @@ def norm_by_rows(tensor: Tensor) -> float:
 
 
 def norms(tensors: Sequence[Tensor]) -> Values:
-    """l2 norms of tensors of one shape and type on one device."""
+    """l2 norms of tensors of one type on one device, on a CPU of one shape."""
     first = tensors[0]
     if any(tensor.is_sparse for tensor in tensors):
         dense = [tensor.coalesce().values() if tensor.is_sparse else tensor for tensor in tensors]

@@ -11,7 +11,6 @@ relatively accurate).
 """
 
 import ctypes
-import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -23,8 +22,9 @@ from numpy.typing import NDArray
 from scipy.linalg import cython_lapack
 from torch import Tensor
 
-LN2 = math.log(2.0)
+LN2 = np.log(2.0).item()
 SPAN = 900.0      # [bits] range of the sizes in a window: squares of them stay within float64
+WORTH_A_THREAD = 10**6   # cubes of rows, about a millisecond
 MARGIN = 200.0    # [bits] a window's rows nearer than that to a neighbouring window's are left to the neighbour
 
 
@@ -39,26 +39,19 @@ def log_singular_values(exponents: Float[Tensor, "batch rows"], u: Float[Tensor,
     Returns:
         Descending; -inf once for each zero row.  nan in a member with nan or infinities, or that has not converged.
     """
-    members = list(zip(exponents.numpy(), u.numpy(), strict=True))
-    threads = min(torch.get_num_threads(), len(members))
-    if threads > 1:
-        with ThreadPoolExecutor(threads) as pool:   # LAPACK runs outside of Python's lock
-            logs = list(pool.map(lambda member: logs_of_member(*member), members))
-    else:
-        logs = [logs_of_member(*member) for member in members]
-    return torch.from_numpy(np.stack(logs)) if logs else torch.empty_like(exponents)
-
-
-def logs_of_member(exponents: NDArray[np.float64], u: NDArray[np.float64]) -> NDArray[np.float64]:
-    alive = int((exponents > -2.0**49).sum())
-    if not np.isfinite(u).all():
-        return np.full(len(u), np.nan)
-    logs = np.full(len(u), -np.inf)
-    for rows, kept in row_windows(exponents[:alive]):
-        middle = np.round((exponents[rows][0] + exponents[rows][-1]) / 2)
-        found = log_row_values(np.ldexp(u[rows], (exponents[rows] - middle).astype(np.int32)[:, np.newaxis]))
-        logs[kept] = found[kept.start - rows.start:kept.stop - rows.start] + middle * LN2
-    return np.sort(logs)[::-1]
+    e, rows = exponents.numpy(), u.numpy()
+    if not e.size:
+        return torch.empty_like(exponents)
+    logs = np.full(e.shape, -np.inf)
+    finite, alive = np.isfinite(rows).all((1, 2)), (e > -2.0**49).sum(1)
+    logs[~finite] = np.nan
+    at_once = finite & (np.ptp(e, axis=1) <= SPAN)   # the commonest case; with a zero row the range is far larger
+    logs[at_once] = logs_of_window(e[at_once], rows[at_once])
+    for member in np.flatnonzero(finite & ~at_once):
+        for window, kept in row_windows(e[member, :alive[member]]):
+            found = logs_of_window(e[member:member + 1, window], rows[member:member + 1, window])[0]
+            logs[member, kept] = found[kept.start - window.start:kept.stop - window.start]
+    return torch.from_numpy(np.sort(logs)[:, ::-1].copy())
 
 
 def row_windows(exponents: NDArray[np.float64]) -> Iterator[tuple[slice, slice]]:
@@ -74,23 +67,44 @@ def row_windows(exponents: NDArray[np.float64]) -> Iterator[tuple[slice, slice]]
             begin = int((exponents[:kept] > exponents[kept] + MARGIN).sum())
 
 
-def log_row_values(a: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Natural logs of the singular values of one matrix, rows <= columns, by rotations of its rows; overwrites it.
-
-    nan if they have not converged in LAPACK's 30 sweeps.
-    """
-    rows, columns = a.shape   # LAPACK counts along columns first: it sees the transpose, and rotates its columns
-    a = np.ascontiguousarray(a)
-    values, work, vectors = np.empty(rows), np.empty(max(6, rows + columns)), np.empty(1)
-    general, no_u, no_v = (ctypes.c_char(flag) for flag in (b"G", b"N", b"N"))
-    m, n, none, one, length, info = (ctypes.c_int(number) for number in (columns, rows, 0, 1, len(work), 0))
-    dgesvj()(*map(ctypes.byref, (general, no_u, no_v, m, n)), a.ctypes.data_as(ctypes.c_void_p), ctypes.byref(m),
-             values.ctypes.data_as(ctypes.c_void_p), ctypes.byref(none), vectors.ctypes.data_as(ctypes.c_void_p),
-             ctypes.byref(one), work.ctypes.data_as(ctypes.c_void_p), ctypes.byref(length), ctypes.byref(info))
-    if info.value != 0:
-        return np.full(rows, np.nan)
+def logs_of_window(exponents: NDArray[np.float64], u: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Natural logs of the singular values of rows that float64 can hold side by side, (batch, rows), descending."""
+    middle = np.round((exponents[:, :1] + exponents[:, -1:]) / 2)
+    values, scales = row_values(np.ldexp(u, (exponents - middle).astype(np.int32)[..., np.newaxis]))
+    # The large terms are whole powers of two, added before any logarithm is rounded.
+    (mantissas, powers), (scale_mantissas, scale_powers) = np.frexp(values), np.frexp(scales[:, np.newaxis])
     with np.errstate(divide="ignore"):   # ln 0 is -inf
-        return np.log(values) + math.log(work[0])   # work[0] is the scale that LAPACK has divided by
+        return np.log(mantissas * scale_mantissas) + (powers + scale_powers + middle) * LN2
+
+
+def row_values(a: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The singular values of each matrix of a stack, rows <= columns, by rotations of its rows, which it overwrites.
+
+    Returns:
+        Values (batch, rows) to be multiplied by scales (batch,); nan where LAPACK's 30 sweeps were too few.
+    """
+    batch, rows, columns = a.shape
+    a, values, scales = np.ascontiguousarray(a), np.empty((batch, rows)), np.empty(batch)
+
+    def rotate(members: range) -> None:
+        # LAPACK counts along columns first: it sees the transpose, and rotates its columns.
+        work, length = np.empty(max(6, rows + columns)), max(6, rows + columns)
+        flags = [ctypes.byref(ctypes.c_char(flag)) for flag in (b"G", b"N", b"N")]
+        m, n, none, one, size, info = (ctypes.c_int(number) for number in (columns, rows, 0, 1, length, 0))
+        m_at, n_at, none_at, one_at, size_at, info_at = map(ctypes.byref, (m, n, none, one, size, info))
+        routine, work_at = dgesvj(), work.ctypes.data
+        for i in members:
+            routine(*flags, m_at, n_at, a.ctypes.data + i * rows * columns * 8, m_at,
+                    values.ctypes.data + i * rows * 8, none_at, work_at, one_at, work_at, size_at, info_at)
+            scales[i] = work[0] if info.value == 0 else np.nan
+
+    threads = min(torch.get_num_threads(), batch) if batch * rows**3 > WORTH_A_THREAD else 1
+    if threads > 1:
+        with ThreadPoolExecutor(threads) as pool:   # LAPACK runs outside of Python's lock
+            list(pool.map(rotate, [range(first, batch, threads) for first in range(threads)]))
+    else:
+        rotate(range(batch))
+    return values, scales
 
 
 @cache
