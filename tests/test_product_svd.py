@@ -582,6 +582,19 @@ def test_a_value_near_one_beside_a_tiny_one_keeps_its_last_digits(bits):
     assert_close(got.log_singular_values[:, 0], large.log(), rtol=0, atol=2e-15)
 
 
+def test_a_direction_that_was_lost_beneath_another_is_marked_when_that_one_vanishes():
+    """The small direction lies 2**-220 beneath the large one, which its rounding leans to; then the large one shrinks by
+    2**-480.  Both values came out 0.2 off, with errors of 1e-12."""
+    small, last = 2.0**-60, 2.0**-480
+    factors = [torch.tensor(a).double() for a in (
+        [[2.0**-217, 0], [0, 2.0**66]], [[1, 0], [1, small]], [[4, 0], [0, 3]], [[1, 0], [1, last]], [[1, 0], [1, small]])]
+    for length in range(1, 6):
+        got, true = product_svd(factors[:length]), mp_reference.log_singular_values(factors[:length])
+        off = (got.log_singular_values - true).abs()
+        assert ((off <= got.log_error) | (got.log_singular_values.isnan() & got.log_error.isinf())).all()
+        assert length > 3 or not got.log_singular_values.isnan().any()
+
+
 def test_rows_that_do_not_become_orthogonal_are_marked(monkeypatch):
     """LAPACK says so by a number; no such matrix is known."""
     def gives_up(*arguments: object) -> None:

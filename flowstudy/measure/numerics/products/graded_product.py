@@ -25,6 +25,7 @@ from .graded_jacobi import DEAD, normalize_rows, power_ratio
 from .product_error import (
     ERROR_FACTOR,
     GROWN,
+    LARGEST_ANGLE,
     LARGEST_ERROR,
     SAMPLES,
     hidden_share,
@@ -111,7 +112,7 @@ def by_householder(state: Graded, m: Float[Tensor, "batch rows directions"],
     scale = torch.exp2(-shift).unsqueeze(-2)
     m, terms = (torch.where(dead.unsqueeze(-2), 0.0, x * scale) for x in (m, terms))
     state = replace(state, exponents=torch.where(dead, DEAD, state.exponents + shift),
-                    angle=rescaled(state.angle, torch.where(dead, 0.0, 2 * shift)).clamp(max=state.eps**-2),
+                    angle=rescaled(state.angle, torch.where(dead, 0.0, 2 * shift)).clamp(max=LARGEST_ANGLE),
                     samples=rescaled(state.samples, torch.where(dead, 0.0, shift).unsqueeze(1)))
     size = torch.where(dead, -torch.inf, m.abs().amax(-2).log2()) + state.exponents
     order = new_order(torch.where(dead, DEAD, size.clamp(min=DEAD / 4)))
