@@ -583,11 +583,11 @@ def test_a_value_near_one_beside_a_tiny_one_keeps_its_last_digits(bits):
 
 
 def test_a_direction_that_was_lost_beneath_another_is_marked_when_that_one_vanishes():
-    """The small direction lies 2**-220 beneath the large one, which its rounding leans to; then the large one shrinks by
-    2**-480.  Both values came out 0.2 off, with errors of 1e-12."""
-    small, last = 2.0**-60, 2.0**-480
-    factors = [torch.tensor(a).double() for a in (
-        [[2.0**-217, 0], [0, 2.0**66]], [[1, 0], [1, small]], [[4, 0], [0, 3]], [[1, 0], [1, last]], [[1, 0], [1, small]])]
+    """The small direction lies 2**-220 beneath the large one, which leans to it by rounding; then the large one shrinks
+    by 2**-480.  Both values came out 0.2 off, with errors of 1e-12."""
+    small, last = [[1, 0], [1, 2.0**-60]], [[1, 0], [1, 2.0**-480]]
+    factors = [torch.tensor(a, dtype=torch.float64)
+               for a in ([[2.0**-217, 0], [0, 2.0**66]], small, [[4, 0], [0, 3]], last, small)]
     for length in range(1, 6):
         got, true = product_svd(factors[:length]), mp_reference.log_singular_values(factors[:length])
         off = (got.log_singular_values - true).abs()
