@@ -63,8 +63,10 @@ HOURS = {  # that the paper profile would take, of what has no record of it; by 
     "figure 1, best settings": "7.4 hours of one core, four times what 100 epochs took",
     "figure 2": "0.8 hours of two cores", "figure 3": "as figure 2, whose net it is of",
     "figure 4": "as figure 2, whose net it is of",
-    "table 1": "2.4 hours of one core for a run of mnist_16, 24 for its five seeds and their plain twins, 3 minutes of "
-               "one H100 for a run by its measured steps (`benchmarks/results/gpu.md`); mnist_32 was not timed",
+    "table 1": "2.4 to 8 hours of one core for a run of mnist_16 (29 and 95 s an epoch on two machines), ten times "
+               "that for its five seeds and their plain twins, 3 minutes of one H100 for a run by its measured steps "
+               "(`benchmarks/results/gpu.md`); mnist_32 was not timed.  A run of the highway net has begun: "
+               "`replication/laptop/unfinished` is a `store` from which `train_conv_nets` goes on with it",
     "table 2": "11 hours of one core for a run of net A; B and C were not timed",
     "table 3": "not timed",
 }

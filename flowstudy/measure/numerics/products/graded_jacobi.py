@@ -1,7 +1,7 @@
 """Singular values of a strongly graded matrix, diag(2**e) U, however far apart the exponents lie.
 
 The rows' sizes live in the integer exponents e, so that every scaling is exact and nothing over- or underflows; U has
-entries of order one. Zero-shift QR flips bring the matrix closer to diagonal, one-sided Jacobi rotations of the rows
+entries of order one. Two zero-shift QR flips bring it closer to diagonal, one-sided Jacobi rotations of the rows
 finish it (`one_sided_jacobi`). For a diagonal times a well-conditioned matrix this gets every singular value to about
 eps * kappa(U), the small ones as well as the large ones.
 
@@ -12,10 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .one_sided_jacobi import LN2, log_singular_values
-
-DEAD = -2.0**50     # exponent of a row that is exactly zero: below anything a product can reach, still an exact integer
-FLIPS = 2           # at least 1, which `one_sided_jacobi` needs
+from .one_sided_jacobi import DEAD, LN2, log_singular_values
 
 
 def power_ratio(columns: Float[Tensor, "batch columns"], rows: Float[Tensor, "batch rows"],
@@ -73,6 +70,5 @@ def graded_singular_values(exponents: Float[Tensor, "batch rows"], u: Float[Tens
     exponents, u = sort_rows(*normalize_rows(exponents, u))
     exponents, u, dependence = flip(exponents, u)
     dependence = dependence.nan_to_num(nan=1.0, posinf=1.0).cummax(-1).values   # 0 / 0 in dead rows
-    for _ in range(FLIPS - 1):
-        exponents, u, _ = flip(exponents, u)
+    exponents, u, _ = flip(exponents, u)
     return log_singular_values(exponents, u), dependence

@@ -11,6 +11,7 @@ relatively accurate).
 """
 
 import ctypes
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -22,10 +23,11 @@ from numpy.typing import NDArray
 from scipy.linalg import cython_lapack
 from torch import Tensor
 
-LN2 = np.log(2.0).item()
+LN2 = math.log(2.0)
+DEAD = -2.0**50   # exponent of a row that is exactly zero: below anything a product can reach, still an exact integer
 SPAN = 900.0      # [bits] range of the sizes in a window: squares of them stay within float64
-WORTH_A_THREAD = 10**6   # cubes of rows, about a millisecond
-MARGIN = 200.0    # [bits] a window's rows nearer than that to a neighbouring window's are left to the neighbour
+MARGIN = 200.0    # [bits] a window's rows nearer than that to the rows that it leaves out are left to another window
+WORTH_A_THREAD = 10**6   # rows cubed, of all matrices: about a millisecond
 
 
 def log_singular_values(exponents: Float[Tensor, "batch rows"], u: Float[Tensor, "batch rows columns"],
@@ -33,7 +35,7 @@ def log_singular_values(exponents: Float[Tensor, "batch rows"], u: Float[Tensor,
     """Natural logs of the singular values of diag(2**exponents) U, member by member, on the CPU.
 
     Args:
-        exponents: whole numbers, in decreasing order to a few bits; -2**50 or less marks a row that is zero.
+        exponents: whole numbers, in decreasing order to a few bits; `DEAD` marks a row that is zero.
         u: rows <= columns, of order one; rows whose sizes differ by more than `MARGIN` bits must be orthogonal.
 
     Returns:
@@ -43,7 +45,7 @@ def log_singular_values(exponents: Float[Tensor, "batch rows"], u: Float[Tensor,
     if not e.size:
         return torch.empty_like(exponents)
     logs = np.full(e.shape, -np.inf)
-    finite, alive = np.isfinite(rows).all((1, 2)), (e > -2.0**49).sum(1)
+    finite, alive = np.isfinite(rows).all((1, 2)), (e > DEAD / 2).sum(1)
     logs[~finite] = np.nan
     at_once = finite & (np.ptp(e, axis=1) <= SPAN)   # the commonest case; with a zero row the range is far larger
     logs[at_once] = logs_of_window(e[at_once], rows[at_once])
