@@ -196,7 +196,9 @@ def absorbed(state: Graded, q: Float[Tensor, "batch rows kept"], r: Float[Tensor
         exponents, u = normalize_rows(exponents, u)
     angle, variance = propagated(state.angle, state.variance, r, rounding, inverse, dead, state.eps)
     loudest = torch.maximum(state.loudest, rounding.amax(-1) * inverse.amax(-1))
-    grown = replace(state, q=q, exponents=exponents, u=u, angle=angle, variance=variance, loudest=loudest)
+    grown = replace(state, q=q, exponents=exponents, u=u, angle=angle, variance=variance, loudest=loudest,
+                    samples=state.samples[:, :, :kept, :kept], drift=state.drift[..., :kept],
+                    hidden=state.hidden[:, :kept])
     return grown if dead is None else with_the_extraordinary(state, grown, r, rounding, inverse, dead)
 
 
@@ -204,8 +206,7 @@ def with_the_extraordinary(state: Graded, grown: Graded, r: Float[Tensor, "batch
                            rounding: Float[Tensor, "batch kept"], inverse: Float[Tensor, "batch kept"],
                            dead: Bool[Tensor, "batch kept"]) -> Graded:
     """The samples of angles and the hidden directions of `state`, followed to `grown`."""
-    kept, variance = r.shape[-2], grown.variance
-    samples, drift = state.samples[:, :, :kept, :kept], state.drift[..., :kept]
+    variance, samples, drift = grown.variance, grown.samples, grown.drift
     if state.samples.shape[1]:
         # Of the members whose samples are followed; those of the others are zero, and stay so.
         one = state.samples.flatten(1).any(-1).nonzero().squeeze(-1)
@@ -215,7 +216,7 @@ def with_the_extraordinary(state: Graded, grown: Graded, r: Float[Tensor, "batch
         drift, variance = drift.index_add(0, one, added), variance.index_add(0, one, taken)
     if state.hidden.any():
         variance = variance + hidden_share(r, state.exponents, state.hidden, dead, state.eps)
-    return replace(grown, variance=variance, samples=samples, drift=drift, hidden=state.hidden[:, :kept] & ~dead)
+    return replace(grown, variance=variance, samples=samples, drift=drift, hidden=grown.hidden & ~dead)
 
 
 def out_of_order(size: Float[Tensor, "batch directions"]) -> Bool[Tensor, " batch"]:
