@@ -200,7 +200,8 @@ def proved_jacobians(chain: list[Factor], agreement: float = AGREEMENT) -> Itera
 def check_waiting(waiting: list[tuple[Factor, Image]], agreement: float) -> None:
     """Raise NotProvedError where a factor's Jacobian does not take its row where autograd takes it."""
     if waiting and not images_agree(Image.stacked([taken for _, taken in waiting]), agreement):
-        raise NotProvedError(next(factor.name for factor, taken in waiting if not images_agree(taken, agreement)))
+        wrong = [factor.name for factor, taken in waiting if not images_agree(taken, agreement)]
+        raise NotProvedError(wrong[0])
 
 
 def proves_alone(factor: Factor, jacobians: Tensor, before: tuple[Factor, Tensor] | None, samples: Tensor,

@@ -90,10 +90,10 @@ def pulled_together(stretch: Stretch, rows: Tensor, whole: Tensor) -> Tensor | N
 
     Each two rows that follow each other add up to `whole`, and so must their images to its image.
     """
-    size, true = stretch.at_once(), stretch.back(whole)
+    size = stretch.at_once()
     if size == 1:
         return None
-    pulled = torch.cat([stretch.pull(part) for part in rows.split(size)])
+    true, pulled = stretch.back(whole), torch.cat([stretch.pull(part) for part in rows.split(size)])
     gap = (pulled[::2] + pulled[1::2] - true).abs().amax()
     return pulled if gap <= SAME * true.abs().amax() else None   # nan compares false
 
