@@ -1,9 +1,12 @@
-"""What every test file shares: the device axis, threads that leave room for others, and calls as users make them."""
+"""What every test file shares: the device axis, the same random numbers in every run, threads that leave room for
+others, and calls as users make them."""
 
+import random
 import sys
 from importlib.util import find_spec
 
 import jaxtyping
+import numpy as np
 import pytest
 import torch
 
@@ -26,7 +29,10 @@ MISSING = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test draws the same numbers whatever ran before it, whichever generator its model draws from."""
+    torch.manual_seed(0), random.seed(0), np.random.seed(0)  # noqa: NPY002  the global state is what models draw from
     for mark, missing in MISSING.items():
         if item.get_closest_marker(mark) and (reason := missing()):
             pytest.skip(reason)
