@@ -3,12 +3,14 @@
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from flowstudy.arguments import check_one_of, check_whole
 from flowstudy.measure.models.copies import float64_copy
 from flowstudy.measure.models.dense_jacobian import Stretch
+from flowstudy.measure.models.graph import check_gradients_can_be_asked_for, edge_of, reachable
 from flowstudy.measure.models.inputs import Inputs, Name, Shown, check_input, check_samples_apart
 from flowstudy.measure.models.layers import input_features
 from flowstudy.measure.models.outputs import check_entry
@@ -55,23 +57,36 @@ def check_output(call: str, y: Tensor, samples: int) -> Tensor:
     return y
 
 
-def check_depends(call: str, y: Tensor, start: GradientEdge) -> None:
-    reached = y.requires_grad and torch.autograd.grad(y.sum(), start, retain_graph=True, allow_unused=True)[0]
-    if reached is None or reached is False:
-        raise RefusalError(f"{call}: `model` must have an output that depends on x, got a constant or a detached one. "
-                           "Remove .detach() or no_grad from its forward.")
+def checked_stretch(call: str, start: GradientEdge, y: Tensor) -> Stretch:
+    """The graph from the edge of the input to the output; refuse an output that the input does not reach, and a model
+    in which one sample's output depends on another sample."""
+    nodes = reachable(edge_of(y)) if y.requires_grad else []
+    check_gradients_can_be_asked_for(call, nodes)
+    if nodes:
+        stretch = Stretch(start, edge_of(y), y.device, tuple(nodes))
+        row = stretch.random_row()
+        image = torch.autograd.grad(stretch.end, start, row, retain_graph=True, allow_unused=True)[0]
+        if image is not None:
+            check_apart(call, stretch, y, row, image.double())
+            return stretch
+    raise RefusalError(f"{call}: `model` must have an output that depends on x, got a constant or a detached one. "
+                       "Remove .detach() or no_grad from its forward.")
 
 
-def check_apart(call: str, stretch: Stretch, y: Tensor) -> None:
+def check_apart(call: str, stretch: Stretch, y: Tensor, row: Float[Tensor, "sample *outputs"],
+                image: Float[Tensor, "sample *inputs"]) -> None:
     """Refuse a model in which one sample's output depends on another sample.
 
     Random gradients are put on the outputs of half of the samples, and must not arrive at the other half.  The halves
     are the samples with a 0 and with a 1 at one digit of their binary number, for each digit in turn, so that any two
     samples are separated.  The gradients are random because normalised outputs send back nothing of their sum.
+
+    Args:
+        row, image: a random gradient of all samples, and what arrives of it.
     """
     if stretch.samples < 2 or not y.isfinite().all():
         return
-    number, row = torch.arange(stretch.samples, device=stretch.device), stretch.random_row()
+    number = torch.arange(stretch.samples, device=stretch.device)
     digits = [(number >> bit) % 2 == one for bit in range((stretch.samples - 1).bit_length()) for one in (0, 1)]
     chosen = torch.stack(digits)
     rows = torch.where(chosen.view(*chosen.shape, *[1] * (row.ndim - 1)), row, 0.0)
@@ -79,23 +94,23 @@ def check_apart(call: str, stretch: Stretch, y: Tensor) -> None:
     def mixes(pulled: Tensor) -> bool:
         return bool((pulled.nan_to_num().flatten(2).any(-1) & ~chosen).any())
 
-    together = pulled_together(stretch, rows, row)
+    together = pulled_together(stretch, rows, image)
     if (together is None or mixes(together)) and mixes(stretch.pull_singly(rows)):
         raise RefusalError(f"{call}: `model` must treat samples one by one, but one's output depends on another. "
                            "The first axis of x must count samples (batch_first=True in recurrent layers).")
 
 
-def pulled_together(stretch: Stretch, rows: Tensor, whole: Tensor) -> Tensor | None:
+def pulled_together(stretch: Stretch, rows: Tensor, image: Tensor) -> Tensor | None:
     """The images of the rows by vmap, as many at once as fits in memory; None where they may not be autograd's own.
 
-    Each two rows that follow each other add up to `whole`, and so must their images to its image.
+    Each two rows that follow each other add up to the same row, and so must their images to its image.
     """
     size = stretch.at_once()
     if size == 1:
         return None
-    true, pulled = stretch.back(whole), torch.cat([stretch.pull(part) for part in rows.split(size)])
-    gap = (pulled[::2] + pulled[1::2] - true).abs().amax()
-    return pulled if gap <= SAME * true.abs().amax() else None   # nan compares false
+    pulled = torch.cat([stretch.pull(part) for part in rows.split(size)])
+    gap = (pulled[::2] + pulled[1::2] - image).abs().amax()
+    return pulled if gap <= SAME * image.abs().amax() else None   # nan compares false
 
 
 def check_linear(call: str, stretch: Stretch) -> None:

@@ -6,23 +6,13 @@ from flowstudy.arguments import NAME, instance_of, optional, takes
 from flowstudy.measure.models.chain import Factor, NotProvedError, chain_of, noted_calls
 from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.dense_jacobian import Function, Stretch, row_and_image, start_and_output
-from flowstudy.measure.models.graph import check_gradients_can_be_asked_for, edge_of, reachable
+from flowstudy.measure.models.graph import edge_of
 from flowstudy.measure.models.inputs import Inputs, Name, Shown
 from flowstudy.measure.models.outputs import numbers_in
 from flowstudy.measure.models.precision.attempts import in_float64
 from flowstudy.refusal import RefusalError, did_you_mean
 
-from .checks import (
-    check_alike,
-    check_apart,
-    check_chunk,
-    check_depends,
-    check_k,
-    check_linear,
-    check_output,
-    ends_of,
-    prepare,
-)
+from .checks import check_alike, check_chunk, check_k, check_linear, check_output, checked_stretch, ends_of, prepare
 from .choice import MEMORY_BUDGET, choose, samples_at_once
 from .over_time import over_time
 from .probe import Probe
@@ -210,12 +200,7 @@ def pass_and_chain(call: str, probe: Probe, inputs: Inputs, state: RandomState) 
     """One unchanged forward pass, checked, and the factors of its graph."""
     with state.replayed(), noted_calls(probe.model) as calls:
         start, y = start_and_output(probe.function(inputs), probe.variable(inputs))
-    y = check_output(call, y, len(inputs))
-    nodes = reachable(edge_of(y)) if y.requires_grad else []
-    check_gradients_can_be_asked_for(call, nodes)
-    check_depends(call, y, start)
-    whole = Stretch(start, edge_of(y), inputs.device, tuple(nodes))
-    check_apart(call, whole, y)
+    whole = checked_stretch(call, start, check_output(call, y, len(inputs)))
     return whole, chain_of(probe.model, whole, calls)
 
 
@@ -237,9 +222,6 @@ def started_spectrum(call: str, probe: Probe, start: str, inputs: Inputs, chunk:
     if begin.ndim < 2 or len(begin) != len(inputs):
         raise RefusalError(f"{call}: `start` must name a module whose output keeps the sample axis first, got "
                            f"{start!r} with output {tuple(begin.shape)} for {len(inputs)} samples. Name another.")
-    check_gradients_can_be_asked_for(call, reachable(edge_of(y)) if y.requires_grad else [])
-    check_depends(call, y, edge_of(begin))
-    stretch = Stretch(edge_of(begin), edge_of(y), inputs.device)
-    check_apart(call, stretch, y)
+    stretch = checked_stretch(call, edge_of(begin), y)
     check_linear(call, stretch)
     return dense_spectrum(stretch, 1, chunk, dtype_name(stretch))

@@ -19,7 +19,6 @@ from .graded_product import (
     sampled,
 )
 
-TIDY_EVERY = 8           # QRs between two normalisations of U's rows; they drift by powers of two only
 # [bits] Rows nearer to each other than that are no farther than FAR apart after a factor that Cholesky QR is safe for:
 # its pivots are less than 2**100, and more than the inverse of that over RATIO_LIMIT.
 NEAR = FAR - 150.0
@@ -31,6 +30,7 @@ def by_cholesky(state: Graded, m: Float[Tensor, "batch rows directions"],
     """Q diag(2**e) U with Q replaced by m, by Cholesky QR.
 
     Args:
+        gram: m^T m.
         row_size: norms of the factor's rows, to which the rounding of m is relative.
     Returns:
         The new product, the members for which it is safe, and the largest pivot ratio, by which that is judged.
@@ -45,19 +45,19 @@ def by_cholesky(state: Graded, m: Float[Tensor, "batch rows directions"],
     safe = safe & (ratio <= RATIO_LIMIT)   # NaN compares false
     noise = noise_of(q, row_size).masked_fill(dead, 0.0)
     inverse = (1 / smallest).masked_fill(dead, 0.0)
-    grown = absorbed(state, q, r, noise, inverse, dead, tidy=state.steps % TIDY_EVERY == 0)
+    grown = absorbed(state, q, r, noise, inverse, dead)
     return grown, safe, float(ratio.masked_fill(~state.valid, 1.0).max())
 
 
-def ordinary_step(state: Graded, m: Float[Tensor, "batch rows directions"], row_size: Float[Tensor, "batch rows"],
+def ordinary_step(state: Graded, m: Float[Tensor, "batch rows directions"],
+                  gram: Float[Tensor, "batch directions directions"], row_size: Float[Tensor, "batch rows"],
                   ) -> tuple[Graded, float] | None:
     """What `by_cholesky` gives, bit for bit, where nothing is out of the ordinary; None where something is.
 
     It is the case of nearly every factor. Whether it is this one is asked twice only, since a GPU waits each time.
     """
-    if not state.ordinary or m.shape[-2] < m.shape[-1] or len(m) == 0:
+    if not state.ordinary or len(m) == 0:
         return None
-    gram = m.mT @ m
     size = columns_size(state, gram)
     near = near_enough(state.exponents, state.exponents, NEAR).all()
     other = (m[..., 0] != state.q[..., 0]).any(-1).all() if m.shape == state.q.shape else torch.ones_like(near)
@@ -71,8 +71,7 @@ def ordinary_step(state: Graded, m: Float[Tensor, "batch rows directions"], row_
     q, r, safe = cholesky_qr(m, gram, None)
     smallest = r.diagonal(dim1=-2, dim2=-1).cummin(-1).values
     ratio = pivot_ratio(r, smallest, row_size).max()
-    grown = absorbed(state, q, r, noise_of(q, row_size), 1 / smallest, None, near=near,
-                     tidy=state.steps % TIDY_EVERY == 0)
+    grown = absorbed(state, q, r, noise_of(q, row_size), 1 / smallest, None, near=near)
     begins = angles_begin_to_grow(grown).any()
     safe, begins, ratio = torch.stack([safe.all().to(ratio), begins.to(ratio), ratio]).tolist()
     if not safe or not ratio <= RATIO_LIMIT:

@@ -39,6 +39,7 @@ from .product_error import (
 
 ROWS = 64                # rows of a triangular factor that are multiplied at once, without the zeros left of them
 FAR = 500.0              # [bits] rows whose sizes differ by more are not scaled by way of a common reference
+TIDY_EVERY = 8           # QRs between two normalisations of U's rows; they drift by powers of two only
 SORT_SLACK = 4.0         # [bits] columns are sorted by size only if they are out of order by more than this
 
 
@@ -178,11 +179,12 @@ def structural_ranks(pattern: Float[Tensor, "batch rows columns"]) -> Int[Tensor
 
 def absorbed(state: Graded, q: Float[Tensor, "batch rows kept"], r: Float[Tensor, "batch kept directions"],
              rounding: Float[Tensor, "batch kept"], inverse: Float[Tensor, "batch kept"],
-             dead: Bool[Tensor, "batch kept"] | None, *, tidy: bool, near: bool | None = None) -> Graded:
+             dead: Bool[Tensor, "batch kept"] | None, *, tidy: bool = False, near: bool | None = None) -> Graded:
     """The product with Q replaced by q, R multiplied into e and U, and the error estimates updated.
 
     Args:
         dead: None in an ordinary product, where no direction is.
+        tidy: bring U's rows to one size, which every `TIDY_EVERY`th step does in any case.
         near: see `graded_times`.
     """
     kept = r.shape[-2]
@@ -192,7 +194,7 @@ def absorbed(state: Graded, q: Float[Tensor, "batch rows kept"], r: Float[Tensor
     exponents = exponents if dead is None else torch.where(dead, DEAD, exponents)
     if u.shape[-1] > kept:   # a bottleneck: U = L P, the orthonormal rows of P change no singular value
         u = torch.linalg.qr(u.mT, mode="r").R.mT.contiguous()
-    if tidy:
+    if tidy or state.steps % TIDY_EVERY == 0:
         exponents, u = normalize_rows(exponents, u)
     angle, variance = propagated(state.angle, state.variance, r, rounding, inverse, dead, state.eps)
     loudest = torch.maximum(state.loudest, rounding.amax(-1) * inverse.amax(-1))

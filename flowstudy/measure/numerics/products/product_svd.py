@@ -204,18 +204,20 @@ def advance(call: str, state: Graded, chunk: list[MatrixLike]) -> tuple[Graded |
     if len(chunk) > 1 and any(not isinstance(factor, Tensor) for factor in chunk):
         return None, math.inf   # how large a function's factor is cannot be seen
     m, row_size = apply_all(call, state.q, chunk)
-    if (step := ordinary_step(state, m, row_size)) is not None:
+    gram = None if m.shape[-2] < m.shape[-1] else m.mT @ m   # of a bottleneck it would be singular
+    if gram is not None and (step := ordinary_step(state, m, gram, row_size)) is not None:
         return step
     state = without_lost(call, state, chunk, row_size)
     unchanged = same_as(m, state.q) & state.valid
     state = replace(state, untouched=state.untouched & unchanged)
     if unchanged.all():
         return state, 1.0
-    m = torch.where((state.dead | ~state.valid.unsqueeze(-1)).unsqueeze(-2), 0.0, m)
-    if m.shape[-2] < m.shape[-1]:   # a bottleneck
+    if gram is None:
         grown, safe, ratio = None, torch.zeros_like(unchanged), math.inf
     else:
-        grown, safe, ratio = by_cholesky(state, m, m.mT @ m, row_size)
+        gone = state.dead | ~state.valid.unsqueeze(-1)
+        m, gram = m.masked_fill(gone.unsqueeze(-2), 0.0), gram.masked_fill(gone.unsqueeze(-2) | gone.unsqueeze(-1), 0.0)
+        grown, safe, ratio = by_cholesky(state, m, gram, row_size)
         safe = safe | unchanged | ~state.valid
     if not safe.all():
         if len(chunk) > 1:
