@@ -13,7 +13,7 @@ from flowstudy.measure.models.dense_jacobian import jacobian
 from flowstudy.measure.models.graph import reachable
 from flowstudy.measure.models.inputs import Inputs
 from flowstudy.measure.numerics import matrix_free
-from flowstudy.measure.spectra import one_model, routes
+from flowstudy.measure.spectra import checks, routes
 from flowstudy.measure.spectra.choice import choose
 from flowstudy.measure.spectra.one_model import pass_and_chain
 from flowstudy.measure.spectra.probe import Probe
@@ -365,7 +365,7 @@ def test_samples_that_do_not_fit_in_memory_together_are_measured_in_turn(monkeyp
 def test_the_graph_of_a_whole_model_is_walked_once(monkeypatch):
     """All that is asked of it, where it can be cut and what it computes in, comes from one list of its nodes."""
     walks = []
-    for module in (graph, one_model, routes, dense_jacobian):
+    for module in (graph, checks, routes, dense_jacobian):
         monkeypatch.setattr(module, "reachable", lambda edge: walks.append(edge) or reachable(edge))
     layer_jacobian_spectra(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)), torch.randn(2, 4))
     assert len(walks) == 1
