@@ -136,3 +136,41 @@ KINDS: dict[str, Callable[[Draws], list[Tensor]]] = {
 def structured_product(seed: int) -> tuple[str, list[Tensor]]:
     kind = list(KINDS)[seed % len(KINDS)]
     return kind, KINDS[kind](Draws(seed))
+
+
+def powers(draws: Draws, span: int) -> Tensor:
+    """Whole powers of two, from 2**-span to 2**span."""
+    return torch.tensor([2.0 ** draws.chance.randint(-span, span) for _ in range(draws.width)], dtype=torch.float64)
+
+
+def ones_with_a_small_end(draws: Draws, span: int) -> Tensor:
+    a = draws.square()
+    a[draws.chance.randrange(draws.width)] = 1.0
+    a[-1, -1] = 2.0 ** -draws.chance.randint(0, span + 1)
+    return a
+
+
+WILD: list[Callable[[Draws, int], Tensor]] = [
+    lambda draws, span: draws.square(),
+    lambda draws, span: powers(draws, span)[:, None] * draws.square(),
+    lambda draws, span: draws.square() * powers(draws, span),
+    lambda draws, span: powers(draws, span)[:, None] * draws.square() * powers(draws, span),
+    lambda draws, span: torch.diag(powers(draws, span)),
+    lambda draws, span: eye(draws) + draws.square().triu(1) * 2.0 ** draws.chance.randint(-span, span),
+    ones_with_a_small_end,
+    lambda draws, span: draws.normal(draws.width, draws.width - 1) @ draws.normal(draws.width - 1, draws.width),
+    lambda draws, span: draws.square() * (draws.uniform(draws.width, draws.width) < 0.6),
+    lambda draws, span: eye(draws)[draws.chance.sample(range(draws.width), draws.width)],
+    lambda draws, span: eye(draws) + 2.0 ** -draws.chance.randint(0, 60) * draws.square(),
+]
+
+
+def wild_product(seed: int) -> list[Tensor]:
+    """A few small factors of any kind, whose sizes lie up to 2**500 apart: what no network is, and errors must tell."""
+    draws = Draws(seed)
+    draws.width, span = draws.chance.randint(2, 6), draws.chance.choice([0, 5, 30, 100, 250])
+    factors = [draws.chance.choice(WILD)(draws, span) for _ in range(draws.chance.randint(1, 6))]
+    if draws.chance.random() < 0.2:
+        inverse = torch.linalg.inv_ex(factors[-1]).inverse
+        factors.append(inverse if inverse.isfinite().all() else draws.normal(1, draws.width))
+    return factors

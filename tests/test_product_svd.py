@@ -9,7 +9,7 @@ from itertools import pairwise
 import mp_reference
 import pytest
 import torch
-from structured_products import structured_product
+from structured_products import structured_product, wild_product
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -235,7 +235,8 @@ def test_tiny_rows_keep_their_digits_with_pivoted_columns_and_not_without():
     assert by_size(a).tolist() == [[1, 0, 3, 2]]
     keep = torch.diag(torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64))
     error, claimed = against_reference([torch.eye(2, dtype=torch.float64), a[0], keep])
-    assert (error <= claimed).all() and claimed.max() < 1e-10
+    # The rounding of the large rows, 3 eps, leans the small direction, of 1e-8, out of the product: 16 * 3 eps / 1e-8.
+    assert (error <= claimed).all() and claimed.max() < 1e-6
 
 
 def test_the_pieces_of_a_wild_factor_multiply_to_it_exactly():
@@ -593,6 +594,50 @@ def test_a_direction_that_was_lost_beneath_another_is_marked_when_that_one_vanis
         off = (got.log_singular_values - true).abs()
         assert ((off <= got.log_error) | (got.log_singular_values.isnan() & got.log_error.isinf())).all()
         assert length > 3 or not got.log_singular_values.isnan().any()
+
+
+# Products for which stated errors were too small, by up to 1e15 times, with what was left out of them.
+UNTRUE = {
+    2666: "pivoting puts a larger direction after a smaller one", 1162: "two values change places", 11672: "an angle grows and acts within one factor",
+    13236: "rows of like size mix", 14828: "the same, beside a factor of large angles",
+    198: "a factor that takes Q to Q by rounding", 5429: "rounding leans out of the product",
+}
+
+
+@pytest.mark.parametrize("seed", [*UNTRUE, *range(40)])
+def test_values_of_wild_products_lie_within_their_stated_errors_or_are_not_given(seed):
+    factors = wild_product(seed)
+    got, true = product_svd(factors), mp_reference.log_singular_values(factors)
+    known = ~got.log_singular_values.isnan()
+    off = torch.where(got.log_singular_values == true, 0.0, (got.log_singular_values - true).abs())
+    assert (off[known] <= got.log_error[known]).all()
+
+
+def test_a_lost_direction_is_not_found_again_when_the_other_one_vanishes():
+    """Grades and their inverse lose a direction beneath the other one, which the last factor takes to zero: its first
+    row is left, but of that only rounding.  It came out as e^-291 for e^-197, with an error of 1e-12."""
+    first = torch.tensor([[2.0**-284, 2.0**-420], [2.0**-101, 2.0**-245]], dtype=torch.float64)
+    grades = torch.tensor([2.0**-53, 2.0**147], dtype=torch.float64)
+    last = torch.tensor([[0.25, 0.0], [-0.375, 0.0]], dtype=torch.float64)
+    got = product_svd([first, torch.diag(grades), torch.diag(1 / grades), last])
+    assert got.log_singular_values[0].isnan() and got.log_singular_values[1] == -torch.inf
+
+
+def test_factors_near_the_identity_count_though_each_of_them_takes_q_to_q():
+    """400 of I + 2^-56 (ones): the one value is (1 + 2^-55)^400, and each of them alone is lost in rounding."""
+    near = torch.eye(2, dtype=torch.float64) + 2.0**-56
+    near[0, 1] = near[1, 0] = 2.0**-56
+    got = product_svd([near] * 400)
+    true = torch.tensor([400 * math.log1p(2.0**-55), 0.0], dtype=torch.float64)
+    assert ((got.log_singular_values - true).abs() <= got.log_error).all() and got.log_error.max() < 1e-12
+
+
+@pytest.mark.parametrize("width", [40, 119, 200])
+def test_a_matrix_of_ones_has_its_one_value_at_any_width(width):
+    """ln of the width. Below it rounding leaves pivots that shrink to nothing, row by row."""
+    got = product_svd([torch.ones(width, width, dtype=torch.float64)])
+    assert abs(float(got.log_singular_values[0]) - math.log(width)) <= float(got.log_error[0]) < 1e-11
+    assert got.log_singular_values[1:].isnan().all() and int(got.rank) == 1
 
 
 def test_rows_that_do_not_become_orthogonal_are_marked(monkeypatch):

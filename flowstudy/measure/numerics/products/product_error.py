@@ -72,14 +72,15 @@ def lean_after(samples: Float[Tensor, "batch sample columns columns"], r: Float[
     moved = moved.nan_to_num(nan=1 / eps).clamp(-1 / eps, 1 / eps).masked_fill(gone.unsqueeze(1), 0.0)
     new = signs(kept, steps).to(r) * (noise.unsqueeze(-1) * inverse.unsqueeze(-2)).unsqueeze(1)
     return (moved + new).tril(-1).clamp(-1 / eps, 1 / eps), moved.diagonal(dim1=-2, dim2=-1), taken_up(
-        moved, exponents, eps)
+        moved.triu(1), exponents, eps)
 
 
 def taken_up(samples: Float[Tensor, "batch sample k k"], exponents: Float[Tensor, "batch k"], eps: float,
              ) -> Float[Tensor, "batch k"]:
-    """Squared relative error of U's rows by what is above the diagonal of T."""
+    """Squared relative error of U's rows (the first k) by these entries of T, which put parts of other rows (the last
+    k) into them."""
     ratio = power_ratio(exponents, exponents).unsqueeze(1)
-    return (samples.triu(1) * ratio).clamp(-1 / eps, 1 / eps).square().sum(-1).mean(1)
+    return (samples * ratio).clamp(-1 / eps, 1 / eps).square().sum(-1).mean(1)
 
 
 def signs(size: int, seed: int) -> Float[Tensor, "sample k k"]:
@@ -107,13 +108,24 @@ def hidden_share(r: Float[Tensor, "batch kept columns"], exponents: Float[Tensor
 
 
 def final_error(angle: Float[Tensor, "batch k k"], variance: Float[Tensor, "batch k"],
-                exponents: Float[Tensor, "batch k"], dependence: Float[Tensor, "batch k"], eps: float,
-                ) -> Float[Tensor, "batch k"]:
+                exponents: Float[Tensor, "batch k"], dependence: Float[Tensor, "batch k"],
+                sizes: Float[Tensor, "batch k"], eps: float) -> Float[Tensor, "batch k"]:
     """Error of each log size, in units of eps.
 
     An angle matters in the end by the ratio of the sizes, and by its square. Smaller values are never claimed to be
     more certain: the estimates of close neighbours may be swapped.
+
+    Args:
+        sizes: natural logs of the rows' norms.
     """
     ratio = power_ratio(exponents, exponents).mT.clamp(max=1.0)             # (i, j): 2**(e_i - e_j)
     at_the_end = (angle * ratio.square() + (0.5 * eps * angle).square()).sum(-2)
-    return (variance + at_the_end + dependence.square()).cummax(-1).values.sqrt()
+    return (mixed(variance, sizes) + at_the_end + dependence.square()).cummax(-1).values.sqrt()
+
+
+def mixed(variance: Float[Tensor, "batch k"], sizes: Float[Tensor, "batch k"]) -> Float[Tensor, "batch k"]:
+    """Squared errors of the values by those of U's rows: a relative error of row j comes into value i by the square of
+    the row's part in its left singular vector, which is about the smaller over the larger of the two sizes."""
+    apart = (sizes.unsqueeze(-1) - sizes.unsqueeze(-2)).abs()
+    share = (-4 * apart).exp().nan_to_num(nan=0.0)   # a row that is exactly zero has no part in anything
+    return (variance.unsqueeze(-2) * share).amax(-1) if variance.shape[-1] else variance

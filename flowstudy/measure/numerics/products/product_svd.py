@@ -31,7 +31,8 @@ from flowstudy.torch_arguments import check_torch_device
 from .cholesky_step import by_cholesky, ordinary_step
 from .factors import MatrixLike, apply_all, first_factor, flatten_batch, matrix_of
 from .graded_jacobi import graded_singular_values, log_row_norms, power_ratio
-from .graded_product import Graded, careful, in_order, is_ordinary, sampled
+from .graded_product import Graded, in_order, is_ordinary, sampled
+from .householder_step import careful
 from .product_error import ERROR_FACTOR, LARGEST_ERROR, final_error
 
 BLOCK_RATIO = 300.0      # several factors share one QR while their conditioning stays below: costs 1e-12 in a log
@@ -208,7 +209,7 @@ def advance(call: str, state: Graded, chunk: list[MatrixLike]) -> tuple[Graded |
     if gram is not None and (step := ordinary_step(state, m, gram, row_size)) is not None:
         return step
     state = without_lost(call, state, chunk, row_size)
-    unchanged = same_as(m, state.q) & state.valid
+    unchanged = identities(call, state, chunk, m)
     state = replace(state, untouched=state.untouched & unchanged)
     if unchanged.all():
         return state, 1.0
@@ -243,6 +244,18 @@ def without_lost(call: str, state: Graded, chunk: list[MatrixLike], row_size: Fl
     return state
 
 
+def identities(call: str, state: Graded, chunk: list[MatrixLike], m: Tensor) -> Bool[Tensor, " batch"]:
+    """Valid members in which every factor of the chunk is exactly the identity; looks closer only where m is Q."""
+    same = same_as(m, state.q) & state.valid
+    members = same.nonzero().squeeze(-1)
+    if len(members):   # m may be Q by rounding alone
+        for factor in chunk:
+            a = matrix_of(call, factor, state.q, members)
+            one = torch.eye(a.shape[-2], a.shape[-1], dtype=a.dtype, device=a.device)
+            same = same.index_copy(0, members, same[members] & (a == one).flatten(1).all(-1))
+    return same
+
+
 def same_as(m: Tensor, q: Tensor) -> Bool[Tensor, " batch"]:
     """Members where m is q to the bit; looks at one column before it looks at all."""
     if m.shape != q.shape:
@@ -261,12 +274,14 @@ def spectrum(state: Graded, batch_shape: tuple[int, ...], columns: int) -> Produ
     u = torch.where(state.untouched[:, None, None], state.u, u)
     log_values, dependence = graded_singular_values(state.exponents, u)
     sizes = log_row_norms(state.exponents, u)
-    state = in_order(state, sizes.argsort(dim=-1, descending=True, stable=True))
+    sizes, order = sizes.sort(dim=-1, descending=True, stable=True)
+    state = in_order(state, order)
     variance = state.variance + (state.drift.square().mean(1) if state.drift.shape[1] else 0.0)
-    error = final_error(state.angle, variance, state.exponents, dependence, state.eps)
+    error = final_error(state.angle, variance, state.exponents, dependence, sizes, state.eps)
     error = ERROR_FACTOR * (state.eps * error + EPS * log_values.abs()) + hidden_below(state, sizes, log_values)
     kept = log_values.shape[-1]
     zero = torch.arange(kept, device=u.device) >= kept - state.dead.sum(-1, keepdim=True)
+    error = with_overtaking(log_values, error)
     lost = ~(error <= LARGEST_ERROR) & ~zero   # all the smaller values may be smaller still, or larger
     lost = (lost.cummax(-1).values if kept else lost) & ~zero
     log_values = log_values.masked_fill(zero, -torch.inf).masked_fill(lost, torch.nan)
@@ -283,10 +298,16 @@ def spectrum(state: Graded, batch_shape: tuple[int, ...], columns: int) -> Produ
                            rank.reshape(batch_shape), below_floor.reshape(batch_shape))
 
 
+def with_overtaking(log_values: Float[Tensor, "batch k"], error: Float[Tensor, "batch k"]) -> Tensor:
+    """The errors, where a value may turn out to be larger than one that stands before it, and take its place."""
+    above = log_values + torch.where(error <= LARGEST_ERROR, error, 0.0)   # a value that is not given bounds nothing
+    return torch.maximum(error, above.sort(dim=-1, descending=True).values - log_values)
+
+
 def hidden_below(state: Graded, sizes: Float[Tensor, "batch k"], log_values: Float[Tensor, "batch k"],
                  ) -> Float[Tensor, "batch k"] | Tensor:
     """Relative error of each singular value s from unresolved directions: by Weyl's inequality, their norm over s."""
     if not state.hidden.any():
         return log_values.new_zeros(())
-    sizes = sizes.sort(dim=-1, descending=True, stable=True).values.masked_fill(~state.hidden, -torch.inf)
+    sizes = sizes.masked_fill(~state.hidden, -torch.inf)
     return (math.log(2.0) + 0.5 * torch.logsumexp(2 * sizes, -1, keepdim=True) - log_values).clamp(max=700.0).exp()
