@@ -686,6 +686,7 @@ BAD = [
     (lambda: product_svd([torch.eye(3), torch.eye(4)]), ValueError, "must have 3 columns"),
     (lambda: product_svd([torch.eye(3), torch.ones(2, 3, 3)]), ValueError, "must fit a batch of 1"),
     (lambda: product_svd([lambda x: x[0]], columns=3), ValueError, "function must return"),
+    (lambda: product_svd([lambda x: x], columns=3, batch_shape=(2, 0)), ValueError, r"no axis of 0, got \(2, 0\)"),
     (lambda: product_svd([torch.eye(3)], eps=0.0), ValueError, "`eps` must be from 2.22e-16"),
     (lambda: product_svd([torch.eye(3)], block=0), ValueError, "`block` must be an integer of at least 1, got 0"),
 ]

@@ -88,7 +88,8 @@ def product_svd(factors: Iterable[MatrixLike], *, columns: int | None = None, ba
     1 / (16 eps), 1e14 or so, has values that are not resolved: they are NaN, and so is whatever may be smaller.
 
     Raises:
-        ValueError: no factors, shapes that do not fit together, `columns` missing, `block` or `eps` out of range.
+        ValueError: no factors, shapes that do not fit together, an axis of 0, `columns` missing, `block` or `eps` out
+            of range.
         TypeError: a factor that is neither a real floating tensor nor callable.
 
     >>> halves = [torch.diag(torch.tensor([1.0, 0.5], dtype=torch.float64))] * 2000     # 0.5^2000 underflows
@@ -138,6 +139,9 @@ def begin(call: str, factors: Iterable[MatrixLike], columns: int | None, batch_s
     if not EPS <= eps < 1:
         raise RefusalError(f"{call}: `eps` must be from {EPS:.3g}, float64's own, to below 1, got {eps}. "
                            "Pass `torch.finfo(dtype).eps` of the precision the factors were computed in.")
+    if 0 in batch_shape:
+        raise RefusalError(f"{call}: `batch_shape` must have no axis of 0, got {tuple(batch_shape)}. A product of no "
+                           "matrices has no singular values.")
     first, rest = first_factor(call, factors)
     batch_shape = tuple(torch.broadcast_shapes(batch_shape, first.shape[:-2] if isinstance(first, Tensor) else ()))
     if isinstance(first, Tensor):
