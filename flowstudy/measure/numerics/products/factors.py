@@ -44,10 +44,14 @@ def apply_all(call: str, q: Float[Tensor, "batch inputs directions"], chunk: lis
     These norms are infinite where numbers on the way may have left the range of float64.
     """
     m, sizes = apply(call, check_factor(call, chunk[0]), q)
+    before = []
     for factor in chunk[1:]:
-        before = torch.linalg.vector_norm(sizes, dim=-1, keepdim=True) / sizes.shape[-1]**0.5
+        before.append(torch.linalg.vector_norm(sizes, dim=-1, keepdim=True) / sizes.shape[-1]**0.5)
         m, sizes = apply(call, check_factor(call, factor), m)
-        sizes = torch.where((before < LARGEST_SQUARE) & (before > 1 / LARGEST_SQUARE), sizes * before, torch.inf)
+    if before:
+        so_far = torch.stack(torch.broadcast_tensors(*before)).cumprod(0)
+        ordinary = ((so_far < LARGEST_SQUARE) & (so_far > 1 / LARGEST_SQUARE)).all(0)
+        sizes = torch.where(ordinary, sizes * so_far[-1], torch.inf)
     return m, sizes.expand(len(m), -1)
 
 
