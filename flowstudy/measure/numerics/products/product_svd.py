@@ -76,7 +76,8 @@ def product_svd(factors: Iterable[MatrixLike], *, columns: int | None = None, ba
         columns: columns of A_1; needed if A_1 is a function. So are `batch_shape`, if no tensor shows it first,
             and `device`.
         block: factors per QR; None measures: several while they are well conditioned together, else one. With None
-            the choice is common to the batch, so a mate can change a value in its last digits; with a number not.
+            the choice is common to the batch, so a mate can change a value in its last digits; with a number it does
+            so only where the first factor has more columns than rows, which are left out first if all mates allow it.
         eps: relative accuracy of the factors' entries: `torch.finfo(torch.float32).eps` if they were computed in
             float32. `log_error` and what counts as resolved follow it. The computation is in float64 all the same.
         seed: of the random orthogonal start, the same for every member. The global generator is not used.
