@@ -1,5 +1,6 @@
 """Jacobians written out: the slow twin's, in whatever chunks, within the memory that was given."""
 
+import gc
 import sys
 from pathlib import Path
 
@@ -87,6 +88,7 @@ def memory(line: str) -> int:
 
 def peak_of(call) -> int:
     """Bytes that the process held during the call beyond what it held before."""
+    gc.collect()                                    # what earlier tests left behind would be freed during the call
     Path("/proc/self/clear_refs").write_text("5")   # the most it has held starts again from now
     before = memory("VmRSS")
     call()
