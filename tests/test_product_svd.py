@@ -614,6 +614,18 @@ def test_values_of_wild_products_lie_within_their_stated_errors_or_are_not_given
     assert (off[known] <= got.log_error[known]).all()
 
 
+@pytest.mark.parametrize("seed", [11672, 14828])
+def test_a_mate_whose_angles_are_followed_within_a_factor_changes_nothing(seed):
+    """Beside factors of which nothing is followed: both products are to the bit what they are alone."""
+    wild = wild_product(seed)
+    tame = [normal(*a.shape, seed=seed + i) for i, a in enumerate(wild)]
+    together = product_svd([torch.stack(pair) for pair in zip(wild, tame, strict=True)], block=1)
+    for member, factors in enumerate((wild, tame)):
+        alone = product_svd([a[None] for a in factors], block=1)
+        for name in ("log_singular_values", "log_error"):
+            assert_close(getattr(together, name)[member], getattr(alone, name)[0], rtol=0, atol=0, equal_nan=True)
+
+
 def test_a_lost_direction_is_not_found_again_when_the_other_one_vanishes():
     """Grades and their inverse lose a direction beneath the other one, which the last factor takes to zero: its first
     row is left, but of that only rounding.  It came out as e^-291 for e^-197, with an error of 1e-12."""

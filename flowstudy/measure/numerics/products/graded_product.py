@@ -51,8 +51,18 @@ class Graded:
                                 if isinstance(value, Tensor)})
 
     def with_part(self, members: Int[Tensor, " part"], part: "Graded") -> "Graded":
-        return replace(self, **{name: value.index_copy(0, members, getattr(part, name))
-                                for name, value in vars(self).items() if isinstance(value, Tensor)})
+        whole = self
+        if whole.samples.shape[1] != part.samples.shape[1]:
+            whole, part = whole.with_room(), part.with_room()
+        return replace(whole, **{name: value.index_copy(0, members, getattr(part, name))
+                                 for name, value in vars(whole).items() if isinstance(value, Tensor)})
+
+    def with_room(self) -> "Graded":
+        """The same product, with samples of its angles: zero, which are not followed, where there were none."""
+        if self.samples.shape[1]:
+            return self
+        samples = self.samples.new_zeros(len(self.angle), SAMPLES, *self.angle.shape[1:])
+        return replace(self, samples=samples, drift=samples.new_zeros(samples.shape[:-1]))
 
 
 def absorbed(state: Graded, q: Float[Tensor, "batch rows kept"], r: Float[Tensor, "batch kept directions"],
@@ -142,12 +152,9 @@ def sampled(state: Graded) -> Graded:
     begin = angles_begin_to_grow(state) & ~state.samples.flatten(1).any(-1)
     if not begin.any():
         return state
-    samples, drift = state.samples, state.drift
-    if samples.shape[1] == 0:
-        samples = samples.new_zeros(len(begin), SAMPLES, *state.angle.shape[1:])
-        drift = samples.new_zeros(samples.shape[:-1])
+    state = state.with_room()
     first = state.angle.sqrt().unsqueeze(1) * signs(state.angle.shape[-1], state.steps).to(state.angle)
-    return replace(state, samples=torch.where(begin[:, None, None, None], first, samples), drift=drift)
+    return replace(state, samples=torch.where(begin[:, None, None, None], first, state.samples))
 
 
 def graded_times(r: Float[Tensor, "batch rows columns"], exponents: Float[Tensor, "batch columns"],

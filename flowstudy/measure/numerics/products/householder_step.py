@@ -52,7 +52,7 @@ def by_householder(state: Graded, m: Float[Tensor, "batch rows directions"],
     """
     peak = terms.amax(-2)
     dead = state.dead | (peak == 0)
-    state = without(state, dead & ~state.dead)
+    state = with_what_stays(state, dead & ~state.dead)
     shift = torch.frexp(peak).exponent.to(m)
     scale = torch.exp2(-shift).unsqueeze(-2)
     m, terms = (torch.where(dead.unsqueeze(-2), 0.0, x * scale) for x in (m, terms))
@@ -98,7 +98,7 @@ def with_unfollowed(state: Graded, grown: Graded, rounding: Float[Tensor, "batch
     return replace(grown, loudest=loudest, variance=variance.clamp(max=state.eps**-2))
 
 
-def without(state: Graded, gone: Bool[Tensor, "batch directions"]) -> Graded:
+def with_what_stays(state: Graded, gone: Bool[Tensor, "batch directions"]) -> Graded:
     """The product before a factor that takes these directions to exactly zero, its error with what they leave behind.
 
     Where such a direction leans towards another, that part of it is not taken to zero, and is an error of the other.

@@ -77,7 +77,7 @@ def product_svd(factors: Iterable[MatrixLike], *, columns: int | None = None, ba
             and `device`.
         block: factors per QR; None measures: several while they are well conditioned together, else one. With None
             the choice is common to the batch, so a mate can change a value in its last digits; with a number it does
-            so only where the first factor has more columns than rows, which are left out first if all mates allow it.
+            so only where the first factor has more columns than rows, or rows or columns of a factor lie far apart.
         eps: relative accuracy of the factors' entries: `torch.finfo(torch.float32).eps` if they were computed in
             float32. `log_error` and what counts as resolved follow it. The computation is in float64 all the same.
         seed: of the random orthogonal start, the same for every member. The global generator is not used.
