@@ -19,7 +19,7 @@ from flowstudy.measure.body_moments import body_moments, two_inputs
 from flowstudy.nets import HighwayBlock, PlainBlock
 from flowstudy.plots.message import caption_of, number
 from flowstudy.predictions.body import predicted_moments, with_predicted_moments
-from flowstudy.threads import one_thread
+from flowstudy.torch_settings import one_thread
 
 MOMENTS = ["q", "m", "c", "chi", "mean_squared", "P", "mean_squared_without_largest", "P_without_largest",
            "gradient_correlation"]

@@ -30,6 +30,7 @@ from flowstudy import (
     initialize,
     mnist_conv_net,
 )
+from flowstudy.cuda_capture import capture_stream
 from flowstudy.measure.numerics.products.graded_jacobi import graded_singular_values
 from flowstudy.sweep import engine, grid, run
 from flowstudy.sweep.looks import in_training
@@ -41,7 +42,7 @@ from flowstudy.train import History, Stack, stack, stack_states, train
 from flowstudy.train.batches import batches
 from flowstudy.train.convolutional.recipe import MNIST_RECIPE, train_conv
 from flowstudy.train.stacks import fully_connected
-from flowstudy.train.stacks.cuda_graph import GraphedSteps, capture_stream
+from flowstudy.train.stacks.cuda_graph import GraphedSteps
 from flowstudy.train.stacks.fully_connected import StackedFullyConnected
 
 pytestmark = pytest.mark.gpu

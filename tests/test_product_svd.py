@@ -1,7 +1,6 @@
 """Singular values of long products: every one right against extended precision; rank, isometry and mates exact."""
 
 import math
-import sys
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -13,12 +12,12 @@ from structured_products import structured_product, wild_product
 from torch import Tensor
 from torch.testing import assert_close
 
-from flowstudy.measure.numerics.products import one_sided_jacobi, product_error
+from flowstudy.measure.numerics.products import cholesky_step, one_sided_jacobi, product_error, recorded_step
 from flowstudy.measure.numerics.products.batched_qr import by_size, cholesky_qr, householder_qr, pivoted_qr
 from flowstudy.measure.numerics.products.factor_pieces import Mixing, tame_pieces
 from flowstudy.measure.numerics.products.graded_jacobi import DEAD, flip, graded_singular_values
 from flowstudy.measure.numerics.products.product_svd import begin, partial_product_svd, product_svd, spectrum
-from flowstudy.threads import one_thread
+from flowstudy.torch_settings import one_thread
 
 
 def draws(seed: int) -> torch.Generator:
@@ -262,9 +261,8 @@ def test_the_careful_route_gives_the_same_values(monkeypatch):
     """The routes differ by rounding only, so the choice between them, member by member, is no choice of answer."""
     factors = tanh_like(16, 100)
     expected = product_svd(factors)
-    module = sys.modules["flowstudy.measure.numerics.products.cholesky_step"]
-    monkeypatch.setattr(module, "cholesky_qr", lambda *arguments: (*(found := cholesky_qr(*arguments))[:2],
-                                                                   found[2] & False))
+    monkeypatch.setattr(cholesky_step, "cholesky_qr", lambda *arguments: (*(found := cholesky_qr(*arguments))[:2],
+                                                                          found[2] & False))
     assert_close(product_svd(factors).log_singular_values, expected.log_singular_values,
                                rtol=0, atol=1e-10)
 
@@ -670,15 +668,73 @@ def test_the_ordinary_step_is_the_general_one_to_the_bit(kind, block, monkeypatc
     factors += [torch.linalg.inv(a) for a in reversed(factors[-20:])] if kind is gaussian else []
     quick = product_svd(factors, block=block)
     taken = []
-    monkeypatch.setattr(module_of(product_svd), "ordinary_step", lambda *arguments: taken.append(arguments))
+    monkeypatch.setattr(recorded_step, "ordinary_step", lambda *arguments: taken.append(arguments))
     general = product_svd(factors, block=block)
     assert taken
     for name, values in vars(general).items():
         assert_close(getattr(quick, name), values, rtol=0, atol=0, equal_nan=True)
 
 
-def module_of(function: object) -> object:
-    return sys.modules[function.__module__]
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [gaussian, tanh_like, highway_like, orthogonal, ill_conditioned])
+@pytest.mark.parametrize("block", [1, None])
+def test_a_recorded_step_is_the_ordinary_one_to_the_bit(kind, block, monkeypatch):
+    """With factors that the recorded step must refuse among them: singular, the identity, not finite in one member."""
+    factors = [torch.stack(members).cuda() for members in zip(*(kind(12, 60, seed) for seed in range(3)), strict=True)]
+    factors += [torch.linalg.inv(a) for a in reversed(factors[-20:])] if kind is gaussian else []
+    factors[30] = torch.eye(12, dtype=torch.float64, device="cuda").expand(3, -1, -1)
+    factors[45] = factors[45] * (torch.arange(12, device="cuda") != 5)
+    factors[-2] = factors[-2].clone()
+    factors[-2][1, 0, 0] = torch.nan
+    made = []
+    monkeypatch.setattr(recorded_step, "recorded_if_possible",
+                        lambda *step, record=recorded_step.recorded_if_possible: made.append(record(*step)) or made[-1])
+    quick = product_svd(factors, block=block)
+    assert made and None not in made
+    monkeypatch.setattr(recorded_step, "REPEATS", math.inf)
+    plain = product_svd(factors, block=block)
+    assert len(made) <= 3
+    for name, values in vars(plain).items():
+        assert_close(getattr(quick, name), values, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.gpu
+def test_a_product_whose_step_cannot_be_recorded_is_computed_and_says_so(monkeypatch):
+    factors = [a.cuda() for a in tanh_like(6, 20)]
+    quick = product_svd(factors, block=1)
+
+    def refused(*_: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+    monkeypatch.setattr(recorded_step, "captured", refused)
+    with pytest.warns(RuntimeWarning, match=r"product_svd: a step of \(1, 6, 6\) could not be recorded .*capturing"):
+        plain = product_svd(factors, block=1)
+    assert torch.equal(quick.log_singular_values, plain.log_singular_values)
+
+
+@pytest.mark.gpu
+def test_partial_products_replay_the_step_too():
+    """What one has given is not overwritten by the next."""
+    factors = [a.cuda() for a in gaussian(8, 30)]
+    partial = list(partial_product_svd(factors))
+    for count in (5, 20, 30):
+        assert torch.equal(partial[count - 1].log_singular_values,
+                           product_svd(factors[:count], block=1).log_singular_values)
+
+
+@pytest.mark.gpu
+@pytest.mark.emulated
+def test_a_further_factor_is_a_few_launches_and_one_wait():
+    from emulated_cuda import LOG
+
+    counts = []
+    for depth in (60, 160):
+        factors = [a.cuda() for a in gaussian(8, depth)]
+        LOG.clear()
+        product_svd(factors, block=1)
+        counts.append((LOG.kernels.total() - LOG.kernels["copy_"], LOG.waits.total()))
+    (fewer, shorter), (more, longer) = counts
+    assert more - fewer < 100 * 20
+    assert longer - shorter < 100 * 1.2
 
 
 def test_threads_do_not_change_a_bit():

@@ -13,7 +13,7 @@ from flowstudy.measure.models.copies import float64_copy, own_tensor
 from flowstudy.measure.models.dense_jacobian import jacobian_of_pass, start_and_output
 from flowstudy.measure.models.layer_rules import layer_rule
 from flowstudy.refusal import RefusalError
-from flowstudy.threads import one_thread
+from flowstudy.torch_settings import one_thread
 
 Blocks = nn.Sequential | Sequence[nn.Module]
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from flowstudy.arguments import a_whole, check_function, optional, takes
 from flowstudy.torch_arguments import TENSOR
-from flowstudy.vmap_loops import quiet_fallback
+from flowstudy.torch_settings import quiet_fallback
 
 from .graph import Node, edge_of, largest_value, reachable, shape_of
 

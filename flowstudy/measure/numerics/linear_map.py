@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flowstudy.refusal import RefusalError, RefusalTypeError
-from flowstudy.vmap_loops import quiet_fallback
+from flowstudy.torch_settings import quiet_fallback
 
 from . import EPS
 

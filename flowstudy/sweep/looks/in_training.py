@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 import pandas as pd
 import torch
 
+from flowstudy.cuda_capture import CAPTURES
 from flowstudy.data import Dataset
 from flowstudy.sweep.cells import Cell
 from flowstudy.sweep.cells_to_nets import stack_of
 from flowstudy.sweep.plan_error import PlanError
 from flowstudy.train import Checkpoint, Moment, RecordAt, Settings, train
-from flowstudy.train.stacks.cuda_graph import CAPTURES
 from flowstudy.train.stacks.ensemble import runs_of
 
 from .moment import CellsMoment

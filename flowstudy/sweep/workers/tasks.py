@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from flowstudy.cuda_capture import CAPTURES
 from flowstudy.data import Dataset, load_dataset
 from flowstudy.sweep.cells import Cell, digest
 from flowstudy.sweep.looks.in_training import measure_together
@@ -23,7 +24,6 @@ from flowstudy.sweep.store.failures import Failure, failure, forget, remember
 from flowstudy.sweep.store.files import StoreError, files_in, read_from_store
 from flowstudy.sweep.store.store import Store
 from flowstudy.train import Checkpoint
-from flowstudy.train.stacks.cuda_graph import CAPTURES
 from flowstudy.version import VERSION
 from flowstudy.whole_file import sweep_leftovers
 

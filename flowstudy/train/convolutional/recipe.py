@@ -13,8 +13,8 @@ from flowstudy.arguments import a_real, a_whole, check_function, check_path, ins
 from flowstudy.data import Dataset
 from flowstudy.data.augment import INPUTS, random_crops
 from flowstudy.refusal import RefusalError
-from flowstudy.threads import one_thread
 from flowstudy.torch_arguments import MODULE
+from flowstudy.torch_settings import one_thread
 from flowstudy.train.checkpoint import Checkpoint
 from flowstudy.train.precision import matrix_precision
 

@@ -7,9 +7,10 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowstudy.cuda_capture import captured
 from flowstudy.data import Dataset
 from flowstudy.data.augment import Crops, cropped
-from flowstudy.train.stacks.cuda_graph import captured, kept_as_they_are
+from flowstudy.train.stacks.cuda_graph import kept_as_they_are
 
 
 class ConvSteps:

@@ -1,8 +1,6 @@
 """Training steps as a CUDA graph: captured once, replayed without Python or launches in between."""
 
-import functools
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
@@ -10,11 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from flowstudy.cuda_capture import captured
 from flowstudy.train.batches import Batches
 
-STEPS = 8    # in one replay
-WARM_UP = 3  # steps before the capture, as torch asks
-CAPTURES = threading.RLock()  # held by what a capture in another thread must not meet
+STEPS = 8  # in one replay
 
 
 @runtime_checkable
@@ -88,29 +85,3 @@ def kept_as_they_are(values: Sequence[Tensor]) -> Iterator[None]:
         with torch.no_grad():
             for value, old in zip(values, before, strict=True):
                 value.copy_(old)
-
-
-def captured(warm_up: Callable[[], object], steps: Callable[[], object], device: torch.device) -> torch.cuda.CUDAGraph:
-    """The steps as a graph, after a few calls of `warm_up`; whatever these change is the caller's to put back.
-
-    One thread captures at a time, and others may train on this GPU meanwhile.
-    """
-    with CAPTURES, torch.cuda.device(device):
-        current, stream, graph = torch.cuda.current_stream(), capture_stream(device), torch.cuda.CUDAGraph()
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):  # the graph's own context stays open if the capture raises
-            for _ in range(WARM_UP):
-                warm_up()
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                steps()
-        current.wait_stream(stream)
-    return graph
-
-
-@functools.cache
-def capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for each device, for all captures: torch's own for them is of the device that captures first.
-
-    Of high priority: those of ordinary priority are 32 in all, handed out in turns, so another thread could get it too.
-    """
-    return torch.cuda.Stream(device, priority=-1)

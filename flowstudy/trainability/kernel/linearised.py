@@ -18,7 +18,7 @@ from flowstudy.measure.models.graph import check_gradients_can_be_asked_for, edg
 from flowstudy.measure.models.inputs import Inputs
 from flowstudy.measure.models.outputs import way_to_one
 from flowstudy.refusal import RefusalError
-from flowstudy.vmap_loops import quiet_fallback
+from flowstudy.torch_settings import quiet_fallback
 
 SAME = 1e-9  # largest relative difference between a sample's outputs alone and in the batch taken for rounding
 Parts = list[Tensor]  # one tensor for each trainable parameter

@@ -13,9 +13,9 @@ from flowstudy.measure.gradients.losses import IGNORED, Objective
 from flowstudy.measure.models.context import RandomState, modes_of_the_model
 from flowstudy.measure.models.copies import own_copy
 from flowstudy.measure.models.inputs import Inputs
+from flowstudy.torch_settings import rules_only
 from flowstudy.train.stacks.any_module import per_net
 from flowstudy.train.stacks.group import CONVOLUTIONS
-from flowstudy.vmap_loops import rules_only
 
 from .optimizers import Optimizer, warm_up_factor
 

@@ -15,7 +15,6 @@ from .graded_product import (
     in_order,
     near_enough,
     new_order,
-    out_of_order,
     sampled,
 )
 
@@ -56,27 +55,49 @@ def ordinary_step(state: Graded, m: Float[Tensor, "batch rows directions"],
 
     It is the case of nearly every factor. Whether it is this one is asked twice only, since a GPU waits each time.
     """
-    if not state.ordinary or len(m) == 0:
+    if not state.ordinary or len(m) == 0 or not usual(state, m, row_size):
         return None
-    size = columns_size(state, gram)
+    grown, facts = attempted(state, m, gram, row_size)
+    return accepted(grown, facts.tolist())
+
+
+def usual(state: Graded, m: Float[Tensor, "batch rows directions"], row_size: Float[Tensor, "batch rows"],
+          ) -> Bool[Tensor, ""]:
+    """Whether the factors of all members are finite, and do something to the directions."""
+    finite = row_size.isfinite().all()
+    return finite & (m[..., 0] != state.q[..., 0]).any(-1).all() if m.shape == state.q.shape else finite
+
+
+def attempted(state: Graded, m: Float[Tensor, "batch rows directions"],
+              gram: Float[Tensor, "batch directions directions"], row_size: Float[Tensor, "batch rows"],
+              ) -> tuple[Graded, Float[Tensor, "3"]]:
+    """The product after the step, and by what is judged whether it may be taken: see `accepted`.
+
+    On a GPU without a wait: both sides of every choice are computed there.
+    """
+    ask = state.q.device.type == "cpu"
+    order = new_order(columns_size(state, gram), ask=ask)
+    if order is not None:
+        state, m, gram = columns_in_order(state, m, gram, order)
     near = near_enough(state.exponents, state.exponents, NEAR).all()
-    other = (m[..., 0] != state.q[..., 0]).any(-1).all() if m.shape == state.q.shape else torch.ones_like(near)
-    finite, other, disordered, near = torch.stack([row_size.isfinite().all(), other, out_of_order(size).any(),
-                                                   near]).tolist()
-    if not finite or not other:
-        return None
-    if disordered:
-        state, m, gram = columns_in_order(state, m, gram, new_order(size))
-        near = bool(near_enough(state.exponents, state.exponents, NEAR).all())
     q, r, safe = cholesky_qr(m, gram, None)
     smallest = r.diagonal(dim1=-2, dim2=-1).cummin(-1).values
     ratio = pivot_ratio(r, smallest, row_size).max()
-    grown = absorbed(state, q, r, noise_of(q, row_size), 1 / smallest, None, near=near)
+    grown = absorbed(state, q, r, noise_of(q, row_size), 1 / smallest, None, near=bool(near) if ask else near)
     begins = angles_begin_to_grow(grown).any()
-    safe, begins, ratio = torch.stack([safe.all().to(ratio), begins.to(ratio), ratio]).tolist()
+    return grown, torch.stack([safe.all().to(ratio), begins.to(ratio), ratio])
+
+
+def accepted(grown: Graded, facts: list[float]) -> tuple[Graded, float] | None:
+    """The product after an ordinary step, and its pivot ratio; None if the step may not be taken.
+
+    Args:
+        facts: whether the QR was safe, whether angles begin to grow that were not to be followed so far, and the ratio.
+    """
+    safe, begins, ratio = facts
     if not safe or not ratio <= RATIO_LIMIT:
         return None
-    grown = replace(grown, untouched=torch.zeros_like(state.untouched), steps=state.steps + 1)
+    grown = replace(grown, untouched=torch.zeros_like(grown.untouched), steps=grown.steps + 1)
     return replace(sampled(grown), ordinary=False) if begins else grown, ratio
 
 

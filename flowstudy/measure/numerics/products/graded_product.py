@@ -67,7 +67,8 @@ class Graded:
 
 def absorbed(state: Graded, q: Float[Tensor, "batch rows kept"], r: Float[Tensor, "batch kept directions"],
              rounding: Float[Tensor, "batch kept"], inverse: Float[Tensor, "batch kept"],
-             dead: Bool[Tensor, "batch kept"] | None, *, tidy: bool = False, near: bool | None = None) -> Graded:
+             dead: Bool[Tensor, "batch kept"] | None, *, tidy: bool = False,
+             near: bool | Bool[Tensor, ""] | None = None) -> Graded:
     """The product with Q replaced by q, R multiplied into e and U, and the error estimates updated.
 
     Args:
@@ -113,10 +114,14 @@ def out_of_order(size: Float[Tensor, "batch directions"]) -> Bool[Tensor, " batc
     return (size > size.cummin(-1).values + SORT_SLACK).any(-1)
 
 
-def new_order(size: Float[Tensor, "batch directions"]) -> Int[Tensor, "batch directions"] | None:
-    """An order of the directions by decreasing size [bits]; None if they are nearly in order in all members."""
+def new_order(size: Float[Tensor, "batch directions"], ask: bool = True) -> Int[Tensor, "batch directions"] | None:
+    """An order of the directions by decreasing size [bits]; None if they are nearly in order in all members.
+
+    Args:
+        ask: whether they are, for which a GPU waits; without it they get the order that they have.
+    """
     unsorted = out_of_order(size)
-    if not unsorted.any():
+    if ask and not unsorted.any():
         return None
     order = size.argsort(dim=-1, descending=True, stable=True)
     return torch.where(unsorted[:, None], order, torch.arange(size.shape[-1], device=size.device))
@@ -158,12 +163,13 @@ def sampled(state: Graded) -> Graded:
 
 
 def graded_times(r: Float[Tensor, "batch rows columns"], exponents: Float[Tensor, "batch columns"],
-                 shift: Float[Tensor, "batch rows"], u: Float[Tensor, "batch columns inputs"], near: bool | None,
-                 ) -> Float[Tensor, "batch rows inputs"]:
+                 shift: Float[Tensor, "batch rows"], u: Float[Tensor, "batch columns inputs"],
+                 near: bool | Bool[Tensor, ""] | None) -> Float[Tensor, "batch rows inputs"]:
     """diag(2**-(e + shift)) R diag(2**e) U, the zeros below R's diagonal left out block by block.
 
     Args:
-        near: whether no row of a block lies too far from its first for a common scale; None: to be found out.
+        near: whether no row of a block lies too far from its first for a common scale: a tensor where the device is
+            not to be asked; None: to be found out.
     """
     scaled = exponents[:, :r.shape[-2]] + shift
     blocks = [graded(r[:, i:i + ROWS, i:], exponents[:, i:], scaled[:, i:i + ROWS], near) @ u[:, i:]
@@ -172,7 +178,8 @@ def graded_times(r: Float[Tensor, "batch rows columns"], exponents: Float[Tensor
 
 
 def graded(r: Float[Tensor, "batch rows columns"], exponents: Float[Tensor, "batch columns"],
-           scaled: Float[Tensor, "batch rows"], near: bool | None) -> Float[Tensor, "batch rows columns"]:
+           scaled: Float[Tensor, "batch rows"], near: bool | Bool[Tensor, ""] | None,
+           ) -> Float[Tensor, "batch rows columns"]:
     """diag(2**-scaled) R diag(2**e), exact but for entries below 2**-500.
 
     Scaling columns, then rows, takes a power of two of every row and column; where rows lie too far apart for that
@@ -180,10 +187,11 @@ def graded(r: Float[Tensor, "batch rows columns"], exponents: Float[Tensor, "bat
     """
     if near is None:
         near = bool(near_enough(exponents, scaled, FAR).all())
-    if not near:
+    if near is False:
         return r * power_ratio(exponents, scaled)
     reference = exponents[:, :1]
-    return (r * torch.exp2(exponents - reference).unsqueeze(-2)) * torch.exp2(reference - scaled).unsqueeze(-1)
+    by_lines = (r * torch.exp2(exponents - reference).unsqueeze(-2)) * torch.exp2(reference - scaled).unsqueeze(-1)
+    return by_lines if near is True else torch.where(near, by_lines, r * power_ratio(exponents, scaled))
 
 
 def near_enough(exponents: Float[Tensor, "batch columns"], scaled: Float[Tensor, "batch rows"], limit: float,

@@ -28,12 +28,13 @@ from flowstudy.measure.numerics import EPS
 from flowstudy.refusal import RefusalError
 from flowstudy.torch_arguments import check_torch_device
 
-from .cholesky_step import by_cholesky, ordinary_step
+from .cholesky_step import by_cholesky
 from .factors import MatrixLike, apply_all, first_factor, flatten_batch, matrix_of
 from .graded_jacobi import graded_singular_values, log_row_norms, power_ratio
 from .graded_product import Graded, in_order, is_ordinary, sampled
 from .householder_step import careful
 from .product_error import ERROR_FACTOR, LARGEST_ERROR, final_error
+from .recorded_step import OrdinarySteps
 
 BLOCK_RATIO = 300.0      # several factors share one QR while their conditioning stays below: costs 1e-12 in a log
 LARGEST_BLOCK = 16
@@ -101,12 +102,12 @@ def product_svd(factors: Iterable[MatrixLike], *, columns: int | None = None, ba
     if block is not None and block < 1:
         raise RefusalError(f"{call}: `block` must be at least 1, got {block}.")
     state, rest, ends = begin(call, factors, columns, batch_shape, device, eps, seed)
-    size, largest = block or 1, LARGEST_BLOCK
+    size, largest, steps = block or 1, LARGEST_BLOCK, OrdinarySteps()
     while chunk := list(itertools.islice(rest, size)):
-        advanced, ratio = advance(call, state, chunk)
+        advanced, ratio = advance(call, state, chunk, steps)
         if len(chunk) > 1 and (advanced is None or (block is None and ratio > BLOCK_RATIO)):
             for factor in chunk:   # conditioning too poor to share a QR
-                state, _ = advance(call, state, [factor])
+                state, _ = advance(call, state, [factor], steps)
             if block is None:
                 size = largest = size // 2
             continue
@@ -125,8 +126,9 @@ def partial_product_svd(factors: Iterable[MatrixLike], *, columns: int | None = 
     """
     call = "partial_product_svd"
     state, rest, ends = begin(call, factors, columns, batch_shape, device, eps, seed)
+    steps = OrdinarySteps()
     for factor in rest:
-        state, _ = advance(call, state, [factor])
+        state, _ = advance(call, state, [factor], steps)
         yield spectrum(state, *ends)
 
 
@@ -200,7 +202,8 @@ def start(call: str, first: MatrixLike, columns: int | None, batch_shape: tuple[
 # --- one factor ------------------------------------------------------------------------------------------------------
 
 
-def advance(call: str, state: Graded, chunk: list[MatrixLike]) -> tuple[Graded | None, float]:
+def advance(call: str, state: Graded, chunk: list[MatrixLike],
+            steps: OrdinarySteps) -> tuple[Graded | None, float]:
     """Multiply the product by the factors of the chunk, with one QR.
 
     The second result is the largest ratio in the batch by which digits cancel: the largest pivot, or the product of the
@@ -211,7 +214,7 @@ def advance(call: str, state: Graded, chunk: list[MatrixLike]) -> tuple[Graded |
         return None, math.inf   # how large a function's factor is cannot be seen
     m, row_size = apply_all(call, state.q, chunk)
     gram = None if m.shape[-2] < m.shape[-1] else m.mT @ m   # of a bottleneck it would be singular
-    if gram is not None and (step := ordinary_step(state, m, gram, row_size)) is not None:
+    if gram is not None and (step := steps.step(state, m, gram, row_size)) is not None:
         return step
     state = without_lost(call, state, chunk, row_size)
     unchanged = identities(call, state, chunk, m)

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from flowstudy.cuda_capture import CAPTURES
 from flowstudy.train.stacks.compiled.nets import filled
-from flowstudy.train.stacks.cuda_graph import CAPTURES
 
 from . import kernels
 from .functions import BITS, KEEP_INPUT
