@@ -192,7 +192,7 @@ def test_blocks_have_their_jacobians_in_closed_form(net):
     """The layer inside of a block is called too, at the same input: the block's own rule is the one that counts."""
     model = net(4, 5, 6, 3, "tanh").double().eval()
     x = torch.randn(3, 4, dtype=torch.float64)
-    _, chain = pass_and_chain("test", Probe("test", model), Inputs.of(x), RandomState(x.device))
+    _, chain, _ = pass_and_chain("test", Probe("test", model), Inputs.of(x), RandomState(x.device))
     assert [type(factor.rule[0]) for factor in chain[1:-1]] == [type(model.blocks[0])] * 5
     for factor, block in zip(chain[1:-1], model.blocks, strict=True):
         assert torch.allclose(factor.jacobian(), jacobian(block, factor.rule[1]), rtol=1e-13, atol=1e-14)
@@ -205,7 +205,7 @@ def test_a_model_is_cut_where_one_value_carries_everything_on():
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Sequential(shared, nn.Tanh(), nn.Dropout()),
                           shared, Skip(nn.Linear(6, 6)), nn.Flatten(), nn.Linear(6, 3)).double().eval()
     x = torch.randn(3, 4, dtype=torch.float64)
-    _, chain = pass_and_chain("test", Probe("test", model), Inputs.of(x), RandomState(x.device))
+    _, chain, _ = pass_and_chain("test", Probe("test", model), Inputs.of(x), RandomState(x.device))
     assert [factor.name for factor in chain] == ["0", "2.0", "2.0", "4.branch", "6"]
     assert [factor.rule is not None for factor in chain] == [True, True, True, False, True]
     pieces = [model[:2], model[2], model[3], model[4:6], model[6]]
@@ -311,7 +311,7 @@ def test_bad_input_is_refused_in_one_line_with_the_way_out(case):
 def chosen(model: nn.Module, shape: tuple[int, ...]) -> str:
     model = model.double().eval()
     x = torch.randn(shape, dtype=torch.float64)
-    whole, chain = pass_and_chain("test", Probe("test", model), Inputs.of(x), RandomState(x.device))
+    whole, chain, _ = pass_and_chain("test", Probe("test", model), Inputs.of(x), RandomState(x.device))
     return choose("auto", chain, whole)
 
 

@@ -5,7 +5,7 @@ carries everything on, so that a residual or highway block is one factor; operat
 pooling, reshaping) join the factor before them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -156,26 +156,45 @@ def rule_of(segment: Segment, calls: dict[Key, Call]) -> tuple[nn.Module, Tensor
     return (nn.Sequential(*modules) if len(modules) > 1 else first.module, first.x) if at == end else None
 
 
+@dataclass(frozen=True)
+class Pulled:
+    """A random row at the output, and where one backward pass through the uncut graph takes it.
+
+    Attributes:
+        images: at the start of each factor of a chain; None where nothing arrives.
+    """
+
+    row: Float[Tensor, "sample *outputs"]
+    images: tuple[Tensor | None, ...]
+
+
+def pulled_through(chain: Sequence[Stretch]) -> Pulled:
+    row = chain[-1].random_row()
+    return Pulled(row, torch.autograd.grad(chain[-1].end, [factor.start for factor in chain], row, retain_graph=True,
+                                           allow_unused=True))
+
+
 class NotProvedError(Exception):
     """A factor's Jacobian disagrees with autograd's backward pass, so that the chain must not be used."""
 
 
-def proved_jacobians(chain: list[Factor], agreement: float = AGREEMENT) -> Iterator[Float[Tensor, "sample out in"]]:
+def proved_jacobians(chain: list[Factor], agreement: float = AGREEMENT,
+                     pulled: Pulled | None = None) -> Iterator[Float[Tensor, "sample out in"]]:
     """The Jacobian of every factor, each held against the backward pass of the uncut graph.
 
     A random cotangent at the output is pulled back once through the whole graph; at every cut it must be what the
     factor makes of it.  Samples in which it has left float64's safe range are held against another one, pulled back
     through the factor alone, and through it and the one before it.
 
+    Args:
+        pulled: by `pulled_through(chain)`, if it was called before.
     Raises:
         NotProvedError: they differ.  Comparisons of several factors are made together, so that a GPU is waited for
             once: the error may come some factors after the one that it names, at the latest instead of the end.
     """
-    last = chain[-1]
-    row = last.random_row()
-    images = torch.autograd.grad(last.end, [factor.start for factor in chain], row, retain_graph=True,
-                                 allow_unused=True)
-    cotangents = [*(whole(image, factor.start, row) for factor, image in zip(chain, images, strict=True)), row]
+    pulled = pulled or pulled_through(chain)
+    cotangents = [whole(image, factor.start, pulled.row) for factor, image in zip(chain, pulled.images, strict=True)]
+    cotangents.append(pulled.row)
     safe = safe_samples(cotangents[1:])
     before: tuple[Factor, Tensor] | None = None
     waiting: list[tuple[Factor, Image]] = []

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flowstudy.arguments import instance_of, one_among, optional, takes
-from flowstudy.measure.models.chain import Factor, NotProvedError, proved_jacobians
+from flowstudy.measure.models.chain import Factor, NotProvedError, Pulled, proved_jacobians
 from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.dense_jacobian import Stretch, row_and_image
 from flowstudy.measure.models.inputs import Inputs, Name, Shown
@@ -49,10 +49,10 @@ def layer_jacobian_spectra(model: nn.Module, x: Shown | None = None, *, samples:
     call = "layer_jacobian_spectra"
     probe, inputs = prepare(call, model, x, samples, seed, output, wrt)
     state = RandomState(inputs.device)
-    whole, chain = pass_and_chain(call, probe, inputs, state)
+    whole, chain, pulled = pass_and_chain(call, probe, inputs, state)
     together = samples_at_once("product", chain, whole)
     if together >= len(inputs):
-        layers = spectra_by_layer(call, whole, chain)
+        layers = spectra_by_layer(call, whole, chain, pulled)
     else:
         row, image = row_and_image(whole)
         parts = [spectra_of_part(call, probe, *part, state)
@@ -90,17 +90,17 @@ def spectra_of_part(call: str, probe: Probe, inputs: Inputs, row: Tensor, image:
         row: a random gradient (sample, *outputs) at the outputs.
         image: its gradient at the inputs by the pass of the whole batch, which the part's own pass must reproduce.
     """
-    whole, chain = pass_and_chain(call, probe, inputs, state)
+    whole, chain, pulled = pass_and_chain(call, probe, inputs, state)
     check_alike(call, whole.back(row), image, agreement_of(dtype_name(whole)), len(inputs))
-    return spectra_by_layer(call, whole, chain)
+    return spectra_by_layer(call, whole, chain, pulled)
 
 
-def spectra_by_layer(call: str, whole: Stretch, chain: list[Factor],
+def spectra_by_layer(call: str, whole: Stretch, chain: list[Factor], pulled: Pulled,
                      ) -> list[tuple[str, JacobianSpectrum, JacobianSpectrum]]:
     """For each layer, its name, its own spectrum, and the spectrum of the product of all layers up to it."""
     dtype = dtype_name(whole)
     try:
-        factors = list(proved_jacobians(chain, agreement_of(dtype)))
+        factors = list(proved_jacobians(chain, agreement_of(dtype), pulled))
     except NotProvedError as error:
         raise RefusalError(f"{call}: `model` must be a chain of layers whose Jacobians autograd's backward pass agrees "
                            f"with, and {error} is not one (a hook on gradients?). "

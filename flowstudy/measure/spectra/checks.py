@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from flowstudy.arguments import check_one_of, check_whole
+from flowstudy.measure.models.chain import Pulled
 from flowstudy.measure.models.copies import float64_copy
 from flowstudy.measure.models.dense_jacobian import Stretch
 from flowstudy.measure.models.graph import check_gradients_can_be_asked_for, edge_of, reachable
@@ -57,20 +58,29 @@ def check_output(call: str, y: Tensor, samples: int) -> Tensor:
     return y
 
 
-def checked_stretch(call: str, start: GradientEdge, y: Tensor) -> Stretch:
-    """The graph from the edge of the input to the output; refuse an output that the input does not reach, and a model
-    in which one sample's output depends on another sample."""
+def stretch_to(call: str, start: GradientEdge, y: Tensor) -> Stretch:
+    """The graph from the edge of the input to the output; refuse one in which the input cannot be reached."""
     nodes = reachable(edge_of(y)) if y.requires_grad else []
     check_gradients_can_be_asked_for(call, nodes)
-    if nodes:
-        stretch = Stretch(start, edge_of(y), y.device, tuple(nodes))
-        row = stretch.random_row()
-        image = torch.autograd.grad(stretch.end, start, row, retain_graph=True, allow_unused=True)[0]
-        if image is not None:
-            check_apart(call, stretch, y, row, image.double())
-            return stretch
-    raise RefusalError(f"{call}: `model` must have an output that depends on x, got a constant or a detached one. "
-                       "Remove .detach() or no_grad from its forward.")
+    if start.node not in nodes:
+        raise constant(call)
+    return Stretch(start, edge_of(y), y.device, tuple(nodes))
+
+
+def check_pulled(call: str, whole: Stretch, y: Tensor, pulled: Pulled) -> None:
+    """Refuse an output that does not depend on the input, and one that depends on another sample's.
+
+    Args:
+        pulled: a random row of the stretch to y, pulled back to its start.
+    """
+    if pulled.images[0] is None:
+        raise constant(call)
+    check_apart(call, whole, y, pulled.row, pulled.images[0].double())
+
+
+def constant(call: str) -> RefusalError:
+    return RefusalError(f"{call}: `model` must have an output that depends on x, got a constant or a detached one. "
+                        "Remove .detach() or no_grad from its forward.")
 
 
 def check_apart(call: str, stretch: Stretch, y: Tensor, row: Float[Tensor, "sample *outputs"],

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from flowstudy.arguments import NAME, instance_of, optional, takes
-from flowstudy.measure.models.chain import Factor, NotProvedError, chain_of, noted_calls
+from flowstudy.measure.models.chain import Factor, NotProvedError, Pulled, chain_of, noted_calls, pulled_through
 from flowstudy.measure.models.context import RandomState, in_own_context
 from flowstudy.measure.models.dense_jacobian import Function, Stretch, row_and_image, start_and_output
 from flowstudy.measure.models.graph import edge_of
@@ -12,7 +12,17 @@ from flowstudy.measure.models.outputs import numbers_in
 from flowstudy.measure.models.precision.attempts import in_float64
 from flowstudy.refusal import RefusalError, did_you_mean
 
-from .checks import check_alike, check_chunk, check_k, check_linear, check_output, checked_stretch, ends_of, prepare
+from .checks import (
+    check_alike,
+    check_chunk,
+    check_k,
+    check_linear,
+    check_output,
+    check_pulled,
+    ends_of,
+    prepare,
+    stretch_to,
+)
 from .choice import MEMORY_BUDGET, choose, samples_at_once
 from .over_time import over_time
 from .probe import Probe
@@ -138,7 +148,7 @@ def spectrum_at(call: str, probe: Probe, inputs: Inputs, state: RandomState, *, 
         seen: for a part of a batch, a random gradient at the outputs and its gradient at the inputs by the pass of the
             whole batch, which the part's own pass must reproduce.
     """
-    _, chain = pass_and_chain(call, probe, inputs, state)
+    _, chain, pulled = pass_and_chain(call, probe, inputs, state)
     first, last = ends_of(call, part, chain)
     within = chain[first:last]
     piece = Stretch(within[0].start, within[-1].end, inputs.device, tuple(n for f in reversed(within) for n in f.nodes))
@@ -155,7 +165,8 @@ def spectrum_at(call: str, probe: Probe, inputs: Inputs, state: RandomState, *, 
     entire = part == "all" or (first, last) == (0, len(chain))
     if route != "matrix_free":
         forward = (state.repeated(probe.function(inputs)), probe.variable(inputs)) if entire else None
-        return largest(k, exact_spectrum(call, route, within, piece, forward, k, chunk, insist=method == "product"))
+        return largest(k, exact_spectrum(call, route, within, piece, pulled if entire else None, forward, k, chunk,
+                                         insist=method == "product"))
     if not entire:
         raise RefusalError(f"{call}: method='matrix_free' measures whole models, got part={part!r}. Pass the part as "
                            "its own model.")
@@ -164,12 +175,13 @@ def spectrum_at(call: str, probe: Probe, inputs: Inputs, state: RandomState, *, 
     return matrix_free_spectrum(call, piece, alone, len(within), k, seed, dtype_name(piece))
 
 
-def exact_spectrum(call: str, route: str, within: list[Factor], piece: Stretch,
+def exact_spectrum(call: str, route: str, within: list[Factor], piece: Stretch, pulled: Pulled | None,
                    forward: tuple[Function, Tensor] | None, k: int | None, chunk: int | None, *,
                    insist: bool) -> JacobianSpectrum:
     """The spectrum by the product or the dense route; if the one that is tried first fails, by the other.
 
     Args:
+        pulled: a row pulled back through the piece, if it has been.
         forward: the function and its inputs, if the piece is a whole model; the dense route may then use forward mode.
         k: number of largest values that the dense route must resolve to be kept; None is all.
         insist: raise an error if the product route fails, instead of taking the dense one.
@@ -188,7 +200,7 @@ def exact_spectrum(call: str, route: str, within: list[Factor], piece: Stretch,
         if not kept.below_floor.any() and (kept.log_error.nan_to_num() <= RESOLVED).all():
             return found
     try:
-        return product_spectrum(within, dtype)
+        return product_spectrum(within, dtype, pulled)
     except NotProvedError as error:
         if insist:
             raise RefusalError(f"{call}: method='product' needs factors that autograd's backward pass agrees with, and "
@@ -196,12 +208,15 @@ def exact_spectrum(call: str, route: str, within: list[Factor], piece: Stretch,
         return dense()
 
 
-def pass_and_chain(call: str, probe: Probe, inputs: Inputs, state: RandomState) -> tuple[Stretch, list[Factor]]:
-    """One unchanged forward pass, checked, and the factors of its graph."""
+def pass_and_chain(call: str, probe: Probe, inputs: Inputs, state: RandomState) -> tuple[Stretch, list[Factor], Pulled]:
+    """One unchanged forward pass, checked, the factors of its graph, and a random row pulled back through them."""
     with state.replayed(), noted_calls(probe.model) as calls:
         start, y = start_and_output(probe.function(inputs), probe.variable(inputs))
-    whole = checked_stretch(call, start, check_output(call, y, len(inputs)))
-    return whole, chain_of(probe.model, whole, calls)
+    whole = stretch_to(call, start, check_output(call, y, len(inputs)))
+    chain = chain_of(probe.model, whole, calls)
+    pulled = pulled_through(chain)
+    check_pulled(call, whole, y, pulled)
+    return whole, chain, pulled
 
 
 def started_spectrum(call: str, probe: Probe, start: str, inputs: Inputs, chunk: int | None,
@@ -222,6 +237,7 @@ def started_spectrum(call: str, probe: Probe, start: str, inputs: Inputs, chunk:
     if begin.ndim < 2 or len(begin) != len(inputs):
         raise RefusalError(f"{call}: `start` must name a module whose output keeps the sample axis first, got "
                            f"{start!r} with output {tuple(begin.shape)} for {len(inputs)} samples. Name another.")
-    stretch = checked_stretch(call, edge_of(begin), y)
+    stretch = stretch_to(call, edge_of(begin), y)
+    check_pulled(call, stretch, y, pulled_through([stretch]))
     check_linear(call, stretch)
     return dense_spectrum(stretch, 1, chunk, dtype_name(stretch))

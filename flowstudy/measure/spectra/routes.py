@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from flowstudy.measure.models.chain import Factor, proved_jacobians
+from flowstudy.measure.models.chain import Factor, Pulled, proved_jacobians
 from flowstudy.measure.models.dense_jacobian import AGREEMENT, Function, Stretch, jacobian_of, row_and_image
 from flowstudy.measure.models.graph import coarsest, reachable
 from flowstudy.measure.numerics.linear_map import LinearMap, jacobian_map
@@ -41,9 +41,9 @@ def agreement_of(dtype: str) -> float:
 # --- product ---------------------------------------------------------------------------------------------------------
 
 
-def product_spectrum(chain: list[Factor], dtype: str) -> JacobianSpectrum:
+def product_spectrum(chain: list[Factor], dtype: str, pulled: Pulled | None = None) -> JacobianSpectrum:
     """The spectrum by the product route; NotProvedError if a factor disagrees with autograd's backward pass."""
-    spectrum = product_svd(proved_jacobians(chain, agreement_of(dtype)), eps=eps_of(dtype))
+    spectrum = product_svd(proved_jacobians(chain, agreement_of(dtype), pulled), eps=eps_of(dtype))
     return JacobianSpectrum(*logs_of(spectrum), len(chain), chain[0].inputs, "product", dtype)
 
 
