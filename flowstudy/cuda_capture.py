@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import torch
 
-WARM_UP = 3  # calls before the capture, as torch asks
+WARM_UP = 3  # calls before the capture of what has not run yet, as torch asks
 CAPTURES = threading.RLock()  # held by what a capture in another thread must not meet
 
 
-def captured(warm_up: Callable[[], object], work: Callable[[], object], device: torch.device) -> torch.cuda.CUDAGraph:
+def captured(warm_up: Callable[[], object], work: Callable[[], object], device: torch.device,
+             calls: int = WARM_UP) -> torch.cuda.CUDAGraph:
     """The work as a graph, after a few calls of `warm_up`; whatever these change is the caller's to put back.
 
     One thread captures at a time, and others may use this GPU meanwhile.
@@ -19,7 +20,7 @@ def captured(warm_up: Callable[[], object], work: Callable[[], object], device: 
         current, stream, graph = torch.cuda.current_stream(), capture_stream(device), torch.cuda.CUDAGraph()
         stream.wait_stream(current)
         with torch.cuda.stream(stream):  # the graph's own context stays open if the capture raises
-            for _ in range(WARM_UP):
+            for _ in range(calls):
                 warm_up()
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 work()

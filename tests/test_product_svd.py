@@ -700,10 +700,10 @@ def test_a_recorded_step_is_the_ordinary_one_to_the_bit(kind, block, monkeypatch
 
 @pytest.mark.gpu
 def test_a_product_whose_step_cannot_be_recorded_is_computed_and_says_so(monkeypatch):
-    factors = [a.cuda() for a in tanh_like(6, 20)]
+    factors = [a.cuda() for a in gaussian(6, 40)]
     quick = product_svd(factors, block=1)
 
-    def refused(*_: object) -> None:
+    def refused(*_: object, **__: object) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
     monkeypatch.setattr(recorded_step, "captured", refused)
     with pytest.warns(RuntimeWarning, match=r"product_svd: a step of \(1, 6, 6\) could not be recorded .*capturing"):

@@ -17,7 +17,7 @@ from flowstudy.cuda_capture import captured
 from .cholesky_step import accepted, attempted, ordinary_step, usual
 from .graded_product import TIDY_EVERY, Graded
 
-REPEATS = 6  # steps of one shape before it is recorded, which takes as long as four of them
+REPEATS = 10  # steps of one shape before it is recorded, which takes as long as two of them
 MOVING = ("q", "exponents", "u", "angle", "variance", "loudest")  # what an ordinary step changes in a product
 Shape = tuple[object, ...]
 
@@ -80,7 +80,7 @@ def recorded_if_possible(state: Graded, m: Tensor, gram: Tensor, row_size: Tenso
         kept[:] = [(moving(grown), torch.cat([usual(inside, rest[0], rest[2]).to(facts).reshape(1), facts]))]
 
     try:
-        graph = captured(work, work, m.device)
+        graph = captured(work, work, m.device, calls=1)
     except RuntimeError as error:
         warnings.warn(f"product_svd: a step of {tuple(m.shape)} could not be recorded as a CUDA graph ({error}). The "
                       "values are the same, later.", RuntimeWarning, stacklevel=2)
