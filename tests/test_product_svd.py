@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
@@ -700,15 +701,20 @@ def test_a_recorded_step_is_the_ordinary_one_to_the_bit(kind, block, monkeypatch
 
 @pytest.mark.gpu
 def test_a_product_whose_step_cannot_be_recorded_is_computed_and_says_so(monkeypatch):
+    """A step that asks the device something cannot.  It leaves nothing behind that the next recording would meet."""
     factors = [a.cuda() for a in gaussian(6, 40)]
     quick = product_svd(factors, block=1)
 
-    def refused(*_: object, **__: object) -> None:
-        raise RuntimeError("operation not permitted when stream is capturing")
-    monkeypatch.setattr(recorded_step, "captured", refused)
-    with pytest.warns(RuntimeWarning, match=r"product_svd: a step of \(1, 6, 6\) could not be recorded .*capturing"):
-        plain = product_svd(factors, block=1)
-    assert torch.equal(quick.log_singular_values, plain.log_singular_values)
+    def asking(*arguments: object, step: Callable = recorded_step.attempted) -> object:
+        grown, facts = step(*arguments)
+        facts.tolist()
+        return grown, facts
+    with monkeypatch.context() as within:
+        within.setattr(recorded_step, "attempted", asking)
+        with pytest.warns(RuntimeWarning, match=r"product_svd: a step of \(1, 6, 6\) could not be recorded"):
+            plain = product_svd(factors, block=1)
+    for result in (plain, product_svd(factors, block=1)):
+        assert torch.equal(quick.log_singular_values, result.log_singular_values)
 
 
 @pytest.mark.gpu

@@ -80,7 +80,7 @@ def recorded_if_possible(state: Graded, m: Tensor, gram: Tensor, row_size: Tenso
         kept[:] = [(moving(grown), torch.cat([usual(inside, rest[0], rest[2]).to(facts).reshape(1), facts]))]
 
     try:
-        graph = captured(work, work, m.device, calls=1)
+        graph = captured(work, work, m.device, small=True)
     except RuntimeError as error:
         warnings.warn(f"product_svd: a step of {tuple(m.shape)} could not be recorded as a CUDA graph ({error}). The "
                       "values are the same, later.", RuntimeWarning, stacklevel=2)
