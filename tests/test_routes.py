@@ -198,6 +198,24 @@ def test_blocks_have_their_jacobians_in_closed_form(net):
         assert torch.allclose(factor.jacobian(), jacobian(block, factor.rule[1]), rtol=1e-13, atol=1e-14)
 
 
+@pytest.mark.parametrize("part", ["all", "body"])
+def test_a_proof_with_a_row_of_its_own_is_as_good_as_with_the_checks_row(part, monkeypatch):
+    """The one is taken where the row of the checks was not kept at all cuts, or went through more than the part."""
+    model, x = HighwayNet(4, 5, 6, 3, "tanh").double(), torch.randn(3, 4, dtype=torch.float64)
+    passes, grad = [], torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda out, inputs, *a, **named: passes.append(
+        len(inputs) if isinstance(inputs, list) else 0) or grad(out, inputs, *a, **named))
+    found = []
+    for fits in (True, False):
+        passes.clear()
+        monkeypatch.setattr("flowstudy.measure.spectra.one_model.cotangents_fit", lambda _, fits=fits: fits)
+        found.append(jacobian_spectrum(model, x, part=part, method="product"))
+        to_cuts = [7] if part == "all" else [7, 5]   # 5 blocks between two layers
+        assert [count for count in passes if count] == (to_cuts if fits else [1, to_cuts[-1]])
+        layer_jacobian_spectra(model, x)
+    assert torch.equal(found[0].log_singular_values, found[1].log_singular_values)
+
+
 def test_a_model_is_cut_where_one_value_carries_everything_on():
     """Nested, a layer used twice, an in-place one, one without weights; each factor is the next layers' function."""
     torch.manual_seed(0)

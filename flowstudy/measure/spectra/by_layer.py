@@ -95,7 +95,7 @@ def spectra_of_part(call: str, probe: Probe, inputs: Inputs, row: Tensor, image:
     return spectra_by_layer(call, whole, chain, pulled)
 
 
-def spectra_by_layer(call: str, whole: Stretch, chain: list[Factor], pulled: Pulled,
+def spectra_by_layer(call: str, whole: Stretch, chain: list[Factor], pulled: Pulled | None,
                      ) -> list[tuple[str, JacobianSpectrum, JacobianSpectrum]]:
     """For each layer, its name, its own spectrum, and the spectrum of the product of all layers up to it."""
     dtype = dtype_name(whole)

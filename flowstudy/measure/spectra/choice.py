@@ -36,6 +36,11 @@ def product_bytes(chain: list[Factor]) -> int:
     return 8 * largest
 
 
+def cotangents_fit(chain: list[Factor]) -> bool:
+    """Whether the gradients at all cuts, of all samples, take so little memory that they may be kept."""
+    return 8 * sum(math.prod(shape_of(factor.start)) for factor in chain) <= MEMORY_BUDGET // 4
+
+
 def samples_at_once(route: str, chain: list[Factor], whole: Stretch) -> int:
     """The number of samples whose computation by this route fits into the memory budget."""
     dense = 4 * 8 * whole.inputs * whole.outputs

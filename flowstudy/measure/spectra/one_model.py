@@ -23,7 +23,7 @@ from .checks import (
     prepare,
     stretch_to,
 )
-from .choice import MEMORY_BUDGET, choose, samples_at_once
+from .choice import MEMORY_BUDGET, choose, cotangents_fit, samples_at_once
 from .over_time import over_time
 from .probe import Probe
 from .result import JacobianSpectrum, joined_spectra, largest
@@ -208,15 +208,20 @@ def exact_spectrum(call: str, route: str, within: list[Factor], piece: Stretch, 
         return dense()
 
 
-def pass_and_chain(call: str, probe: Probe, inputs: Inputs, state: RandomState) -> tuple[Stretch, list[Factor], Pulled]:
-    """One unchanged forward pass, checked, the factors of its graph, and a random row pulled back through them."""
+def pass_and_chain(call: str, probe: Probe, inputs: Inputs, state: RandomState,
+                   ) -> tuple[Stretch, list[Factor], Pulled | None]:
+    """One unchanged forward pass, checked, and the factors of its graph.
+
+    And the random row of the checks where it was pulled back to all cuts, which asks for little memory.
+    """
     with state.replayed(), noted_calls(probe.model) as calls:
         start, y = start_and_output(probe.function(inputs), probe.variable(inputs))
     whole = stretch_to(call, start, check_output(call, y, len(inputs)))
     chain = chain_of(probe.model, whole, calls)
-    pulled = pulled_through(chain)
+    to_all = cotangents_fit(chain)
+    pulled = pulled_through(chain if to_all else [whole])
     check_pulled(call, whole, y, pulled)
-    return whole, chain, pulled
+    return whole, chain, pulled if to_all else None
 
 
 def started_spectrum(call: str, probe: Probe, start: str, inputs: Inputs, chunk: int | None,
