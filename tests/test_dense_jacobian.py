@@ -80,7 +80,7 @@ def test_product_route_needs_no_second_derivative():
     torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
-# In a process of its own that gives back at once what it frees: a process keeps freed memory as it likes, and takes from
+# In a process of its own that gives back at once what it frees.  Others keep freed memory as they like, and take from
 # that first, so that the same call was seen to add from nothing to 120 MB.
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 PEAKS = """

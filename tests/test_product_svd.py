@@ -677,14 +677,13 @@ def test_the_ordinary_step_is_the_general_one_to_the_bit(kind, block, monkeypatc
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", [gaussian, tanh_like, highway_like, orthogonal, ill_conditioned])
-@pytest.mark.parametrize("block", [1, None])
+@pytest.mark.parametrize(("kind", "block"), [(gaussian, 1), (gaussian, None), (tanh_like, 1)])
 def test_a_recorded_step_is_the_ordinary_one_to_the_bit(kind, block, monkeypatch):
     """With factors that the recorded step must refuse among them: singular, the identity, not finite in one member."""
-    factors = [torch.stack(members).cuda() for members in zip(*(kind(12, 60, seed) for seed in range(3)), strict=True)]
-    factors += [torch.linalg.inv(a) for a in reversed(factors[-20:])] if kind is gaussian else []
-    factors[30] = torch.eye(12, dtype=torch.float64, device="cuda").expand(3, -1, -1)
-    factors[45] = factors[45] * (torch.arange(12, device="cuda") != 5)
+    factors = [torch.stack(members).cuda() for members in zip(*(kind(8, 40, seed) for seed in range(3)), strict=True)]
+    factors += [torch.linalg.inv(a) for a in reversed(factors[-10:])] if kind is gaussian else []
+    factors[20] = torch.eye(8, dtype=torch.float64, device="cuda").expand(3, -1, -1)
+    factors[-3] = factors[-3] * (torch.arange(8, device="cuda") != 5)
     factors[-2] = factors[-2].clone()
     factors[-2][1, 0, 0] = torch.nan
     made = []
