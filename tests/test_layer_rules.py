@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from flowstudy.measure import jacobian
-from flowstudy.measure.models.layer_rules import UNITWISE, layer_rule
+from flowstudy.measure.models.layer_rules import UNITWISE, jacobians_of_sort, layer_rule, sort_of
 from flowstudy.nets import ACTIVATIONS, HighwayBlock, PlainBlock, ResidualBlock
 
 
@@ -45,6 +45,25 @@ def test_rule_is_the_jacobian(name):
     torch.manual_seed(0)
     layer, x = LAYERS[name]().double().requires_grad_(False), torch.randn(4, 6, dtype=torch.float64)
     assert_close(layer_rule(layer, x), jacobian(layer, x), rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_of_one_sort_together_are_each_what_they_are_alone(name):
+    torch.manual_seed(0)
+    layers = [(LAYERS[name]().double().requires_grad_(False), torch.randn(4, 6, dtype=torch.float64)) for _ in range(3)]
+    assert len({sort_of(layer) for layer in layers}) == 1
+    alone = torch.stack([layer_rule(*layer) for layer in layers])
+    assert_close(jacobians_of_sort(layers), alone, rtol=1e-15, atol=0.0)
+
+
+def test_layers_that_differ_in_more_than_their_weights_are_of_two_sorts():
+    x = torch.randn(4, 6)
+    different = [(nn.Linear(6, 6), x), (nn.Linear(6, 5), x), (nn.Linear(6, 6), x[:3]),
+                 (nn.Linear(6, 6).double(), x.double()), (nn.Sequential(nn.Linear(6, 6), nn.ReLU()), x),
+                 *((nn.Sequential(nn.Linear(6, 6), nn.LeakyReLU(slope)), x) for slope in (0.1, 0.2)),
+                 *((PlainBlock(nn.Linear(6, 6), name), x) for name in ("tanh", "relu")),
+                 (ResidualBlock(nn.Linear(6, 6), "tanh"), x)]
+    assert len({sort_of(layer) for layer in different}) == len(different)
 
 
 @pytest.mark.parametrize("name", OTHERS)

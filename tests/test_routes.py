@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from flowstudy import HighwayNet, PlainNet, ResidualNet, initialize, jacobian_spectrum, layer_jacobian_spectra
-from flowstudy.measure.models import dense_jacobian, graph
+from flowstudy.measure.models import dense_jacobian, graph, layer_rules
+from flowstudy.measure.models.chain import groups_of, jacobians_of
 from flowstudy.measure.models.context import RandomState
 from flowstudy.measure.models.dense_jacobian import jacobian
 from flowstudy.measure.models.graph import reachable
@@ -17,6 +18,7 @@ from flowstudy.measure.spectra import checks, routes
 from flowstudy.measure.spectra.choice import choose
 from flowstudy.measure.spectra.one_model import pass_and_chain
 from flowstudy.measure.spectra.probe import Probe
+from flowstudy.nets import HighwayBlock
 
 
 class Residual(nn.Module):
@@ -195,7 +197,55 @@ def test_blocks_have_their_jacobians_in_closed_form(net):
     _, chain, _ = pass_and_chain("test", Probe("test", model), Inputs.of(x), RandomState(x.device))
     assert [type(factor.rule[0]) for factor in chain[1:-1]] == [type(model.blocks[0])] * 5
     for factor, block in zip(chain[1:-1], model.blocks, strict=True):
-        assert torch.allclose(factor.jacobian(), jacobian(block, factor.rule[1]), rtol=1e-13, atol=1e-14)
+        assert torch.allclose(jacobians_of([factor])[0], jacobian(block, factor.rule[1]), rtol=1e-13, atol=1e-14)
+
+
+MIXED = [lambda: nn.Linear(4, 6), *[lambda: nn.Sequential(nn.Linear(6, 6), nn.Tanh())] * 3,
+         *[lambda slope=slope: nn.Sequential(nn.Linear(6, 6), nn.LeakyReLU(slope)) for slope in (0.1, 0.1, 0.2)],
+         *[lambda: Skip(nn.Linear(6, 6))] * 2, *[lambda: HighwayBlock(nn.Linear(6, 12), "tanh", -1.0)] * 3,
+         lambda: nn.Linear(6, 3)]
+
+
+def mixed() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(*[make() for make in MIXED]).double()
+
+
+@pytest.mark.gpu
+def test_layers_that_are_alike_are_computed_together_on_a_gpu():
+    """Neighbours of one sort, or of one shape where they have none; the values are the CPU's."""
+    model, x = mixed(), torch.randn(5, 4, dtype=torch.float64)
+    there = model.cuda()
+    _, chain, _ = pass_and_chain("test", Probe("test", there), Inputs.of(x.cuda()), RandomState(torch.device("cuda:0")))
+    assert [group.stop - group.start for group in groups_of(chain)] == [1, 3, 2, 1, 2, 3, 1]
+    for group in groups_of(chain):
+        single = torch.cat([jacobians_of([factor]) for factor in chain[group]])
+        assert torch.equal(jacobians_of(chain[group]), single)
+    on_gpu = jacobian_spectrum(there, x.cuda(), method="product")
+    on_cpu = jacobian_spectrum(mixed(), x, method="product")
+    assert (on_gpu.log_singular_values - on_cpu.log_singular_values).abs().max() < 1e-11
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gain", [1.0, 1e-25, 1e25])
+def test_a_layer_in_a_group_whose_rule_is_wrong_is_told_by_name(gain, monkeypatch):
+    """Also where the gradients of the check leave the range in which they can be held against each other."""
+    model, x = PlainNet(4, 5, 40, 3, "linear").double().cuda(), torch.randn(3, 4, dtype=torch.float64).cuda()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.affine.weight.mul_(gain)
+    known = layer_rules.BLOCK_RULES[type(model.blocks[0])]
+    right = jacobian_spectrum(model, x, method="product").log_singular_values
+    assert right.isfinite().all()
+    wrong = model.blocks[20].affine.weight[0, 0].item()
+
+    def rule(activation: str, x: torch.Tensor, pre: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return known(activation, x, pre, torch.where(weight == wrong, 1.001 * weight, weight))
+
+    monkeypatch.setitem(layer_rules.BLOCK_RULES, type(model.blocks[0]), rule)
+    with pytest.raises(ValueError, match=r"blocks\.20 is not one"):
+        jacobian_spectrum(model, x, method="product")
+    assert jacobian_spectrum(model, x).method == "dense"
 
 
 @pytest.mark.parametrize("part", ["all", "body"])
@@ -228,7 +278,7 @@ def test_a_model_is_cut_where_one_value_carries_everything_on():
     assert [factor.rule is not None for factor in chain] == [True, True, True, False, True]
     pieces = [model[:2], model[2], model[3], model[4:6], model[6]]
     for factor, piece in zip(chain, pieces, strict=True):
-        assert torch.allclose(factor.jacobian(), jacobian(piece, x), rtol=1e-13, atol=1e-14)
+        assert torch.allclose(jacobians_of([factor])[0], jacobian(piece, x), rtol=1e-13, atol=1e-14)
         x = piece(x).detach()
 
 

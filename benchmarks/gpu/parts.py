@@ -21,7 +21,7 @@ import flowstudy
 from flowstudy import ACTIVATIONS, HighwayNet, PlainNet, ResidualNet, grid, jacobian_spectrum, run
 
 from .. import monitor, spectrum, training
-from ..timing import machine, product_rate, seconds_of
+from ..timing import every_core, machine, product_rate, seconds_of
 from .record import SHARE, Record, Rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -185,12 +185,17 @@ def beside_the_loop(device: torch.device, sizes: Sizes, record: Record) -> Rows:
 
 def spectra(device: torch.device, sizes: Sizes, record: Record) -> Iterator[dict]:
     """The table of `benchmarks.spectrum`, where the reference is the product route on the GPU; and that one's own
-    wrong values beside the CPU's."""
-    facts = machine(device)
-    for width in sizes.widths:
-        for name, kind in spectrum.NETS.items():
-            yield from spectrum.compare(name, kind, width, sizes.spectrum_depth, device, facts, sizes.rounds,
-                                        without="autograd.functional.jacobian")  # 20 times as long as the others
+    wrong values beside the CPU's.
+
+    The last step of that route is LAPACK's, on as many of the CPU's cores as torch may use: here on all that the
+    process may use, whatever OMP_NUM_THREADS says, which many clusters set to 1.
+    """
+    with every_core() as threads:
+        facts = machine(device)
+        for width, (name, kind) in itertools.product(sizes.widths, spectrum.NETS.items()):
+            yield from ({**row, "threads": threads} for row in spectrum.compare(
+                name, kind, width, sizes.spectrum_depth, device, facts, sizes.rounds,
+                without="autograd.functional.jacobian"))  # 20 times as long as the others
             found = []
             for place in (torch.device("cpu"), device):
                 net, x = spectrum.net_and_samples(kind, width, sizes.spectrum_depth, place, 2)

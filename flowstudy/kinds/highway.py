@@ -20,13 +20,12 @@ aten = torch.ops.aten
 NODES = 24  # layers at which ln |det J| of a layer is computed; it is smooth in the logarithm of the layer number
 
 
-def highway_jacobian(block: HighwayBlock, x: Tensor) -> Tensor:
+def highway_jacobian(activation: str, x: Tensor, pre: Tensor, weight: Tensor) -> Tensor:
     """T H' W_H + (H - x) T' W_T + diag(1 - T)."""
-    with torch.no_grad():
-        h, t = block.affine(x).chunk(2, -1)
-        of_h, of_t = block.affine.weight.detach().chunk(2)
-        gate = torch.sigmoid(t)
-    proposed, slope = value_and_slope(ACTIVATIONS[block.activation], h)
+    h, t = pre.chunk(2, -1)
+    of_h, of_t = weight.unsqueeze(-3).chunk(2, -2)
+    gate = torch.sigmoid(t)
+    proposed, slope = value_and_slope(ACTIVATIONS[activation], h)
     result = (gate * slope).unsqueeze(-1) * of_h
     result.addcmul_((gate * (1 - gate) * (proposed - x)).unsqueeze(-1), of_t)
     result.diagonal(dim1=-2, dim2=-1).add_(1 - gate)

@@ -30,8 +30,8 @@ class Kind:
         gate_bias: of its gates where a cell gives none; None: it has no gates.  Nets with gates have `set_gate_bias`.
         stacked: the block's layer in a stack of nets (see `train.stacks.stacked_layers`); None: stacks of such nets are
             trained by automatic differentiation.
-        jacobian: the block's Jacobian in closed form, of a block and inputs (sample, features); None: it is pulled back
-            row by row.
+        jacobian: the block's Jacobian in closed form, of its activation's name, the inputs x (*more, sample, features),
+            and its affine map's outputs at x and weights (*more, rows, features); None: it is pulled back row by row.
         theory: None: predictions say that they have none.
     """
 
@@ -42,7 +42,7 @@ class Kind:
     width: int
     gate_bias: float | None
     stacked: type | None
-    jacobian: Callable[[nn.Module, Tensor], Tensor] | None
+    jacobian: Callable[[str, Tensor, Tensor, Tensor], Tensor] | None
     theory: theories.BodyTheory | None
 
 

@@ -17,8 +17,8 @@ from flowstudy.train.stacks.stacked_layers import PlainLayer
 from .kind import Kind
 
 
-def plain_jacobian(block: PlainBlock, x: Tensor) -> Tensor:
-    return plain_rule(block.affine, ACTIVATIONS[block.activation], x)
+def plain_jacobian(activation: str, _x: Tensor, pre: Tensor, weight: Tensor) -> Tensor:
+    return plain_rule(ACTIVATIONS[activation], pre, weight)
 
 
 class PlainTheory(BodyTheory):

@@ -15,9 +15,9 @@ from flowstudy.train.stacks.stacked_layers import Kept, PlainLayer, Scratch
 from .kind import Kind
 
 
-def residual_jacobian(block: ResidualBlock, x: Tensor) -> Tensor:
-    """The Jacobian of the plain layer plus the identity, (sample, width, width)."""
-    result = plain_rule(block.affine, ACTIVATIONS[block.activation], x)
+def residual_jacobian(activation: str, _x: Tensor, pre: Tensor, weight: Tensor) -> Tensor:
+    """The Jacobian of the plain layer plus the identity."""
+    result = plain_rule(ACTIVATIONS[activation], pre, weight)
     result.diagonal(dim1=-2, dim2=-1).add_(1)
     return result
 

@@ -5,9 +5,10 @@ carries everything on, so that a residual or highway block is one factor; operat
 pooling, reshaping) join the factor before them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,12 +18,12 @@ from tqdm import tqdm
 from flowstudy import names
 from flowstudy.nets.blocks import runs_as
 
-from .dense_jacobian import AGREEMENT, BAR, Image, Stretch, image_of, images_agree, proves, reverse_rows
+from .dense_jacobian import AGREEMENT, BAR, Stretch, proves, reverse_rows
 from .graph import GradientEdge, Key, Segment, edge_of, key_of, leaves_in, segments_between, shape_of
-from .layer_rules import BLOCK_RULES, UNITWISE, layer_rule
+from .layer_rules import BLOCK_RULES, UNITWISE, jacobians_of_sort, sort_of
 from .layers import listed_layers
 
-TOGETHER = 32    # factors whose comparisons are made at once
+TOGETHER, GROUP_BYTES = 32, 2**26   # factors computed at once on a GPU, at most, and their size
 SAFE = 2.0**300  # cotangents above this size or below its inverse may have lost digits, and are drawn anew
 
 
@@ -83,9 +84,37 @@ class Factor(Stretch):
     rule: tuple[nn.Module, Tensor] | None = None
     weights: tuple[Tensor, ...] = ()
 
-    def jacobian(self) -> Float[Tensor, "sample outputs inputs"]:
-        known = None if self.rule is None else layer_rule(*self.rule)
-        return reverse_rows(self, self.at_once()) if known is None else known.double()
+    @cached_property
+    def sort(self) -> Hashable | None:
+        """What factors must have in common for their Jacobians to be computed together in closed form."""
+        return None if self.rule is None else sort_of(self.rule)
+
+
+def groups_of(chain: list[Factor]) -> Iterator[slice]:
+    """Neighbours that are alike: on a GPU as many as are computed at once, on a CPU one, which fits its cache."""
+    begin = 0
+    while begin < len(chain):
+        first = chain[begin]
+        size = 8 * first.samples * first.outputs * first.inputs
+        most = 1 if first.device.type == "cpu" else max(1, min(TOGETHER, GROUP_BYTES // max(1, size)))
+        end = begin + 1
+        while end < min(len(chain), begin + most) and alike(first, chain[end]):
+            end += 1
+        yield slice(begin, end)
+        begin = end
+
+
+def alike(one: Factor, other: Factor) -> bool:
+    return (one.sort == other.sort and shape_of(one.start) == shape_of(other.start)
+            and shape_of(one.end) == shape_of(other.end))
+
+
+def jacobians_of(group: list[Factor]) -> Float[Tensor, "factor sample outputs inputs"]:
+    """The Jacobians of factors that are alike."""
+    if group[0].sort is not None:
+        return jacobians_of_sort([factor.rule for factor in group]).double()
+    found = [reverse_rows(factor, factor.at_once()) for factor in group]
+    return found[0].unsqueeze(0) if len(found) == 1 else torch.stack(found)
 
 
 def chain_of(model: nn.Module, whole: Stretch, calls: dict[Key, Call]) -> list[Factor]:
@@ -189,38 +218,38 @@ def proved_jacobians(chain: list[Factor], agreement: float = AGREEMENT,
     Args:
         pulled: by `pulled_through(chain)`, if it was called before.
     Raises:
-        NotProvedError: they differ.  Comparisons of several factors are made together, so that a GPU is waited for
-            once: the error may come some factors after the one that it names, at the latest instead of the end.
+        NotProvedError: they differ.
     """
     pulled = pulled or pulled_through(chain)
     cotangents = [whole(image, factor.start, pulled.row) for factor, image in zip(chain, pulled.images, strict=True)]
     cotangents.append(pulled.row)
     safe = safe_samples(cotangents[1:])
     before: tuple[Factor, Tensor] | None = None
-    waiting: list[tuple[Factor, Image]] = []
-    for number, factor in enumerate(tqdm(chain, "factors", len(chain), **BAR)):
-        jacobians = factor.jacobian()
-        own, image, seen = cotangents[number + 1], cotangents[number], safe[number]
-        if seen.all():
-            taken = image_of(jacobians, own, image)
-            if waiting and (len(waiting) == TOGETHER or waiting[0][1].shape != taken.shape):
-                check_waiting(waiting, agreement)
-                waiting = []
-            waiting.append((factor, taken))
-        else:
-            here = proves(jacobians[seen], own[seen], image[seen], agreement)
-            if not here or not proves_alone(factor, jacobians, before, ~seen, agreement):
-                raise NotProvedError(factor.name)
-        before = factor, jacobians
-        yield jacobians
-    check_waiting(waiting, agreement)
+    with tqdm(desc="factors", total=len(chain), **BAR) as bar:
+        for group in groups_of(chain):
+            factors, jacobians = chain[group], jacobians_of(chain[group])
+            rows, images = cotangents[group.start + 1:group.stop + 1], cotangents[group]
+            if not (safe[group].all() and proves(jacobians, torch.stack(rows), torch.stack(images), agreement)):
+                for each in zip(factors, jacobians, rows, images, safe[group], strict=True):
+                    check_factor(*each, before, agreement)
+                    before = each[:2]
+            before = factors[-1], jacobians[-1]
+            yield from jacobians
+            bar.update(len(factors))
 
 
-def check_waiting(waiting: list[tuple[Factor, Image]], agreement: float) -> None:
-    """Raise NotProvedError where a factor's Jacobian does not take its row where autograd takes it."""
-    if waiting and not images_agree(Image.stacked([taken for _, taken in waiting]), agreement):
-        wrong = [factor.name for factor, taken in waiting if not images_agree(taken, agreement)]
-        raise NotProvedError(wrong[0])
+def check_factor(factor: Factor, jacobians: Tensor, row: Tensor, image: Tensor, safe: Tensor,
+                 before: tuple[Factor, Tensor] | None, agreement: float) -> None:
+    """Raise NotProvedError if the factor's Jacobian does not take its row where autograd takes it.
+
+    Args:
+        safe: samples in which row and image may be held against each other; the others get another row.
+        before: the factor before it, and its Jacobian.
+    """
+    if not proves(jacobians[safe], row[safe], image[safe], agreement):
+        raise NotProvedError(factor.name)
+    if not safe.all() and not proves_alone(factor, jacobians, before, ~safe, agreement):
+        raise NotProvedError(factor.name)
 
 
 def proves_alone(factor: Factor, jacobians: Tensor, before: tuple[Factor, Tensor] | None, samples: Tensor,

@@ -166,49 +166,23 @@ def rounding(jacobians: Float[Tensor, "sample outputs inputs"], row: Float[Tenso
     return torch.linalg.vector_norm(gap, dim=-1) / size * row.shape[-1] ** 0.5
 
 
-@dataclass(frozen=True)
-class Image:
-    """Where Jacobians take a row, and where autograd's backward pass takes it, sample by sample.
+def proves(jacobians: Float[Tensor, "*more sample outputs inputs"], row: Float[Tensor, "..."],
+           image: Float[Tensor, "..."], agreement: float = AGREEMENT) -> bool:
+    """The Jacobians take this row where autograd takes it, to rounding; samples with nan or infinities do not count.
 
-    Attributes:
-        taken: by the Jacobians.
-        size: the same of the absolute values of both: `taken` has lost the more digits the smaller it is beside it.
-        true: by the backward pass.
+    Args:
+        row, image: (*more, sample, *outputs) and (*more, sample, *inputs).
     """
-
-    taken: Float[Tensor, "*more sample inputs"]
-    size: Float[Tensor, "*more sample inputs"]
-    true: Float[Tensor, "*more sample inputs"]
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.taken.shape
-
-    @staticmethod
-    def stacked(images: list["Image"]) -> "Image":
-        return Image(*(torch.stack([getattr(image, name) for image in images]) for name in ("taken", "size", "true")))
-
-
-def image_of(jacobians: Float[Tensor, "sample outputs inputs"], row: Float[Tensor, "sample *outputs"],
-             image: Float[Tensor, "sample *inputs"]) -> Image:
-    row = row.reshape(len(row), 1, math.prod(row.shape[1:])).double()   # -1 is no number where there is no sample
-    return Image((row @ jacobians).squeeze(1), (row.abs() @ jacobians.abs()).squeeze(1),
-                 image.reshape(len(row), math.prod(image.shape[1:])).double())
-
-
-def proves(jacobians: Float[Tensor, "sample outputs inputs"], row: Float[Tensor, "sample *outputs"],
-           image: Float[Tensor, "sample *inputs"], agreement: float = AGREEMENT) -> bool:
-    """The Jacobians take this row where autograd takes it, to rounding; samples with nan or infinities do not count."""
-    return images_agree(image_of(jacobians, row, image), agreement)
-
-
-def images_agree(image: Image, agreement: float = AGREEMENT) -> bool:
-    """Both are one to rounding; samples in which both have nan or infinities do not count."""
-    wild = ~image.taken.isfinite().all(-1)
-    uncounted = wild.unsqueeze(-1) | ~image.size.isfinite().all(-1, keepdim=True)
-    gap, scale = (image.taken - image.true).abs(), image.true.abs().amax(-1, keepdim=True)
-    near = (gap <= agreement * (scale + 1e-3 * image.size)) | uncounted
-    return bool((near.all(-1) & (wild == ~image.true.isfinite().all(-1))).all())
+    leading = jacobians.shape[:-2]
+    row = row.reshape(*leading, 1, jacobians.shape[-2]).double()
+    image = image.reshape(*leading, jacobians.shape[-1]).double()
+    taken = (row @ jacobians).squeeze(-2)
+    size = (row.abs() @ jacobians.abs()).squeeze(-2)   # `taken` has lost the more digits the smaller it is beside it
+    wild = ~taken.isfinite().all(-1)
+    uncounted = wild.unsqueeze(-1) | ~size.isfinite().all(-1, keepdim=True)
+    gap, scale = (taken - image).abs(), image.abs().amax(-1, keepdim=True)
+    near = (gap <= agreement * (scale + 1e-3 * size)) | uncounted
+    return bool((near.all(-1) & (wild == ~image.isfinite().all(-1))).all())
 
 
 def reverse_rows(stretch: Stretch, size: int) -> Float[Tensor, "sample outputs inputs"]:

@@ -20,6 +20,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from flowstudy.refusal import RefusalError
 
+ONES_BYTES = 2**26  # of the gradients by which hooks are looked for, at once
+
 Node = Any  # torch.autograd.graph.Node, or what scripted functions have in its place
 Key = tuple[Node, int]
 
@@ -124,15 +126,22 @@ def segments_between(end: GradientEdge, start: GradientEdge | None,
 
 
 def hooked_among(keys: list[Key]) -> set[Key]:
-    """The edges where a hook on the tensor changes the gradient that arrives; a GPU is waited for once."""
-    same = []
+    """The edges where a hook on the tensor changes the gradient that arrives: ones are sent to each."""
+    alike: dict[tuple[torch.Size, torch.dtype, torch.device], list[GradientEdge]] = {}
     for node, number in keys:
         edge = GradientEdge(node, number)
-        sent = torch.ones(shape_of(edge), dtype=dtype_of(edge), device=node._input_metadata[number].device)
-        (arrived,) = torch.autograd.grad(edge, edge, sent, retain_graph=True)
-        same.append((arrived == 1).all())   # not compared with `sent`, in which the hook may have written
-    known = torch.stack([flag.to(same[0].device) for flag in same]).tolist() if same else []
-    return {key for key, is_same in zip(keys, known, strict=True) if not is_same}
+        alike.setdefault((shape_of(edge), dtype_of(edge), node._input_metadata[number].device), []).append(edge)
+    hooked: set[Key] = set()
+    for (shape, dtype, device), edges in alike.items():
+        most = max(1, ONES_BYTES // max(1, 8 * shape.numel()))   # at once: a GPU is waited for each time
+        for some in (edges[i:i + most] for i in range(0, len(edges), most)):
+            sent = torch.ones(len(some), *shape, dtype=dtype, device=device)
+            arrived = torch.stack([torch.autograd.grad(edge, edge, ones, retain_graph=True)[0]
+                                   for edge, ones in zip(some, sent, strict=True)])
+            # Not compared with `sent`, in which a hook may have written.
+            same = (arrived == 1).reshape(len(some), shape.numel()).all(-1)
+            hooked |= {key_of(edge) for edge, is_same in zip(some, same.tolist(), strict=True) if not is_same}
+    return hooked
 
 
 def side_of(nodes: list[Node], moving: set[Node]) -> set[Node]:

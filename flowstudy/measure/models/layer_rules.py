@@ -1,6 +1,6 @@
 """Jacobians of the commonest layers in closed form: a scaled weight matrix, without a backward pass per row."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -12,31 +12,66 @@ from flowstudy.nets.blocks import runs_as
 # Modules that act unit by unit, in eval mode; the derivative comes from autograd, so their options do not matter.
 UNITWISE = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Hardtanh, nn.Softplus, nn.Identity)
 
-# By class of block, which has an `affine`: its Jacobian at inputs (sample, features).  `flowstudy.kinds` fills it.
-BLOCK_RULES: dict[type[nn.Module], Callable[[nn.Module, Tensor], Tensor]] = {}
+# By class of block, which has an `affine` and the name of its `activation`: its Jacobian (*more, sample, outputs,
+# inputs), as a function of that name, the inputs, and the affine map's outputs there and weights (*more, rows, inputs).
+# `flowstudy.kinds` fills it.
+BLOCK_RULES: dict[type[nn.Module], Callable[[str, Tensor, Tensor, Tensor], Tensor]] = {}
+Layer = tuple[object, Float[Tensor, "sample *inputs"]]   # a layer, and its inputs
 
 
 def layer_rule(function: object, x: Float[Tensor, "sample *inputs"]) -> Float[Tensor, "sample outputs inputs"] | None:
-    """d function(x) / dx of every sample where the layer is one of these, else None: the general way serves it.
+    """d function(x) / dx of every sample where the layer has a closed form, else None: the general way serves it."""
+    return None if sort_of((function, x)) is None else jacobians_of_sort([(function, x)])[0]
+
+
+def sort_of(layer: Layer) -> Hashable | None:
+    """What layers must have in common for their closed forms to be computed together; None if the layer has none.
 
     Known are the blocks of `BLOCK_RULES` and `nn.Linear`, alone or followed by unit-wise modules (phi' times the rows
     of W): exactly these classes, since a subclass may compute something else, and without hooks.
     """
+    function, x = layer
     if x.ndim != 2 or not isinstance(function, nn.Module) or not all(runs_as(m, type(m)) for m in function.modules()):
         return None
     names.meet_kinds()
+    affine, after = parts_of(function)
+    if type(affine) is not nn.Linear:
+        return None
+    shapes = x.shape, x.dtype, affine.weight.shape
     if type(function) in BLOCK_RULES:
-        return BLOCK_RULES[type(function)](function, x) if type(function.affine) is nn.Linear else None
+        return type(function), function.activation, shapes
+    if not all(type(m) in UNITWISE for m in after):
+        return None
+    return tuple((type(m), m.extra_repr()) for m in after), shapes
+
+
+def parts_of(function: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
+    """The layer's affine map, and the modules that follow it."""
+    if type(function) in BLOCK_RULES:
+        return function.affine, []
     affine, *after = function if type(function) is nn.Sequential and len(function) else [function]
-    if type(affine) is nn.Linear and all(type(module) in UNITWISE for module in after):
-        return plain_rule(affine, nn.Sequential(*after), x)
-    return None
+    return affine, after
 
 
-def plain_rule(affine: nn.Linear, activation: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def jacobians_of_sort(layers: Sequence[Layer]) -> Float[Tensor, "layer sample outputs inputs"]:
+    """The closed forms of layers of one sort.
+
+    Affine maps are applied one by one, as in the model's own pass: together they would round otherwise, and where an
+    activation has a kink at zero, that can be another Jacobian.
+    """
+    functions, inputs = zip(*layers, strict=True)
+    affines, after = [parts_of(function)[0] for function in functions], parts_of(functions[0])[1]
     with torch.no_grad():
-        h = affine(x)
-    return value_and_slope(activation, h)[1].unsqueeze(-1) * affine.weight.detach()
+        pre = torch.stack([affine(x) for affine, x in zip(affines, inputs, strict=True)])
+    weight = torch.stack([affine.weight.detach() for affine in affines])
+    if type(functions[0]) in BLOCK_RULES:
+        return BLOCK_RULES[type(functions[0])](functions[0].activation, torch.stack(inputs), pre, weight)
+    return plain_rule(nn.Sequential(*after), pre, weight)
+
+
+def plain_rule(activation: Callable[[Tensor], Tensor], pre: Float[Tensor, "*more sample outputs"],
+               weight: Float[Tensor, "*more outputs inputs"]) -> Float[Tensor, "*more sample outputs inputs"]:
+    return value_and_slope(activation, pre)[1].unsqueeze(-1) * weight.unsqueeze(-3)
 
 
 def value_and_slope(activation: Callable[[Tensor], Tensor], h: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,17 +34,8 @@ def by_cholesky(state: Graded, m: Float[Tensor, "batch rows directions"],
     Returns:
         The new product, the members for which it is safe, and the largest pivot ratio, by which that is judged.
     """
-    order = new_order(columns_size(state, gram))
-    if order is not None:
-        state, m, gram = columns_in_order(state, m, gram, order)
-    dead = state.dead | ~state.valid.unsqueeze(-1)
-    q, r, safe = cholesky_qr(m, gram, dead)
-    smallest = r.diagonal(dim1=-2, dim2=-1).masked_fill(dead, torch.inf).cummin(-1).values
-    ratio = pivot_ratio(r, smallest, row_size)
+    grown, safe, ratio = grown_by(state, m, gram, row_size, ordinary=False, ask=True)
     safe = safe & (ratio <= RATIO_LIMIT)   # NaN compares false
-    noise = noise_of(q, row_size).masked_fill(dead, 0.0)
-    inverse = (1 / smallest).masked_fill(dead, 0.0)
-    grown = absorbed(state, q, r, noise, inverse, dead)
     return grown, safe, float(ratio.masked_fill(~state.valid, 1.0).max())
 
 
@@ -75,16 +66,8 @@ def attempted(state: Graded, m: Float[Tensor, "batch rows directions"],
 
     On a GPU without a wait: both sides of every choice are computed there.
     """
-    ask = state.q.device.type == "cpu"
-    order = new_order(columns_size(state, gram), ask=ask)
-    if order is not None:
-        state, m, gram = columns_in_order(state, m, gram, order)
-    near = near_enough(state.exponents, state.exponents, NEAR).all()
-    q, r, safe = cholesky_qr(m, gram, None)
-    smallest = r.diagonal(dim1=-2, dim2=-1).cummin(-1).values
-    ratio = pivot_ratio(r, smallest, row_size).max()
-    grown = absorbed(state, q, r, noise_of(q, row_size), 1 / smallest, None, near=bool(near) if ask else near)
-    begins = angles_begin_to_grow(grown).any()
+    grown, safe, ratio = grown_by(state, m, gram, row_size, ordinary=True, ask=state.q.device.type == "cpu")
+    ratio, begins = ratio.max(), angles_begin_to_grow(grown).any()
     return grown, torch.stack([safe.all().to(ratio), begins.to(ratio), ratio])
 
 
@@ -99,6 +82,33 @@ def accepted(grown: Graded, facts: list[float]) -> tuple[Graded, float] | None:
         return None
     grown = replace(grown, untouched=torch.zeros_like(grown.untouched), steps=grown.steps + 1)
     return replace(sampled(grown), ordinary=False) if begins else grown, ratio
+
+
+def grown_by(state: Graded, m: Float[Tensor, "batch rows directions"],
+             gram: Float[Tensor, "batch directions directions"], row_size: Float[Tensor, "batch rows"],
+             *, ordinary: bool, ask: bool) -> tuple[Graded, Bool[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """The product after the step, the members for which the QR is safe, and the ratio of its pivots.
+
+    Args:
+        ordinary: no direction is dead and no member lost; what is not safe holds rubbish.
+        ask: whether sizes are in order, and near, for which a GPU waits; without it both sides of each are computed.
+    """
+    order = new_order(columns_size(state, gram), ask=ask)
+    if order is not None:
+        state, m, gram = columns_in_order(state, m, gram, order)
+    dead = near = None
+    if ordinary:
+        near = near_enough(state.exponents, state.exponents, NEAR).all()
+        near = bool(near) if ask else near
+    else:
+        dead = state.dead | ~state.valid.unsqueeze(-1)
+    q, r, safe = cholesky_qr(m, gram, dead)
+    pivots, noise = r.diagonal(dim1=-2, dim2=-1), noise_of(q, row_size)
+    smallest = (pivots if dead is None else pivots.masked_fill(dead, torch.inf)).cummin(-1).values
+    inverse = 1 / smallest
+    if dead is not None:
+        noise, inverse = noise.masked_fill(dead, 0.0), inverse.masked_fill(dead, 0.0)
+    return absorbed(state, q, r, noise, inverse, dead, near=near), safe, pivot_ratio(r, smallest, row_size)
 
 
 def columns_size(state: Graded, gram: Float[Tensor, "batch directions directions"],

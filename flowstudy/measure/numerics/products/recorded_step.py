@@ -17,7 +17,7 @@ from flowstudy.cuda_capture import captured
 from .cholesky_step import accepted, attempted, ordinary_step, usual
 from .graded_product import TIDY_EVERY, Graded
 
-REPEATS = 10  # steps of one shape before it is recorded, which takes as long as two of them
+REPEATS = 3   # steps of one shape before it is recorded: a recording takes about as long as these
 MOVING = ("q", "exponents", "u", "angle", "variance", "loudest")  # what an ordinary step changes in a product
 Shape = tuple[object, ...]
 
