@@ -17,6 +17,7 @@ from flowstudy.data.augment import INPUTS
 from flowstudy.nets import ConvNet, initialize_as_authors, mnist_conv_net
 from flowstudy.paper.conv_nets import CIFAR_RATE, MNIST_RATE, PUBLISHED, conv_table
 from flowstudy.plots import conv_training
+from flowstudy.plots.message import message_of
 from flowstudy.plots.style import NETS
 from flowstudy.train import (
     CIFAR_RECIPE,
@@ -295,6 +296,18 @@ def test_figure_shows_every_run_and_the_papers_error():
     assert len(conv_training(results("digits")).axes[1].lines) == 4
     both = conv_training(pd.concat([results(), results("digits")]))
     assert [len(ax.lines) for ax in both.axes] == [4, 5, 4, 4] and "digits" in both.axes[3].get_title()
+
+
+def test_figure_says_how_long_each_twin_was_trained_where_they_differ():
+    """Of each run its own last epoch."""
+    frame = results()
+    plain = frame[frame["block"] == "plain"]
+    longer = pd.concat([frame[frame["block"] == "highway"],
+                        *[plain.assign(epoch=epoch, loss=1.0, test_accuracy=0.9 + epoch / 100) for epoch in (1, 2, 3)]])
+    said, alike = (message_of(conv_training(rows)).replace("\N{NO-BREAK SPACE}", " ")
+                   for rows in (longer, longer[longer["epoch"] < 3]))
+    assert said.endswith("0.6 % with gates after 2 epochs and 7 % without after 3 epochs.")
+    assert alike.endswith("0.6 % with gates and 8 % without.")
 
 
 def test_unknown_nets_are_refused():

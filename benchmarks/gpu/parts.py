@@ -206,7 +206,7 @@ def spectra(device: torch.device, sizes: Sizes, record: Record) -> Iterator[dict
 
 
 def monitors(device: torch.device, sizes: Sizes, record: Record) -> Iterator[dict]:
-    return monitor.table(device, sizes.rounds, sizes.monitored)
+    return monitor.table(device, 5 * sizes.rounds, sizes.monitored)  # a step takes milliseconds
 
 
 def copy_rate(device: torch.device, mb: int) -> float:

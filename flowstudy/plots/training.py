@@ -210,9 +210,9 @@ def draw_curves(ax: Axes, frame: pd.DataFrame, runs: pd.DataFrame, net: str) -> 
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
 
 
-def how_long(runs: pd.DataFrame) -> str:
+def how_long(runs: pd.DataFrame, kinds: tuple[str, ...] = ("net", "depth")) -> str:
     """20 epochs, or 4 to 20 epochs where kinds of net were trained for different times."""
-    last = runs.groupby(["net", "depth"])["epoch"].max()
+    last = runs.groupby(list(kinds))["epoch"].max()
     least, most = last.min(), last.max()
     return count(most, "epoch") if least == most else f"{least} to {count(most, 'epoch')}"
 
@@ -259,7 +259,7 @@ def conv_training(frame: pd.DataFrame) -> Figure:
         nets = f" Nets: {listed(frame['net'].unique())}, told apart by dashes." if len(dashes) > 1 else ""
         return speak(figure, twins_in_words(frame),
                      f"Convolutional net{'s' * (len(dashes) > 1)} {listed(frame['net'].unique())} on {data_of(frame)}, "
-                     f"{count(frame['epoch'].max(), 'epoch')}; every line is one net, {count(seeds, 'seed')} of each"
+                     f"{how_long(frame, ('net', 'block'))}; every line is one net, {count(seeds, 'seed')} of each"
                      f"{', so nothing is said of their spread' if seeds == 1 else ''}. The loss is that of training, "
                      "with dropout; dotted: chance, and the paper's highway nets where the data set is theirs. A plain "
                      f"twin is as deep and has as many parameters.{nets}")
@@ -267,17 +267,25 @@ def conv_training(frame: pd.DataFrame) -> Figure:
 
 def twins_in_words(frame: pd.DataFrame) -> str:
     """The test error of highway nets and of their plain twins after the last epoch, by learning rate."""
-    last = frame[frame["epoch"] == frame["epoch"].max()].assign(error=lambda rows: 100 * (1 - rows["test_accuracy"]))
-    every = last.groupby(["learning_rate", "block"], sort=False)["error"].mean()
+    ends = last_epochs(frame).assign(error=lambda rows: 100 * (1 - rows["test_accuracy"])).dropna(subset="error")
+    trained = ends.groupby("block")["epoch"].max()
+    gates = {block: words + (f" after {count(trained[block], 'epoch')}" if trained.nunique() > 1 else "")
+             for block, words in (("highway", "with gates"), ("plain", "without")) if block in trained}
+    every = ends.groupby(["learning_rate", "block"], sort=False)["error"].mean()
     errors = every.unstack().reindex(columns=["highway", "plain"]).dropna()
-    words = [f"{number(row['highway'])} % with gates and {number(row['plain'])} % without"
+    words = [" and ".join(f"{number(row[block])} % {gates[block]}" for block in ("highway", "plain"))
              + (f" at learning rate {rate:g}" if len(errors) > 1 else "") for rate, row in errors.iterrows()]
     if not words:  # no rate at which both were trained: each at its own
-        gates = {"highway": "with gates", "plain": "without"}
         words = [" and ".join(f"{number(error)} % {gates[block]} at learning rate {rate:g}"
-                              for (rate, block), error in every.dropna().items())]
+                              for (rate, block), error in every.items())]
     nets = f"{listed(frame['net'].unique())} on {data_of(frame)}"
     return f"Test error of {nets} " + (f"after training: {'; '.join(words)}." if any(words) else "by epoch.")
+
+
+def last_epochs(frame: pd.DataFrame) -> pd.DataFrame:
+    """The last row of each run of convolutional nets."""
+    return frame[frame["epoch"] == frame.groupby(["dataset", "learning_rate", "net", "block", "seed"])["epoch"]
+                 .transform("max")]
 
 
 def draw_setting(loss: Axes, error: Axes, dataset: str, rate: float, frame: pd.DataFrame, dashes: dict) -> None:
