@@ -1,6 +1,7 @@
 """Every route to the Jacobian's spectrum against a slow twin, on models that are not ours; and what is refused."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from flowstudy.measure.spectra import checks, routes
 from flowstudy.measure.spectra.choice import choose
 from flowstudy.measure.spectra.one_model import pass_and_chain
 from flowstudy.measure.spectra.probe import Probe
-from flowstudy.nets import HighwayBlock
+from flowstudy.nets import HighwayBlock, ResidualBlock
 
 
 class Residual(nn.Module):
@@ -304,6 +305,54 @@ def test_a_chain_is_not_cut_where_a_hook_writes_into_the_gradient():
     outer = model.layers[1](inner).tanh()
     true = weights[2] @ ((1 - outer**2).unsqueeze(-1) * weights[1]) @ ((1 - inner**2).unsqueeze(-1) * weights[0])
     assert torch.allclose(spectrum.singular_values, 2 * torch.linalg.svdvals(true), rtol=1e-9)
+
+
+def adds_up() -> Callable[[torch.Tensor], None]:
+    total: list[torch.Tensor] = []
+
+    def hook(gradient: torch.Tensor) -> None:
+        if total:
+            total[0].add_(gradient)
+        else:
+            total.append(gradient)
+
+    return hook
+
+
+def detaches(gradient: torch.Tensor) -> None:
+    gradient.detach_()
+
+
+@pytest.mark.parametrize("make", [adds_up, lambda: detaches], ids=["adds up", "detaches"])
+def test_a_hook_that_changes_no_gradient_costs_no_cut(make):
+    """One hook on several values, which keeps the first gradient and adds the others to it; one that views cannot."""
+    torch.manual_seed(0)
+    layers, x, hook = nn.ModuleList(nn.Linear(5, 5) for _ in range(6)), torch.randn(3, 5), make()
+
+    class Watched(nn.Module):
+        def __init__(self, watch: bool):
+            super().__init__()
+            self.layers, self.watch = layers, watch
+
+        def forward(self, h: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                h = layer(h)
+                if self.watch and h.requires_grad and layer is not self.layers[-1]:
+                    h.register_hook(hook)
+            return h
+
+    watched, alone = (jacobian_spectrum(Watched(watch), x, method="product") for watch in (True, False))
+    assert watched.factors == alone.factors == 6
+    assert torch.equal(watched.log_singular_values, alone.log_singular_values)
+
+
+@pytest.mark.parametrize(("block", "rows"), [(HighwayBlock, 2), (ResidualBlock, 1)])
+def test_a_block_that_broadcasts_its_layer_is_pulled_back_row_by_row(block, rows):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(5, 5), block(nn.Linear(5, rows), "tanh")), torch.randn(3, 5)
+    product, dense = (jacobian_spectrum(model, x, method=method) for method in ("product", "dense"))
+    assert product.factors == 2
+    assert (product.log_singular_values - dense.log_singular_values).abs().max() < 1e-10
 
 
 def test_a_hook_on_a_nested_sequential_is_not_passed_by():

@@ -20,7 +20,7 @@ from flowstudy.nets.blocks import runs_as
 
 from .dense_jacobian import AGREEMENT, BAR, Stretch, proves, reverse_rows
 from .graph import GradientEdge, Key, Segment, edge_of, key_of, leaves_in, segments_between, shape_of
-from .layer_rules import BLOCK_RULES, UNITWISE, jacobians_of_sort, sort_of
+from .layer_rules import BLOCK_RULES, UNITWISE, jacobians_of_sort, rows_of, sort_of
 from .layers import listed_layers
 
 TOGETHER, GROUP_BYTES = 32, 2**26   # factors computed at once on a GPU, at most, and their size
@@ -86,8 +86,12 @@ class Factor(Stretch):
 
     @cached_property
     def sort(self) -> Hashable | None:
-        """What factors must have in common for their Jacobians to be computed together in closed form."""
-        return None if self.rule is None else sort_of(self.rule)
+        """What factors must have in common for their Jacobians to be computed together in closed form.
+
+        None where there is none: of no known layer, or of a block that broadcasts its layer's outputs over its input.
+        """
+        found = None if self.rule is None else sort_of(self.rule)
+        return None if found is None or rows_of(self.rule[0]) < self.outputs else found
 
 
 def groups_of(chain: list[Factor]) -> Iterator[slice]:

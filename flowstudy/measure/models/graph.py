@@ -135,11 +135,11 @@ def hooked_among(keys: list[Key]) -> set[Key]:
     for (shape, dtype, device), edges in alike.items():
         most = max(1, ONES_BYTES // max(1, 8 * shape.numel()))   # at once: a GPU is waited for each time
         for some in (edges[i:i + most] for i in range(0, len(edges), most)):
-            sent = torch.ones(len(some), *shape, dtype=dtype, device=device)
-            arrived = torch.stack([torch.autograd.grad(edge, edge, ones, retain_graph=True)[0]
-                                   for edge, ones in zip(some, sent, strict=True)])
-            # Not compared with `sent`, in which a hook may have written.
-            same = (arrived == 1).reshape(len(some), shape.numel()).all(-1)
+            arrived = torch.empty(len(some), shape.numel(), dtype=dtype, device=device)
+            for kept, edge in zip(arrived, some, strict=True):   # copied before another hook can write in it
+                ones = torch.ones(shape, dtype=dtype, device=device)
+                kept.copy_(torch.autograd.grad(edge, edge, ones, retain_graph=True)[0].reshape(-1))
+            same = (arrived == 1).all(-1)
             hooked |= {key_of(edge) for edge, is_same in zip(some, same.tolist(), strict=True) if not is_same}
     return hooked
 

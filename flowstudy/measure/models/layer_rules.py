@@ -53,6 +53,11 @@ def parts_of(function: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
     return affine, after
 
 
+def rows_of(function: nn.Module) -> int:
+    """Rows of the layer's affine map."""
+    return len(parts_of(function)[0].weight)
+
+
 def jacobians_of_sort(layers: Sequence[Layer]) -> Float[Tensor, "layer sample outputs inputs"]:
     """The closed forms of layers of one sort.
 
