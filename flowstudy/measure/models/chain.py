@@ -194,11 +194,17 @@ class Pulled:
     """A random row at the output, and where one backward pass through the uncut graph takes it.
 
     Attributes:
-        images: at the start of each factor of a chain; None where nothing arrives.
+        images: at the start of the first factor of a chain, and of the others if there is room for that; None where
+            nothing arrives.
     """
 
     row: Float[Tensor, "sample *outputs"]
     images: tuple[Tensor | None, ...]
+
+    @property
+    def ends(self) -> tuple[Float[Tensor, "sample *outputs"], Float[Tensor, "sample *inputs"]]:
+        """The row, and where it arrives, of an output that depends on the input."""
+        return self.row, self.images[0].double()
 
 
 def pulled_through(chain: Sequence[Stretch]) -> Pulled:
@@ -220,11 +226,12 @@ def proved_jacobians(chain: list[Factor], agreement: float = AGREEMENT,
     through the factor alone, and through it and the one before it.
 
     Args:
-        pulled: by `pulled_through(chain)`, if it was called before.
+        pulled: a row that was pulled back before; where it was not to every cut, another one is.
     Raises:
         NotProvedError: they differ.
     """
-    pulled = pulled or pulled_through(chain)
+    if pulled is None or len(pulled.images) < len(chain):
+        pulled = pulled_through(chain)
     cotangents = [whole(image, factor.start, pulled.row) for factor, image in zip(chain, pulled.images, strict=True)]
     cotangents.append(pulled.row)
     safe = safe_samples(cotangents[1:])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from flowstudy.arguments import instance_of, one_among, optional, takes
 from flowstudy.measure.models.chain import Factor, NotProvedError, Pulled, proved_jacobians
 from flowstudy.measure.models.context import RandomState, in_own_context
-from flowstudy.measure.models.dense_jacobian import Stretch, row_and_image
+from flowstudy.measure.models.dense_jacobian import Stretch
 from flowstudy.measure.models.inputs import Inputs, Name, Shown
 from flowstudy.measure.models.layers import parts_of_own_net
 from flowstudy.measure.models.precision.attempts import in_float64
@@ -54,7 +54,7 @@ def layer_jacobian_spectra(model: nn.Module, x: Shown | None = None, *, samples:
     if together >= len(inputs):
         layers = spectra_by_layer(call, whole, chain, pulled)
     else:
-        row, image = row_and_image(whole)
+        row, image = pulled.ends
         parts = [spectra_of_part(call, probe, *part, state)
                  for part in zip(inputs.split(together), row.split(together), image.split(together), strict=True)]
         layers = [(layer[0][0], joined_spectra([one for _, one, _ in layer]),
@@ -95,7 +95,7 @@ def spectra_of_part(call: str, probe: Probe, inputs: Inputs, row: Tensor, image:
     return spectra_by_layer(call, whole, chain, pulled)
 
 
-def spectra_by_layer(call: str, whole: Stretch, chain: list[Factor], pulled: Pulled | None,
+def spectra_by_layer(call: str, whole: Stretch, chain: list[Factor], pulled: Pulled,
                      ) -> list[tuple[str, JacobianSpectrum, JacobianSpectrum]]:
     """For each layer, its name, its own spectrum, and the spectrum of the product of all layers up to it."""
     dtype = dtype_name(whole)

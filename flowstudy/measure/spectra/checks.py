@@ -75,7 +75,7 @@ def check_pulled(call: str, whole: Stretch, y: Tensor, pulled: Pulled) -> None:
     """
     if pulled.images[0] is None:
         raise constant(call)
-    check_apart(call, whole, y, pulled.row, pulled.images[0].double())
+    check_apart(call, whole, y, *pulled.ends)
 
 
 def constant(call: str) -> RefusalError:

@@ -157,12 +157,13 @@ def spectrum_at(call: str, probe: Probe, inputs: Inputs, state: RandomState, *, 
     check_k(call, k, min(piece.inputs, piece.outputs))
     route = choose(method, within, piece)
     together = samples_at_once(route, within, piece)
+    entire = part == "all" or (first, last) == (0, len(chain))
     if together < len(inputs) and route != "matrix_free":
         options = {"part": part, "method": method, "k": k, "chunk": chunk, "seed": seed}
-        parts = zip(inputs.split(together), *(both.split(together) for both in row_and_image(piece)), strict=True)
+        ends = pulled.ends if entire else row_and_image(piece)
+        parts = zip(inputs.split(together), *(both.split(together) for both in ends), strict=True)
         return joined_spectra([spectrum_at(call, probe, one, state, seen=(row, image), **options)
                                for one, row, image in parts])
-    entire = part == "all" or (first, last) == (0, len(chain))
     if route != "matrix_free":
         forward = (state.repeated(probe.function(inputs)), probe.variable(inputs)) if entire else None
         return largest(k, exact_spectrum(call, route, within, piece, pulled if entire else None, forward, k, chunk,
@@ -209,19 +210,15 @@ def exact_spectrum(call: str, route: str, within: list[Factor], piece: Stretch, 
 
 
 def pass_and_chain(call: str, probe: Probe, inputs: Inputs, state: RandomState,
-                   ) -> tuple[Stretch, list[Factor], Pulled | None]:
-    """One unchanged forward pass, checked, and the factors of its graph.
-
-    And the random row of the checks where it was pulled back to all cuts, which asks for little memory.
-    """
+                   ) -> tuple[Stretch, list[Factor], Pulled]:
+    """One unchanged forward pass, checked, the factors of its graph, and the random row of the checks."""
     with state.replayed(), noted_calls(probe.model) as calls:
         start, y = start_and_output(probe.function(inputs), probe.variable(inputs))
     whole = stretch_to(call, start, check_output(call, y, len(inputs)))
     chain = chain_of(probe.model, whole, calls)
-    to_all = cotangents_fit(chain)
-    pulled = pulled_through(chain if to_all else [whole])
+    pulled = pulled_through(chain if cotangents_fit(chain) else [whole])
     check_pulled(call, whole, y, pulled)
-    return whole, chain, pulled if to_all else None
+    return whole, chain, pulled
 
 
 def started_spectrum(call: str, probe: Probe, start: str, inputs: Inputs, chunk: int | None,
