@@ -301,8 +301,9 @@ def draw_setting(loss: Axes, error: Axes, dataset: str, rate: float, frame: pd.D
     for (_, published_on, net), accuracy in PUBLISHED.items():
         if net in dashes and published_on == dataset:
             error.axhline(100 - accuracy, color=net_color("highway"), ls=":", lw=1.2)
-            error.annotate("paper", (1, 100 - accuracy), xycoords=("axes fraction", "data"), xytext=(-4, 2),
-                           textcoords="offset points", ha="right", color=net_color("highway"), fontsize=9)
+            # On the left, where the curves are still far above.
+            error.annotate("paper", (0, 100 - accuracy), xycoords=("axes fraction", "data"), xytext=(4, 2),
+                           textcoords="offset points", color=net_color("highway"), fontsize=9)
     if dataset != "cifar100":  # ten classes
         draw_chance(loss, CHANCE)
         draw_chance(error, 100 * (1 - 1 / CLASSES))
