@@ -1,7 +1,7 @@
 """What pages ask for in one line, put in before they are read.
 
     {{ names: flowstudy.theory }}     an entry of the reference for each name of the room's `__all__`
-    {{ gallery }}                     each study of figures/gallery/: its question and its pictures
+    {{ gallery }}                     each study of figures/gallery/: its question and its pictures, of real data first
     {{ file: CONTRIBUTING.md }}       a file of the repository, its links led from there to here
 """
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 GALLERY = ROOT / "figures" / "gallery"
+RECORDS = [ROOT / "replication" / profile for profile in ("paper", "gpu10", "laptop", "gpu")]  # the nearest first
 PICTURES = (".svg", ".png")
 PAGES = {"README.md": "index", "CONTRIBUTING.md": "contributing", "CHANGELOG.md": "changelog",
          "REPLICATION.md": "explanation/replication", "benchmarks/results/trainability.md": "explanation/error_rates",
@@ -76,10 +77,18 @@ def study(folder: Path, page: str) -> str:
     """The question and its explanation are the study's own first cell, the pictures those that git holds."""
     cells = json.loads((ROOT / "studies" / f"{folder.name}.ipynb").read_text(encoding="utf-8"))["cells"]
     title, _, text = "".join(cells[0]["source"]).partition("\n")
-    here = os.path.relpath(folder, ROOT / "docs" / Path(page).parent)
-    pictures = [picture(path, f"{here}/{path.name}") for path in sorted(folder.iterdir()) if path.suffix in PICTURES]
-    return "\n\n".join([f"## {title.lstrip('# ')}", text.strip(), *pictures,
+    near = next((found for record in RECORDS if (found := sorted(record.glob(f"{folder.name}_*.svg")))), [])
+    pictures = sorted(path for path in folder.iterdir() if path.suffix in PICTURES)
+    return "\n\n".join([f"## {title.lstrip('# ')}", text.strip(),
+                        *["On the paper's data, from [the record](explanation/replication.md):"] * bool(near),
+                        *pictures_of(near, page),
+                        *["The same in minutes, on scikit-learn's digits:"] * bool(near),
+                        *pictures_of(pictures, page),
                         f"Made by `make figures ONLY={folder.name}`."])
+
+
+def pictures_of(paths: list[Path], page: str) -> list[str]:
+    return [picture(path, os.path.relpath(path, ROOT / "docs" / Path(page).parent)) for path in paths]
 
 
 def picture(path: Path, address: str) -> str:
