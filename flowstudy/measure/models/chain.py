@@ -20,7 +20,7 @@ from flowstudy.nets.blocks import runs_as
 
 from .dense_jacobian import AGREEMENT, BAR, Stretch, proves, reverse_rows
 from .graph import GradientEdge, Key, Segment, edge_of, key_of, leaves_in, segments_between, shape_of
-from .layer_rules import BLOCK_RULES, UNITWISE, jacobians_of_sort, rows_of, sort_of
+from .layer_rules import BLOCK_RULES, UNITWISE, affine_rows, jacobians_of_sort, sort_of
 from .layers import listed_layers
 
 TOGETHER, GROUP_BYTES = 32, 2**26   # factors computed at once on a GPU, at most, and their size
@@ -91,7 +91,7 @@ class Factor(Stretch):
         None where there is none: of no known layer, or of a block that broadcasts its layer's outputs over its input.
         """
         found = None if self.rule is None else sort_of(self.rule)
-        return None if found is None or rows_of(self.rule[0]) < self.outputs else found
+        return None if found is None or affine_rows(self.rule[0]) < self.outputs else found
 
 
 def groups_of(chain: list[Factor]) -> Iterator[slice]:
@@ -242,14 +242,14 @@ def proved_jacobians(chain: list[Factor], agreement: float = AGREEMENT,
             rows, images = cotangents[group.start + 1:group.stop + 1], cotangents[group]
             if not (safe[group].all() and proves(jacobians, torch.stack(rows), torch.stack(images), agreement)):
                 for each in zip(factors, jacobians, rows, images, safe[group], strict=True):
-                    check_factor(*each, before, agreement)
+                    check_jacobian(*each, before, agreement)
                     before = each[:2]
             before = factors[-1], jacobians[-1]
             yield from jacobians
             bar.update(len(factors))
 
 
-def check_factor(factor: Factor, jacobians: Tensor, row: Tensor, image: Tensor, safe: Tensor,
+def check_jacobian(factor: Factor, jacobians: Tensor, row: Tensor, image: Tensor, safe: Tensor,
                  before: tuple[Factor, Tensor] | None, agreement: float) -> None:
     """Raise NotProvedError if the factor's Jacobian does not take its row where autograd takes it.
 

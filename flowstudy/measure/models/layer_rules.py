@@ -34,7 +34,7 @@ def sort_of(layer: Layer) -> Hashable | None:
     if x.ndim != 2 or not isinstance(function, nn.Module) or not all(runs_as(m, type(m)) for m in function.modules()):
         return None
     names.meet_kinds()
-    affine, after = parts_of(function)
+    affine, after = affine_and_after(function)
     if type(affine) is not nn.Linear:
         return None
     shapes = x.shape, x.dtype, affine.weight.shape
@@ -45,7 +45,7 @@ def sort_of(layer: Layer) -> Hashable | None:
     return tuple((type(m), m.extra_repr()) for m in after), shapes
 
 
-def parts_of(function: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
+def affine_and_after(function: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
     """The layer's affine map, and the modules that follow it."""
     if type(function) in BLOCK_RULES:
         return function.affine, []
@@ -53,9 +53,9 @@ def parts_of(function: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
     return affine, after
 
 
-def rows_of(function: nn.Module) -> int:
+def affine_rows(function: nn.Module) -> int:
     """Rows of the layer's affine map."""
-    return len(parts_of(function)[0].weight)
+    return len(affine_and_after(function)[0].weight)
 
 
 def jacobians_of_sort(layers: Sequence[Layer]) -> Float[Tensor, "layer sample outputs inputs"]:
@@ -65,7 +65,7 @@ def jacobians_of_sort(layers: Sequence[Layer]) -> Float[Tensor, "layer sample ou
     activation has a kink at zero, that can be another Jacobian.
     """
     functions, inputs = zip(*layers, strict=True)
-    affines, after = [parts_of(function)[0] for function in functions], parts_of(functions[0])[1]
+    affines, after = [affine_and_after(function)[0] for function in functions], affine_and_after(functions[0])[1]
     with torch.no_grad():
         pre = torch.stack([affine(x) for affine, x in zip(affines, inputs, strict=True)])
     weight = torch.stack([affine.weight.detach() for affine in affines])
