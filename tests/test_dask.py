@@ -108,9 +108,14 @@ def test_a_group_that_kills_every_worker_is_given_up(tmp_path, cluster, shipped)
 
 def test_a_store_that_is_not_shared_is_an_error(tmp_path, cluster, monkeypatch):
     """Rows that a worker has stored where this process cannot see them are not lost in silence."""
+    class Elsewhere(Task):
+        """With a folder that is another one on the worker, as a local disk is."""
+
+        def __new__(cls, cells: object, _store: object, *rest: object) -> Task:
+            return Task(cells, tmp_path / "elsewhere", *rest)
+
     monkeypatch.setattr(dask_engine, "SEEN_AFTER", 0.5)
-    monkeypatch.setattr("flowstudy.sweep.engine.Task",  # a folder that is another one on the worker, as a local disk is
-                        lambda cells, store, *rest: Task(cells, tmp_path / "elsewhere", *rest))
+    monkeypatch.setattr("flowstudy.sweep.engine.Task", Elsewhere)
     with pytest.raises(RuntimeError, match=r"`store` must be a folder that the workers share"):
         run(PLAN, store=tmp_path / "here", engine=cluster, **OPTIONS)
 
