@@ -1,11 +1,9 @@
 """Timing side by side: the contenders take turns, so that a busy moment of the machine hits them alike."""
 
 import json
-import os
 import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -30,17 +28,6 @@ def seconds_of(contenders: dict[str, Callable[[], object]], device: torch.device
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-@contextmanager
-def every_core() -> Iterator[int]:
-    """As many threads for torch as the process may use cores: their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    try:
-        yield torch.get_num_threads()
-    finally:
-        torch.set_num_threads(before)
 
 
 def product_rate(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:

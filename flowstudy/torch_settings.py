@@ -13,8 +13,14 @@ def one_thread() -> Iterator[None]:
     On busy cores a second thread made LAPACK's eigenvalues 200 times slower (0.07 s became 15), and a step of a
     convolutional net 27 times.
     """
+    with so_many_threads(1):
+        yield
+
+
+@contextmanager
+def so_many_threads(number: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(number)
     try:
         yield
     finally:

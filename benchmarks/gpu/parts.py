@@ -1,6 +1,7 @@
 """The tables: each a function (device, sizes, record) -> rows."""
 
 import itertools
+import os
 import platform
 import re
 import subprocess
@@ -19,9 +20,10 @@ from torch import nn
 
 import flowstudy
 from flowstudy import ACTIVATIONS, HighwayNet, PlainNet, ResidualNet, grid, jacobian_spectrum, run
+from flowstudy.torch_settings import so_many_threads
 
 from .. import monitor, spectrum, training
-from ..timing import every_core, machine, product_rate, seconds_of
+from ..timing import machine, product_rate, seconds_of
 from .record import SHARE, Record, Rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -190,7 +192,8 @@ def spectra(device: torch.device, sizes: Sizes, record: Record) -> Iterator[dict
     The last step of that route is LAPACK's, on as many of the CPU's cores as torch may use: here on all that the
     process may use, whatever OMP_NUM_THREADS says, which many clusters set to 1.
     """
-    with every_core() as threads:
+    threads = len(os.sched_getaffinity(0))
+    with so_many_threads(threads):
         facts = machine(device)
         for width, (name, kind) in itertools.product(sizes.widths, spectrum.NETS.items()):
             yield from ({**row, "threads": threads} for row in spectrum.compare(

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 GALLERY = ROOT / "figures" / "gallery"
-RECORDS = [ROOT / "replication" / profile for profile in ("paper", "gpu10", "laptop", "gpu")]  # the nearest first
 PICTURES = (".svg", ".png")
 PAGES = {"README.md": "index", "CONTRIBUTING.md": "contributing", "CHANGELOG.md": "changelog",
          "REPLICATION.md": "explanation/replication", "benchmarks/results/trainability.md": "explanation/error_rates",
@@ -77,7 +76,7 @@ def study(folder: Path, page: str) -> str:
     """The question and its explanation are the study's own first cell, the pictures those that git holds."""
     cells = json.loads((ROOT / "studies" / f"{folder.name}.ipynb").read_text(encoding="utf-8"))["cells"]
     title, _, text = "".join(cells[0]["source"]).partition("\n")
-    near = next((found for record in RECORDS if (found := sorted(record.glob(f"{folder.name}_*.svg")))), [])
+    near = recorded(folder.name)
     pictures = sorted(path for path in folder.iterdir() if path.suffix in PICTURES)
     return "\n\n".join([f"## {title.lstrip('# ')}", text.strip(),
                         *["On the paper's data, from [the record](explanation/replication.md):"] * bool(near),
@@ -85,6 +84,13 @@ def study(folder: Path, page: str) -> str:
                         *["The same in minutes, on scikit-learn's digits:"] * bool(near),
                         *pictures_of(pictures, page),
                         f"Made by `make figures ONLY={folder.name}`."])
+
+
+def recorded(study: str) -> list[Path]:
+    """The study's pictures in REPLICATION.md, of the profile nearest to the paper, which comes first there."""
+    report = (ROOT / "REPLICATION.md").read_text(encoding="utf-8")
+    found = re.findall(rf"\((replication/\w+)/({study}_\w+\.svg)\)", report)
+    return sorted({ROOT / profile / name for profile, name in found if profile == found[0][0]})
 
 
 def pictures_of(paths: list[Path], page: str) -> list[str]:

@@ -225,8 +225,12 @@ def search_in_words(runs: pd.DataFrame, net: str) -> str:
 
 def final_loss(frame: pd.DataFrame) -> pd.DataFrame:
     """A row per run; `final` is the loss after its last epoch, nan where it diverged."""
-    last = frame[frame["epoch"] == frame.groupby("cell")["epoch"].transform("max")]
-    return last.rename(columns={"loss": "final"})
+    return last_epochs(frame, ["cell"]).rename(columns={"loss": "final"})
+
+
+def last_epochs(frame: pd.DataFrame, run: list[str]) -> pd.DataFrame:
+    """The last row of each run, told apart by these columns."""
+    return frame[frame["epoch"] == frame.groupby(run)["epoch"].transform("max")]
 
 
 def runs_per_net(best: pd.DataFrame, net: str) -> int:
@@ -267,7 +271,8 @@ def conv_training(frame: pd.DataFrame) -> Figure:
 
 def twins_in_words(frame: pd.DataFrame) -> str:
     """The test error of highway nets and of their plain twins after the last epoch, by learning rate."""
-    ends = last_epochs(frame).assign(error=lambda rows: 100 * (1 - rows["test_accuracy"])).dropna(subset="error")
+    ends = last_epochs(frame, ["dataset", "learning_rate", "net", "block", "seed"])
+    ends = ends.assign(error=100 * (1 - ends["test_accuracy"])).dropna(subset="error")
     trained = ends.groupby("block")["epoch"].max()
     gates = {block: words + (f" after {count(trained[block], 'epoch')}" if trained.nunique() > 1 else "")
              for block, words in (("highway", "with gates"), ("plain", "without")) if block in trained}
@@ -280,12 +285,6 @@ def twins_in_words(frame: pd.DataFrame) -> str:
                               for (rate, block), error in every.items())]
     nets = f"{listed(frame['net'].unique())} on {data_of(frame)}"
     return f"Test error of {nets} " + (f"after training: {'; '.join(words)}." if any(words) else "by epoch.")
-
-
-def last_epochs(frame: pd.DataFrame) -> pd.DataFrame:
-    """The last row of each run of convolutional nets."""
-    return frame[frame["epoch"] == frame.groupby(["dataset", "learning_rate", "net", "block", "seed"])["epoch"]
-                 .transform("max")]
 
 
 def draw_setting(loss: Axes, error: Axes, dataset: str, rate: float, frame: pd.DataFrame, dashes: dict) -> None:
