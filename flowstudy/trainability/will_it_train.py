@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flowstudy.arguments import FLAG, a_real, check_one_of, check_whole, several
 from flowstudy.measure.gradients.flow import GradientFlow, gradient_flow
 from flowstudy.measure.gradients.losses import Loss, Objective
-from flowstudy.measure.models.context import RandomState, in_own_context
+from flowstudy.measure.models.context import RandomState, devices_of, in_own_context
 from flowstudy.measure.models.copies import check_module, float64_copy
 from flowstudy.measure.models.inputs import Inputs, Shown, check_input, check_samples_apart
 from flowstudy.measure.models.precision.attempts import in_float64, measured_targets
@@ -74,7 +74,8 @@ def trainability(model: nn.Module, x: Shown, y: Tensor | None, *, loss: LossName
         A Trainability: `.verdict`, `.remaining`, `.steps_to(share)`, `.learning_rate`, `.by_layer`, `.trial` and more.
 
     Raises:
-        ValueError, TypeError: no targets, an unknown optimizer or loss, labels that do not fit, nothing to train.
+        ValueError, TypeError: no targets, an unknown optimizer or loss, labels that do not fit, nothing to train, a
+            model spread over several devices.
 
     What it cannot know: other data, other schedules and other rates than the usual ones.  The kernel is that of the
     start, and says nothing of nets whose outputs are far too large, which `loss` shows.
@@ -146,6 +147,7 @@ def look_at(call: str, model: nn.Module, x: Shown, y: Tensor | None, loss: str |
     check_module(call, model)
     check_choices(call, optimizer, steps, samples, trial, batch_size, seed, progress, half)
     check_sparse(call, model, optimizer)
+    check_one_device(call, model)
     inputs = check_input(call, model, x)
     check_targets_given(call, inputs, y, loss)
     check_samples_apart(call, inputs)
@@ -283,6 +285,13 @@ def check_sparse(call: str, model: nn.Module, optimizer: str) -> None:
     if sparse is not None and optimizer.startswith("adam"):
         raise RefusalError(f"{call}: `optimizer` must be 'sgd' or 'momentum' for a model with sparse gradients, got "
                            f"{optimizer!r} and the embedding {sparse!r}. Or make that with sparse=False.")
+
+
+def check_one_device(call: str, model: nn.Module) -> None:
+    if len(devices := devices_of(model)) > 1:
+        raise RefusalError(f"{call}: `model` must have its parameters on one device, got "
+                           f"{' and '.join(map(str, devices))}. Ask a smaller one of its kind; gradient_flow and "
+                           "jacobian_spectrum measure this one as it is.")
 
 
 def check_differ(call: str, y: Tensor, loss: str | Loss) -> None:

@@ -115,7 +115,7 @@ def gate_activity(model: nn.Module, x: Shown, y: Tensor | None = None, *,
     classes, of_class = check_classes(call, inputs, y)
     one_pass = (partial(gates_of_blocks, call) if gates is None
                 else partial(given_gates, call, check_gates(call, model, gates)))
-    with RandomState(inputs.device).replayed():   # gradients stay on: a model's forward may differentiate
+    with RandomState(inputs.device, model).replayed():   # gradients stay on: a model's forward may differentiate
         means = means_by_use(call, one_pass, copied, inputs, len(classes), of_class)
     biases = None if gates is not None else {use: copied.get_submodule(use.module).gate_bias for use in means}
     return GateActivity(frame_by_unit(means, biases), None if y is None else frame_by_class(means, classes, biases))
@@ -136,9 +136,9 @@ def means_by_use(call: str, one_pass: Callable[[nn.Module, Inputs], Gates], mode
             raise RefusalError(f"{call}: `model` must run the same gates whatever the input, at least one, got "
                                f"{type(model).__name__}, which does not. Pass the part of it that does.")
         for use, t in gates.items():
-            sums[use].index_add_(0, of_class[start:start + CHUNK], t)
+            sums[use].index_add_(0, of_class[start:start + CHUNK].to(t.device), t)
     samples = torch.bincount(of_class, minlength=classes).unsqueeze(1)
-    return {use: (total.sum(0) / len(inputs), total / samples) for use, total in sums.items()}
+    return {use: (total.sum(0) / len(inputs), total / samples.to(total.device)) for use, total in sums.items()}
 
 
 # --- frames ----------------------------------------------------------------------------------------------------------

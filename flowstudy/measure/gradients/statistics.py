@@ -26,7 +26,7 @@ def kind_of_gradient(gradients: list[Scaled | None]) -> str:
 @torch.no_grad()
 def statistics_of(uses: list[Use], weights: list[list[str]], found: Found, like: Tensor,
                   samples: int) -> dict[str, Tensor]:
-    """Every statistic, (layer,), or (net, layer) of a stack."""
+    """Every statistic, (layer,), or (net, layer) of a stack, on the device of `like`."""
     lead = like.ndim
     of_weights = {}   # once, however many uses share them: the steps of a recurrent net
     for names in map(tuple, weights):
@@ -42,7 +42,7 @@ def statistics_of(uses: list[Use], weights: list[list[str]], found: Found, like:
         zeros,
         subnormal,
     )
-    return {name: torch.stack([value.double() for value in column], -1)
+    return {name: torch.stack([value.to(like.device, torch.float64) for value in column], -1)
             for name, column in zip(STATISTICS, columns, strict=True)}
 
 
@@ -53,9 +53,11 @@ def nothing(like: Tensor) -> Tensor:
 def log10_norm(parts: list[Scaled], lead: int) -> Float[Tensor, "*net"]:
     """log10 of the joint Frobenius norm; entries are scaled to near 1 before squaring, so that none underflows."""
     parts = [part.normalised() for part in parts]
-    exponent = torch.stack([part.exponent for part in parts]).amax(0)
-    squares = sum(part.tensor.flatten(lead).abs().double().square().sum(-1) * torch.exp2(2 * (part.exponent - exponent))
-                  for part in parts)
+    home = parts[0].exponent.device   # one layer's weights may lie on several
+    exponents = [part.exponent.to(home) for part in parts]
+    exponent = torch.stack(exponents).amax(0)
+    squares = sum(part.tensor.flatten(lead).abs().double().square().sum(-1).to(home) * torch.exp2(2 * (own - exponent))
+                  for part, own in zip(parts, exponents, strict=True))
     return torch.where(squares == 0, -torch.inf, 0.5 * torch.log10(squares) + exponent * LOG10_2)
 
 
@@ -78,9 +80,9 @@ def lost_fractions(parts: list[Scaled], lead: int) -> tuple[Float[Tensor, "*net"
     """Share of the entries that are exactly 0, and that are not but below float32's normal numbers."""
     zeros, subnormal, entries = 0.0, 0.0, 0
     for part in parts:
-        size = part.tensor.flatten(lead).abs()
-        zeros = zeros + (size == 0).double().sum(-1)
+        size, home = part.tensor.flatten(lead).abs(), parts[0].tensor.device
+        zeros = zeros + (size == 0).double().sum(-1).to(home)
         low = (size > 0) & (size.log2() < SMALLEST_NORMAL - part.exponent.unsqueeze(-1))
-        subnormal = subnormal + low.double().sum(-1)
+        subnormal = subnormal + low.double().sum(-1).to(home)
         entries += size.shape[-1]
     return zeros / entries, subnormal / entries

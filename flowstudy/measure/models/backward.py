@@ -102,7 +102,8 @@ def plain_pass(loss: Tensor, wanted: list[GradientEdge], zero: Tensor) -> dict:
     """The gradients of autograd's own backward pass, by edge."""
     keys = list(dict.fromkeys(map(key_of, wanted)))
     values = torch.autograd.grad(loss.sum(), [GradientEdge(*key) for key in keys], retain_graph=True, allow_unused=True)
-    return {key: None if value is None else Scaled(dense(value), zero) for key, value in zip(keys, values, strict=True)}
+    return {key: None if value is None else Scaled(dense(value), zero.to(value.device))
+            for key, value in zip(keys, values, strict=True)}
 
 
 def dense(gradient: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ def scaled_pass(loss: Tensor, source: GradientEdge | None, wanted: list[Gradient
             continue
         values = torch.autograd.grad(segment.after, [GradientEdge(*key) for key in targets], error.tensor,
                                      retain_graph=True, allow_unused=True)
-        here = {key: None if value is None else Scaled(dense(value), error.exponent)
+        here = {key: None if value is None else Scaled(dense(value), error.exponent.to(value.device))
                 for key, value in zip(targets, values, strict=True)}
         error = here[ends[1]] if segment.before is not None else None
         for key, value in here.items():

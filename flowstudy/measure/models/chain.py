@@ -19,7 +19,7 @@ from flowstudy import names
 from flowstudy.nets.blocks import runs_as
 
 from .dense_jacobian import AGREEMENT, BAR, Stretch, proves, reverse_rows
-from .graph import GradientEdge, Key, Segment, edge_of, key_of, leaves_in, segments_between, shape_of
+from .graph import GradientEdge, Key, Segment, edge_of, key_of, leaves_in, place_of, segments_between, shape_of
 from .layer_rules import BLOCK_RULES, UNITWISE, affine_rows, jacobians_of_sort, sort_of
 from .layers import listed_layers
 
@@ -116,7 +116,7 @@ def alike(one: Factor, other: Factor) -> bool:
 def jacobians_of(group: list[Factor]) -> Float[Tensor, "factor sample outputs inputs"]:
     """The Jacobians of factors that are alike."""
     if group[0].sort is not None:
-        return jacobians_of_sort([factor.rule for factor in group]).double()
+        return jacobians_of_sort([factor.rule for factor in group]).to(group[0].device, torch.float64)
     found = [reverse_rows(factor, factor.at_once()) for factor in group]
     return found[0].unsqueeze(0) if len(found) == 1 else torch.stack(found)
 
@@ -208,9 +208,11 @@ class Pulled:
 
 
 def pulled_through(chain: Sequence[Stretch]) -> Pulled:
-    row = chain[-1].random_row()
-    return Pulled(row, torch.autograd.grad(chain[-1].end, [factor.start for factor in chain], row, retain_graph=True,
-                                           allow_unused=True))
+    last = chain[-1]
+    row = last.random_row()
+    images = torch.autograd.grad(last.end, [factor.start for factor in chain], row.to(place_of(last.end)),
+                                 retain_graph=True, allow_unused=True)
+    return Pulled(row, tuple(None if image is None else image.to(last.device) for image in images))
 
 
 class NotProvedError(Exception):

@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 import torch
 import torch.utils.checkpoint
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import _pop_mode, _push_mode
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -85,13 +85,18 @@ def modes_of_the_model(device: torch.device) -> AbstractContextManager:
     return device if caller.named_a_device else nullcontext()
 
 
+def devices_of(model: nn.Module) -> list[torch.device]:
+    """The devices of the model's parameters, each once, in their order; of its buffers where it has no parameters."""
+    def held(tensors: Iterator[Tensor]) -> list[torch.device]:
+        return list(dict.fromkeys(tensor.device for tensor in tensors
+                                  if not isinstance(tensor, nn.parameter.UninitializedTensorMixin)))
+
+    return held(model.parameters()) or held(model.buffers())
+
+
 def device_of(model: object) -> torch.device:
-    """The device of the model's first parameter or buffer; the CPU where there is none."""
-    if isinstance(model, nn.Module):
-        for tensor in (*model.parameters(), *model.buffers()):
-            if not isinstance(tensor, nn.parameter.UninitializedTensorMixin):
-                return tensor.device
-    return torch.device("cpu")
+    """The first of the model's devices; the CPU where it has none."""
+    return next(iter(devices_of(model) if isinstance(model, nn.Module) else ()), torch.device("cpu"))
 
 
 class Draws(TorchDispatchMode):
@@ -118,12 +123,17 @@ class RandomState:
     Every pass of one measurement draws from this state again, so that dropout has one mask in all of them, and
     afterwards the state is as it was: torch's, and that of Python's `random` and of numpy, by which some models skip
     layers.  Generators that the model draws nothing from are left alone: another thread may be drawing from them.
+
+    Args:
+        device: of the model's inputs.
+        model: may be spread over other devices as well.
     """
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, model: nn.Module | None = None):
         self.device = device
         self.cpu = torch.get_rng_state()
-        self.cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        devices = {device, *(() if model is None else devices_of(model))}
+        self.cuda = {each: torch.cuda.get_rng_state(each) for each in devices if each.type == "cuda"}
         self.outside = outside_torch()
         self.drew_inside = self.drew_outside = False
 
@@ -135,8 +145,8 @@ class RandomState:
         """Put back the generators that the measurement has drawn from."""
         if self.drew_inside:
             torch.set_rng_state(self.cpu)
-            if self.cuda is not None:
-                torch.cuda.set_rng_state(self.cuda, self.device)
+            for device, state in self.cuda.items():
+                torch.cuda.set_rng_state(state, device)
         if self.drew_outside:
             python, (kind, keys, *rest) = self.outside
             random.setstate(python)

@@ -15,7 +15,7 @@ from flowstudy.arguments import a_whole, check_function, optional, takes
 from flowstudy.torch_arguments import TENSOR
 from flowstudy.torch_settings import quiet_fallback
 
-from .graph import Node, edge_of, largest_value, reachable, shape_of
+from .graph import Node, edge_of, largest_value, place_of, reachable, shape_of
 
 Function = Callable[[Tensor], Tensor]
 
@@ -32,7 +32,8 @@ class Stretch:
 
     Attributes:
         start, end: where the gradients with respect to the two values arrive.
-        device: of the values.
+        device: of the rows that are pulled back, and of what is computed from them.  A model may be spread over
+            several devices, and the two values lie on others.
         nodes: that its backward pass meets, if known.
     """
 
@@ -55,8 +56,9 @@ class Stretch:
 
     def back(self, row: Float[Tensor, "sample *outputs"]) -> Float[Tensor, "sample *inputs"]:
         """The transposed Jacobian of all samples together on one row."""
-        pulled = torch.autograd.grad(self.end, self.start, row, retain_graph=True, allow_unused=True)[0]
-        return row.new_zeros(shape_of(self.start)) if pulled is None else pulled.double()
+        pulled = torch.autograd.grad(self.end, self.start, row.to(place_of(self.end)), retain_graph=True,
+                                     allow_unused=True)[0]
+        return row.new_zeros(shape_of(self.start)) if pulled is None else pulled.to(self.device, torch.float64)
 
     def pull_singly(self, rows: Float[Tensor, "row sample *outputs"]) -> Float[Tensor, "row sample *inputs"]:
         """Pull the rows back one by one; after some seconds a bar shows the time left."""
@@ -205,7 +207,7 @@ def forward_columns(function: Function, x: Tensor, size: int) -> Float[Tensor, "
     basis = torch.eye(columns, dtype=x.dtype, device=x.device).view(-1, 1, *x.shape[1:])
 
     def push(direction: Tensor) -> Tensor:
-        return torch.func.jvp(lambda x: function(x.clone()), (x,), (direction,))[1].reshape(len(x), -1)
+        return torch.func.jvp(lambda x: function(x.clone()), (x,), (direction,))[1].reshape(len(x), -1).to(x.device)
 
     with torch.no_grad(), quiet_fallback():
         parts = [torch.func.vmap(push, out_dims=2, randomness="same")(part.expand(-1, *x.shape))

@@ -130,7 +130,7 @@ def hooked_among(keys: list[Key]) -> set[Key]:
     alike: dict[tuple[torch.Size, torch.dtype, torch.device], list[GradientEdge]] = {}
     for node, number in keys:
         edge = GradientEdge(node, number)
-        alike.setdefault((shape_of(edge), dtype_of(edge), node._input_metadata[number].device), []).append(edge)
+        alike.setdefault((shape_of(edge), dtype_of(edge), place_of(edge)), []).append(edge)
     hooked: set[Key] = set()
     for (shape, dtype, device), edges in alike.items():
         most = max(1, ONES_BYTES // max(1, 8 * shape.numel()))   # at once: a GPU is waited for each time
@@ -166,6 +166,11 @@ def shape_of(edge: GradientEdge) -> torch.Size:
 
 def dtype_of(edge: GradientEdge) -> torch.dtype:
     return edge.node._input_metadata[edge.output_nr].dtype
+
+
+def place_of(edge: GradientEdge) -> torch.device:
+    """The device of the value, and of the gradients that arrive there."""
+    return edge.node._input_metadata[edge.output_nr].device
 
 
 COARSE = {torch.float32: "float32", torch.complex64: "float32", torch.float16: "float16",

@@ -95,10 +95,10 @@ class Inputs:
             leaf = next(iter(own.values())).detach().clone().requires_grad_()
             made = dict.fromkeys(own, leaf)
         else:
-            flat = [in_reals(t).flatten() for t in own.values()]
+            flat = [in_reals(t).flatten().to(self.device) for t in own.values()]
             leaf = torch.cat(flat).requires_grad_() if own else None
             parts = leaf.split([len(part) for part in flat]) if own else ()
-            made = {name: of_reals(part, t) for (name, t), part in zip(own.items(), parts, strict=True)}
+            made = {name: of_reals(part.to(t.device), t) for (name, t), part in zip(own.items(), parts, strict=True)}
         return leaf, self.mapped(lambda name, t: made.get(name, t).clone())
 
 
@@ -166,9 +166,9 @@ def check_batch(call: str, model: nn.Module, x: Shown) -> Inputs:
         shapes = {name: tuple(t.shape) for name, t in inputs.tensors.items()}
         raise RefusalError(f"{call}: `x` must be a batch of at least one sample, got {shapes}. First axes count "
                            "samples.")
-    device = next((p.device for p in model.parameters()), inputs.device)
+    devices = list(dict.fromkeys(p.device for p in model.parameters())) or [inputs.device]
     for name, t in inputs.tensors.items():
-        check_tensor(call, "x" if alone else f"x[{name!r}]", t, device, masks=not alone)
+        check_tensor(call, "x" if alone else f"x[{name!r}]", t, devices, masks=not alone)
     check_arguments(call, model, inputs)
     features = getattr(model, "in_features", None)
     if alone and is_number(x) and isinstance(features, int) and x.shape[-1] != features:
@@ -201,11 +201,11 @@ def check_arguments(call: str, model: nn.Module, inputs: Inputs) -> None:
                                "([a, b],).") from None
 
 
-def check_tensor(call: str, argument: str, t: Tensor, device: torch.device, *, masks: bool) -> None:
-    """Refuse a tensor on another device than the model's, or with nan or infinities; -inf is allowed if `masks`."""
-    if t.device != device and not (t.device.type == "cpu" and masks and not is_number(t)):
-        raise RefusalError(f"{call}: `{argument}` must be on the model's device {device}, got {t.device}. "
-                           f"Pass {argument}.to({str(device)!r}).")
+def check_tensor(call: str, argument: str, t: Tensor, devices: list[torch.device], *, masks: bool) -> None:
+    """Refuse a tensor on no device of the model's, or with nan or infinities; -inf is allowed if `masks`."""
+    if t.device not in devices and not (t.device.type == "cpu" and masks and not is_number(t)):
+        raise RefusalError(f"{call}: `{argument}` must be on the model's device {' or '.join(map(str, devices))}, got "
+                           f"{t.device}. Pass {argument}.to({str(devices[0])!r}).")
     if not is_number(t) or t.is_nested:
         return
     held = t if t.layout == torch.strided else t.to_dense()

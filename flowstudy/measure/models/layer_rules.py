@@ -37,7 +37,7 @@ def sort_of(layer: Layer) -> Hashable | None:
     affine, after = affine_and_after(function)
     if type(affine) is not nn.Linear:
         return None
-    shapes = x.shape, x.dtype, affine.weight.shape
+    shapes = x.shape, x.dtype, x.device, affine.weight.shape
     if type(function) in BLOCK_RULES:
         return type(function), function.activation, shapes
     if not all(type(m) in UNITWISE for m in after):

@@ -1,6 +1,7 @@
 """Hooks in a model for one optimizer step: they measure activations, error signals and gradients as they appear."""
 
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -20,19 +21,25 @@ HELD = 2**24  # the most entries of error signals that are kept on a GPU until o
 
 
 class Backward:
-    """One backward pass in progress."""
+    """One backward pass in progress; autograd runs it in one thread for each device."""
 
     def __init__(self, gradients: list):
         self.gradients_before = gradients
-        self.errors: list[tuple[int, float | Tensor]] = []  # by layer
-        self.held: list[tuple[int, Tensor]] = []            # error signals that wait to be measured
-        self.entries = 0                                    # in them
+        self.errors: list[tuple[int, float | Tensor]] = []            # by layer
+        self.held: dict[torch.device, list[tuple[int, Tensor]]] = {}  # error signals that wait to be measured
+        self.entries: Counter[torch.device] = Counter()               # in them
 
-    def measure_held(self) -> None:
-        if self.held:
-            layers, tensors = zip(*self.held, strict=True)
-            self.errors += zip(layers, torch._foreach_norm(tensors, 2, dtype=torch.float64), strict=True)
-            self.held, self.entries = [], 0
+    def hold(self, layer: int, error: Tensor) -> None:
+        device = error.device
+        self.held.setdefault(device, []).append((layer, as_real(error)))
+        self.entries[device] += error.numel()
+        if self.entries[device] > HELD:
+            self.measure_held(device)
+
+    def measure_held(self, device: torch.device) -> None:
+        layers, tensors = zip(*self.held.pop(device), strict=True)
+        self.errors += zip(layers, torch._foreach_norm(tensors, 2, dtype=torch.float64), strict=True)
+        self.entries[device] = 0
 
 
 class ModelHooks:
@@ -54,6 +61,7 @@ class ModelHooks:
         self.switches: list[Switch] = []
         self.armed = False
         self.stance = None
+        self.starting = threading.Lock()
         self.reset()
 
     def reset(self) -> None:
@@ -119,10 +127,7 @@ class ModelHooks:
         if error.is_cpu:
             backward.errors.append((layer, norm(error)))
             return
-        backward.held.append((layer, as_real(error)))
-        backward.entries += error.numel()
-        if backward.entries > HELD:
-            backward.measure_held()
+        backward.hold(layer, error)
 
     def backward_passes_by(self, _gradient: object) -> None:
         """Hook on a weight, or on a layer's further outputs, that notes that a backward pass has begun."""
@@ -134,6 +139,10 @@ class ModelHooks:
     def backward_starts(self) -> Backward:
         """Start the record of the pass that the hook runs in; a pass inside a pass (checkpointing) has its own."""
         task = current_task()
+        with self.starting:   # another device's thread may start it at the same time
+            return self.running.get(task) or self.record_of(task)
+
+    def record_of(self, task: int) -> Backward:
         if self.watches_layers:
             self.follow()
         now = self.gradients_now() if self.watches_layers else []
@@ -165,7 +174,8 @@ class ModelHooks:
 
     def keep(self, backward: Backward) -> None:
         """Add the error signals of a backward pass, and the activations of its forward pass, to the step's record."""
-        backward.measure_held()
+        for device in list(backward.held):
+            backward.measure_held(device)
         self.passes.put_each("error", backward.errors)
         self.passes.put_each("activation", [(layer, value) for layer, value, _ in self.forward])
         for layer, _, number in self.forward:

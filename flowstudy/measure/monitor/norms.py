@@ -19,7 +19,7 @@ vector_norm = torch.linalg.vector_norm  # looked up once: a record takes dozens
 NOWHERE = -1   # position of numbers that are dropped on the host
 
 
-Values = Tensor | list[float]  # float64 on the device; plain numbers where the device is the host
+Values = Tensor | list[float]  # float64 on a device; plain numbers where the device is the host
 
 
 class Norms:
@@ -37,14 +37,13 @@ class Norms:
         self.values.append(values)
 
     def put_each(self, kind: str, pairs: Sequence[tuple[int, float | Tensor]]) -> None:
-        on_host = [pair for pair in pairs if isinstance(pair[1], float)]
-        on_device = pairs if not on_host else [pair for pair in pairs if not isinstance(pair[1], float)]
-        if on_host:
-            positions, numbers = zip(*on_host, strict=True)
-            self.put(kind, positions, list(numbers))
-        if on_device:
-            positions, numbers = zip(*on_device, strict=True)
-            self.put(kind, positions, torch.stack(numbers))
+        """Numbers of one kind: plain ones where the device was the host, the others wherever they are."""
+        places: dict[torch.device | None, list[tuple[int, float | Tensor]]] = {}
+        for pair in pairs:
+            places.setdefault(None if isinstance(pair[1], float) else pair[1].device, []).append(pair)
+        for device, some in places.items():
+            positions, numbers = zip(*some, strict=True)
+            self.put(kind, positions, list(numbers) if device is None else torch.stack(numbers))
 
     def include(self, other: "Norms", only: Collection[int] | None = None) -> None:
         """Add all of `other`'s numbers, or those at some positions."""

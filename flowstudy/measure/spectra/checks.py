@@ -9,9 +9,10 @@ from torch.autograd.graph import GradientEdge
 
 from flowstudy.arguments import check_one_of, check_whole
 from flowstudy.measure.models.chain import Pulled
+from flowstudy.measure.models.context import devices_of
 from flowstudy.measure.models.copies import float64_copy
 from flowstudy.measure.models.dense_jacobian import Stretch
-from flowstudy.measure.models.graph import check_gradients_can_be_asked_for, edge_of, reachable
+from flowstudy.measure.models.graph import check_gradients_can_be_asked_for, edge_of, place_of, reachable
 from flowstudy.measure.models.inputs import Inputs, Name, Shown, check_input, check_samples_apart
 from flowstudy.measure.models.layers import input_features
 from flowstudy.measure.models.outputs import check_entry
@@ -64,7 +65,7 @@ def stretch_to(call: str, start: GradientEdge, y: Tensor) -> Stretch:
     check_gradients_can_be_asked_for(call, nodes)
     if start.node not in nodes:
         raise constant(call)
-    return Stretch(start, edge_of(y), y.device, tuple(nodes))
+    return Stretch(start, edge_of(y), place_of(start), tuple(nodes))
 
 
 def check_pulled(call: str, whole: Stretch, y: Tensor, pulled: Pulled) -> None:
@@ -121,6 +122,20 @@ def pulled_together(stretch: Stretch, rows: Tensor, image: Tensor) -> Tensor | N
     pulled = torch.cat([stretch.pull(part) for part in rows.split(size)])
     gap = (pulled[::2] + pulled[1::2] - image).abs().amax()
     return pulled if gap <= SAME * image.abs().amax() else None   # nan compares false
+
+
+def check_matrix_free(call: str, model: nn.Module, part: tuple[int, int] | str | None) -> None:
+    """Refuse a part of a model, and a model on several devices: torch.func's products cannot cross from one to another.
+
+    Args:
+        part: None is the whole model.
+    """
+    if part is not None:
+        raise RefusalError(f"{call}: method='matrix_free' measures whole models, got part={part!r}. Pass the part as "
+                           "its own model.")
+    if len(devices := devices_of(model)) > 1:
+        raise RefusalError(f"{call}: method='matrix_free' needs the model's parameters on one device, got "
+                           f"{' and '.join(map(str, devices))}. Use method='dense'.")
 
 
 def check_linear(call: str, stretch: Stretch) -> None:

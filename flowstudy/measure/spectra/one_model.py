@@ -17,6 +17,7 @@ from .checks import (
     check_chunk,
     check_k,
     check_linear,
+    check_matrix_free,
     check_output,
     check_pulled,
     ends_of,
@@ -94,7 +95,8 @@ def jacobian_spectrum(model: nn.Module, x: Shown | None = None, *, part: str | t
 
     What it cannot measure: inputs that are not real tensors (pass `start`, or another one as `wrt`), models that mix
     the samples of a batch, checkpoints with use_reentrant=True, backward passes that are not linear (a hook that
-    clips), and a product route for models that no single value cuts: each is refused in one line.
+    clips), a product route for models that no single value cuts, and a matrix-free route for models spread over several
+    devices: each is refused in one line.
 
     Source: Saxe et al. 2014; Pennington, Schoenholz, Ganguli 2017 (dynamical isometry).
 
@@ -117,7 +119,7 @@ def jacobian_spectrum(model: nn.Module, x: Shown | None = None, *, part: str | t
                                f"first and last states, got {value!r}. Leave it out.")
     check_chunk(call, chunk)
     probe, inputs = prepare(call, model, x, samples, seed, output, wrt, mode, whole=part == "time")
-    state = RandomState(inputs.device)
+    state = RandomState(inputs.device, probe.model)
     if part == "time":
         return spectrum_over_time(call, probe.model, inputs, state, samples, method=method, k=k, chunk=chunk, seed=seed)
     if start is not None:
@@ -168,9 +170,7 @@ def spectrum_at(call: str, probe: Probe, inputs: Inputs, state: RandomState, *, 
         forward = (state.repeated(probe.function(inputs)), probe.variable(inputs)) if entire else None
         return largest(k, exact_spectrum(call, route, within, piece, pulled if entire else None, forward, k, chunk,
                                          insist=method == "product"))
-    if not entire:
-        raise RefusalError(f"{call}: method='matrix_free' measures whole models, got part={part!r}. Pass the part as "
-                           "its own model.")
+    check_matrix_free(call, probe.model, None if entire else part)
     k = k or min(TOP, piece.inputs, piece.outputs)
     alone = [(state.repeated(probe.function(one)), probe.variable(one)) for one in inputs.split(1)]
     return matrix_free_spectrum(call, piece, alone, len(within), k, seed, dtype_name(piece))
