@@ -146,8 +146,7 @@ def look_at(call: str, model: nn.Module, x: Shown, y: Tensor | None, loss: str |
     started = time.perf_counter()
     check_module(call, model)
     check_choices(call, optimizer, steps, samples, trial, batch_size, seed, progress, half)
-    check_sparse(call, model, optimizer)
-    check_one_device(call, model)
+    check_can_be_trained(call, model, optimizer)
     inputs = check_input(call, model, x)
     check_targets_given(call, inputs, y, loss)
     check_samples_apart(call, inputs)
@@ -279,15 +278,12 @@ def check_choices(call: str, optimizer: str, steps: Sequence[int], samples: int,
     several(a_real("positive and finite"))(call, "steps", steps)
 
 
-def check_sparse(call: str, model: nn.Module, optimizer: str) -> None:
-    """Torch's Adam takes dense gradients alone."""
+def check_can_be_trained(call: str, model: nn.Module, optimizer: str) -> None:
+    """Refuse sparse gradients where the optimizer takes dense ones alone, and a model on several devices."""
     sparse = next((name for name, module in model.named_modules() if getattr(module, "sparse", False) is True), None)
     if sparse is not None and optimizer.startswith("adam"):
         raise RefusalError(f"{call}: `optimizer` must be 'sgd' or 'momentum' for a model with sparse gradients, got "
                            f"{optimizer!r} and the embedding {sparse!r}. Or make that with sparse=False.")
-
-
-def check_one_device(call: str, model: nn.Module) -> None:
     if len(devices := devices_of(model)) > 1:
         raise RefusalError(f"{call}: `model` must have its parameters on one device, got "
                            f"{' and '.join(map(str, devices))}. Ask a smaller one of its kind; gradient_flow and "
