@@ -85,6 +85,9 @@ def test_what_takes_long_is_told_before_it_starts(monkeypatch):
     monkeypatch.setattr(forecast, "LONG", 100)
     # the largest: 30 epochs of 4 updates, 10 s each, 1200 s; the other has a quarter of its layers x updates
     assert forecast.forecast(tasks, load) == "about 0:25:00 expected"
+    # side by side .75 of that, but never less than the largest alone
+    assert forecast.forecast(tasks, load, side_by_side=True) == "about 0:20:00 expected"
+    assert forecast.forecast(tasks * 2, load, side_by_side=True) == "about 0:37:30 expected"
     monkeypatch.setattr(forecast, "WORTH", 1500)
     assert forecast.forecast(tasks, load) == "about 0:25:00 expected"
     monkeypatch.setattr(forecast, "WORTH", 1501)

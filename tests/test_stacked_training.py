@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MethodType
 from unittest.mock import Mock
@@ -25,6 +26,7 @@ from flowstudy.nets import HighwayBlock, PlainBlock, ResidualBlock
 from flowstudy.seal import MARK, SIZE
 from flowstudy.train import Checkpoint, Moment, RecordAt, Stack, loop, stack, stack_states, train
 from flowstudy.train.batches import Batches, batches
+from flowstudy.train.precision import matrix_precision
 from flowstudy.train.stacks import group
 from flowstudy.train.stacks.activations import STACKED
 from flowstudy.train.stacks.any_module import StackedModules
@@ -595,6 +597,14 @@ one.__exit__(None, None, None)
 assert MATRICES.fp32_precision == CONVOLUTIONS.fp32_precision == "ieee"
 other.__exit__(None, None, None)
 assert switches() == before, (before, switches())
+said = []
+for precision in ("float32", "tf32", "float32"):  # one in the other
+    said.append(matrix_precision(precision, torch.device("cuda")))
+    said[-1].__enter__()
+for expected in ("ieee", "tf32", "ieee"):
+    assert MATRICES.fp32_precision == CONVOLUTIONS.fp32_precision == expected
+    said.pop().__exit__(None, None, None)
+assert switches() == before, (before, switches())
 """
 
 
@@ -604,3 +614,14 @@ def test_precision_is_what_was_asked_for_and_the_switches_are_put_back(case):
     answer = subprocess.run([sys.executable, "-c", SWITCHED.format(case=case)], cwd=Path(__file__).parent,
                             capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
     assert answer.returncode == 0, answer.stderr
+
+
+def test_threads_of_two_precisions_are_refused():
+    """torch has one switch for the process: the second thread's products would be the first one's."""
+    here = torch.get_float32_matmul_precision()
+    with matrix_precision("tf32", torch.device("cuda")), ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(train, nets_of([0]), data(), settings([0.1], epochs=1))
+        with pytest.raises(ValueError, match=r"^train: `precision` must be 'tf32' while another .* 'float32'"):
+            answer.result()
+        assert MATRICES.fp32_precision == "tf32"
+    assert torch.get_float32_matmul_precision() == here

@@ -1,9 +1,9 @@
 """How exact CUDA's products of float32 numbers are, matrix products and convolutions."""
 
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch.backends import cuda, cudnn, mkldnn
@@ -13,34 +13,60 @@ from flowstudy.refusal import RefusalError
 PRECISIONS = {"float32": "ieee", "tf32": "tf32"}  # in the words of torch's newer switches
 OLDER = {"float32": "highest", "tf32": "high"}
 PARTS = cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul
-SWITCHES, ASKED_FOR = threading.Lock(), Counter()  # threads that train side by side share torch's switches
-BEFORE: dict[str, tuple[list[str], tuple[str, bool]]] = {}  # how these stood, by what was asked for
+Stood = tuple[list[str], tuple[str, bool]]   # torch's newer and older switches
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A block that is running, of a thread by its number."""
+
+    thread: int
+    precision: str
+
+
+# Threads that train side by side share torch's switches: the blocks, the latest last, and how the switches stood before
+# the first.
+SWITCHES = threading.Lock()
+ASKED_FOR: list[Asked] = []
+BEFORE: list[Stood] = []
 
 
 @contextmanager
 def matrix_precision(precision: str, device: torch.device) -> Iterator[None]:
     """Within the block float32 products are as said, whatever the process had set; afterwards that holds again.
 
-    Threads may be in such blocks at once, all of one precision: the last to leave puts the switches back.
+    Blocks may be nested.  Threads may be in such blocks at once, all of one precision, since torch has one switch for
+    the process: the last to leave puts it back.
     """
     if precision not in PRECISIONS:
         raise RefusalError(f"train: `precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
     if precision == "tf32" and device.type != "cuda":
         raise RefusalError(f"train: `precision` must be 'float32' on {device.type}, got 'tf32', which only CUDA has.")
+    asked = Asked(threading.get_ident(), precision)
     with SWITCHES:
-        if ASKED_FOR[precision] == 0:
-            BEFORE[precision] = switched_to(precision)
-        ASKED_FOR[precision] += 1
+        other = next((one.precision for one in ASKED_FOR
+                      if one.thread != asked.thread and one.precision != precision), None)
+        if other is not None:
+            raise RefusalError(f"train: `precision` must be {other!r} while another thread of this process trains with "
+                               f"that, got {precision!r}. Train one after the other, or in another process.")
+        if not ASKED_FOR:
+            BEFORE.append(switched_to(precision))
+        elif ASKED_FOR[-1].precision != precision:
+            switched_to(precision)
+        ASKED_FOR.append(asked)
     try:
         yield
     finally:
         with SWITCHES:
-            ASKED_FOR[precision] -= 1
-            if ASKED_FOR[precision] == 0:
-                put_back(*BEFORE.pop(precision))
+            in_force = ASKED_FOR[-1].precision
+            ASKED_FOR.remove(asked)
+            if not ASKED_FOR:
+                put_back(*BEFORE.pop())
+            elif ASKED_FOR[-1].precision != in_force:
+                switched_to(ASKED_FOR[-1].precision)
 
 
-def switched_to(precision: str) -> tuple[list[str], tuple[str, bool]]:
+def switched_to(precision: str) -> Stood:
     """Set torch's switches, and return how its newer and older ones stood.
 
     torch has older switches and, since 2.9, newer ones that tell matrix products from convolutions.  It refuses to read

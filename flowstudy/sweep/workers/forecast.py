@@ -14,16 +14,18 @@ from .tasks import Load, Task, found_device, pieces
 
 LONG = 3e7     # updates x layers x nets from which a forecast is made; less takes about a minute on two cores
 WORTH = 60.0   # seconds; a shorter forecast is not shown
+SHARE = 0.75   # of the time of groups one after the other, side by side on a GPU (benchmarks/results/gpu.md: .72 to .80)
 
 
-def forecast(tasks: Sequence[Task], load: Load) -> str:
+def forecast(tasks: Sequence[Task], load: Load, *, side_by_side: bool = False) -> str:
     """A forecast such as "about 1:20:00 expected"; empty for plans that are short, untrained, or cannot be timed."""
     costs = [layers_updated(task.cells[0]) * len(task.cells) for task in tasks]
     if sum(costs) < LONG:
         return ""
     largest = tasks[costs.index(max(costs))]
     try:
-        seconds = seconds_of(largest, load) * sum(costs) / max(costs)
+        share = SHARE if side_by_side else 1.0
+        seconds = seconds_of(largest, load) * max(1.0, share * sum(costs) / max(costs))
         return f"about {timedelta(seconds=round(seconds))} expected" if seconds >= WORTH else ""
     except Exception:  # whatever is wrong with this group, it fails alone when its turn comes
         return ""

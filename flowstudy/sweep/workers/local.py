@@ -28,9 +28,10 @@ def run_here(tasks: Sequence[Task], store: Store, tick: Callable[[Task, float], 
     `tick` is called with each part of a task's work that is done, `say` with the expected time if it is long.
     """
     load_once = functools.lru_cache(maxsize=1)(load)  # groups of one data set follow each other
-    if expected := forecast(tasks, load_once):
+    side_by_side = beside_each_other(tasks)
+    if expected := forecast(tasks, load_once, side_by_side=side_by_side):
         say(expected)
-    if beside_each_other(tasks):
+    if side_by_side:
         yield from run_side_by_side(tasks, store, tick, load_once)
         return
     for task in tasks:
