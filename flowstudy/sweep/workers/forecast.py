@@ -14,7 +14,7 @@ from .tasks import Load, Task, found_device, pieces
 
 LONG = 3e7     # updates x layers x nets from which a forecast is made; less takes about a minute on two cores
 WORTH = 60.0   # seconds; a shorter forecast is not shown
-SHARE = 0.75   # of the time of groups one after the other, side by side on a GPU (benchmarks/results/gpu.md: .72 to .80)
+SHARE = 0.75   # of their time one after the other that groups take side by side (benchmarks/results/gpu.md: .72 to .80)
 
 
 def forecast(tasks: Sequence[Task], load: Load, *, side_by_side: bool = False) -> str:
