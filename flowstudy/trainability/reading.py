@@ -8,7 +8,8 @@ and the larger it is, the less likely the net trains:
     trial   ln(lowest loss of the trial / loss of constant outputs) + remaining(10^4).
 
 The thresholds were set with 48 samples, 10 classes and trials of 100 steps.  For other numbers the scores mean the same
-but the thresholds may not fit, and a score near a threshold gives the verdict "cannot tell".
+but the thresholds may not fit, and those of the kernel lie farther apart.  A kernel's score between its two gives the
+verdict "cannot tell"; the trial has one threshold, between nets that train and nets that learn slowly.
 """
 
 import math
