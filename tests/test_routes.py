@@ -5,7 +5,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from any_module import Of
 from torch import nn
+from torch.testing import assert_close
 
 from flowstudy import HighwayNet, PlainNet, ResidualNet, initialize, jacobian_spectrum, layer_jacobian_spectra
 from flowstudy.measure.models import dense_jacobian, graph, layer_rules
@@ -125,18 +127,6 @@ def test_matrix_free_values_equal_dense_ones(name):
         assert square.low * (1 - 1e-9) <= true <= square.high * (1 + 1e-9)
 
 
-def test_a_first_step_without_weights_is_a_factor_of_its_own():
-    """There is none before it that it could join; the others count as without it."""
-    torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(3, 2, 2)
-    found, layers = jacobian_spectrum(model, x), layer_jacobian_spectra(model, x)
-    assert found.factors == 3 and list(layers["module"].unique())[1:] == ["1", "3"]
-    first = layers[layers["layer"] == 1]
-    assert (first["log_singular_value"] == 0).all() and len(first) == 3 * 4
-    flat = jacobian_spectrum(model[1:], x.flatten(1))
-    assert flat.factors == 2 and (flat.log_singular_values - found.log_singular_values).abs().max() < 1e-12
-
-
 def test_layers_of_a_chain_have_as_many_values_as_the_matrices_from_which_they_come():
     """Widths 5, 8, 3, 6: a layer's own values are those of its part, its product's those of the part up to it; where
     one has fewer, the rest of its rows are nan."""
@@ -199,6 +189,29 @@ def test_blocks_have_their_jacobians_in_closed_form(net):
     assert [type(factor.rule[0]) for factor in chain[1:-1]] == [type(model.blocks[0])] * 5
     for factor, block in zip(chain[1:-1], model.blocks, strict=True):
         assert torch.allclose(jacobians_of([factor])[0], jacobian(block, factor.rule[1]), rtol=1e-13, atol=1e-14)
+
+
+BEFORE_THE_FIRST_LAYER = {
+    "a flattened image": (nn.Flatten(), (2, 2)), "a clone": (Of(torch.clone), (4,)),
+    "two operations": (nn.Sequential(nn.Flatten(), Of(torch.sin)), (2, 2)), "pooling": (nn.AvgPool1d(2), (8,)),
+}
+
+
+@pytest.mark.parametrize("name", BEFORE_THE_FIRST_LAYER)
+def test_what_comes_before_the_first_layer_is_part_of_it(name):
+    """The body begins behind the first layer, whatever is done to the input before, and layer 1 is that layer."""
+    torch.manual_seed(2)
+    first, shape = BEFORE_THE_FIRST_LAYER[name]
+    layers = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    x = torch.randn(2, *shape, dtype=torch.float64)
+    whole, bare = nn.Sequential(first, layers), first(x).detach()
+    one, other = jacobian_spectrum(whole, x, part="body"), jacobian_spectrum(layers, bare, part="body")
+    assert one.factors == other.factors == 1 and one.inputs == other.inputs == 5
+    assert_close(one.log_singular_values, other.log_singular_values, rtol=0, atol=1e-12)
+    table = layer_jacobian_spectra(whole, x)
+    assert table["module"].unique().tolist() == ["1.0", "1.2", "1.4"]
+    dense, product = (jacobian_spectrum(whole, x, method=method).log_singular_values for method in ("dense", "product"))
+    assert_close(product, dense, rtol=0, atol=1e-12)
 
 
 MIXED = [lambda: nn.Linear(4, 6), *[lambda: nn.Sequential(nn.Linear(6, 6), nn.Tanh())] * 3,

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from flowstudy import (
@@ -17,6 +18,7 @@ from flowstudy import (
     layer_jacobian_spectra,
     trainability,
 )
+from flowstudy.measure.spectra import choice
 from flowstudy.nets.blocks import HighwayBlock
 
 pytestmark = [pytest.mark.gpu, pytest.mark.two_gpus]
@@ -173,13 +175,74 @@ def test_dropout_on_the_second_device_keeps_one_mask_and_leaves_its_generator_al
     assert_close(found[0][known], found[1][known], rtol=0, atol=1e-6)   # the dense route's own floor
 
 
+class Far(nn.Module):
+    """A layer, and dropout on a device that holds no weight."""
+
+    def __init__(self, there: str):
+        super().__init__()
+        self.layer, self.there = nn.Linear(WIDTH, WIDTH), there
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(x.to(self.layer.weight.device)).to(self.there)
+        return h + F.dropout(h, 0.4, training=True)
+
+
+@pytest.mark.parametrize("places", [("cuda:0", "cuda:1"), ("cpu", "cuda:0")])
+def test_what_is_drawn_where_no_weight_is_keeps_its_mask_too(places):
+    here, there = places
+    model, x = Far(there).to(here).double(), inputs().to(here)
+    before = torch.cuda.get_rng_state(there)
+    assert gradient_flow(model, x).repeatable
+    found = [jacobian_spectrum(model, x, method=method).log_singular_values for method in ("product", "dense")]
+    assert torch.equal(torch.cuda.get_rng_state(there), before)
+    assert_close(*found, rtol=0, atol=ROUNDING)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self, near: str, far: str):
+        super().__init__()
+        self.one, self.other, self.far = nn.Linear(WIDTH, WIDTH).to(near), nn.Linear(WIDTH, WIDTH).to(far), far
+
+    def forward(self, u: Tensor, v: Tensor) -> Tensor:
+        return torch.tanh(self.other(torch.tanh(self.one(u)).to(self.far) * v))
+
+
+@pytest.mark.parametrize("wrt", [0, 1])
+@pytest.mark.parametrize("method", ["dense", "product"])
+def test_an_input_on_the_second_device_has_its_jacobian_too(wrt, method, monkeypatch):
+    """Also where memory holds one sample at a time."""
+    monkeypatch.setattr(choice, "MEMORY_BUDGET", 8 * WIDTH**2)
+    torch.manual_seed(4)
+    here = TwoInputs("cpu", "cpu").double()
+    there = copy.deepcopy(here)
+    there.one.to("cuda:0")
+    there.other.to("cuda:1")
+    there.far = "cuda:1"
+    u, v = inputs(), inputs().flip(0)
+    pairs = (here, (u, v)), (there, (u.to("cuda:0"), v.to("cuda:1")))
+    one, two = (jacobian_spectrum(model, x, wrt=wrt, method=method).log_singular_values for model, x in pairs)
+    assert_close(two, one, rtol=0, atol=ROUNDING)
+    one, two = (gradient_flow(model, x).frame for model, x in pairs)
+    pd.testing.assert_frame_equal(two, one, rtol=ROUNDING)
+
+
+def test_autocast_of_every_device_is_set_aside():
+    """The first weights are the CPU's, the others a GPU's, whose autocast the caller has on."""
+    model = InParts(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)).double()
+    model.parts[1].to("cuda:0")
+    plainly = gradient_flow(model.float(), inputs().float())
+    with torch.autocast("cuda", torch.float16):
+        found = gradient_flow(model, inputs().float())
+    pd.testing.assert_frame_equal(found.frame, plainly.frame, rtol=ROUNDING)
+
+
 def test_what_needs_one_device_says_so():
     _, model = on_one_and_on_two("chain")
     x, y = inputs().to("cuda:0"), torch.tensor([0, 1, 2, 0, 1], device="cuda:1")
     for ask in (trainability, assert_trainable):
         with pytest.raises(ValueError, match=f"{ask.__name__}: `model` must have .* one device, got cuda:0 and cuda:1"):
             ask(model, x, y)
-    with pytest.raises(ValueError, match=r"method='matrix_free' needs .* one device, got cuda:0 and cuda:1"):
+    with pytest.raises(ValueError, match=r"method='matrix_free' needs .* one device, got one on cuda:0 and cuda:1"):
         jacobian_spectrum(model, x, method="matrix_free")
     with pytest.raises(ValueError, match="`x` must be on the model's device cuda:0 or cuda:1, got cpu"):
         jacobian_spectrum(model, inputs())

@@ -115,7 +115,7 @@ def gate_activity(model: nn.Module, x: Shown, y: Tensor | None = None, *,
     classes, of_class = check_classes(call, inputs, y)
     one_pass = (partial(gates_of_blocks, call) if gates is None
                 else partial(given_gates, call, check_gates(call, model, gates)))
-    with RandomState(inputs.device, model).replayed():   # gradients stay on: a model's forward may differentiate
+    with RandomState(inputs.device).replayed():   # gradients stay on: a model's forward may differentiate
         means = means_by_use(call, one_pass, copied, inputs, len(classes), of_class)
     biases = None if gates is not None else {use: copied.get_submodule(use.module).gate_bias for use in means}
     return GateActivity(frame_by_unit(means, biases), None if y is None else frame_by_class(means, classes, biases))

@@ -97,7 +97,7 @@ def measure_model(call: str, model: nn.Module, fresh: Callable[[], nn.Module], i
 def measure_copy(call: str, model: nn.Module, fresh: Callable[[], nn.Module], inputs: Inputs, y: object,
                  objective: Objective, steps: ExitStack) -> Measured:
     """As `measure_model`, with recurrent modules run step by step until `steps` is closed."""
-    state = RandomState(inputs.device, model)
+    state = RandomState(inputs.device)
     copied, layers, watched = pass_with_layers(call, fresh, inputs, y, objective, state, steps)
     leaf, output, value, uses, sizes = watched
     nodes = reachable(edge_of(value)) if value.requires_grad else []

@@ -2,7 +2,7 @@
 
 The factors are stretches of the autograd graph of one untouched forward pass.  A cut is made wherever a single value
 carries everything on, so that a residual or highway block is one factor; operations without weights (activations,
-pooling, reshaping) join the factor before them.
+pooling, reshaping) join the factor before them, those on the input the first one.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
@@ -135,10 +135,11 @@ def chain_of(model: nn.Module, whole: Stretch, calls: dict[Key, Call]) -> list[F
 
 def segments_with_weights(segments: list[Segment], samples: int) -> list[Segment]:
     """The segments in forward order, without cuts at values that have no sample axis; segments without weights are
-    joined to the one before."""
+    joined to the one before, the first ones to the one after."""
     result: list[Segment] = []
     for segment in reversed(segments):
-        if result and (not is_batch(result[-1].after, samples) or not leaves_in(segment.side)):
+        if result and (not is_batch(result[-1].after, samples) or not leaves_in(segment.side)
+                       or not leaves_in(result[0].side)):
             last = result.pop()
             segment = Segment(segment.after, last.before, segment.nodes + last.nodes, segment.side | last.side)
         result.append(segment)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import _pop_mode, _push_mode
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from flowstudy.refusal import RefusalError
 
@@ -35,8 +36,9 @@ def in_own_context(measurement: Callable[P, R]) -> Callable[P, R]:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(callers_modes_aside())
-            for kind in {"cpu", device_of(model).type}:
-                stack.enter_context(torch.autocast(kind, enabled=False))
+            for kind in {"cpu", "cuda", device_of(model).type}:
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
             stack.enter_context(several_backward_passes(measurement.__name__))
             return measurement(*args, **kwargs)
 
@@ -100,15 +102,17 @@ def device_of(model: object) -> torch.device:
 
 
 class Draws(TorchDispatchMode):
-    """Notices whether the calling thread draws random numbers; what other threads draw does not count."""
+    """Notices on which devices the calling thread draws random numbers; what other threads draw does not count."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.any = False
+        self.devices: set[torch.device] = set()
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        self.any = self.any or torch.Tag.nondeterministic_seeded in operation.tags
-        return operation(*args, **(kwargs or {}))
+        result = operation(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in operation.tags:
+            self.devices |= {drawn.device for drawn in tree_leaves(result) if isinstance(drawn, Tensor)}
+        return result
 
 
 def outside_torch() -> tuple:
@@ -125,17 +129,21 @@ class RandomState:
     layers.  Generators that the model draws nothing from are left alone: another thread may be drawing from them.
 
     Args:
-        device: of the model's inputs.
-        model: may be spread over other devices as well.
+        device: of the model's inputs; it may draw on others too.
     """
 
-    def __init__(self, device: torch.device, model: nn.Module | None = None):
+    def __init__(self, device: torch.device):
         self.device = device
         self.cpu = torch.get_rng_state()
-        devices = {device, *(() if model is None else devices_of(model))}
-        self.cuda = {each: torch.cuda.get_rng_state(each) for each in devices if each.type == "cuda"}
+        devices = torch.cuda.device_count() if torch.cuda.is_initialized() else 0
+        self.cuda = [torch.cuda.get_rng_state(i) for i in range(devices)]
         self.outside = outside_torch()
-        self.drew_inside = self.drew_outside = False
+        self.drawn_on: set[torch.device] = set()
+        self.drew_outside = False
+
+    @property
+    def drew_inside(self) -> bool:
+        return bool(self.drawn_on)
 
     @property
     def drew(self) -> bool:
@@ -145,8 +153,9 @@ class RandomState:
         """Put back the generators that the measurement has drawn from."""
         if self.drew_inside:
             torch.set_rng_state(self.cpu)
-            for device, state in self.cuda.items():
-                torch.cuda.set_rng_state(state, device)
+            for i, state in enumerate(self.cuda):
+                if torch.device("cuda", i) in {self.device, *self.drawn_on}:
+                    torch.cuda.set_rng_state(state, i)
         if self.drew_outside:
             python, (kind, keys, *rest) = self.outside
             random.setstate(python)
@@ -170,7 +179,7 @@ class RandomState:
             with modes_of_the_model(self.device), draws:
                 yield
         finally:
-            self.drew_inside |= draws.any
+            self.drawn_on |= draws.devices
             self.drew_outside |= outside_torch() != before
 
     def repeated(self, function: Callable[P, R]) -> Callable[P, R]:

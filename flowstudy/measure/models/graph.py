@@ -173,6 +173,11 @@ def place_of(edge: GradientEdge) -> torch.device:
     return edge.node._input_metadata[edge.output_nr].device
 
 
+def places_in(nodes: Sequence[Node]) -> set[torch.device]:
+    """The devices of the values between these nodes."""
+    return {value.device for node in nodes for value in node._input_metadata}
+
+
 COARSE = {torch.float32: "float32", torch.complex64: "float32", torch.float16: "float16",
           torch.bfloat16: "bfloat16"}
 

@@ -48,7 +48,7 @@ def layer_jacobian_spectra(model: nn.Module, x: Shown | None = None, *, samples:
     """
     call = "layer_jacobian_spectra"
     probe, inputs = prepare(call, model, x, samples, seed, output, wrt)
-    state = RandomState(inputs.device, probe.model)
+    state = RandomState(inputs.device)
     whole, chain, pulled = pass_and_chain(call, probe, inputs, state)
     together = samples_at_once("product", chain, whole)
     if together >= len(inputs):

@@ -9,10 +9,9 @@ from torch.autograd.graph import GradientEdge
 
 from flowstudy.arguments import check_one_of, check_whole
 from flowstudy.measure.models.chain import Pulled
-from flowstudy.measure.models.context import devices_of
 from flowstudy.measure.models.copies import float64_copy
 from flowstudy.measure.models.dense_jacobian import Stretch
-from flowstudy.measure.models.graph import check_gradients_can_be_asked_for, edge_of, place_of, reachable
+from flowstudy.measure.models.graph import check_gradients_can_be_asked_for, edge_of, place_of, places_in, reachable
 from flowstudy.measure.models.inputs import Inputs, Name, Shown, check_input, check_samples_apart
 from flowstudy.measure.models.layers import input_features
 from flowstudy.measure.models.outputs import check_entry
@@ -124,18 +123,19 @@ def pulled_together(stretch: Stretch, rows: Tensor, image: Tensor) -> Tensor | N
     return pulled if gap <= SAME * image.abs().amax() else None   # nan compares false
 
 
-def check_matrix_free(call: str, model: nn.Module, part: tuple[int, int] | str | None) -> None:
+def check_matrix_free(call: str, whole: Stretch, part: tuple[int, int] | str | None) -> None:
     """Refuse a part of a model, and a model on several devices: torch.func's products cannot cross from one to another.
 
     Args:
+        whole: the model's pass.
         part: None is the whole model.
     """
     if part is not None:
         raise RefusalError(f"{call}: method='matrix_free' measures whole models, got part={part!r}. Pass the part as "
                            "its own model.")
-    if len(devices := devices_of(model)) > 1:
-        raise RefusalError(f"{call}: method='matrix_free' needs the model's parameters on one device, got "
-                           f"{' and '.join(map(str, devices))}. Use method='dense'.")
+    if len(devices := places_in(whole.nodes)) > 1:
+        raise RefusalError(f"{call}: method='matrix_free' needs a model on one device, got one on "
+                           f"{' and '.join(sorted(map(str, devices)))}. Use method='dense'.")
 
 
 def check_linear(call: str, stretch: Stretch) -> None:

@@ -119,7 +119,7 @@ def jacobian_spectrum(model: nn.Module, x: Shown | None = None, *, part: str | t
                                f"first and last states, got {value!r}. Leave it out.")
     check_chunk(call, chunk)
     probe, inputs = prepare(call, model, x, samples, seed, output, wrt, mode, whole=part == "time")
-    state = RandomState(inputs.device, probe.model)
+    state = RandomState(inputs.device)
     if part == "time":
         return spectrum_over_time(call, probe.model, inputs, state, samples, method=method, k=k, chunk=chunk, seed=seed)
     if start is not None:
@@ -129,12 +129,13 @@ def jacobian_spectrum(model: nn.Module, x: Shown | None = None, *, part: str | t
 
 def spectrum_over_time(call: str, copied: nn.Module, inputs: Inputs, state: RandomState, samples: int,
                        **options: object) -> JacobianSpectrum:
-    """The spectrum along time, for as many samples at once as memory allows.
+    """The spectrum along time, for as many samples at once as memory allows, matrix-free for one at a time.
 
     A time step's Jacobian and the running product are (states, states) matrices for each sample.
     """
     model, initial = over_time(call, copied, inputs, state, samples)
-    together = max(1, MEMORY_BUDGET // (11 * 8 * initial.shape[1] ** 2))
+    several = options["method"] != "matrix_free"
+    together = max(1, MEMORY_BUDGET // (11 * 8 * initial.shape[1] ** 2)) if several else 1
     chosen = [slice(i, i + together) for i in range(0, len(initial), together)]
     parts = [spectrum_at(call, Probe(call, model.part(part)), Inputs.of(initial[part]), state, part="all", **options)
              for part in chosen]
@@ -150,10 +151,10 @@ def spectrum_at(call: str, probe: Probe, inputs: Inputs, state: RandomState, *, 
         seen: for a part of a batch, a random gradient at the outputs and its gradient at the inputs by the pass of the
             whole batch, which the part's own pass must reproduce.
     """
-    _, chain, pulled = pass_and_chain(call, probe, inputs, state)
+    whole, chain, pulled = pass_and_chain(call, probe, inputs, state)
     first, last = ends_of(call, part, chain)
     within = chain[first:last]
-    piece = Stretch(within[0].start, within[-1].end, inputs.device, tuple(n for f in reversed(within) for n in f.nodes))
+    piece = Stretch(within[0].start, within[-1].end, whole.device, tuple(n for f in reversed(within) for n in f.nodes))
     if seen is not None:
         check_alike(call, piece.back(seen[0]), seen[1], agreement_of(dtype_name(piece)), len(inputs))
     check_k(call, k, min(piece.inputs, piece.outputs))
@@ -170,7 +171,7 @@ def spectrum_at(call: str, probe: Probe, inputs: Inputs, state: RandomState, *, 
         forward = (state.repeated(probe.function(inputs)), probe.variable(inputs)) if entire else None
         return largest(k, exact_spectrum(call, route, within, piece, pulled if entire else None, forward, k, chunk,
                                          insist=method == "product"))
-    check_matrix_free(call, probe.model, None if entire else part)
+    check_matrix_free(call, whole, None if entire else part)
     k = k or min(TOP, piece.inputs, piece.outputs)
     alone = [(state.repeated(probe.function(one)), probe.variable(one)) for one in inputs.split(1)]
     return matrix_free_spectrum(call, piece, alone, len(within), k, seed, dtype_name(piece))
