@@ -174,8 +174,8 @@ def place_of(edge: GradientEdge) -> torch.device:
 
 
 def places_in(nodes: Sequence[Node]) -> set[torch.device]:
-    """The devices of the values between these nodes."""
-    return {value.device for node in nodes for value in node._input_metadata}
+    """The devices of the values that these nodes' own values were computed from."""
+    return {place_of(GradientEdge(*key)) for node in nodes for key in below(node)}
 
 
 COARSE = {torch.float32: "float32", torch.complex64: "float32", torch.float16: "float16",
