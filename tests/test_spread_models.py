@@ -62,8 +62,8 @@ class OneLayerOnTwo(nn.Module):
         return x @ self.near + (x.to(self.far.device) @ self.far).to(x.device)
 
 
-def plain(depth: int = DEPTH, activation: type[nn.Module] = nn.Tanh) -> nn.Sequential:
-    return nn.Sequential(*(part for _ in range(depth) for part in (nn.Linear(WIDTH, WIDTH), activation())))
+def plain(depth: int = DEPTH) -> nn.Sequential:
+    return nn.Sequential(*(part for _ in range(depth) for part in (nn.Linear(WIDTH, WIDTH), nn.Tanh())))
 
 
 def scaled(net: nn.Sequential, factor: float) -> nn.Sequential:

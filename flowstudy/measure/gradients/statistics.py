@@ -78,9 +78,9 @@ def error_spread(error: Scaled, lead: int, samples: int) -> Float[Tensor, "*net"
 
 def lost_fractions(parts: list[Scaled], lead: int) -> tuple[Float[Tensor, "*net"], Float[Tensor, "*net"]]:
     """Share of the entries that are exactly 0, and that are not but below float32's normal numbers."""
-    zeros, subnormal, entries = 0.0, 0.0, 0
+    zeros, subnormal, entries, home = 0.0, 0.0, 0, parts[0].tensor.device
     for part in parts:
-        size, home = part.tensor.flatten(lead).abs(), parts[0].tensor.device
+        size = part.tensor.flatten(lead).abs()
         zeros = zeros + (size == 0).double().sum(-1).to(home)
         low = (size > 0) & (size.log2() < SMALLEST_NORMAL - part.exponent.unsqueeze(-1))
         subnormal = subnormal + low.double().sum(-1).to(home)

@@ -88,17 +88,17 @@ def modes_of_the_model(device: torch.device) -> AbstractContextManager:
 
 
 def devices_of(model: nn.Module) -> list[torch.device]:
-    """The devices of the model's parameters, each once, in their order; of its buffers where it has no parameters."""
-    def held(tensors: Iterator[Tensor]) -> list[torch.device]:
-        return list(dict.fromkeys(tensor.device for tensor in tensors
-                                  if not isinstance(tensor, nn.parameter.UninitializedTensorMixin)))
-
-    return held(model.parameters()) or held(model.buffers())
+    """The devices of the model's parameters, each once, in their order."""
+    return list(dict.fromkeys(p.device for p in model.parameters()))
 
 
 def device_of(model: object) -> torch.device:
-    """The first of the model's devices; the CPU where it has none."""
-    return next(iter(devices_of(model) if isinstance(model, nn.Module) else ()), torch.device("cpu"))
+    """The device of the model's first parameter or buffer; the CPU where there is none."""
+    if isinstance(model, nn.Module):
+        for tensor in (*model.parameters(), *model.buffers()):
+            if not isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+                return tensor.device
+    return torch.device("cpu")
 
 
 class Draws(TorchDispatchMode):

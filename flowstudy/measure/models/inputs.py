@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flowstudy.refusal import RefusalError, RefusalTypeError
 
+from .context import devices_of
 from .outputs import entries_of, with_tensors
 from .precision.attempts import measured_as
 
@@ -166,7 +167,7 @@ def check_batch(call: str, model: nn.Module, x: Shown) -> Inputs:
         shapes = {name: tuple(t.shape) for name, t in inputs.tensors.items()}
         raise RefusalError(f"{call}: `x` must be a batch of at least one sample, got {shapes}. First axes count "
                            "samples.")
-    devices = list(dict.fromkeys(p.device for p in model.parameters())) or [inputs.device]
+    devices = devices_of(model) or [inputs.device]
     for name, t in inputs.tensors.items():
         check_tensor(call, "x" if alone else f"x[{name!r}]", t, devices, masks=not alone)
     check_arguments(call, model, inputs)
